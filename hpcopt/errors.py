@@ -1,0 +1,50 @@
+"""What can go wrong, by who can mend it, and the exit code that says so.
+
+========  =====================================================================================
+exit      meaning
+========  =====================================================================================
+0         done: the job reached its steps, its target or its time budget's last planned step
+1         a bug in hpcopt or in the user's own code: the traceback names the rank and the host
+2         bad input: job, data, checkpoint, run directory or launch; the message says what to do
+70        another rank failed or cannot be reached
+85        checkpointed before the end (signal or time budget): submit the same command again
+========  =====================================================================================
+"""
+
+EXIT_DONE = 0
+EXIT_BUG = 1
+EXIT_BAD_INPUT = 2
+EXIT_PEER = 70
+EXIT_REQUEUE = 85
+
+
+class HpcoptError(Exception):
+    """A failure that its message explains to the person who ran the job, without a traceback."""
+
+    exit_code = EXIT_BAD_INPUT
+
+
+class JobError(HpcoptError):
+    """The job file, a ``--set`` or a command-line option is wrong, or asks for what cannot be done."""
+
+
+class DataError(HpcoptError):
+    """Training data is missing, damaged or does not fit the job."""
+
+
+class CheckpointError(HpcoptError):
+    """A checkpoint is damaged or does not fit the job."""
+
+
+class LaunchError(HpcoptError):
+    """The ranks that came up are not the ranks that were asked for."""
+
+
+class UnsupportedError(HpcoptError):
+    """A transport, codec or collective was asked for what it cannot do."""
+
+
+class PeerError(HpcoptError):
+    """Another rank failed, or did something else than this one in the same collective."""
+
+    exit_code = EXIT_PEER
