@@ -6,6 +6,7 @@ exit      meaning
 0         done: the job reached its steps, its target or its time budget's last planned step
 1         a bug in hpcopt or in the user's own code: the traceback names the rank and the host
 2         bad input: job, data, checkpoint, run directory or launch; the message says what to do
+3         the training diverged: the loss is no longer finite
 70        another rank failed or cannot be reached
 85        checkpointed before the end (signal or time budget): submit the same command again
 ========  =====================================================================================
@@ -14,6 +15,7 @@ exit      meaning
 EXIT_DONE = 0
 EXIT_BUG = 1
 EXIT_BAD_INPUT = 2
+EXIT_DIVERGED = 3
 EXIT_PEER = 70
 EXIT_REQUEUE = 85
 
@@ -22,6 +24,7 @@ class HpcoptError(Exception):
     """A failure that its message explains to the person who ran the job, without a traceback."""
 
     exit_code = EXIT_BAD_INPUT
+    on_every_rank = False  # whether all ranks raise it at the same place, so that none waits for this one
 
 
 class JobError(HpcoptError):
@@ -48,3 +51,10 @@ class PeerError(HpcoptError):
     """Another rank failed, or did something else than this one in the same collective."""
 
     exit_code = EXIT_PEER
+
+
+class DivergedError(HpcoptError):
+    """The loss is no longer finite."""
+
+    exit_code = EXIT_DIVERGED
+    on_every_rank = True  # the loss is agreed by all

@@ -1,0 +1,1 @@
+"""Collectives on flat tensors, and the transports under them."""

@@ -1,0 +1,71 @@
+"""Horovod as a transport: its dense collectives, with NCCL on GPUs where it was built so. It has no point-to-point
+messages and no subgroups.
+"""
+
+import itertools
+from typing import NoReturn
+
+import horovod.torch as hvd
+import torch
+from torch import Tensor
+
+from hpcopt.comm.traffic import Traffic, dense_all_reduce_bytes
+from hpcopt.comm.transport import Op, Transport
+
+_REDUCIBLE = (torch.float16, torch.float32, torch.float64, torch.int32, torch.int64)
+_OPS = {"sum": hvd.Sum, "max": hvd.Max, "min": hvd.Min}
+
+
+class HorovodTransport(Transport):
+    """All ranks that Horovod knows. Every operation gets a name by its place in the program, which is the same on all
+    ranks.
+    """
+
+    name = "horovod"
+
+    def __init__(self) -> None:
+        hvd.init()
+        self.rank = hvd.rank()
+        self.size = hvd.size()
+        self.traffic = Traffic()
+        self._order = itertools.count()
+
+    def all_reduce(self, x: Tensor, op: Op = "sum") -> None:
+        if x.dtype not in _REDUCIBLE:
+            self._refuse(f"all_reduce of {x.dtype}")
+        self.traffic.sent_bytes += dense_all_reduce_bytes(x.numel() * x.element_size(), self.size)
+        if x.numel():
+            hvd.allreduce_(x, op=_OPS[op], name=self._next("all_reduce"))
+
+    def broadcast(self, x: Tensor, root: int = 0) -> None:
+        self.traffic.sent_bytes += x.numel() * x.element_size() if self.rank == root and self.size > 1 else 0
+        if x.numel():
+            hvd.broadcast_(x, root, name=self._next("broadcast"))
+
+    def all_gather(self, x: Tensor, out: Tensor) -> None:
+        self.traffic.sent_bytes += x.numel() * x.element_size() * (self.size - 1)
+        if x.numel():
+            out.copy_(hvd.allgather(x.unsqueeze(0), name=self._next("all_gather")))
+
+    def all_to_all(self, x: Tensor, out: Tensor) -> None:
+        self.traffic.sent_bytes += x.numel() * x.element_size() * (self.size - 1) // self.size
+        if x.numel():
+            one_each = torch.ones(self.size, dtype=torch.int32)
+            received, _ = hvd.alltoall(x, one_each, name=self._next("all_to_all"))
+            out.copy_(received)
+
+    def abort(self, exit_code: int) -> NoReturn:
+        from mpi4py import MPI
+
+        MPI.COMM_WORLD.Abort(exit_code)
+        raise AssertionError("MPI_Abort returned")
+
+    def close(self) -> None:
+        """Stop Horovod's background thread on all ranks together: it must not meet an MPI that a faster rank has
+        already finalized.
+        """
+        self.barrier()
+        hvd.shutdown()
+
+    def _next(self, what: str) -> str:
+        return f"hpcopt.{what}.{next(self._order)}"

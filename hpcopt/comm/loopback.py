@@ -1,0 +1,188 @@
+"""Ranks as threads of one process: the same algorithms without MPI, for tests and rehearsals with a thousand ranks."""
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, NoReturn, TypeVar
+
+import torch
+from torch import Tensor
+
+from hpcopt.comm.traffic import Traffic
+from hpcopt.comm.transport import Op, Request, Transport
+from hpcopt.errors import PeerError
+
+Result = TypeVar("Result")
+
+_GONE = object()  # arrives in every mailbox when a rank has failed
+_REDUCE: dict[Op, Callable[[Tensor, Tensor], Tensor]] = {"sum": torch.add, "max": torch.maximum, "min": torch.minimum}
+
+
+class LoopbackHub:
+    """The memory that the ranks of one group share: a mailbox for each (source, destination, tag) and a board with a
+    place for each rank.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.board: list[Any] = [None] * size
+        self.barrier = threading.Barrier(size)
+        self.failed = False
+        self._lock = threading.Lock()
+        self._mailboxes: defaultdict[tuple[int, int, int], SimpleQueue[Any]] = defaultdict(SimpleQueue)
+        self._subgroups: list[LoopbackHub] = []
+
+    def mailbox(self, source: int, to: int, tag: int) -> "SimpleQueue[Any]":
+        """The queue of messages from source to ``to`` with this tag, in the order they were sent."""
+        with self._lock:
+            if self.failed and (source, to, tag) not in self._mailboxes:
+                self._mailboxes[source, to, tag].put(_GONE)
+            return self._mailboxes[source, to, tag]
+
+    def subgroup(self, size: int) -> "LoopbackHub":
+        """A new hub that fails when this one does."""
+        hub = LoopbackHub(size)
+        with self._lock:
+            self._subgroups.append(hub)
+        return hub
+
+    def fail(self) -> None:
+        """Wake every rank that waits, with an error."""
+        with self._lock:
+            self.failed = True
+            mailboxes, subgroups = list(self._mailboxes.values()), list(self._subgroups)
+        self.barrier.abort()
+        for mailbox in mailboxes:
+            mailbox.put(_GONE)
+        for hub in subgroups:
+            hub.fail()
+
+
+class LoopbackTransport(Transport):
+    """One rank's view of a hub."""
+
+    name = "loopback"
+    point_to_point = True
+
+    def __init__(self, hub: LoopbackHub, rank: int, traffic: Traffic | None = None) -> None:
+        self._hub = hub
+        self.rank = rank
+        self.size = hub.size
+        self.traffic = traffic or Traffic()
+
+    def send(self, x: Tensor, to: int, tag: int = 0) -> Request:
+        self.traffic.sent_bytes += x.numel() * x.element_size()
+        self._hub.mailbox(self.rank, to, tag).put(x.detach().clone())
+        return _Done()
+
+    def receive(self, out: Tensor, source: int, tag: int = 0) -> Request:
+        return _Receive(self._hub.mailbox(source, self.rank, tag), out, source)
+
+    def all_reduce(self, x: Tensor, op: Op = "sum") -> None:
+        parts = self._everyones(x)
+        total = parts[0].clone()
+        for part in parts[1:]:
+            total = _REDUCE[op](total, part)
+        self._wait()  # nobody overwrites x while another still reads it
+        x.copy_(total)
+
+    def broadcast(self, x: Tensor, root: int = 0) -> None:
+        parts = self._everyones(x)
+        if self.rank != root:
+            x.copy_(parts[root])
+        self._wait()
+
+    def all_gather(self, x: Tensor, out: Tensor) -> None:
+        for place, part in zip(out, self._everyones(x), strict=True):
+            place.copy_(part)
+        self._wait()
+
+    def all_to_all(self, x: Tensor, out: Tensor) -> None:
+        for place, part in zip(out, self._everyones(x), strict=True):
+            place.copy_(part[self.rank])
+        self._wait()
+
+    def barrier(self) -> None:
+        self._wait()
+
+    def split(self, color: int, key: int) -> "LoopbackTransport":
+        claims = self._everyones((color, key, self.rank))
+        members = [rank for c, _, rank in sorted(claims, key=lambda claim: claim[1:]) if c == color]
+        self._wait()
+        hubs = self._everyones(self._hub.subgroup(len(members)) if self.rank == members[0] else None)
+        group = LoopbackTransport(hubs[members[0]], members.index(self.rank), self.traffic)
+        self._wait()
+        return group
+
+    def abort(self, exit_code: int) -> NoReturn:
+        self._hub.fail()
+        raise SystemExit(exit_code)
+
+    def _everyones(self, thing: Any) -> list[Any]:
+        self._hub.board[self.rank] = thing
+        self._wait()
+        return list(self._hub.board)
+
+    def _wait(self) -> None:
+        try:
+            self._hub.barrier.wait()
+        except threading.BrokenBarrierError:
+            raise PeerError(f"rank {self.rank}: another rank failed") from None
+
+
+class _Done:
+    def wait(self) -> None:
+        pass
+
+
+class _Receive:
+    def __init__(self, mailbox: "SimpleQueue[Any]", out: Tensor, source: int) -> None:
+        self._mailbox, self._out, self._source = mailbox, out, source
+        self._pending = True
+
+    def wait(self) -> None:
+        if not self._pending:
+            return
+        message = self._mailbox.get()
+        if message is _GONE:
+            self._mailbox.put(_GONE)
+            raise PeerError(f"rank {self._source} failed before it sent")
+        if message.numel() * message.element_size() != self._out.numel() * self._out.element_size():
+            raise PeerError(f"rank {self._source} sent {_kind(message)}, not {_kind(self._out)}")
+        self._out.view(-1).view(torch.uint8).copy_(message.view(-1).view(torch.uint8))
+        self._pending = False
+
+
+def _kind(x: Tensor) -> str:
+    return f"{x.numel()} x {x.dtype}"
+
+
+def run_ranks(size: int, program: Callable[[Transport], Result]) -> list[Result]:
+    """Run ``program(transport)`` on ``size`` ranks and give their results in rank order.
+
+    torch's global random generator is shared by all threads: a program that must be deterministic brings its own.
+
+    Raises:
+        Exception: the first rank's own failure; the others are woken and end.
+    """
+    hub = LoopbackHub(size)
+    results: list[Any] = [None] * size
+    failures: list[BaseException] = []
+
+    def rank_main(rank: int) -> None:
+        try:
+            results[rank] = program(LoopbackTransport(hub, rank))
+        except BaseException as failure:
+            failures.append(failure)
+            hub.fail()
+
+    threads = [threading.Thread(target=rank_main, args=(rank,), name=f"rank{rank}") for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    own = [failure for failure in failures if not isinstance(failure, PeerError)]
+    if failures:
+        raise (own or failures)[0]
+    return results

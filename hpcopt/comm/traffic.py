@@ -1,0 +1,26 @@
+"""Wire accounting: what was sent, what a dense exchange would have sent, and where the seconds went."""
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass
+class Traffic:
+    """Counts of one rank. Point-to-point bytes are counted where the buffer meets the transport; of a collective that a
+    library runs inside itself only the least that it must send is known, and counted."""
+
+    sent_bytes: int = 0
+    dense_bytes: int = 0  # what a dense float32 exchange of the same values would have sent
+    encode_s: float = 0.0
+    wire_s: float = 0.0
+    decode_s: float = 0.0
+
+    def lap(self) -> "Traffic":
+        """Give the counts since the last lap, and start from zero."""
+        counts = Traffic(**asdict(self))
+        self.__init__()  # type: ignore[misc]
+        return counts
+
+
+def dense_all_reduce_bytes(payload_bytes: int, size: int) -> int:
+    """Bytes that each of ``size`` ranks must at least send so that all have the sum: 2 (P - 1) / P of the payload."""
+    return 2 * (size - 1) * payload_bytes // size

@@ -1,0 +1,93 @@
+"""What carries tensors between ranks.
+
+An algorithm is written once against Transport. Every transport has ranks, a barrier and dense collectives;
+point-to-point messages and subgroups are what MPI and loopback add. What a transport cannot do it refuses by name.
+
+Tensors are contiguous, on the CPU, of any dtype with a fixed width. All methods but the point-to-point ones are
+collective over the transport's ranks.
+"""
+
+from collections.abc import Iterable
+from typing import Literal, NoReturn, Protocol
+
+import torch
+from torch import Tensor
+
+from hpcopt.comm.traffic import Traffic
+from hpcopt.errors import UnsupportedError
+
+Op = Literal["sum", "max", "min"]
+
+
+class Request(Protocol):
+    """A message under way."""
+
+    def wait(self) -> None:
+        """Return once the message's buffer may be read (a receive) or written again (a send)."""
+
+
+class Transport:
+    """P ranks that can reach each other.
+
+    Attributes:
+        rank: this rank, 0 to size - 1.
+        size: number of ranks, P.
+        traffic: this rank's counts, shared by all transports split from one.
+    """
+
+    name = "transport"
+    point_to_point = False
+
+    rank: int
+    size: int
+    traffic: Traffic
+
+    def send(self, x: Tensor, to: int, tag: int = 0) -> Request:
+        """Start sending x to rank ``to``; x must not change until the request is waited for."""
+        self._refuse("point-to-point messages")
+
+    def receive(self, out: Tensor, source: int, tag: int = 0) -> Request:
+        """Start receiving into out, of exactly the sent size, from rank ``source``. Messages of one (source, tag)
+        arrive in order.
+        """
+        self._refuse("point-to-point messages")
+
+    def all_reduce(self, x: Tensor, op: Op = "sum") -> None:
+        """Replace x on every rank by its sum, maximum or minimum over the ranks."""
+        self._refuse("all_reduce")
+
+    def broadcast(self, x: Tensor, root: int = 0) -> None:
+        """Replace x on every rank by rank root's."""
+        self._refuse("broadcast")
+
+    def all_gather(self, x: Tensor, out: Tensor) -> None:
+        """Fill out, shape (P, *x.shape), with every rank's x, of one shape everywhere."""
+        self._refuse("all_gather")
+
+    def all_to_all(self, x: Tensor, out: Tensor) -> None:
+        """Send x[i], of x with shape (P, ...), to rank i; fill out, of the same shape, with what ranks sent here."""
+        self._refuse("all_to_all")
+
+    def barrier(self) -> None:
+        """Return once every rank has come here."""
+        self.all_reduce(torch.zeros(1))
+
+    def split(self, color: int, key: int) -> "Transport":
+        """Give a transport over the ranks that named the same color, ordered by (key, rank)."""
+        self._refuse("split")
+
+    def abort(self, exit_code: int) -> NoReturn:
+        """End every rank of the job at once."""
+        raise SystemExit(exit_code)
+
+    def close(self) -> None:
+        """Leave the job in order. The transport must not be used afterwards."""
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise UnsupportedError(f'the {self.name} transport has no {what}; use [run] backend = "mpi"')
+
+
+def wait_all(requests: Iterable[Request]) -> None:
+    """Wait for every request."""
+    for request in requests:
+        request.wait()

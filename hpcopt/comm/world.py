@@ -1,0 +1,162 @@
+"""What a rank knows of the others."""
+
+import hashlib
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hpcopt.comm import doubling, ring
+from hpcopt.comm.launch import check_launch, launch_from
+from hpcopt.comm.loopback import LoopbackHub, LoopbackTransport
+from hpcopt.comm.traffic import Traffic
+from hpcopt.comm.transport import Op, Transport
+from hpcopt.errors import HpcoptError, PeerError
+
+Backend = Literal["mpi", "horovod"]
+
+SHORT_BYTES = 64 * 1024  # below this, latency counts and not bandwidth
+
+
+class World:
+    """The ranks of a job, where each runs, and the collectives between them. Passed to whoever needs it, never a
+    global.
+
+    Attributes:
+        rank, size: this rank, and how many there are.
+        hosts: host name of every rank.
+        node, nodes: index of this rank's host among the job's hosts, and their number.
+        local_rank, local_size: this rank among those of its host, and how many they are.
+        traffic: what this rank has sent.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        """Collective: the ranks tell each other their host names."""
+        self.transport = transport
+        self.rank, self.size = transport.rank, transport.size
+        self.hosts = self.gather_text(socket.gethostname())
+        distinct = list(dict.fromkeys(self.hosts))
+        neighbours = [rank for rank, host in enumerate(self.hosts) if host == self.hosts[self.rank]]
+        self.node, self.nodes = distinct.index(self.hosts[self.rank]), len(distinct)
+        self.local_rank, self.local_size = neighbours.index(self.rank), len(neighbours)
+
+    @property
+    def traffic(self) -> Traffic:
+        return self.transport.traffic
+
+    def all_reduce(self, x: Tensor, op: Op = "sum") -> Tensor:
+        """Replace x, contiguous, by its reduction over all ranks, bit-equal on all of them. Collective.
+
+        Short tensors go by recursive doubling, others around the ring; over a transport without messages, by its own
+        all-reduce.
+        """
+        if not self.transport.point_to_point:
+            self.transport.all_reduce(x, op)
+        elif x.numel() * x.element_size() < SHORT_BYTES:
+            doubling.all_reduce(self.transport, x, op)
+        else:
+            ring.all_reduce(self.transport, x, op)
+        return x
+
+    def broadcast(self, x: Tensor, root: int = 0) -> Tensor:
+        """Replace x, contiguous, on every rank by rank root's. Collective."""
+        self.transport.broadcast(x, root)
+        return x
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """Give every rank's x, of one shape everywhere, as a tensor of shape (P, *x.shape). Collective."""
+        out = x.new_empty(self.size, *x.shape)
+        self.transport.all_gather(x.contiguous(), out)
+        return out
+
+    def gather_text(self, text: str) -> list[str]:
+        """Give every rank's text, in rank order. Collective. For names and messages."""
+        encoded = torch.frombuffer(bytearray(text.encode() + b"\n"), dtype=torch.uint8)[:-1]
+        lengths = self.all_gather(torch.tensor([encoded.numel()]))
+        padded = torch.zeros(int(lengths.max()), dtype=torch.uint8)
+        padded[: encoded.numel()] = encoded
+        rows = self.all_gather(padded)
+        return [bytes(row[: int(length)].tolist()).decode() for row, length in zip(rows, lengths, strict=True)]
+
+    def barrier(self) -> None:
+        """Return once every rank has come here. Collective."""
+        self.transport.barrier()
+
+    def split(self, color: int, key: int = 0) -> "World":
+        """Give the world of the ranks that named the same color, ordered by (key, rank). Collective."""
+        return World(self.transport.split(color, key))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Let a body that can fail on one rank alone fail on all: no rank then waits for one that is gone. Collective,
+        at the end of the body.
+
+        The body itself must not communicate.
+
+        Raises:
+            HpcoptError: on a rank whose body failed its own error; on the others one of the same kind, naming the first
+            rank that failed.
+        """
+        failure: HpcoptError | None = None
+        try:
+            yield
+        except HpcoptError as error:
+            failure = error
+        verdict = torch.tensor([self.size if failure is None else self.rank])
+        self.transport.all_reduce(verdict, "min")
+        first = int(verdict)
+        if first == self.size:
+            return
+        reports = self.gather_text("" if failure is None else f"{failure.exit_code} {failure}")
+        if failure is None:
+            exit_code, message = reports[first].split(" ", 1)
+            failure = HpcoptError(f"rank {first} on {self.hosts[first]}: {message}")
+            failure.exit_code = int(exit_code)
+        failure.on_every_rank = True
+        raise failure
+
+    def require_same(self, tensors: Sequence[Tensor], what: str) -> None:
+        """Check that tensors are bit-equal on all ranks. Collective.
+
+        Raises:
+            PeerError: on all ranks; the message names the ranks that differ from rank 0.
+        """
+        digest = hashlib.blake2b(digest_size=8)
+        for x in tensors:
+            digest.update(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        digests = self.gather_text(digest.hexdigest())
+        different = [rank for rank, theirs in enumerate(digests) if theirs != digests[0]]
+        if different:
+            error = PeerError(f"{what} are not the same on all ranks: ranks {different} differ from rank 0")
+            error.on_every_rank = True
+            raise error
+
+    def close(self) -> None:
+        """Leave in order. Collective."""
+        self.transport.close()
+
+
+def connect(backend: Backend = "mpi") -> World:
+    """Start the transport and find the other ranks. Collective: over all ranks of the job.
+
+    Raises:
+        LaunchError: the launcher meant this job to have another number of ranks.
+    """
+    from mpi4py import MPI
+
+    check_launch(launch_from(), MPI.COMM_WORLD.size, MPI.Get_library_version())
+    if backend == "horovod":
+        from hpcopt.comm.horovod import HorovodTransport
+
+        return World(HorovodTransport())
+    from hpcopt.comm.mpi import MpiTransport
+
+    return World(MpiTransport())
+
+
+def alone() -> World:
+    """A world of one rank, without MPI."""
+    return World(LoopbackTransport(LoopbackHub(1), 0))

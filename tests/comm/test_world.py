@@ -1,0 +1,67 @@
+"""What ranks know of each other, and how they fail together."""
+
+import pytest
+import torch
+
+from hpcopt.comm.loopback import run_ranks
+from hpcopt.comm.world import SHORT_BYTES, World, alone
+from hpcopt.errors import DataError, HpcoptError, PeerError
+
+
+def test_ranks_of_one_host():
+    worlds = run_ranks(3, World)
+    assert [(w.local_rank, w.local_size, w.node, w.nodes) for w in worlds] == [(r, 3, 0, 1) for r in range(3)]
+
+
+@pytest.mark.parametrize("n", [3, SHORT_BYTES // 4 + 5])
+def test_all_reduce_of_short_and_long(n):
+    for result in run_ranks(4, lambda t: World(t).all_reduce(torch.full((n,), float(t.rank)))):
+        assert torch.equal(result, torch.full((n,), 6.0))
+
+
+def test_texts_of_any_length():
+    words = ["", "a", "zwölf" * 20]
+    assert run_ranks(3, lambda t: World(t).gather_text(words[t.rank])) == [words] * 3
+
+
+def test_a_world_of_one():
+    world = alone()
+    assert world.all_reduce(torch.ones(2)).tolist() == [1, 1]
+    assert world.all_gather(torch.ones(2)).shape == (1, 2)
+
+
+def test_one_ranks_error_is_everyones():
+    def program(t):
+        world = World(t)
+        try:
+            with world.together():
+                if t.rank == 1:
+                    raise DataError("shard 7 is gone")
+        except HpcoptError as error:
+            return type(error), str(error), error.exit_code, error.on_every_rank
+        return None
+
+    own, others = run_ranks(3, program)[1], run_ranks(3, program)[2]
+    assert own == (DataError, "shard 7 is gone", 2, True)
+    assert others[0] is HpcoptError
+    assert others[1].startswith("rank 1 on ")
+    assert others[1].endswith("shard 7 is gone")
+    assert others[2:] == (2, True)
+
+
+def test_no_error_passes():
+    def program(t):
+        with World(t).together():
+            return t.rank
+
+    assert run_ranks(3, program) == [0, 1, 2]
+
+
+def test_different_bits_are_found():
+    def program(t):
+        x = torch.zeros(4)
+        x[2] = -0.0 if t.rank == 2 else 0.0  # equal values, other bits
+        World(t).require_same([torch.ones(3), x], "parameters")
+
+    with pytest.raises(PeerError, match=r"ranks \[2\] differ"):
+        run_ranks(3, program)

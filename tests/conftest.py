@@ -1,0 +1,72 @@
+"""What all tests share: parts that may be missing here, MPI runs that end when one rank fails, a folder common to all ranks.
+
+A test marked ``parallel([2, 3, 4])`` runs under ``mpirun -n N python -m pytest -m "parallel[N]"``, all of one N in one go;
+``make test`` does this for every N. Under a plain pytest each starts an mpirun of its own.
+"""
+
+import importlib.util
+import os
+import sys
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # ranks and tests share few cores
+
+REQUIRED = set(filter(None, os.environ.get("HPCOPT_REQUIRE", "").split(",")))
+
+
+def require(part: str, available: bool, reason: str) -> None:
+    """Skip the test if a part is not available here; where HPCOPT_REQUIRE names the part, fail."""
+    if available:
+        return
+    message = f"{part.upper()} IS NOT TESTED HERE: {reason}"
+    if part in REQUIRED:
+        pytest.fail(message + f" (HPCOPT_REQUIRE={os.environ['HPCOPT_REQUIRE']})")
+    pytest.skip(message)
+
+
+@pytest.fixture
+def horovod() -> None:
+    """Needs Horovod, built for torch and MPI."""
+    require(
+        "horovod", importlib.util.find_spec("horovod") is not None, "horovod is not installed: `make test` builds it"
+    )
+
+
+@pytest.fixture
+def shared_tmp_path():
+    """A new empty folder, the same on every rank (pytest's own tmp_path differs between ranks)."""
+    from mpi4py import MPI
+
+    with tempfile.TemporaryDirectory() if MPI.COMM_WORLD.rank == 0 else nullcontext() as folder:
+        yield Path(MPI.COMM_WORLD.bcast(folder))
+        MPI.COMM_WORLD.barrier()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    from mpi4py import MPI
+
+    if MPI.COMM_WORLD.rank > 0:
+        config.option.verbose = -2  # rank 0 speaks
+        config.option.reportchars = ""
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    """A rank that fails alone would leave the others in a collective for ever: end them all, having said why."""
+    from mpi4py import MPI
+
+    report = yield
+    if report.failed and MPI.COMM_WORLD.size > 1:
+        print(
+            f"\nrank {MPI.COMM_WORLD.rank}: {report.nodeid} failed\n{report.longreprtext}",
+            file=sys.__stderr__,
+            flush=True,
+        )
+        MPI.COMM_WORLD.Abort(1)
+    return report
