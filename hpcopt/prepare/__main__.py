@@ -1,0 +1,41 @@
+"""Command line of hpcopt.prepare."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpcopt.errors import HpcoptError
+from hpcopt.prepare import SOURCES, SPLITS, is_prepared, prepare
+from hpcopt.store.shards import Shards
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prepare one data set and say what it holds; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hpcopt.prepare", description="Turn raw data into the HDF5 shards that training reads."
+    )
+    parser.add_argument("name", choices=list(SOURCES), help="the data set")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of data sets (default: data)")
+    parser.add_argument(
+        "--source", type=Path, help="folder of the raw files, if they are not where the system installs them"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="make the shards again even if they are there and undamaged"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        there = not options.force and is_prepared(options.name, options.data_dir)
+        folder = options.data_dir / options.name
+        if not there:
+            prepare(options.name, options.data_dir, force=True, source=options.source)
+        rows = ", ".join(f"{len(Shards(folder, split)):,} {split}" for split in SPLITS)
+    except HpcoptError as error:
+        print(f"hpcopt.prepare: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"{folder}: {'already there' if there else 'prepared'}, {rows} rows")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
