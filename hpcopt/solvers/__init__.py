@@ -1,0 +1,1 @@
+"""How a batch becomes new parameters across the ranks."""

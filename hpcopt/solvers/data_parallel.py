@@ -1,0 +1,111 @@
+"""Data parallelism: every rank has all parameters and its own samples; gradients are summed over the ranks.
+
+The loss of a global batch of B samples is their mean. Rank r, with b_r of them, weighs its own mean by b_r / B, so that
+the plain sum over ranks is the gradient of the global mean, whatever the shares: the trajectory does not depend on the
+number of ranks but for rounding.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from hpcopt.comm.world import World
+from hpcopt.config import Config
+from hpcopt.errors import CheckpointError
+from hpcopt.exchange.dense import DenseExchange, ExchangeConfig
+from hpcopt.exchange.flat import FlatGradients
+from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
+from hpcopt.phases import PhaseClock
+from hpcopt.solvers.solver import Batch, Loss, StepStats, Tree
+
+
+class DataParallelConfig(Config):
+    """Any torch optimizer on gradients summed over the ranks."""
+
+    name: Literal["data_parallel"] = "data_parallel"
+    optimizer: OptimizerConfig = Field(SgdConfig(), description="the optimizer that every rank runs")
+    schedule: ScheduleConfig = Field(ScheduleConfig(), description="learning rate over the run")
+    accumulate: int = Field(1, ge=1, description="micro-batches that a rank's share of a batch is cut into")
+    clip_norm: float | None = Field(None, gt=0, description="largest Euclidean norm of the summed gradient")
+
+    def build(
+        self, model: nn.Module, loss: Loss, world: World, exchange: ExchangeConfig, steps: int, clock: PhaseClock
+    ) -> "DataParallel":
+        """Make the solver. Collective."""
+        return DataParallel(self, model, loss, world, exchange.build(world), steps, clock)
+
+
+class DataParallel:
+    """The solver."""
+
+    def __init__(
+        self,
+        config: DataParallelConfig,
+        model: nn.Module,
+        loss: Loss,
+        world: World,
+        exchange: DenseExchange,
+        steps: int,
+        clock: PhaseClock,
+    ) -> None:
+        """Start from rank 0's parameters. Collective."""
+        self.model = model
+        self._config, self._loss, self._exchange, self._clock = config, loss, exchange, clock
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._gradients = FlatGradients(self._parameters)
+        self._optimizer = config.optimizer.build(self._parameters)
+        self._steps, self._step = steps, 0
+        for tensor in model.state_dict().values():
+            world.broadcast(tensor)
+
+    def step(self, batch: Batch) -> StepStats:
+        self._gradients.zero()
+        total = 0.0
+        for micro in batch.split(self._config.accumulate):
+            with self._clock("forward"):
+                loss = self._loss(self.model, micro) * micro.weight
+            with self._clock("backward"):
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        with self._clock("exchange"):
+            self._exchange.sum(self._gradients)
+        with self._clock("update"):
+            lr = self._update()
+        return StepStats(total, lr)
+
+    def _update(self) -> float:
+        if self._config.clip_norm is not None:
+            norm = float(self._gradients.norm())
+            if norm > self._config.clip_norm:
+                self._gradients.scale(self._config.clip_norm / norm)
+        lr = self._config.optimizer.lr * self._config.schedule.factor(self._step, self._steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        self._step += 1
+        return lr
+
+    def plan(self) -> dict[str, str]:
+        sent = sum(self._exchange.planned_bytes(buffer) for buffer in self._gradients.buffers)
+        return {
+            "parameters": f"{sum(p.numel() for p in self._parameters):,}",
+            "bytes a step": f"{sent:,} sent by each rank for the gradients",
+        }
+
+    def state_dict(self) -> Tree:
+        return {"step": self._step, "model": self.model.state_dict(), "optimizer": self._optimizer.state_dict()}
+
+    def rank_state_dict(self) -> Tree:
+        return {}
+
+    def load_state_dict(self, shared: Tree, parts: Sequence[Tree]) -> None:
+        try:
+            with torch.no_grad():
+                self.model.load_state_dict(shared["model"])
+            self._optimizer.load_state_dict(shared["optimizer"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint does not fit the job's model or optimizer: {error}") from error
+        self._step = shared["step"]

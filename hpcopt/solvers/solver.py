@@ -1,0 +1,85 @@
+"""What the trainer knows of a solver, and what the two hand each other."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Tree = Any  # dicts, lists and tuples of tensors, numbers, strings, booleans and None: what a checkpoint holds
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's samples of one global batch.
+
+    Attributes:
+        tensors: arrays by name, each with the samples along its first dimension.
+        indices: which samples of the data set these are, shape (n,), int64.
+        global_size: samples in the batch over all ranks.
+    """
+
+    tensors: dict[str, Tensor]
+    indices: Tensor
+    global_size: int
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def weight(self) -> float:
+        """This rank's part of the global batch: the factor that makes its mean loss a summand of the global one."""
+        return len(self) / self.global_size
+
+    def split(self, parts: int) -> list["Batch"]:
+        """Cut into ``parts`` micro-batches of nearly equal size, leaving out empty ones."""
+        rows = [r for r in torch.tensor_split(torch.arange(len(self)), parts) if len(r)]
+        return [
+            Batch({name: t[r[0] : r[-1] + 1] for name, t in self.tensors.items()}, self.indices[r], self.global_size)
+            for r in rows
+        ]
+
+
+@dataclass
+class StepStats:
+    """What one step did on this rank.
+
+    Attributes:
+        loss: this rank's summand of the global mean loss.
+        learning_rate: of this step.
+        extra: further scalars by name, for the metrics file; the same names on all ranks.
+    """
+
+    loss: float
+    learning_rate: float
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+Loss = Callable[[nn.Module, Batch], Tensor]  # mean over the batch's samples
+
+
+class Solver(Protocol):
+    """Owns a model's parameters and whatever the ranks must exchange to move them."""
+
+    model: nn.Module
+
+    def step(self, batch: Batch) -> StepStats:
+        """Move the parameters by one global batch. Collective."""
+
+    def plan(self) -> dict[str, str]:
+        """What a step will do, for a person: lines of (what, how much)."""
+
+    def state_dict(self) -> Tree:
+        """The state that is the same on all ranks."""
+
+    def rank_state_dict(self) -> Tree:
+        """This rank's own state."""
+
+    def load_state_dict(self, shared: Tree, parts: Sequence[Tree]) -> None:
+        """Restore from ``state_dict`` and from every saved rank's ``rank_state_dict``, read on access; there may be
+        more or fewer than now.
+
+        Raises:
+            CheckpointError: the state does not fit.
+        """

@@ -1,0 +1,256 @@
+"""python -m hpcopt.train [JOB.toml]: train one job, on one rank or on thousands."""
+
+import argparse
+import json
+import os
+import socket
+import sys
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hpcopt
+from hpcopt.comm.launch import launch_from, usable_threads
+from hpcopt.errors import EXIT_BUG, EXIT_DONE, HpcoptError, JobError
+
+if TYPE_CHECKING:
+    from hpcopt.comm.world import World
+    from hpcopt.job import Job
+    from hpcopt.trainer.run import RunDirectory
+
+QUICKSTART = Path("jobs/quickstart.toml")
+
+EPILOG = """\
+examples:
+  python -m hpcopt.train                                  the quickstart: handwritten digits, a minute on a laptop
+  mpirun -n 128 python -m hpcopt.train jobs/my.toml       the same on 128 ranks
+  python -m hpcopt.train --set run.epochs=2 --set solver.optimizer.lr=0.05
+  python -m hpcopt.train jobs/my.toml --dry-run --ranks 1024
+
+exit codes: 0 done; 1 a bug, with its rank's traceback; 2 bad input: the message says what to do; 3 the loss is no
+longer finite; 70 another rank failed; 85 checkpointed before the end: submit the same command again.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m hpcopt.train",
+        description="Train one job. A run directory with a checkpoint is resumed; the same command can be requeued.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("job", nargs="?", type=Path, help=f"job file (default: {QUICKSTART})")
+    p.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change one key of the job",
+    )
+    p.add_argument(
+        "--run-dir", type=Path, help="folder for job.toml, metrics.h5, checkpoints/, log.txt (default: runs/NAME)"
+    )
+    start = p.add_mutually_exclusive_group()
+    start.add_argument("--resume", action="store_true", help="continue from a checkpoint; an error if there is none")
+    start.add_argument("--fresh", action="store_true", help="start over; an existing run directory is moved aside")
+    p.add_argument("--dry-run", action="store_true", help="print the resolved job and its plan, and train nothing")
+    p.add_argument("--ranks", type=int, help="with --dry-run: plan for this many ranks")
+    p.add_argument("--schema", action="store_true", help="print the JSON schema of a job file")
+    p.add_argument("--version", action="version", version=f"hpcopt {hpcopt.__version__}")
+    return p
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train, and turn whatever goes wrong into a message and an exit code."""
+    options = parser().parse_args(arguments)
+    launch = launch_from()
+    world: World | None = None
+    try:
+        from hpcopt.job import read_job, schema
+
+        if options.schema:
+            print(schema())
+            return EXIT_DONE
+        job = read_job(options.job or quickstart(), options.settings)
+        if options.dry_run:
+            if launch.rank == 0:
+                print(plan(job, options.ranks or launch.size))
+            return EXIT_DONE
+
+        from hpcopt.comm.world import connect
+
+        world = connect(job.run.backend)
+        exit_code = train(job, world, options)
+    except HpcoptError as error:
+        if launch.rank == 0 or (world is not None and not error.on_every_rank):
+            where = "" if launch.rank == 0 else f" on rank {launch.rank}, {socket.gethostname()}"
+            print(f"hpcopt: error{where}: {error}", file=sys.stderr, flush=True)
+        if world is not None and not error.on_every_rank:
+            world.transport.abort(error.exit_code)
+        exit_code = error.exit_code
+    except Exception:
+        print(
+            f"hpcopt: rank {launch.rank} on {socket.gethostname()} failed:\n{traceback.format_exc()}",
+            file=sys.stderr,
+            flush=True,
+        )
+        if world is not None:
+            world.transport.abort(EXIT_BUG)
+        return EXIT_BUG
+    if world is not None:
+        world.close()
+    return exit_code
+
+
+def quickstart() -> Path:
+    """The job that runs when none is named: in the current folder, else beside the package."""
+    return QUICKSTART if QUICKSTART.exists() else Path(__file__).parents[1] / QUICKSTART
+
+
+def plan(job: "Job", ranks: int) -> str:
+    """What the job would do on so many ranks, without starting any."""
+    from hpcopt.comm.rehearsal import RehearsalTransport
+    from hpcopt.comm.world import World
+    from hpcopt.phases import PhaseClock
+
+    world = World(RehearsalTransport(ranks))
+    prepare_data(job, world)
+    workload = job.workload.build(job.run.seed)
+    check_size(job, world)
+    steps = job.run.total_steps(workload.steps_per_epoch)
+    solver = job.solver.build(workload.model, workload.loss, world, job.exchange, steps, PhaseClock())
+    least, most = job.workload.batch // ranks, -(-job.workload.batch // ranks)
+    lines = {
+        "ranks": f"{ranks}",
+        "data": f"{workload.train_samples:,} training and {workload.test_samples:,} test samples",
+        "batch": f"{job.workload.batch} samples, {least}{f' or {most}' if most > least else ''} a rank",
+        "steps": f"{steps:,}, {workload.steps_per_epoch:,} an epoch",
+        **solver.plan(),
+    }
+    table = "\n".join(f"  {name:<14} {text}" for name, text in lines.items())
+    return f"{job.as_toml()}\nplan\n{table}"
+
+
+def train(job: "Job", world: "World", options: argparse.Namespace) -> int:
+    """Run the job on a world of ranks; give the exit code. Collective."""
+    import torch
+
+    from hpcopt.phases import PhaseClock
+    from hpcopt.store.checkpoint import Checkpoints
+    from hpcopt.store.metrics import MetricsFile
+    from hpcopt.trainer.loop import Trainer
+    from hpcopt.trainer.progress import Progress
+    from hpcopt.trainer.recorder import Recorder
+    from hpcopt.trainer.resume import Position, restore
+
+    torch.set_num_threads(job.run.threads or usable_threads(world.local_size))
+    check_size(job, world)
+    directory = open_directory(job, world, options)
+    prepare_data(job, world)
+    with world.together():
+        workload = job.workload.build(job.run.seed)
+        workload.verify(world.rank, world.size)
+    torch.manual_seed(job.run.seed * 1_000_003 + world.rank)  # what a rank draws from here on is its own
+    steps = job.run.total_steps(workload.steps_per_epoch)
+    progress = Progress(directory.log, speaks=world.rank == 0, total=steps, every_s=job.run.log_every_s)
+    clock = PhaseClock()
+    solver = job.solver.build(workload.model, workload.loss, world, job.exchange, steps, clock)
+
+    progress.say(
+        f"hpcopt {hpcopt.__version__}: {job.run.name}, {world.size} ranks on {world.nodes} hosts, {job.run.backend}, "
+        f"{torch.get_num_threads()} threads a rank, {steps} steps, run directory {directory.path}"
+    )
+    checkpoints = Checkpoints(directory.checkpoints, job.run.keep_checkpoints)
+    position = restore(world, checkpoints, solver, progress.say)
+    if position is None and options.resume:
+        raise JobError(f"--resume, but {directory.checkpoints} has no checkpoint").everywhere()
+    file = MetricsFile(directory.metrics)
+    with world.together():
+        if world.rank == 0:
+            directory.job.write_text(job.as_toml())
+            start_metrics(file, job, world, position.step if position else 0)
+    position = position or Position(seed=job.run.seed, ranks=world.size)
+    position.ranks = world.size
+    recorder = Recorder(world, file, clock, position.elapsed_s)
+    trainer = Trainer(world, job.run, workload, solver, checkpoints, recorder, progress, clock, position)
+    try:
+        return trainer.train().exit_code
+    finally:
+        progress.close()
+
+
+def check_size(job: "Job", world: "World") -> None:
+    """Every rank needs a sample of every batch."""
+    if job.workload.batch < world.size:
+        raise JobError(
+            f"[workload] batch = {job.workload.batch} cannot be shared by {world.size} ranks: "
+            f"give each at least one sample, --set workload.batch={world.size} or more"
+        ).everywhere()
+
+
+def open_directory(job: "Job", world: "World", options: argparse.Namespace) -> "RunDirectory":
+    """Make the run directory, or find it again; it must be one that all ranks see. Collective."""
+    from hpcopt.trainer.run import RunDirectory
+
+    directory = RunDirectory(options.run_dir or Path("runs") / job.run.name)
+    path = directory.path
+    with world.together():
+        if world.rank == 0:
+            try:
+                if options.fresh and path.exists():
+                    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+                    path.rename(path.with_name(f"{path.name}.before-{stamp}"))
+                path.mkdir(parents=True, exist_ok=True)
+                directory.log.open("a").close()
+            except OSError as error:
+                raise JobError(f"cannot write to the run directory {path}: {error.strerror}") from None
+    with world.together():
+        if not directory.log.exists():
+            raise JobError(
+                f"the run directory {path} is not visible here: it must be on a file system that all hosts share"
+            )
+        if not os.access(path, os.W_OK):
+            raise JobError(f"cannot write to the run directory {path}: Permission denied")
+    return directory
+
+
+def prepare_data(job: "Job", world: "World") -> None:
+    """Let rank 0 make a data set that hpcopt knows how to make, if it is missing. Collective."""
+    from hpcopt import prepare
+
+    folder = job.workload.data
+    with world.together():
+        if world.rank == 0 and not folder.exists() and folder.name in prepare.SOURCES:
+            prepare.prepare(folder.name, folder.parent)
+
+
+def start_metrics(file: Any, job: "Job", world: "World", step: int) -> None:
+    """Create metrics.h5, or mark a restart in it."""
+    import torch
+    from mpi4py import MPI
+
+    from hpcopt.phases import PHASES
+    from hpcopt.store.metrics import provenance
+
+    attributes = {
+        **provenance(),
+        "title": job.run.name,
+        "config": json.dumps(job.as_dict()),
+        "hostnames": world.hosts,
+        "mpi_library": MPI.Get_library_version().splitlines()[0],
+        "torch_version": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "seed": job.run.seed,
+        "oversubscribed": world.local_size * torch.get_num_threads() > (os.cpu_count() or 1),
+    }
+    if file.path.exists():
+        file.restart(step, world.size, attributes)
+    else:
+        file.create(world.size, PHASES, attributes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

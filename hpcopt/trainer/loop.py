@@ -1,0 +1,174 @@
+"""The loop: steps, evaluation, checkpoints, metrics, signals."""
+
+import math
+import statistics
+import time
+from enum import Enum
+
+import torch
+
+from hpcopt.comm.world import World
+from hpcopt.errors import EXIT_DONE, EXIT_REQUEUE, DivergedError
+from hpcopt.phases import PhaseClock
+from hpcopt.solvers.solver import Solver, StepStats
+from hpcopt.store.checkpoint import Checkpoints
+from hpcopt.trainer.progress import Progress
+from hpcopt.trainer.recorder import Recorder
+from hpcopt.trainer.resume import Position, save
+from hpcopt.trainer.run import RunConfig
+from hpcopt.trainer.signals import StopSignals
+from hpcopt.workloads.workload import Workload
+
+
+class Outcome(Enum):
+    """Why a run ended; the value is the process's exit code."""
+
+    DONE = (EXIT_DONE, "all steps done")
+    TARGET = (EXIT_DONE, "target reached")
+    SIGNAL = (EXIT_REQUEUE, "told to stop by a signal")
+    TIME = (EXIT_REQUEUE, "time budget used up")
+
+    @property
+    def exit_code(self) -> int:
+        return self.value[0]
+
+
+class Trainer:
+    """Runs a solver on a workload until its steps, its target, its time or a signal ends it."""
+
+    def __init__(
+        self,
+        world: World,
+        run: RunConfig,
+        workload: Workload,
+        solver: Solver,
+        checkpoints: Checkpoints,
+        recorder: Recorder,
+        progress: Progress,
+        clock: PhaseClock,
+        position: Position,
+    ) -> None:
+        self._world, self._run, self._workload, self._solver = world, run, workload, solver
+        self._checkpoints, self._recorder, self._progress, self._clock = checkpoints, recorder, progress, clock
+        self._position = position
+        self._total = run.total_steps(workload.steps_per_epoch)
+        self._evaluate_every = run.evaluate_every or workload.steps_per_epoch
+        self._checkpoint_every = run.checkpoint_every or workload.steps_per_epoch
+        self._start_s = time.monotonic()
+        self._saved_step = position.step if position.ranks else -1
+
+    def train(self) -> Outcome:
+        """Run to the end, whichever it is. Collective.
+
+        Raises:
+            DivergedError: on all ranks, when the loss is no longer finite.
+        """
+        with StopSignals(self._run.requeue_signal) as signals:
+            outcome = self._steps(signals)
+        if self._position.step != self._saved_step:
+            self._save()
+        self._recorder.flush()
+        self._progress.say(f"{outcome.value[1]} after step {self._position.step} of {self._total}")
+        self._summarise()
+        return outcome
+
+    def _steps(self, signals: StopSignals) -> Outcome:
+        position = self._position
+        batches = self._workload.train_batches(self._world.rank, self._world.size, position.step)
+        while position.step < self._total:
+            if self._target_reached():
+                return Outcome.TARGET
+            with self._clock("data"):
+                batch = next(batches)
+            stats = self._solver.step(batch)
+            position.step += 1
+            with self._clock("exchange"):
+                loss, stop, late, flush = self._agree(stats.loss, signals.received is not None)
+            self._record(loss, stats)
+            if not math.isfinite(loss):
+                self._recorder.flush()
+                raise DivergedError(
+                    f"the loss became {loss} at step {position.step}; the last checkpoint is of step "
+                    f"{self._saved_step}. Lower the learning rate, or add [solver] clip_norm"
+                )
+            if flush:
+                self._recorder.flush()
+            last = position.step == self._total
+            if last or position.step % self._evaluate_every == 0:
+                self._evaluate()
+            if position.step % self._checkpoint_every == 0 and not last:
+                self._save()
+            if not last and stop:
+                return Outcome.SIGNAL
+            if not last and late:
+                return Outcome.TIME
+        return Outcome.TARGET if self._target_reached() else Outcome.DONE
+
+    def _agree(self, loss: float, stop: bool) -> tuple[float, bool, bool, bool]:
+        """Sum the ranks' parts of the loss; stop, hurry or flush on all ranks if one wants to. Collective."""
+        flush = self._recorder.flush_due(self._run.log_every_s)
+        votes = self._world.all_reduce(torch.tensor([loss, stop, self._late(), flush], dtype=torch.float64))
+        return float(votes[0]), bool(votes[1]), bool(votes[2]), bool(votes[3])
+
+    def _late(self) -> bool:
+        budget_s = self._run.time_budget
+        if budget_s is None:
+            return False
+        longest_step_s = max(self._recorder.step_times_s[-16:], default=0.0)
+        return time.monotonic() - self._start_s + 2 * longest_step_s > budget_s
+
+    def _record(self, loss: float, stats: StepStats) -> None:
+        step = self._position.step
+        epoch = step / self._workload.steps_per_epoch
+        phases = self._recorder.step(step, epoch, step * self._workload.batch, loss, stats)
+        step_s = self._recorder.step_times_s[-1]
+        self._progress.step(step, loss, self._workload.batch / step_s, phases["exchange"] / step_s)
+
+    def _target_reached(self) -> bool:
+        target, scores = self._run.stop_at, self._position.scores
+        return target is not None and target.metric in scores and target.reached(scores)
+
+    def _evaluate(self) -> None:
+        with self._clock("evaluate"):
+            self._position.scores = evaluate(self._world, self._workload, self._solver.model)
+        self._recorder.evaluation(self._position.step, self._position.scores)
+        scores = " ".join(f"{name}={value:.4f}" for name, value in self._position.scores.items())
+        self._progress.say(f"step={self._position.step}/{self._total} {scores}")
+        if self._run.debug:
+            self._world.require_same(list(self._solver.model.state_dict().values()), "the parameters")
+
+    def _save(self) -> None:
+        self._recorder.flush()
+        self._position.elapsed_s = self._recorder.elapsed_s
+        with self._clock("checkpoint"):
+            save(self._world, self._checkpoints, self._position, self._solver)
+        self._saved_step = self._position.step
+
+    def _summarise(self) -> None:
+        """Print one line for each figure of merit: FOM name value unit."""
+        times_s = self._recorder.step_times_s
+        figures: list[tuple[str, float, str]] = [(name, value, "1") for name, value in self._position.scores.items()]
+        figures += [("steps", self._position.step, "1"), ("elapsed", self._recorder.elapsed_s, "s")]
+        if times_s:
+            median_s = statistics.median(times_s)
+            figures += [
+                ("step_time_median", median_s, "s"),
+                ("samples_per_second", self._workload.batch / median_s, "1/s"),
+                ("sent_bytes_per_step", self._recorder.sent_bytes / len(times_s), "byte"),
+            ]
+        for name, value, unit in figures:
+            self._progress.say(f"FOM {name} {value:.6g} {unit}")
+
+
+def evaluate(world: World, workload: Workload, model: torch.nn.Module) -> dict[str, float]:
+    """Mean scores over all test samples. Collective."""
+    training = model.training
+    model.eval()
+    sums = dict.fromkeys(workload.scores, 0.0)
+    with torch.no_grad():
+        for batch in workload.test_batches(world.rank, world.size):
+            for name, value in workload.score(model, batch).items():
+                sums[name] += float(value)
+    model.train(training)
+    totals = world.all_reduce(torch.tensor(list(sums.values()), dtype=torch.float64)) / workload.test_samples
+    return dict(zip(sums, totals.tolist(), strict=True))

@@ -1,0 +1,86 @@
+"""Rank 0 speaks: a live bar on a terminal, plain lines in a log. A batch log never sees a carriage return."""
+
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+
+class Progress:
+    """Says how a run goes, on standard output and in the run's log.txt. On other ranks than 0 it says nothing."""
+
+    def __init__(self, log: Path, *, speaks: bool, total: int, every_s: float) -> None:
+        self._speaks, self._total, self._every_s = speaks, total, every_s
+        self._log: TextIO | None = log.open("a") if speaks else None
+        self._bar: RichProgress | None = None
+        self._start_s = self._last_s = time.monotonic()
+        self._first_step: int | None = None
+        if speaks and sys.stdout.isatty():
+            self._bar = _live_bar(total)
+
+    def say(self, text: str) -> None:
+        """Print a line now, and log it with the time."""
+        if self._log is None:
+            return
+        stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        for line in text.splitlines():
+            print(f"{stamp} {line}", file=self._log, flush=True)
+            if self._bar is not None:
+                self._bar.console.print(line, highlight=False)
+            else:
+                print(f"{stamp} {line}", flush=True)
+
+    def step(self, done: int, loss: float, samples_per_s: float, exchange_share: float) -> None:
+        """Tell of a step; a log gets a line only every so many seconds."""
+        if self._log is None:
+            return
+        if self._first_step is None:
+            self._first_step = done - 1
+        now_s = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, loss=f"{loss:.4g}", rate=f"{samples_per_s:,.0f}")
+        if now_s - self._last_s < self._every_s and done < self._total:
+            return
+        self._last_s = now_s
+        eta_s = (now_s - self._start_s) / (done - self._first_step) * (self._total - done)
+        line = (
+            f"step={done}/{self._total} loss={loss:.4g} samples/s={samples_per_s:,.0f} "
+            f"exchange={exchange_share:.0%} eta={_duration(eta_s)}"
+        )
+        if self._bar is None:
+            self.say(line)
+
+    def close(self) -> None:
+        """Take the bar away and close the log."""
+        if self._bar is not None:
+            self._bar.stop()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+
+def _live_bar(total: int) -> "RichProgress":
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}"),
+        TextColumn("{task.fields[rate]} samples/s"),
+        TimeRemainingColumn(),
+    )
+    bar = RichProgress(*columns)
+    bar.add_task("training", total=total, loss="-", rate="-")
+    bar.start()
+    return bar
+
+
+def _duration(seconds: float) -> str:
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}h{m:02}m" if hours else f"{m}m{s:02}s"

@@ -1,0 +1,92 @@
+"""Every rank's numbers of every step, on their way into rank 0's metrics.h5.
+
+Steps are buffered and gathered in blocks, so that a step itself pays for no file and no message. Nothing is written by
+two ranks.
+"""
+
+import time
+
+import numpy as np
+import torch
+
+from hpcopt.comm.world import World
+from hpcopt.phases import PHASES, PhaseClock
+from hpcopt.solvers.solver import StepStats
+from hpcopt.store.metrics import MetricsFile
+
+BLOCK_STEPS = 64
+
+
+class Recorder:
+    """Buffers steps and flushes them. All methods are called on all ranks at the same steps; ``flush`` and what calls
+    it are collective.
+    """
+
+    def __init__(self, world: World, file: MetricsFile, clock: PhaseClock, elapsed_s: float) -> None:
+        """Start counting; ``elapsed_s`` are the seconds that earlier parts of the run took."""
+        self._world, self._file, self._clock = world, file, clock
+        self._columns: dict[str, list[float]] = {}
+        self._mine: list[list[float]] = []  # phases, bytes sent, bytes dense: a row a step
+        self._start_s = time.monotonic() - elapsed_s
+        self._last_step_s = self._last_flush_s = time.monotonic()
+        self.step_times_s: list[float] = []
+        self.sent_bytes = self.dense_bytes = 0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Wall seconds of the run up to now, over all its parts."""
+        return time.monotonic() - self._start_s
+
+    def flush_due(self, every_s: float) -> bool:
+        """Whether this rank would like to see the buffer written."""
+        return bool(self._mine) and time.monotonic() - self._last_flush_s > every_s
+
+    def step(self, step: int, epoch: float, samples: int, loss: float, stats: StepStats) -> dict[str, float]:
+        """Take one finished step; give its phases' seconds."""
+        now_s = time.monotonic()
+        step_s, self._last_step_s = now_s - self._last_step_s, now_s
+        phases, traffic = self._clock.lap(), self._world.traffic.lap()
+        row = {
+            "step": step,
+            "epoch": epoch,
+            "time_s": self.elapsed_s,
+            "step_s": step_s,
+            "loss": loss,
+            "learning_rate": stats.learning_rate,
+            "samples": samples,
+            **stats.extra,
+        }
+        for name, value in row.items():
+            self._columns.setdefault(name, []).append(value)
+        self._mine.append([*(phases[name] for name in PHASES), traffic.sent_bytes, traffic.dense_bytes])
+        self.step_times_s.append(step_s)
+        self.sent_bytes += traffic.sent_bytes
+        self.dense_bytes += traffic.dense_bytes
+        if len(self._mine) >= BLOCK_STEPS:
+            self.flush()
+        return phases
+
+    def flush(self) -> None:
+        """Write what is buffered. Collective."""
+        if self._mine:
+            everyones = self._world.all_gather(torch.tensor(self._mine, dtype=torch.float64)).numpy()
+            if self._world.rank == 0:
+                self._append(np.swapaxes(everyones, 0, 1))
+            self._columns, self._mine = {}, []
+        self._last_flush_s = time.monotonic()
+
+    def evaluation(self, step: int, scores: dict[str, float]) -> None:
+        """Write scores, after the steps that led to them. Collective."""
+        self.flush()
+        if self._world.rank == 0:
+            self._file.append_evaluation(step, self.elapsed_s, scores)
+
+    def _append(self, rows: np.ndarray) -> None:
+        """Write rows, shape (steps, ranks, phases and bytes)."""
+        count = len(PHASES)
+        self._file.append_steps(
+            {name: np.array(values) for name, values in self._columns.items()},
+            phase_s=rows[:, :, :count],
+            sent_bytes=rows[:, :, count].astype(np.int64),
+            dense_bytes=rows[:, :, count + 1].astype(np.int64),
+        )

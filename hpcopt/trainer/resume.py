@@ -1,0 +1,111 @@
+"""Checkpoints of a whole job: saved by all ranks together, restored by all or by none."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from hpcopt.comm.world import World
+from hpcopt.errors import CheckpointError
+from hpcopt.solvers.solver import Solver, Tree
+from hpcopt.store.checkpoint import Checkpoints
+
+SHARED = "shared"
+
+
+def rank_part(rank: int) -> str:
+    """Name of a rank's own part of a checkpoint."""
+    return f"rank{rank:05d}"
+
+
+@dataclass
+class Position:
+    """How far a run has come.
+
+    Attributes:
+        step: steps done.
+        elapsed_s: wall seconds they took.
+        scores: of the last evaluation.
+        seed: of the run.
+        ranks: that saved this.
+    """
+
+    step: int = 0
+    elapsed_s: float = 0.0
+    scores: dict[str, float] = field(default_factory=dict)
+    seed: int = 0
+    ranks: int = 0
+
+
+def save(world: World, checkpoints: Checkpoints, position: Position, solver: Solver) -> None:
+    """Write a checkpoint: what is the same everywhere by rank 0, each rank's own by itself. Collective."""
+    step = position.step
+    with world.together():
+        if world.rank == 0:
+            checkpoints.begin(step)
+    with world.together():
+        own = {"rng": torch.get_rng_state(), "solver": solver.rank_state_dict()}
+        checkpoints.write_part(step, rank_part(world.rank), own)
+        if world.rank == 0:
+            checkpoints.write_part(step, SHARED, {"position": asdict(position), "solver": solver.state_dict()})
+    with world.together():
+        if world.rank == 0:
+            checkpoints.commit(step, [SHARED, *(rank_part(rank) for rank in range(world.size))])
+
+
+def restore(world: World, checkpoints: Checkpoints, solver: Solver, say: Callable[[str], None]) -> Position | None:
+    """Load the newest checkpoint that is whole, telling of any that is not. Collective.
+
+    With another number of ranks than saved it, each rank draws new random numbers; the solver decides about its own
+    state.
+
+    Returns:
+        Where the run stands, or None if there is no checkpoint.
+
+    Raises:
+        CheckpointError: on all ranks: there are checkpoints but none is whole, or it does not fit the job.
+    """
+    steps = world.broadcast_integers(checkpoints.steps())
+    for step in steps:
+        try:
+            with world.together():
+                position, shared, parts, rng = _read(checkpoints, step, world)
+        except CheckpointError as error:
+            say(f"checkpoint of step {step} cannot be used: {error}")
+            continue
+        with world.together():
+            solver.load_state_dict(shared, parts)
+        if rng is not None:
+            torch.set_rng_state(rng)
+        say(f"resumed at step {position.step}")
+        return position
+    if steps:
+        raise CheckpointError(f"no checkpoint in {checkpoints.folder} is whole; --fresh starts over beside them").everywhere()
+    return None
+
+
+def _read(
+    checkpoints: Checkpoints, step: int, world: World
+) -> tuple[Position, Tree, Sequence[Tree], torch.Tensor | None]:
+    shared = checkpoints.read_part(step, SHARED)
+    position = Position(**shared["position"])
+    rng = None
+    if position.ranks == world.size:
+        rng = checkpoints.read_part(step, rank_part(world.rank))["rng"]
+    return position, shared["solver"], _SavedParts(checkpoints, step, position.ranks), rng
+
+
+class _SavedParts(Sequence[Any]):
+    """The solver's own states of all ranks that saved, read on access."""
+
+    def __init__(self, checkpoints: Checkpoints, step: int, ranks: int) -> None:
+        self._checkpoints, self._step, self._ranks = checkpoints, step, ranks
+
+    def __len__(self) -> int:
+        return self._ranks
+
+    def __getitem__(self, rank: Any) -> Any:
+        if not 0 <= rank < self._ranks:
+            raise IndexError(rank)
+        return self._checkpoints.read_part(self._step, rank_part(rank))["solver"]
