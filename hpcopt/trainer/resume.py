@@ -81,7 +81,9 @@ def restore(world: World, checkpoints: Checkpoints, solver: Solver, say: Callabl
         say(f"resumed at step {position.step}")
         return position
     if steps:
-        raise CheckpointError(f"no checkpoint in {checkpoints.folder} is whole; --fresh starts over beside them").everywhere()
+        raise CheckpointError(
+            f"no checkpoint in {checkpoints.folder} is whole; --fresh starts over beside them"
+        ).everywhere()
     return None
 
 

@@ -1,0 +1,127 @@
+"""Data parallelism against one process that sees the whole batch."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hpcopt.comm.loopback import run_ranks
+from hpcopt.comm.world import World, alone
+from hpcopt.errors import CheckpointError
+from hpcopt.exchange.dense import NativeConfig, RingConfig
+from hpcopt.optim.first_order import AdamWConfig, SgdConfig
+from hpcopt.phases import PhaseClock
+from hpcopt.solvers.data_parallel import DataParallel, DataParallelConfig
+from hpcopt.solvers.solver import Batch
+
+STEPS, SAMPLES = 6, 11
+
+
+def loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    return F.cross_entropy(model(batch.tensors["x"]), batch.tensors["y"])
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+
+
+def batches(rank: int, size: int) -> list[Batch]:
+    generator = torch.Generator().manual_seed(1)
+    result = []
+    for _ in range(STEPS):
+        x, y = torch.randn(SAMPLES, 5, generator=generator), torch.randint(3, (SAMPLES,), generator=generator)
+        mine = torch.tensor_split(torch.arange(SAMPLES), size)[rank]
+        result.append(Batch({"x": x[mine], "y": y[mine]}, mine, SAMPLES))
+    return result
+
+
+def solver(world: World, config: DataParallelConfig, model: nn.Module, exchange=None) -> DataParallel:
+    return config.build(model, loss, world, exchange or RingConfig(), STEPS, PhaseClock())
+
+
+def parameters_after(size: int, config: DataParallelConfig, exchange=None) -> list[torch.Tensor]:
+    models = [copy.deepcopy(network()) for _ in range(size)]
+
+    def program(transport):
+        s = solver(World(transport), config, models[transport.rank], exchange)
+        for batch in batches(transport.rank, size):
+            s.step(batch)
+        return torch.cat([p.detach().reshape(-1) for p in s.model.parameters()])
+
+    return run_ranks(size, program)
+
+
+@pytest.mark.parametrize("exchange", [RingConfig(), NativeConfig()])
+@pytest.mark.parametrize("optimizer", [SgdConfig(lr=0.2, weight_decay=0.01), AdamWConfig(lr=0.01)])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
+def test_any_number_of_ranks_takes_the_serial_path(size, optimizer, exchange):
+    config = DataParallelConfig(optimizer=optimizer)
+    serial = network()
+    reference = optimizer.build(serial.parameters())
+    for batch in batches(0, 1):
+        reference.zero_grad()
+        loss(serial, batch).backward()
+        reference.step()
+    expected = torch.cat([p.detach().reshape(-1) for p in serial.parameters()])
+    results = parameters_after(size, config, exchange)
+    torch.testing.assert_close(results[0], expected, rtol=1e-5, atol=1e-6)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 20])
+def test_micro_batches_change_nothing(accumulate):
+    whole = parameters_after(2, DataParallelConfig())[0]
+    torch.testing.assert_close(
+        parameters_after(2, DataParallelConfig(accumulate=accumulate))[0], whole, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_the_losses_of_the_ranks_add_up():
+    def program(transport):
+        return solver(World(transport), DataParallelConfig(), network()).step(batches(transport.rank, 3)[0]).loss
+
+    assert sum(run_ranks(3, program)) == pytest.approx(loss(network(), batches(0, 1)[0]).item(), rel=1e-6)
+
+
+def test_clipping_bounds_the_summed_gradient():
+    model = network()
+    s = solver(alone(), DataParallelConfig(clip_norm=1e-3, optimizer=SgdConfig(lr=1.0, momentum=0)), model)
+    before = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    s.step(batches(0, 1)[0])
+    moved = torch.cat([p.detach().reshape(-1) for p in model.parameters()]) - before
+    assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_ranks_start_from_rank_0():
+    def program(transport):
+        model = nn.Linear(2, 2)
+        nn.init.constant_(model.weight, transport.rank + 1.0)
+        solver(World(transport), DataParallelConfig(), model)
+        return model.weight[0, 0].item()
+
+    assert run_ranks(3, program) == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("optimizer", [SgdConfig(), AdamWConfig()])
+def test_a_restart_continues_bit_for_bit(optimizer):
+    config = DataParallelConfig(optimizer=optimizer)
+    straight, first = solver(alone(), config, network()), solver(alone(), config, network())
+    for batch in batches(0, 1):
+        straight.step(batch)
+    for batch in batches(0, 1)[:3]:
+        first.step(batch)
+    second = solver(alone(), config, network())
+    second.load_state_dict(copy.deepcopy(first.state_dict()), [{}])
+    for batch in batches(0, 1)[3:]:
+        second.step(batch)
+    for a, b in zip(straight.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_state_of_another_model_is_refused():
+    saved = solver(alone(), DataParallelConfig(), nn.Linear(3, 2)).state_dict()
+    with pytest.raises(CheckpointError, match="size mismatch"):
+        solver(alone(), DataParallelConfig(), nn.Linear(4, 2)).load_state_dict(saved, [{}])

@@ -1,0 +1,71 @@
+"""Imports point down the page of the house: a module may import from its own room or from one below, never from one
+above.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import hpcopt
+
+PACKAGE = Path(hpcopt.__file__).parent
+
+# One line a floor, from the top; the rooms of one floor do not know each other.
+FLOORS = [
+    {"train", "report", "submit", "checkpoint"},
+    {"prepare"},
+    {"job"},
+    {"trainer"},
+    {"workloads"},
+    {"solvers"},
+    {"exchange"},
+    {"comm"},
+    {"models", "optim", "compress", "store"},
+    {"kernels", "lean_torch", "phases", "config"},
+    {"errors"},
+]
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def room_of(module: str) -> str:
+    """hpcopt.comm.ring -> comm"""
+    return module.split(".")[1]
+
+
+def modules() -> list[tuple[str, Path]]:
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(("hpcopt", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+        if name != "hpcopt":
+            found.append((name, path))
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """All hpcopt modules that a file names in an import, wherever it stands."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            if node.module == "hpcopt":
+                names |= {f"hpcopt.{alias.name}" for alias in node.names if alias.name in FLOOR}
+            else:
+                names.add(node.module)
+    return {name for name in names if name.startswith("hpcopt.")}
+
+
+@pytest.mark.parametrize(("name", "path"), modules(), ids=[name for name, _ in modules()])
+def test_imports_point_down(name, path):
+    here = room_of(name)
+    assert here in FLOOR, f"{here} has no place on the page"
+    for imported in imports(path):
+        there = room_of(imported)
+        assert there == here or FLOOR[there] > FLOOR[here], (
+            f"{name} imports {imported}, which stands above or beside it"
+        )
+
+
+def test_the_rule_sees_imports():
+    assert "hpcopt.comm.ring" in imports(PACKAGE / "comm" / "doubling.py")

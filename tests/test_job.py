@@ -1,0 +1,112 @@
+"""A job file becomes objects, or says which key is wrong and what would be right."""
+
+import json
+import tomllib
+
+import pytest
+
+from hpcopt.errors import JobError
+from hpcopt.job import Job, read_job, schema
+
+JOB = """
+[run]
+steps = 10
+[workload]
+data = "data/digits"
+[workload.model]
+name = "resnet"
+[solver.optimizer]
+name = "adamw"
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "job.toml"
+    file.write_text(JOB)
+    return file
+
+
+def test_defaults_are_filled_in(path):
+    job = read_job(path)
+    assert job.solver.optimizer.lr == 1e-3
+    assert job.workload.model.blocks == 1
+    assert job.exchange.name == "ring"
+
+
+def test_horovod_gets_its_own_exchange(path):
+    assert read_job(path, ["run.backend=horovod"]).exchange.name == "native"
+
+
+def test_settings_override_the_file(path):
+    job = read_job(path, ["run.steps=3", "solver.optimizer.lr=0.5", "run.name=other", "workload.model.blocks = 2"])
+    assert (job.run.steps, job.solver.optimizer.lr, job.run.name, job.workload.model.blocks) == (3, 0.5, "other", 2)
+
+
+def test_the_resolved_job_is_a_job_again(path):
+    job = read_job(path, ["run.time_budget=1h30m", "run.stop_at={metric='test_accuracy', value=0.9}"])
+    assert job.run.time_budget == 5400
+    assert Job.model_validate(tomllib.loads(job.as_toml())) == job
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("solver.optimizer.learning_rat=1", 'unknown key "solver.optimizer.learning_rat"'),
+        ("solver.optimizer.beta=1", 'did you mean "betas"?'),
+        ("workload.model.width=10", "--set: workload.model.width: Input should be a multiple of 4"),
+        ("workload.btach=64", '--set: unknown key "workload.btach"; did you mean "batch"?'),
+        ("run.steps=ten", "--set: run.steps: Input should be a valid integer"),
+        ("run.step=10", 'did you mean "steps"?'),
+        ("run.epochs=2", "give steps or epochs, and not both"),
+        ("solver.optimizer.name=adam", "'sgd', 'adamw'"),
+        ("run.time_budget=soon", "not a duration"),
+        ("slover.name=x", 'did you mean "solver"?'),
+        ("run=5", "run: Input should be"),
+        ("run", "write --set section.key=value"),
+        ("run.steps.more=5", "steps is a value, not a section"),
+    ],
+)
+def test_bad_settings_are_named(path, setting, complaint):
+    with pytest.raises(JobError) as error:
+        read_job(path, [setting])
+    assert complaint in str(error.value)
+
+
+def test_a_wrong_key_in_the_file_names_the_file(path):
+    path.write_text(JOB + "\nweigth_decay = 0.1")
+    with pytest.raises(
+        JobError, match=f'{path}: unknown key "solver.optimizer.weigth_decay"; did you mean "weight_decay"'
+    ):
+        read_job(path)
+
+
+def test_a_missing_section(path):
+    path.write_text("[run]\nsteps = 1")
+    with pytest.raises(JobError, match='"workload" is missing'):
+        read_job(path)
+
+
+@pytest.mark.parametrize("text", [None, "[run\nsteps = 1"])
+def test_an_unreadable_file(tmp_path, text):
+    file = tmp_path / "job.toml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(JobError, match=str(file)):
+        read_job(file)
+
+
+def test_a_ring_over_horovod_is_refused(path):
+    with pytest.raises(JobError, match="which Horovod lacks"):
+        read_job(path, ["run.backend=horovod", "exchange.name=ring"])
+
+
+def test_every_setting_is_described():
+    def undescribed(node, name):
+        if isinstance(node, dict):
+            for key, value in node.get("properties", {}).items():
+                if key != "name" and "description" not in value:
+                    yield f"{name}.{key}"
+
+    definitions = json.loads(schema())
+    assert [u for name, d in definitions["$defs"].items() for u in undescribed(d, name)] == []
