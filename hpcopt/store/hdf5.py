@@ -5,7 +5,6 @@ sha256 of their bytes. So every byte of such a file is guarded.
 """
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -111,7 +110,7 @@ def contiguous(parent: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.
     return h5py.Dataset(h5py.h5d.create(parent.id, name.encode(), kind, h5py.h5s.create_simple(shape), dcpl=plan))
 
 
-def place(dataset: h5py.Dataset, file_bytes: int) -> int:
+def place(dataset: h5py.Dataset) -> int:
     """Offset in bytes of a contiguous array's values in its file.
 
     Raises:
@@ -122,17 +121,16 @@ def place(dataset: h5py.Dataset, file_bytes: int) -> int:
     offset = dataset.id.get_offset()
     if offset is None:
         raise ValueError(f"{dataset.name} is not contiguous")
-    if offset + dataset.nbytes > file_bytes:
-        raise ValueError(f"{dataset.name} needs {offset + dataset.nbytes} bytes, the file ends at {file_bytes}")
+    file_bytes = Path(dataset.file.filename).stat().st_size
+    if dataset.file.mode == "r" and offset + dataset.nbytes > file_bytes:
+        raise ValueError(f"{dataset.name} ends at byte {offset + dataset.nbytes}, the file at {file_bytes}")
     return int(offset)
 
 
-def file_sha256(path: Path, offset: int, nbytes: int) -> str:
-    """Hexadecimal sha256 of a range of a file's bytes (fewer, if the file ends before)."""
-    digest = hashlib.sha256()
+def blocks(path: Path, offset: int, nbytes: int) -> Iterator[bytes]:
+    """Read a range of a file's bytes piece by piece; ends early if the file does."""
     with path.open("rb") as file:
         file.seek(offset)
         while nbytes > 0 and (block := file.read(min(BLOCK_BYTES, nbytes))):
-            digest.update(block)
+            yield block
             nbytes -= len(block)
-    return digest.hexdigest()

@@ -165,7 +165,10 @@ class Shards:
         for shard in self._shards[part::parts]:
             for name, field in self.fields.items():
                 nbytes = shard.rows * int(np.prod(field.shape)) * field.dtype.itemsize
-                if hdf5.file_sha256(shard.path, shard.offsets[name], nbytes) != shard.checksums[name]:
+                digest = hashlib.sha256()
+                for block in hdf5.blocks(shard.path, shard.offsets[name], nbytes):
+                    digest.update(block)
+                if digest.hexdigest() != shard.checksums[name]:
                     raise DataError(f"{shard.path}: `{name}` does not match its checksum: {self._remedy}")
 
     def _open(self, path: Path) -> tuple[dict[str, Field], dict[str, Any], _Shard]:
@@ -175,7 +178,7 @@ class Shards:
                 raise ValueError(f"schema_version {attributes.get('schema_version')}, expected {SCHEMA_VERSION}")
             fields = {name: Field(dataset.dtype, dataset.shape[1:]) for name, dataset in file.items()}
             (rows,) = {dataset.shape[0] for dataset in file.values()}
-            offsets = {name: hdf5.place(dataset, path.stat().st_size) for name, dataset in file.items()}
+            offsets = {name: hdf5.place(dataset) for name, dataset in file.items()}
             checksums = {name: hdf5.get_attributes(dataset)["sha256"] for name, dataset in file.items()}
         return fields, attributes, _Shard(path, rows, offsets, checksums)
 

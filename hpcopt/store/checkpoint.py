@@ -1,0 +1,194 @@
+"""Checkpoints of a job: a folder a step, a file a rank, complete or not there. Parts are trees (hpcopt/store/tree.py).
+
+    checkpoints/
+        step_00001234/
+            manifest.json     step, and of each part its size and checksum; written last
+            shared.h5         what all ranks have in common, written by rank 0
+            rank00000.h5 ...  what a rank has alone, each written by its rank
+        latest                name of the newest folder, for people and scripts
+
+While it is written the folder is called step_00001234.tmp; the rename is the commit. No rank writes another rank's
+file, and only rank 0 makes, renames and removes folders. The class knows no ranks: the caller makes the barriers.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hpcopt import __version__
+from hpcopt.errors import CheckpointError
+from hpcopt.store import hdf5
+from hpcopt.store.tree import REMEDY, read_tree, tree_checksum, verify_tree, write_tree
+
+SCHEMA_VERSION = 1
+SHARED = "shared"
+MANIFEST = "manifest.json"
+LATEST = "latest"
+
+__all__ = ["SHARED", "Checkpoints", "rank_part", "read_tree", "write_tree"]
+
+
+def rank_part(rank: int) -> str:
+    """Name of the part that a rank writes alone."""
+    return f"rank{rank:05d}"
+
+
+class Checkpoints:
+    """The checkpoints of one run directory.
+
+    To write step s: begin(s) on rank 0, barrier, write_part(s, ...) on every rank, barrier, commit(s) on rank 0.
+
+    Attributes:
+        folder: where they stand; made by the first begin().
+        keep: how many of the newest stay; at least 1.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = Path(folder), max(1, keep)
+
+    def begin(self, step: int) -> Path:
+        """Make the empty folder that write_part() fills, removing what earlier, interrupted checkpoints left behind.
+
+        Raises:
+            CheckpointError: the folder cannot be made.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for stale in self.folder.glob("step_*.tmp"):
+                shutil.rmtree(stale)
+            self._unfinished(step).mkdir()
+        except OSError as cause:
+            raise CheckpointError(f"cannot write to {self.folder} ({cause}): name a writable --run-dir") from cause
+        return self._unfinished(step)
+
+    def write_part(self, step: int, name: str, tree: Any) -> None:
+        """Write one part of the checkpoint that begin() opened.
+
+        Args:
+            step: as given to begin().
+            name: SHARED or rank_part(rank).
+            tree: see write_tree.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+            TypeError: the tree holds something that is not data.
+        """
+        path = self._unfinished(step) / f"{name}.h5"
+        try:
+            write_tree(path, tree, {"step": step, "part": name})
+        except (OSError, RuntimeError) as cause:  # HDF5 reports a full disk as either
+            raise CheckpointError(f"cannot write {path} ({cause}): is the disk full?") from cause
+
+    def commit(self, step: int, parts: Sequence[str]) -> Path:
+        """Make the checkpoint count, once all ranks have written: manifest, rename, `latest`, and prune the oldest.
+
+        Args:
+            step: as given to begin().
+            parts: the names of all parts that belong to it.
+
+        Returns:
+            The checkpoint's folder.
+
+        Raises:
+            CheckpointError: a part is missing or incomplete; the checkpoint does not count then.
+        """
+        unfinished, folder = self._unfinished(step), self.path(step)
+        about = {}
+        for name in parts:
+            path = unfinished / f"{name}.h5"
+            about[name] = {"sha256": tree_checksum(path), "bytes": path.stat().st_size}
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "step": step,
+            "hpcopt_version": __version__,
+            "date_created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "parts": about,
+        }
+        try:
+            _write_text(unfinished / MANIFEST, json.dumps(manifest, indent=1))
+            if folder.exists():  # the same step of an earlier attempt
+                folder.rename(folder.with_suffix(".old.tmp"))
+            hdf5.publish(unfinished, folder)
+            _write_text(self.folder / LATEST, folder.name + "\n")
+            self._prune()
+        except OSError as cause:
+            raise CheckpointError(f"cannot write to {self.folder} ({cause}): is the disk full?") from cause
+        return folder
+
+    def steps(self) -> list[int]:
+        """Steps of the committed checkpoints, newest first; whether they are undamaged is for read_part() to say."""
+        found = (re.fullmatch(r"step_(\d{8,})", path.name) for path in self.folder.glob("step_*"))
+        return sorted((int(match[1]) for match in found if match), reverse=True)
+
+    def parts(self, step: int) -> list[str]:
+        """Names of the parts of a committed checkpoint.
+
+        Raises:
+            CheckpointError: no such checkpoint, or its manifest is damaged.
+        """
+        return list(self._manifest(step)["parts"])
+
+    def read_part(self, step: int, name: str) -> Any:
+        """Read one part of a committed checkpoint.
+
+        Raises:
+            CheckpointError: no such checkpoint or part, or it is damaged.
+        """
+        return read_tree(self._known_part(step, name))
+
+    def verify(self, step: int) -> None:
+        """Read every byte of a committed checkpoint.
+
+        Raises:
+            CheckpointError: a part is missing or damaged.
+        """
+        for name in self.parts(step):
+            verify_tree(self._known_part(step, name))
+
+    def path(self, step: int) -> Path:
+        """Folder of a committed checkpoint."""
+        return self.folder / f"step_{step:08d}"
+
+    def _unfinished(self, step: int) -> Path:
+        return self.folder / f"step_{step:08d}.tmp"
+
+    def _manifest(self, step: int) -> dict[str, Any]:
+        path = self.path(step) / MANIFEST
+        try:
+            manifest = json.loads(path.read_text())
+            if manifest["schema_version"] != SCHEMA_VERSION or manifest["step"] != step:
+                raise ValueError(f"it is of schema {manifest['schema_version']}, step {manifest['step']}")
+            for part in manifest["parts"].values():
+                part["bytes"], part["sha256"]
+        except FileNotFoundError as cause:
+            raise CheckpointError(f"{path} is missing: {REMEDY}") from cause
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
+            raise CheckpointError(f"{path} is damaged ({cause!r}): {REMEDY}") from cause
+        return manifest  # type: ignore[no-any-return]
+
+    def _known_part(self, step: int, name: str) -> Path:
+        """Path of a part, after making sure that the file is the one the manifest was written for."""
+        path, parts = self.path(step) / f"{name}.h5", self._manifest(step)["parts"]
+        if name not in parts:
+            raise CheckpointError(f"{path.parent / MANIFEST} knows no part {name}, only {', '.join(parts)}: {REMEDY}")
+        if tree_checksum(path) != parts[name]["sha256"] or path.stat().st_size != parts[name]["bytes"]:
+            raise CheckpointError(f"{path} is not the file that {MANIFEST} was written for: {REMEDY}")
+        return path
+
+    def _prune(self) -> None:
+        for step in self.steps()[self.keep :]:
+            doomed = self.path(step).with_suffix(".old.tmp")  # no longer a checkpoint, even if interrupted here
+            self.path(step).rename(doomed)
+            shutil.rmtree(doomed)
+        for replaced in self.folder.glob("*.old.tmp"):
+            shutil.rmtree(replaced)
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    hdf5.publish(temporary, path)

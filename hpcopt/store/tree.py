@@ -1,0 +1,244 @@
+"""A tree of dicts, lists, tuples, tensors, arrays and numbers <-> one HDF5 file. Data only: reading it runs no code.
+
+The file holds the tree as a JSON document, in which a tensor is a number into a table, and the values of all tensors of
+one dtype as one contiguous array, so that thousands of small tensors cost no more than a few large ones. Values go to
+their place in the file as plain bytes, past the locks of HDF5 and of the interpreter, so other threads run on. A sha256
+over the document and all values is verified on load. docs/format.md describes the layout.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import BufferedReader, FileIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcopt.errors import CheckpointError
+from hpcopt.store import hdf5
+
+SCHEMA_VERSION = 1
+BUFFER_BYTES = 1 << 20
+REMEDY = "resume from another checkpoint, or start afresh with --fresh"
+
+INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+STORED_AS = {name: name for name in (*INTEGERS, "float16", "float32", "float64", "complex64", "complex128")}
+# What HDF5 has no type for is stored as unsigned integers of the same width.
+STORED_AS |= {"bool": "uint8", "bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
+
+
+class _Leaf(NamedTuple):
+    """A tensor or array: its values are number first and on in the file's array of its dtype."""
+
+    kind: str  # "tensor" or "array"
+    dtype: str
+    shape: Sequence[int]
+    first: int
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+def write_tree(path: Path, tree: Any, attributes: Mapping[str, Any] | None = None) -> str:
+    """Write a tree to path, which appears complete and on disk, or not at all.
+
+    Args:
+        path: the file; its folder must exist.
+        tree: dicts with str or int keys, lists, tuples, strided torch tensors of any device and plain dtype, numeric
+            numpy arrays, int, float, str, bool, None. A float NaN comes back as a NaN, if not of the same bits.
+        attributes: text and numbers for the root of the file.
+
+    Returns:
+        Hexadecimal sha256 of document and values.
+
+    Raises:
+        TypeError: something in the tree is of another type; the message says where it stands.
+    """
+    leaves: list[Tensor | np.ndarray] = []
+    packed = _pack(tree, "tree", leaves)
+    table = _lay_out(leaves)
+    document = json.dumps({"tree": packed, "arrays": table}, allow_nan=False, separators=(",", ":")).encode()
+    digest = hashlib.sha256(document)
+    with hdf5.create(path) as file:
+        title = {"Conventions": hdf5.CONVENTIONS, "title": "hpcopt tree", "schema_version": SCHEMA_VERSION}
+        hdf5.set_attributes(file, {**title, **(attributes or {})})
+        file.create_dataset("document", data=np.frombuffer(document, np.uint8))
+        checksum = hdf5.contiguous(file, "sha256", (32,), np.dtype(np.uint8))
+        arrays = _create_arrays(file, table)
+        file.flush()
+        with Path(file.filename).open("r+b", BUFFER_BYTES) as raw, ThreadPoolExecutor(1) as hasher:
+            for dtype, indices in _by_dtype(table).items():
+                raw.seek(hdf5.place(arrays[dtype]))
+                for index in indices:
+                    values = _bytes(_on_cpu(leaves[index]))
+                    hasher.submit(digest.update, values)
+                    raw.write(values)
+            hasher.shutdown()
+            raw.seek(hdf5.place(checksum))
+            raw.write(digest.digest())
+    return digest.hexdigest()
+
+
+def read_tree(path: Path) -> Any:
+    """Read what write_tree wrote; tensors come back on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, or damaged anywhere.
+    """
+    with hdf5.reading(path, CheckpointError, REMEDY) as file:
+        document = file["document"][...].tobytes()
+        contents = json.loads(document)
+        table = [_Leaf(*row) for row in contents["arrays"]]
+        leaves: list[Any] = [None] * len(table)
+        digest = hashlib.sha256(document)
+        with BufferedReader(FileIO(path), BUFFER_BYTES) as raw, ThreadPoolExecutor(1) as hasher:
+            for dtype, indices in _by_dtype(table).items():
+                raw.seek(hdf5.place(_checked(file, dtype, [table[index] for index in indices])))
+                for index in indices:
+                    leaves[index] = _empty(table[index])
+                    values = _bytes(leaves[index])
+                    raw.readinto(values)
+                    hasher.submit(digest.update, values)
+        if digest.digest() != file["sha256"][...].tobytes():
+            raise ValueError("its values do not match its checksum")
+        return _unpack(contents["tree"], leaves)
+
+
+def tree_checksum(path: Path) -> str:
+    """Hexadecimal sha256 as the file states it, of what it should hold. Reads only the file's header."""
+    with hdf5.reading(path, CheckpointError, REMEDY) as file:
+        return str(file["sha256"][...].tobytes().hex())
+
+
+def verify_tree(path: Path) -> str:
+    """Read every byte and compare with the checksum, which is returned, without building the tree.
+
+    Raises:
+        CheckpointError: the file is missing, or damaged anywhere.
+    """
+    with hdf5.reading(path, CheckpointError, REMEDY) as file:
+        document = file["document"][...].tobytes()
+        digest = hashlib.sha256(document)
+        table = [_Leaf(*row) for row in json.loads(document)["arrays"]]
+        for dtype, indices in _by_dtype(table).items():
+            array = _checked(file, dtype, [table[index] for index in indices])
+            for block in hdf5.blocks(path, hdf5.place(array), array.nbytes):
+                digest.update(block)
+        if digest.digest() != file["sha256"][...].tobytes():
+            raise ValueError("its values do not match its checksum")
+    return digest.hexdigest()
+
+
+def _pack(node: Any, place: str, leaves: list[Tensor | np.ndarray]) -> Any:
+    """Turn a node into JSON: an object has one key, which says what it stands for; everything else is itself."""
+    match node:
+        case None | bool() | int() | str():
+            return node
+        case float():
+            return node if math.isfinite(node) else {"float": repr(float(node))}
+        case list():
+            return [_pack(value, f"{place}[{i}]", leaves) for i, value in enumerate(node)]
+        case tuple():
+            return {"tuple": [_pack(value, f"{place}[{i}]", leaves) for i, value in enumerate(node)]}
+        case dict():
+            if wrong := [key for key in node if type(key) not in (str, int)]:
+                raise TypeError(f"{place}: a checkpoint's keys are str or int, not {wrong[0]!r}")
+            return {"dict": [[key, _pack(value, f"{place}[{key!r}]", leaves)] for key, value in node.items()]}
+        case Tensor() | np.ndarray():
+            if _dtype_name(node) not in STORED_AS or (isinstance(node, Tensor) and node.layout != torch.strided):
+                raise TypeError(f"{place}: a checkpoint cannot hold {type(node).__name__} of {node.dtype}")
+            leaves.append(node)
+            return {"array": len(leaves) - 1}
+        case _:
+            raise TypeError(f"{place}: a checkpoint holds data, not {type(node).__name__}")
+
+
+def _unpack(node: Any, leaves: Sequence[Tensor | np.ndarray]) -> Any:
+    if isinstance(node, list):
+        return [_unpack(value, leaves) for value in node]
+    if not isinstance(node, dict):
+        return node
+    ((kind, content),) = node.items()
+    match kind:
+        case "float":
+            return float(content)
+        case "tuple":
+            return tuple(_unpack(value, leaves) for value in content)
+        case "dict":
+            return {key: _unpack(value, leaves) for key, value in content}
+        case "array":
+            return leaves[content]
+    raise ValueError(f"unknown kind {kind!r} in its document")
+
+
+def _lay_out(leaves: Sequence[Tensor | np.ndarray]) -> list[_Leaf]:
+    """Place the leaves one after the other in the array of their dtype."""
+    used: dict[str, int] = {}
+    table = []
+    for leaf in leaves:
+        dtype = _dtype_name(leaf)
+        kind = "tensor" if isinstance(leaf, Tensor) else "array"
+        table.append(_Leaf(kind, dtype, tuple(leaf.shape), used.get(dtype, 0)))
+        used[dtype] = table[-1].first + table[-1].size
+    return table
+
+
+def _by_dtype(table: Sequence[_Leaf]) -> dict[str, list[int]]:
+    """Indices of the leaves of each dtype: the order of values in the file, and in the checksum."""
+    groups: dict[str, list[int]] = {}
+    for index, leaf in enumerate(table):
+        groups.setdefault(leaf.dtype, []).append(index)
+    return groups
+
+
+def _create_arrays(file: h5py.File, table: Sequence[_Leaf]) -> dict[str, h5py.Dataset]:
+    arrays, group = {}, file.create_group("values")
+    for dtype, indices in _by_dtype(table).items():
+        last = table[indices[-1]]
+        array = hdf5.contiguous(group, dtype, (last.first + last.size,), np.dtype(STORED_AS[dtype]))
+        hdf5.set_attributes(array, {"dtype": dtype, "units": "1", "long_name": f"values of all tensors of {dtype}"})
+        arrays[dtype] = array
+    return arrays
+
+
+def _checked(file: h5py.File, dtype: str, leaves: Sequence[_Leaf]) -> h5py.Dataset:
+    """The array of a dtype, after making sure that the leaves fill it exactly, one after the other."""
+    array, used = file[f"values/{dtype}"], 0
+    for leaf in leaves:
+        if leaf.first != used or min(leaf.shape, default=0) < 0:
+            raise ValueError("its table is inconsistent")
+        used += leaf.size
+    if array.shape != (used,) or array.dtype != STORED_AS[dtype]:
+        raise ValueError("its table does not fit its values")
+    return array
+
+
+def _dtype_name(leaf: Tensor | np.ndarray) -> str:
+    return str(leaf.dtype).removeprefix("torch.") if isinstance(leaf, Tensor) else leaf.dtype.name
+
+
+def _on_cpu(leaf: Tensor | np.ndarray) -> Tensor | np.ndarray:
+    """The same values as contiguous memory of this machine's byte order; copies only if needed."""
+    if isinstance(leaf, Tensor):
+        return leaf.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    return np.ascontiguousarray(leaf, leaf.dtype.newbyteorder("="))
+
+
+def _empty(leaf: _Leaf) -> Tensor | np.ndarray:
+    if leaf.kind == "array":
+        return np.empty(leaf.shape, leaf.dtype)
+    return torch.empty(leaf.shape, dtype=getattr(torch, leaf.dtype))
+
+
+def _bytes(leaf: Tensor | np.ndarray) -> memoryview:
+    """The memory of a contiguous leaf as bytes; not a copy."""
+    if isinstance(leaf, Tensor):
+        leaf = torch.empty(0).numpy() if leaf.numel() == 0 else leaf.reshape(-1).view(torch.uint8).numpy()
+    return leaf.reshape(-1).view(np.uint8).data
