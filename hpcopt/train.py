@@ -153,6 +153,11 @@ def train(job: "Job", world: "World", options: argparse.Namespace) -> int:
     with world.together():
         workload = job.workload.build(job.run.seed)
         workload.verify(world.rank, world.size)
+    target = job.run.stop_at
+    if target is not None and target.metric not in workload.scores:
+        raise JobError(
+            f"[run] stop_at.metric = {target.metric!r}, but there is {' and '.join(workload.scores)}"
+        ).everywhere()
     torch.manual_seed(job.run.seed * 1_000_003 + world.rank)  # what a rank draws from here on is its own
     steps = job.run.total_steps(workload.steps_per_epoch)
     progress = Progress(directory.log, speaks=world.rank == 0, total=steps, every_s=job.run.log_every_s)

@@ -1,0 +1,88 @@
+"""Write docs/job.md, the reference of every key of a job file, from the schema: python docs/job_reference.py"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from hpcopt.job import Job
+
+PAGE = Path(__file__).with_name("job.md")
+
+HEAD = """\
+# Job reference
+
+Generated from the schema by `python docs/job_reference.py`. A job is a TOML file; each section is one choice, made by its `name` where there
+is more than one. Any key can be changed on the command line: `--set solver.optimizer.lr=0.05`. A key that is not here stops the job before
+anything starts. `python -m hpcopt.train JOB.toml --dry-run` prints the job with every default filled in; `--schema` prints the JSON schema.
+"""
+
+
+def reference() -> str:
+    """The page."""
+    schema = Job.model_json_schema()
+    lines = [HEAD]
+    for section, value in schema["properties"].items():
+        lines.append(f"## [{section}]\n\n{value['description'].capitalize()}.\n")
+        for choice in choices(value, schema):
+            lines += describe(choice, section, schema)
+    return "\n".join(lines)
+
+
+def choices(value: dict[str, Any], schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """The config classes that a key takes; none for a plain value."""
+    references = [v["$ref"] for v in (value, *value.get("oneOf", ()), *value.get("anyOf", ())) if "$ref" in v]
+    return [schema["$defs"][reference.rsplit("/", 1)[1]] for reference in references]
+
+
+def describe(model: dict[str, Any], section: str, schema: dict[str, Any]) -> list[str]:
+    """A table of a config class's keys, then the tables of the sections inside it."""
+    name = model["properties"].get("name", {})
+    chosen = f'`name = "{name["const"]}"`: ' if "const" in name else ""
+    lines = [f"### [{section}] {chosen}{model.get('description', '')}\n", "| key | takes | default | meaning |", "|---|---|---|---|"]
+    inner = []
+    for key, value in model["properties"].items():
+        if "const" in value:
+            continue
+        nested = choices(value, schema)
+        takes = "a section" if nested else kind(value)
+        default = default_of(value, key in model.get("required", ()))
+        lines.append(f"| `{key}` | {takes} | {default} | {value.get('description', '')} |")
+        inner += [(f"{section}.{key}", choice) for choice in nested]
+    lines.append("")
+    for place, choice in inner:
+        lines += describe(choice, place, schema)
+    return lines
+
+
+def kind(value: dict[str, Any]) -> str:
+    """What a plain key takes, in words."""
+    if "anyOf" in value:
+        return " or ".join(kind(v) for v in value["anyOf"] if v.get("type") != "null")
+    if "enum" in value:
+        return ", ".join(f"`{v}`" for v in value["enum"])
+    words = {"integer": "integer", "number": "number", "string": "text", "boolean": "true, false", "array": "list"}
+    bounds = [
+        f"{sign} {value[bound]}"
+        for bound, sign in (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
+        if bound in value
+    ]
+    return " ".join([words.get(value.get("type", ""), "value"), *bounds])
+
+
+def default_of(value: dict[str, Any], required: bool) -> str:
+    """How a default reads in the table."""
+    if required:
+        return "required"
+    default = value.get("default")
+    if default is None:
+        return "off"
+    if isinstance(default, dict):
+        return f"`{default['name']}`" if "name" in default else ""
+    text = str(default).lower() if isinstance(default, bool) else str(default)
+    return f"`{text}`"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(reference())

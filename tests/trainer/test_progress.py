@@ -1,0 +1,33 @@
+"""A log has plain dated lines, few of them, and never a carriage return; other ranks than 0 are silent."""
+
+import re
+
+from hpcopt.trainer.progress import Progress
+
+
+def test_a_batch_log(tmp_path, capsys):
+    progress = Progress(tmp_path / "log.txt", speaks=True, total=100, every_s=1000)
+    progress.say("hello\nthere")
+    for done in range(1, 101):
+        progress.step(done, 0.5, 1234.0, 0.25)
+    progress.close()
+    out = capsys.readouterr().out
+    assert out == (tmp_path / "log.txt").read_text()
+    assert "\r" not in out
+    assert "\x1b" not in out
+    lines = out.splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ ", line) for line in lines)
+    assert [line[21:] for line in lines] == [
+        "hello",
+        "there",
+        "step=100/100 loss=0.5 samples/s=1,234 exchange=25% eta=0m00s",
+    ]
+
+
+def test_other_ranks_are_silent(tmp_path, capsys):
+    progress = Progress(tmp_path / "log.txt", speaks=False, total=1, every_s=0)
+    progress.say("hello")
+    progress.step(1, 0.5, 1.0, 0.0)
+    progress.close()
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "log.txt").exists()
