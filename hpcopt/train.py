@@ -172,13 +172,15 @@ def train(job: "Job", world: "World", options: argparse.Namespace) -> int:
     position = restore(world, checkpoints, solver, progress.say)
     if position is None and options.resume:
         raise JobError(f"--resume, but {directory.checkpoints} has no checkpoint").everywhere()
+    if position is not None:
+        position.require_same_run(job.as_dict())
     file = MetricsFile(directory.metrics)
     with world.together():
         if world.rank == 0:
             directory.job.write_text(job.as_toml())
             start_metrics(file, job, world, position.step if position else 0)
-    position = position or Position(seed=job.run.seed, ranks=world.size)
-    position.ranks = world.size
+    position = position or Position()
+    position.ranks, position.job = world.size, job.as_dict()
     recorder = Recorder(world, file, clock, position.elapsed_s)
     trainer = Trainer(world, job.run, workload, solver, checkpoints, recorder, progress, clock, position)
     try:

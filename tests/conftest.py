@@ -1,7 +1,8 @@
-"""What all tests share: parts that may be missing here, MPI runs that end when one rank fails, a folder common to all ranks.
+"""What all tests share: parts that may be missing here, MPI runs that end when one rank fails, a folder common to all
+ranks.
 
-A test marked ``parallel([2, 3, 4])`` runs under ``mpirun -n N python -m pytest -m "parallel[N]"``, all of one N in one go;
-``make test`` does this for every N. Under a plain pytest each starts an mpirun of its own.
+A test marked ``parallel([2, 3, 4])`` runs under ``mpirun -n N python -m pytest -m "parallel[N]"``, all of one N in one
+go; ``make test`` does this for every N. Under a plain pytest each starts an mpirun of its own.
 """
 
 import importlib.util

@@ -19,7 +19,7 @@ class FlatGradients:
         for dtype in dict.fromkeys(p.dtype for p in parameters):
             mine = [p for p in parameters if p.dtype == dtype]
             buffer = torch.zeros(sum(p.numel() for p in mine), dtype=dtype)
-            pieces = torch.split(buffer, [p.numel() for p in mine])  # type: ignore[no-untyped-call]
+            pieces = torch.split(buffer, [p.numel() for p in mine])
             for p, piece in zip(mine, pieces, strict=True):
                 self._views.append((p, piece.view_as(p)))
             self.buffers.append(buffer)
@@ -33,7 +33,8 @@ class FlatGradients:
 
     def norm(self) -> Tensor:
         """Euclidean norm over all gradients, as a float64 scalar."""
-        return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(b.double()) for b in self.buffers]))
+        norms = [torch.linalg.vector_norm(buffer, dtype=torch.float64) for buffer in self.buffers]
+        return torch.stack(norms).square().sum().sqrt()
 
     def scale(self, factor: float) -> None:
         """Multiply every gradient."""

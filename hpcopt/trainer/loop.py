@@ -55,7 +55,7 @@ class Trainer:
         self._evaluate_every = run.evaluate_every or workload.steps_per_epoch
         self._checkpoint_every = run.checkpoint_every or workload.steps_per_epoch
         self._start_s = time.monotonic()
-        self._saved_step = position.step if position.ranks else -1
+        self._saved_step = position.step
 
     def train(self) -> Outcome:
         """Run to the end, whichever it is. Collective.

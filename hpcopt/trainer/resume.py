@@ -7,16 +7,9 @@ from typing import Any
 import torch
 
 from hpcopt.comm.world import World
-from hpcopt.errors import CheckpointError
+from hpcopt.errors import CheckpointError, JobError
 from hpcopt.solvers.solver import Solver, Tree
-from hpcopt.store.checkpoint import Checkpoints
-
-SHARED = "shared"
-
-
-def rank_part(rank: int) -> str:
-    """Name of a rank's own part of a checkpoint."""
-    return f"rank{rank:05d}"
+from hpcopt.store.checkpoint import SHARED, Checkpoints, rank_part
 
 
 @dataclass
@@ -27,15 +20,30 @@ class Position:
         step: steps done.
         elapsed_s: wall seconds they took.
         scores: of the last evaluation.
-        seed: of the run.
-        ranks: that saved this.
+        ranks: that saved this; 0 if nobody has yet.
+        job: the job as plain data.
     """
 
     step: int = 0
     elapsed_s: float = 0.0
     scores: dict[str, float] = field(default_factory=dict)
-    seed: int = 0
     ranks: int = 0
+    job: dict[str, Any] = field(default_factory=dict)
+
+    def require_same_run(self, job: dict[str, Any]) -> None:
+        """Refuse to go on with other samples or another seed than the steps up to here had; anything else may change.
+
+        Raises:
+            JobError: on all ranks.
+        """
+        for section, keys in (("run", ("seed",)), ("workload", job["workload"].keys() - {"data", "model"})):
+            for key in keys:
+                before, now = self.job[section].get(key), job[section].get(key)
+                if before != now:
+                    raise JobError(
+                        f"the checkpoint was made with [{section}] {key} = {before!r}, not {now!r}: "
+                        "go on with that, or start over with --fresh"
+                    ).everywhere()
 
 
 def save(world: World, checkpoints: Checkpoints, position: Position, solver: Solver) -> None:

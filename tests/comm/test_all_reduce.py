@@ -1,4 +1,6 @@
-"""Ring and recursive doubling against numpy's sum, for every kind of P and n, on threads; MPI is held to the same in test_mpi.py."""
+"""Ring and recursive doubling against numpy's sum, for every kind of P and n, on threads; MPI is held to the same in
+test_mpi.py.
+"""
 
 import numpy as np
 import pytest

@@ -1,0 +1,306 @@
+"""The front door, end to end: one process here, several under mpirun; what goes wrong is said, and nothing is lost."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from hpcopt.prepare import prepare
+from hpcopt.store.checkpoint import Checkpoints
+from hpcopt.train import main
+
+JOB = """
+[run]
+name = "t"
+steps = 12
+evaluate_every = 6
+checkpoint_every = 3
+debug = true
+[workload]
+data = "DATA/digits"
+batch = 64
+[workload.model]
+name = "mlp"
+hidden = [32]
+[solver.optimizer]
+name = "sgd"
+lr = 0.1
+"""
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    prepare("digits", folder)
+    return folder
+
+
+@pytest.fixture
+def job(data, tmp_path) -> str:
+    path = tmp_path / "job.toml"
+    path.write_text(JOB.replace("DATA", str(data)))
+    return str(path)
+
+
+def losses(run: Path) -> np.ndarray:
+    with h5py.File(run / "metrics.h5") as file:
+        np.testing.assert_array_equal(file["steps/step"][:], np.arange(1, len(file["steps/step"]) + 1))
+        return file["steps/loss"][:]
+
+
+def parameters(run: Path) -> torch.Tensor:
+    checkpoints = Checkpoints(run / "checkpoints", keep=2)
+    model = checkpoints.read_part(checkpoints.steps()[0], "shared")["solver"]["model"]
+    return torch.cat([p.reshape(-1) for p in model.values()])
+
+
+def test_a_run_leaves_its_files_and_says_its_figures(job, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main([job, "--run-dir", str(run)]) == 0
+    assert sorted(p.name for p in run.iterdir()) == ["checkpoints", "job.toml", "log.txt", "metrics.h5"]
+    assert len(losses(run)) == 12
+    out = capsys.readouterr().out
+    assert re.search(r"FOM test_accuracy 0\.\d+ 1\n", out)
+    assert re.search(r"FOM step_time_median \S+ s\n", out)
+    assert main([str(run / "job.toml"), "--run-dir", str(run)]) == 0  # the resolved job is a job; nothing is left to do
+    assert "resumed at step 12" in capsys.readouterr().out
+    assert len(losses(run)) == 12
+
+
+def test_stopping_and_resuming_changes_no_bit(job, tmp_path):
+    assert main([job, "--run-dir", str(tmp_path / "straight")]) == 0
+    for steps in (4, 5, 12):
+        assert main([job, "--run-dir", str(tmp_path / "parts"), "--set", f"run.steps={steps}"]) == 0
+    np.testing.assert_array_equal(losses(tmp_path / "parts"), losses(tmp_path / "straight"))
+    assert torch.equal(parameters(tmp_path / "parts"), parameters(tmp_path / "straight"))
+
+
+def test_a_signal_checkpoints_and_asks_for_a_requeue(job, tmp_path, monkeypatch, capsys):
+    from hpcopt.trainer.loop import Trainer
+
+    record = Trainer._record
+
+    def record_then_signal(self, *arguments):
+        record(self, *arguments)
+        if self._position.step == 5:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr(Trainer, "_record", record_then_signal)
+    run = tmp_path / "run"
+    assert main([job, "--run-dir", str(run)]) == 85
+    assert "told to stop by a signal after step 6 of 12" in capsys.readouterr().out
+    assert Checkpoints(run / "checkpoints", keep=2).steps()[0] == 6
+    monkeypatch.undo()
+    assert main([job, "--run-dir", str(run)]) == 0
+    assert main([job, "--run-dir", str(tmp_path / "straight")]) == 0
+    assert torch.equal(parameters(run), parameters(tmp_path / "straight"))
+
+
+def test_a_used_up_time_budget_asks_for_a_requeue(job, tmp_path):
+    assert main([job, "--run-dir", str(tmp_path / "run"), "--set", "run.time_budget=1e-3"]) == 85
+    assert Checkpoints(tmp_path / "run" / "checkpoints", keep=2).steps() == [1]
+
+
+def test_a_target_ends_the_run(job, tmp_path, capsys):
+    target = "run.stop_at={metric = 'test_accuracy', value = 0.2}"
+    arguments = [job, "--run-dir", str(tmp_path / "run"), "--set", target, "--set", "run.evaluate_every=2"]
+    assert main(arguments) == 0
+    assert "target reached after step" in capsys.readouterr().out
+    assert main(arguments) == 0
+    assert len(losses(tmp_path / "run")) < 12
+
+
+def test_a_damaged_newest_checkpoint_falls_back_and_says_so(job, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main([job, "--run-dir", str(run), "--set", "run.steps=9"]) == 0
+    newest, before = Checkpoints(run / "checkpoints", keep=2).steps()
+    part = next((run / "checkpoints").glob(f"*{newest}/shared*"))
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    part.write_bytes(content)
+    assert main([job, "--run-dir", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert f"checkpoint of step {newest} cannot be used" in out
+    assert f"resumed at step {before}" in out
+    assert main([job, "--run-dir", str(tmp_path / "straight")]) == 0
+    np.testing.assert_array_equal(losses(run), losses(tmp_path / "straight"))
+
+
+def test_fresh_moves_the_old_run_aside(job, tmp_path):
+    run = tmp_path / "run"
+    assert main([job, "--run-dir", str(run), "--set", "run.steps=2"]) == 0
+    assert main([job, "--run-dir", str(run), "--set", "run.steps=3", "--fresh"]) == 0
+    assert len(losses(run)) == 3
+    assert len(losses(next(tmp_path.glob("run.before-*")))) == 2
+
+
+def test_a_diverged_run_says_so(job, tmp_path, capsys):
+    assert main([job, "--run-dir", str(tmp_path / "run"), "--set", "solver.optimizer.lr=1e30"]) == 3
+    assert "clip_norm" in capsys.readouterr().err
+
+
+def test_dry_run_plans_for_ranks_that_are_not_there(job, capsys):
+    assert main([job, "--dry-run", "--ranks", "48"]) == 0
+    out = capsys.readouterr().out
+    parameters = 64 * 32 + 32 + 32 * 10 + 10
+    assert "ranks          48" in out
+    assert "64 samples, 1 or 2 a rank" in out
+    assert f"{2 * 47 * 4 * parameters // 48:,} sent by each rank" in out
+    assert 'name = "data_parallel"' in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--set", "run.stepps=3"], 'did you mean "steps"?'),
+        (["--set", "run.steps=many"], "valid integer"),
+        (["--set", "workload.data=/nowhere/else"], "/nowhere/else"),
+        (["--set", "workload.batch=1000000"], "training samples"),
+        (["--set", "run.stop_at={metric='speed', value=1}"], "test_accuracy"),
+        (["--resume"], "has no checkpoint"),
+        (["--run-dir", "/proc/nowhere"], "cannot write to the run directory"),
+        (["--dry-run", "--ranks", "65"], "cannot be shared by 65 ranks"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(job, tmp_path, capsys, arguments, complaint):
+    assert main([job, "--run-dir", str(tmp_path / "run"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert "Traceback" not in error
+    assert len(error.splitlines()) < 10
+
+
+def test_a_truncated_shard(job, data, tmp_path, capsys):
+    copy = tmp_path / "digits"
+    shutil.copytree(data / "digits", copy)
+    shard = next(copy.glob("train-*"))
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    assert main([job, "--run-dir", str(tmp_path / "run"), "--set", f"workload.data={copy}"]) == 2
+    assert shard.name in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_model(job, tmp_path, capsys):
+    assert main([job, "--run-dir", str(tmp_path / "run"), "--set", "run.steps=3"]) == 0
+    assert main([job, "--run-dir", str(tmp_path / "run"), "--set", "workload.model.hidden=[33]"]) == 2
+    assert "does not fit" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_other_samples(job, tmp_path, capsys):
+    assert main([job, "--run-dir", str(tmp_path / "run"), "--set", "run.steps=3"]) == 0
+    for change, was in (("workload.batch=32", "batch = 64"), ("run.seed=5", "seed = 0")):
+        assert main([job, "--run-dir", str(tmp_path / "run"), "--set", change]) == 2
+        assert was in capsys.readouterr().err
+
+
+@pytest.mark.parallel([2, 3, 4])
+@pytest.mark.parametrize("backend", ["mpi", "horovod"])
+def test_any_number_of_ranks_draws_the_same_curve(backend, request, shared_tmp_path):
+    if backend == "horovod":
+        request.getfixturevalue("horovod")
+    from mpi4py import MPI
+
+    if MPI.COMM_WORLD.rank == 0:
+        prepare("digits", shared_tmp_path)
+        (shared_tmp_path / "job.toml").write_text(JOB.replace("DATA", str(shared_tmp_path)))
+    MPI.COMM_WORLD.barrier()
+    run = shared_tmp_path / "run"
+    settings = ["--set", f"run.backend={backend}", "--set", "run.steps=50"]
+    assert main([str(shared_tmp_path / "job.toml"), "--run-dir", str(run), *settings]) == 0
+    if MPI.COMM_WORLD.rank == 0:
+        np.testing.assert_allclose(losses(run), serial_losses(shared_tmp_path, 50), rtol=1e-4)
+
+
+def serial_losses(folder: Path, steps: int) -> list[float]:
+    """The job again, in plain torch."""
+    from hpcopt.job import read_job
+
+    job = read_job(folder / "job.toml")
+    workload = job.workload.build(job.run.seed)
+    optimizer = torch.optim.SGD(workload.model.parameters(), lr=0.1, momentum=0.9)
+    result = []
+    for _, batch in zip(range(steps), workload.train_batches(0, 1, 0), strict=False):
+        optimizer.zero_grad()
+        loss = workload.loss(workload.model, batch)
+        loss.backward()
+        optimizer.step()
+        result.append(loss.item())
+    return result
+
+
+def mpirun(ranks: int, *arguments: str) -> subprocess.Popen:
+    program = [str(Path(sys.executable).with_name("mpirun")), "-n", str(ranks), sys.executable, "-m", "hpcopt.train"]
+    root = Path(__file__).parents[1]
+    return subprocess.Popen([*program, *arguments], stderr=subprocess.PIPE, text=True, cwd=root, start_new_session=True)
+
+
+def children(pid: int) -> list[int]:
+    """The ranks under an mpirun."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            command, parent = re.match(r"\d+ \((.*)\) \S (\d+)", stat.read_text()).groups()
+        except (OSError, AttributeError):
+            continue
+        if int(parent) == pid:
+            child = int(stat.parent.name)
+            found += [child] if command.startswith("python") else children(child)
+    return found
+
+
+def test_a_killed_rank_ends_the_job_and_the_next_start_loses_no_bit(job, tmp_path):
+    long = ["--set", "run.steps=300", "--set", "run.checkpoint_every=20", "--set", "run.debug=false"]
+    killed = mpirun(3, job, "--run-dir", str(tmp_path / "run"), *long)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "checkpoints" / "latest").exists():
+        assert time.monotonic() < deadline
+        assert killed.poll() is None
+        time.sleep(0.02)
+    os.kill(children(killed.pid)[-1], signal.SIGKILL)
+    killed.communicate(timeout=20)
+    assert killed.returncode != 0
+    again = mpirun(3, job, "--run-dir", str(tmp_path / "run"), "--resume", *long)
+    straight = mpirun(3, job, "--run-dir", str(tmp_path / "straight"), *long)
+    for process in (again, straight):
+        process.communicate(timeout=100)
+        assert process.returncode == 0
+    np.testing.assert_array_equal(losses(tmp_path / "run"), losses(tmp_path / "straight"))
+    assert torch.equal(parameters(tmp_path / "run"), parameters(tmp_path / "straight"))
+
+
+def test_bad_input_is_said_once_and_ends_every_rank(job, tmp_path):
+    process = mpirun(2, job, "--run-dir", str(tmp_path / "run"), "--set", "workload.batch=1")
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 2
+    assert error.count("cannot be shared by 2 ranks") == 1
+
+
+def test_a_bug_on_one_rank_shows_its_traceback_and_ends_all(job, tmp_path):
+    bug = (
+        "import sys, hpcopt.train as t, hpcopt.solvers.data_parallel as d\n"
+        "step = d.DataParallel.step\n"
+        "def broken(self, batch):\n"
+        "    if self._step == 3 and t.launch_from().rank == 1: raise ZeroDivisionError('mine')\n"
+        "    return step(self, batch)\n"
+        "d.DataParallel.step = broken\n"
+        "sys.exit(t.main(sys.argv[1:]))\n"
+    )
+    program = [str(Path(sys.executable).with_name("mpirun")), "-n", "2", sys.executable, "-c", bug]
+    done = subprocess.run(
+        [*program, job, "--run-dir", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.returncode == 1
+    assert "rank 1 on" in done.stderr
+    assert "ZeroDivisionError: mine" in done.stderr
