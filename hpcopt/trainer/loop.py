@@ -8,7 +8,7 @@ from enum import Enum
 import torch
 
 from hpcopt.comm.world import World
-from hpcopt.errors import EXIT_DONE, EXIT_REQUEUE, DivergedError
+from hpcopt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_REQUEUE, DivergedError
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.solver import Solver, StepStats
 from hpcopt.store.checkpoint import Checkpoints
@@ -67,7 +67,7 @@ class Trainer:
             outcome = self._steps(signals)
         if self._position.step != self._saved_step:
             self._save()
-        self._recorder.flush()
+        self._recorder.finish(outcome.value[1], outcome.exit_code)
         self._progress.say(f"{outcome.value[1]} after step {self._position.step} of {self._total}")
         self._summarise()
         return outcome
@@ -86,7 +86,7 @@ class Trainer:
                 loss, stop, late, flush = self._agree(stats.loss, signals.received is not None)
             self._record(loss, stats)
             if not math.isfinite(loss):
-                self._recorder.flush()
+                self._recorder.finish("diverged", EXIT_DIVERGED)
                 raise DivergedError(
                     f"the loss became {loss} at step {position.step}; the last checkpoint is of step "
                     f"{self._saved_step}. Lower the learning rate, or add [solver] clip_norm"

@@ -81,6 +81,12 @@ class Recorder:
         if self._world.rank == 0:
             self._file.append_evaluation(step, self.elapsed_s, scores)
 
+    def finish(self, outcome: str, exit_code: int) -> None:
+        """Write what is left, and why the run ended. Collective."""
+        self.flush()
+        if self._world.rank == 0:
+            self._file.finish(outcome, exit_code)
+
     def _append(self, rows: np.ndarray) -> None:
         """Write rows, shape (steps, ranks, phases and bytes)."""
         count = len(PHASES)
