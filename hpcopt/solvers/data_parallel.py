@@ -53,6 +53,7 @@ class DataParallel:
     ) -> None:
         """Start from rank 0's parameters. Collective."""
         self.model = model
+        self.data_rank, self.data_size = world.rank, world.size
         self._config, self._loss, self._exchange, self._clock = config, loss, exchange, clock
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._gradients = FlatGradients(self._parameters)
@@ -87,6 +88,9 @@ class DataParallel:
         self._optimizer.step()
         self._step += 1
         return lr
+
+    def gather(self) -> None:
+        """Every rank has it all."""
 
     def plan(self) -> dict[str, str]:
         sent = sum(self._exchange.planned_bytes(buffer) for buffer in self._gradients.buffers)

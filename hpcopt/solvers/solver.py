@@ -59,13 +59,45 @@ class StepStats:
 Loss = Callable[[nn.Module, Batch], Tensor]  # mean over the batch's samples
 
 
+@dataclass(frozen=True)
+class OutputLoss:
+    """A loss that needs nothing of the model but its outputs: the kind that a solver can take apart.
+
+    Attributes:
+        inputs: what the model gets of a batch, shape (n, ...).
+        criterion: mean over the batch's samples, from the model's outputs and the batch.
+        example: inputs of one sample, shape (1, ...), from which shapes and costs inside the model can be learnt.
+    """
+
+    inputs: Callable[[Batch], Tensor]
+    criterion: Callable[[Tensor, Batch], Tensor]
+    example: Tensor
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss of a batch."""
+        return self.criterion(model(self.inputs(batch)), batch)
+
+
 class Solver(Protocol):
-    """Owns a model's parameters and whatever the ranks must exchange to move them."""
+    """Owns a model's parameters and whatever the ranks must exchange to move them.
+
+    Attributes:
+        model: the whole model; parameters that other ranks own are as of the last ``gather``.
+        data_rank, data_size: this rank takes the data_rank'th of data_size parts of every global batch. Ranks that hold
+            different pieces of one model take the same part.
+    """
 
     model: nn.Module
+    data_rank: int
+    data_size: int
 
     def step(self, batch: Batch) -> StepStats:
         """Move the parameters by one global batch. Collective."""
+
+    def gather(self) -> None:
+        """Make ``model`` the same on all ranks, with nothing left under way: before an evaluation or a checkpoint.
+        Collective.
+        """
 
     def plan(self) -> dict[str, str]:
         """What a step will do, for a person: lines of (what, how much)."""

@@ -74,7 +74,7 @@ class Trainer:
 
     def _steps(self, signals: StopSignals) -> Outcome:
         position = self._position
-        batches = self._workload.train_batches(self._world.rank, self._world.size, position.step)
+        batches = self._workload.train_batches(self._solver.data_rank, self._solver.data_size, position.step)
         while position.step < self._total:
             if self._target_reached():
                 return Outcome.TARGET
@@ -129,6 +129,7 @@ class Trainer:
         return target is not None and target.metric in scores and target.reached(scores)
 
     def _evaluate(self) -> None:
+        self._solver.gather()
         with self._clock("evaluate"):
             self._position.scores = evaluate(self._world, self._workload, self._solver.model)
         self._recorder.evaluation(self._position.step, self._position.scores)

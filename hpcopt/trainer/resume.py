@@ -49,6 +49,7 @@ class Position:
 def save(world: World, checkpoints: Checkpoints, position: Position, solver: Solver) -> None:
     """Write a checkpoint: what is the same everywhere by rank 0, each rank's own by itself. Collective."""
     step = position.step
+    solver.gather()
     with world.together():
         if world.rank == 0:
             checkpoints.begin(step)

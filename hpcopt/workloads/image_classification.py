@@ -14,7 +14,7 @@ from hpcopt.config import Config
 from hpcopt.errors import DataError, JobError
 from hpcopt.models.mlp import MlpConfig
 from hpcopt.models.resnet import ResNetConfig
-from hpcopt.solvers.solver import Batch
+from hpcopt.solvers.solver import Batch, OutputLoss
 from hpcopt.store.shards import Shards
 from hpcopt.workloads.order import TrainOrder, share
 
@@ -59,6 +59,11 @@ class ImageClassification:
         self._order = TrainOrder(self.train_samples, self.batch, seed)
         attributes = self._train.attributes
         self._mean, self._std = float(attributes["mean"]), float(attributes["std"])
+        self.loss = OutputLoss(
+            inputs=lambda batch: batch.tensors["images"],
+            criterion=lambda logits, batch: F.cross_entropy(logits, batch.tensors["labels"]),
+            example=torch.zeros(1, *self._train.fields["images"][1]),
+        )
         torch.manual_seed(seed)
         self.model: nn.Module = config.model.build(self._train.fields["images"][1], int(attributes["classes"]))
 
@@ -81,9 +86,6 @@ class ImageClassification:
         for start in range(0, len(mine), TEST_BATCH):
             rows = mine[start : start + TEST_BATCH]
             yield self._read(self._test, rows, self.test_samples)
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return F.cross_entropy(model(batch.tensors["images"]), batch.tensors["labels"])
 
     def score(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         logits, labels = model(batch.tensors["images"]), batch.tensors["labels"]

@@ -5,9 +5,16 @@ ranks.
 import numpy as np
 
 
-def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of all samples in an epoch, shape (samples,), int64."""
-    return np.random.default_rng([seed, epoch]).permutation(samples)
+def epoch_order(samples: int, batch: int, seed: int, epoch: int) -> np.ndarray:
+    """The global batches of an epoch, shape (samples // batch, batch), int64.
+
+    The samples are cut into ``batch`` strata of consecutive ones, and every batch has one of each, in a new random
+    order each epoch: place j of a batch always holds a sample of stratum j. So a sample comes back to the same rank in
+    every epoch, where a solver may keep a state of its own for it, and a rank reads one part of the data only.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    strata = np.array_split(np.arange(samples), batch)
+    return np.stack([generator.permutation(stratum)[: samples // batch] for stratum in strata], axis=1)
 
 
 def share(items: np.ndarray, rank: int, size: int) -> np.ndarray:
@@ -21,7 +28,7 @@ class TrainOrder:
     def __init__(self, samples: int, batch: int, seed: int) -> None:
         self._samples, self._batch, self._seed = samples, batch, seed
         self._epoch = -1
-        self._order = np.empty(0, np.int64)
+        self._order = np.empty((0, batch), np.int64)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -32,5 +39,5 @@ class TrainOrder:
         """The samples that rank has in the global batch of a step, shape (n,), int64."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, epoch_order(self._samples, self._seed, epoch)
-        return share(self._order[place * self._batch : (place + 1) * self._batch], rank, size)
+            self._epoch, self._order = epoch, epoch_order(self._samples, self._batch, self._seed, epoch)
+        return share(self._order[place], rank, size)

@@ -36,7 +36,9 @@ class Workload(Protocol):
         """
 
     def train_batches(self, rank: int, size: int, start: int) -> Iterator[Batch]:
-        """Give this rank's part of every global batch, for ever, from step ``start`` on."""
+        """Give the rank-th of size parts of every global batch, for ever, from step ``start`` on. A sample always comes
+        in the same part.
+        """
 
     def test_batches(self, rank: int, size: int) -> Iterator[Batch]:
         """Give this rank's part of the test samples, once; it may be empty."""

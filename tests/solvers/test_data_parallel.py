@@ -80,8 +80,11 @@ def test_micro_batches_change_nothing(accumulate):
 
 
 def test_the_losses_of_the_ranks_add_up():
+    models = [network() for _ in range(3)]
+
     def program(transport):
-        return solver(World(transport), DataParallelConfig(), network()).step(batches(transport.rank, 3)[0]).loss
+        model = models[transport.rank]
+        return solver(World(transport), DataParallelConfig(), model).step(batches(transport.rank, 3)[0]).loss
 
     assert sum(run_ranks(3, program)) == pytest.approx(loss(network(), batches(0, 1)[0]).item(), rel=1e-6)
 

@@ -21,9 +21,20 @@ def test_an_epoch_has_no_sample_twice():
 
 
 def test_epochs_differ_and_seeds_differ():
-    order = TrainOrder(64, 64, seed=0)
+    order = TrainOrder(64, 8, seed=0)
     assert order.indices(0, 0, 1).tolist() != order.indices(1, 0, 1).tolist()
-    assert order.indices(0, 0, 1).tolist() != TrainOrder(64, 64, seed=1).indices(0, 0, 1).tolist()
+    assert order.indices(0, 0, 1).tolist() != TrainOrder(64, 8, seed=1).indices(0, 0, 1).tolist()
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_a_sample_stays_with_its_rank(size):
+    home: dict[int, int] = {}
+    order = TrainOrder(103, 16, seed=0)
+    for step in range(10 * order.steps_per_epoch):
+        for rank in range(size):
+            for sample in order.indices(step, rank, size).tolist():
+                assert home.setdefault(sample, rank) == rank
+    assert set(home) == set(range(103))
 
 
 def test_any_step_can_be_the_first():
