@@ -46,6 +46,10 @@ class CheckpointError(HpcoptError):
     """A checkpoint is damaged or does not fit the job."""
 
 
+class MetricsError(HpcoptError):
+    """The metrics of a run are missing, damaged or of another version."""
+
+
 class LaunchError(HpcoptError):
     """The ranks that came up are not the ranks that were asked for."""
 

@@ -1,6 +1,7 @@
 """The house's way with HDF5 files: checksummed headers, fixed-length text, and files that appear whole or not at all.
- Shards and checkpoints are written once in the file format of HDF5 1.10, whose headers carry checksums, and hold no
-variable-length value (HDF5 keeps those in a heap without a checksum). The arrays themselves are contiguous and carry a
+
+All files are of the format of HDF5 1.10, whose headers carry checksums. Shards and checkpoints are written once and
+hold no variable-length value (HDF5 keeps those in a heap without a checksum); their arrays are contiguous and carry a
 sha256 of their bytes. So every byte of such a file is guarded.
 """
 
@@ -16,7 +17,7 @@ import numpy as np
 from hpcopt.errors import HpcoptError
 
 CONVENTIONS = "HPCOPT-1.0"
-WRITE_ONCE = ("v110", "v110")  # checksummed headers, readable since HDF5 1.10
+VERSIONS = ("v110", "v110")  # oldest and newest format to use
 BLOCK_BYTES = 1 << 24
 
 
@@ -27,7 +28,7 @@ def create(path: Path) -> Iterator[h5py.File]:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with h5py.File(temporary, "w", libver=WRITE_ONCE) as file:
+        with h5py.File(temporary, "w", libver=VERSIONS) as file:
             yield file
         publish(temporary, path)
     finally:
