@@ -57,15 +57,17 @@ class ImageClassification:
                 f"[workload] batch = {self.batch}, but {config.data} has {self.train_samples} training samples"
             )
         self._order = TrainOrder(self.train_samples, self.batch, seed)
-        attributes = self._train.attributes
-        self._mean, self._std = float(attributes["mean"]), float(attributes["std"])
+        about = self._train.attributes
+        std = torch.as_tensor(about["std"]).float().view(-1, 1, 1)
+        self._gain = float(about["scale"]) / std  # pixel values to zero mean and unit variance in each channel
+        self._offset = torch.as_tensor(about["mean"]).float().view(-1, 1, 1) / std
         self.loss = OutputLoss(
             inputs=lambda batch: batch.tensors["images"],
             criterion=lambda logits, batch: F.cross_entropy(logits, batch.tensors["labels"]),
             example=torch.zeros(1, *self._train.fields["images"][1]),
         )
         torch.manual_seed(seed)
-        self.model: nn.Module = config.model.build(self._train.fields["images"][1], int(attributes["classes"]))
+        self.model: nn.Module = config.model.build(self._train.fields["images"][1], len(about["classes"]))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -96,6 +98,6 @@ class ImageClassification:
 
     def _read(self, shards: Shards, indices: np.ndarray, global_size: int) -> Batch:
         rows = shards.rows(indices)
-        images = torch.from_numpy(rows["images"]).float().sub_(self._mean).div_(self._std)
+        images = torch.from_numpy(rows["images"]).float().mul_(self._gain).sub_(self._offset)
         labels = torch.from_numpy(rows["labels"].astype(np.int64))
         return Batch({"images": images, "labels": labels}, torch.from_numpy(indices), global_size)
