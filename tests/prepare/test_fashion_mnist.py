@@ -2,14 +2,22 @@
 
 import gzip
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hpcopt.errors import DataError
 from hpcopt.prepare import fashion_mnist
+from tests.conftest import require
 
-needs_files = pytest.mark.skipif(not fashion_mnist.FOLDER.exists(), reason="needs Debian's dataset-fashion-mnist")
+
+@pytest.fixture
+def files() -> Path:
+    """The folder of the four files."""
+    there = fashion_mnist.FOLDER.exists()
+    require("fashion-mnist", there, "`apt-get install dataset-fashion-mnist`")
+    return fashion_mnist.FOLDER
 
 
 def test_idx_is_read_as_its_definition_says():
@@ -17,8 +25,7 @@ def test_idx_is_read_as_its_definition_says():
     np.testing.assert_array_equal(fashion_mnist.idx(raw), [[0, 1, 2], [3, 4, 5]])
 
 
-@needs_files
-def test_published_numbers():
+def test_published_numbers(files):
     data = fashion_mnist.read(None)
     assert data.arrays["train"]["images"].shape == (60000, 1, 28, 28)
     assert data.arrays["test"]["images"].shape == (10000, 1, 28, 28)
@@ -33,9 +40,8 @@ def test_missing_files_name_the_package(tmp_path):
         fashion_mnist.read(tmp_path)
 
 
-@needs_files
-def test_other_files_are_refused(tmp_path):
-    for path in fashion_mnist.FOLDER.glob("*.gz"):
+def test_other_files_are_refused(tmp_path, files):
+    for path in files.glob("*.gz"):
         shutil.copy(path, tmp_path)
     labels = tmp_path / "train-labels-idx1-ubyte.gz"
     raw = bytearray(gzip.decompress(labels.read_bytes()))

@@ -1,0 +1,1 @@
+"""Reading what jobs wrote: ``python -m hpcopt.report RUN ...``. Needs neither torch nor MPI."""

@@ -1,0 +1,170 @@
+"""One run's metrics in memory, small enough for 128 ranks and 100,000 steps: numbers by rank and phase are reduced on
+the way in.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from hpcopt.store import hdf5, metrics
+
+FILE = "metrics.h5"
+BESIDE_THE_STEP = ("evaluate", "checkpoint")  # phases that are not part of training steps
+BLOCK_VALUES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of the run: the first, or a restart.
+
+    Attributes:
+        step: steps done before it.
+        time_s: seconds of the run before it.
+        ranks: that took part from here on.
+        date: ISO 8601.
+        reason: for starting.
+    """
+
+    step: int
+    time_s: float
+    ranks: int
+    date: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run measured; n steps, R ranks (the most that ever took part), F phases.
+
+    Attributes:
+        path: of the metrics file.
+        attributes: of its root.
+        config: the job.
+        columns: by name, each (n,).
+        phases: names of the phases.
+        phase_s: mean over the ranks, (n, F), seconds.
+        rank_s: seconds of a rank's training step, largest over the ranks, (n,).
+        rank_phase_s: mean over the warm steps, (R, F), seconds.
+        wait_s: seconds that each rank waited for others, (n, R), float32.
+        sent_bytes, dense_bytes: sums over the ranks, (n,).
+        evaluations: by name, each (k,); `step`, `time_s` and the scores.
+        starts: the first is the first start.
+        modified_s: when the file was last written, seconds since 1970.
+    """
+
+    path: Path
+    attributes: dict[str, Any]
+    config: dict[str, Any]
+    columns: dict[str, np.ndarray]
+    phases: tuple[str, ...]
+    phase_s: np.ndarray
+    rank_s: np.ndarray
+    rank_phase_s: np.ndarray
+    wait_s: np.ndarray
+    sent_bytes: np.ndarray
+    dense_bytes: np.ndarray
+    evaluations: dict[str, np.ndarray]
+    starts: tuple[Start, ...] = field(default=())
+    modified_s: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The job's name."""
+        return str(self.attributes.get("title", self.path.parent.name))
+
+    @property
+    def ranks(self) -> int:
+        """Ranks of the newest start."""
+        return int(self.attributes["ranks"])
+
+    @property
+    def steps(self) -> int:
+        """Steps done."""
+        return int(self.columns["step"][-1]) if len(self.columns["step"]) else 0
+
+    @property
+    def warm(self) -> np.ndarray:
+        """Which rows count for timing, (n,), bool: not the first ten steps after a start, if there are more than
+        twenty.
+        """
+        rows = np.ones(len(self.columns["step"]), bool)
+        for start in self.starts:
+            after = self.columns["step"] > start.step
+            if (after & (self.columns["step"] <= start.step + 20)).sum() >= 20 and after.sum() > 20:
+                rows &= ~(after & (self.columns["step"] <= start.step + 10))
+        return rows
+
+    @property
+    def step_s(self) -> np.ndarray:
+        """Seconds of each training step, (n,): of its slowest rank, without evaluation and checkpoints beside it."""
+        beside = [index for index, phase in enumerate(self.phases) if phase in BESIDE_THE_STEP]
+        wall = self.columns.get("step_s", np.zeros(len(self.rank_s))) - self.phase_s[:, beside].sum(1)
+        slowest: np.ndarray = np.maximum(wall, self.rank_s)
+        return slowest
+
+
+def read_run(path: Path) -> Run:
+    """Read a run, given its directory or its metrics.h5; it may still be running.
+
+    Raises:
+        MetricsError: there is none, or it is damaged.
+    """
+    file = path / FILE if path.is_dir() else path
+    return metrics.read(file, lambda opened: _extract(opened, file))
+
+
+def _extract(file: h5py.File, path: Path) -> Run:
+    attributes, steps = hdf5.get_attributes(file), file["steps"]
+    columns = {name: d[:] for name, d in steps.items() if d.ndim == 1 and name not in ("rank", "phase")}
+    phases = tuple(name.decode() for name in steps["phase"][:])
+    return Run(
+        path=path,
+        attributes=attributes,
+        config=json.loads(attributes.get("config", "{}")),
+        columns=columns,
+        phases=phases,
+        **_reduce(steps, phases),
+        evaluations={name: d[:] for name, d in file["evaluations"].items()},
+        starts=tuple(_starts(file["starts"])),
+        modified_s=path.stat().st_mtime,
+    )
+
+
+def _starts(group: h5py.Group) -> list[Start]:
+    rows = zip(*(group[name][:] for name in ("step", "time_s", "ranks", "date_created", "reason")), strict=True)
+    return [Start(int(s), float(t), int(r), date.decode(), reason.decode()) for s, t, r, date, reason in rows]
+
+
+def _reduce(steps: h5py.Group, phases: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Read the tables with a value a rank in blocks of steps, keeping only what Run describes."""
+    table = steps["phase_s"]
+    n, ranks, count = table.shape
+    inside = np.array([phase not in BESIDE_THE_STEP for phase in phases])
+    waiting = phases.index("exchange") if "exchange" in phases else None
+    found = {
+        "phase_s": np.zeros((n, count)),
+        "rank_s": np.zeros(n),
+        "wait_s": np.zeros((n, ranks), np.float32),
+        "sent_bytes": np.zeros(n, np.int64),
+        "dense_bytes": np.zeros(n, np.int64),
+    }
+    sums, seen = np.zeros((ranks, count)), np.zeros((ranks, 1))
+    rows = max(1, BLOCK_VALUES // max(1, ranks * count))
+    for first in range(0, n, rows):
+        part = slice(first, first + rows)
+        block = table[part]
+        there = ~np.isnan(block[:, :, :1])
+        block = np.nan_to_num(block, copy=False)
+        found["phase_s"][part] = block.sum(1, dtype=np.float64) / np.maximum(there.sum(1), 1)
+        found["rank_s"][part] = block[:, :, inside].sum(2).max(1, initial=0)
+        if waiting is not None:
+            found["wait_s"][part] = np.where(there[:, :, 0], block[:, :, waiting], np.nan)
+        sums += block.sum(0, dtype=np.float64)
+        seen += there.sum(0)
+        for name in ("sent_bytes", "dense_bytes"):
+            found[name][part] = np.maximum(steps[name][part], 0).sum(1)
+    return {**found, "rank_phase_s": sums / np.maximum(seen, 1)}

@@ -1,0 +1,150 @@
+"""A run in a few figures: what ran, how far it came, how long a step takes and where the time and the bytes go."""
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from hpcopt.report.read import BESIDE_THE_STEP, Run
+
+QUIET_S = 300  # a run that wrote nothing for so long is not called running any more
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The figures of one run. Times of a step are over warm steps, each as long as its slowest rank took.
+
+    Attributes:
+        phases: name -> (mean seconds a step, share of the step time), over ranks and warm steps; "other" is what no
+            phase claims.
+        beside: name -> total seconds of what happens between steps, mean over ranks.
+        scores: of the last evaluation.
+        sent_bytes, dense_bytes: mean bytes a step, over all ranks.
+        labels: why the times do not speak for a machine, if they do not.
+    """
+
+    name: str
+    path: str
+    state: str
+    outcome: str
+    steps: int
+    epoch: float
+    elapsed_s: float
+    ranks: int
+    hosts: tuple[str, ...]
+    restarts: int
+    loss: float
+    scores: dict[str, float]
+    step_s: float
+    step_s_low: float
+    step_s_high: float
+    samples_per_s: float
+    phases: dict[str, tuple[float, float]]
+    beside: dict[str, float]
+    sent_bytes: float
+    dense_bytes: float
+    labels: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+
+def summarise(run: Run) -> Summary:
+    """Reduce a run to its figures; those that it has no steps for are NaN."""
+    warm = run.warm
+    step_s = run.step_s[warm]
+    low, median, high = np.percentile(step_s, (25, 50, 75)) if step_s.size else [np.nan] * 3
+    state, outcome = _state(run)
+    evaluations = run.evaluations
+    last = {name: float(v[-1]) for name, v in evaluations.items() if name not in ("step", "time_s") and len(v)}
+    return Summary(
+        name=run.name,
+        path=str(run.path.parent),
+        state=state,
+        outcome=outcome,
+        steps=run.steps,
+        epoch=_last(run, "epoch"),
+        elapsed_s=_last(run, "time_s"),
+        ranks=run.ranks,
+        hosts=tuple(dict.fromkeys(run.attributes.get("hostnames", ()))),
+        restarts=len(run.starts) - 1,
+        loss=_last(run, "loss"),
+        scores=last,
+        step_s=float(median),
+        step_s_low=float(low),
+        step_s_high=float(high),
+        samples_per_s=_samples(run) / float(median),
+        phases=_phases(run, warm, step_s),
+        beside={
+            phase: float(run.phase_s[:, i].sum()) for i, phase in enumerate(run.phases) if phase in BESIDE_THE_STEP
+        },
+        sent_bytes=float(run.sent_bytes[warm].mean()) if step_s.size else np.nan,
+        dense_bytes=float(run.dense_bytes[warm].mean()) if step_s.size else np.nan,
+        labels=_labels(run),
+    )
+
+
+def differing_settings(runs: list[Run]) -> dict[str, list[str]]:
+    """Keys of the jobs, and the number of ranks, that are not the same in all runs, with each run's value."""
+    flat = [{"ranks": str(run.ranks), **_flat(run.config)} for run in runs]
+    keys = dict.fromkeys(key for settings in flat for key in settings)
+    values = {key: [settings.get(key, "") for settings in flat] for key in keys}
+    return {key: each for key, each in values.items() if len(set(each)) > 1 and key != "run.name"}
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = str(value)
+    return flat
+
+
+def _state(run: Run) -> tuple[str, str]:
+    """Whether the run is finished, to be continued, running, or silent; and what it said itself."""
+    if "outcome" in run.attributes:
+        finished = run.attributes.get("exit_code", 0) == 0
+        return ("finished" if finished else "stopped"), str(run.attributes["outcome"])
+    quiet_s = time.time() - run.modified_s
+    if quiet_s < QUIET_S:
+        return "running", f"last written {quiet_s:.0f} s ago"
+    return "interrupted", f"nothing written for {quiet_s / 60:.0f} minutes"
+
+
+def _last(run: Run, column: str) -> float:
+    values = run.columns.get(column, np.zeros(0))
+    return float(values[-1]) if len(values) else float("nan")
+
+
+def _samples(run: Run) -> float:
+    """Training samples a step."""
+    samples = run.columns.get("samples")
+    if samples is None or not len(samples):
+        return float("nan")
+    return float(np.median(np.diff(samples, prepend=0)))
+
+
+def _phases(run: Run, warm: np.ndarray, step_s: np.ndarray) -> dict[str, tuple[float, float]]:
+    if not step_s.size:
+        return {}
+    whole = float(step_s.mean())
+    seconds = {
+        phase: float(run.phase_s[warm, index].mean())
+        for index, phase in enumerate(run.phases)
+        if phase not in BESIDE_THE_STEP
+    }
+    seconds["other"] = max(0.0, whole - sum(seconds.values()))
+    return {phase: (s, s / whole) for phase, s in seconds.items() if s > 0}
+
+
+def _labels(run: Run) -> tuple[str, ...]:
+    labels = []
+    if run.attributes.get("oversubscribed"):
+        labels.append("oversubscribed: more threads than cores, times do not show scaling")
+    if (backend := run.config.get("run", {}).get("backend")) in ("loopback", "rehearsal"):
+        labels.append(f"{backend}: ranks are threads of one process, times do not show scaling")
+    return tuple(labels)

@@ -1,0 +1,163 @@
+"""The report for a terminal: one run at length, several side by side."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from hpcopt.report.read import Run
+from hpcopt.report.summary import Summary, differing_settings
+
+BLOCKS = " ▁▂▃▄▅▆▇█"
+BAR = 32
+COLOURS = {"finished": "green", "running": "cyan", "stopped": "yellow", "interrupted": "red"}
+
+
+def show(runs: Sequence[tuple[Run, Summary]], console: Console) -> None:
+    """Print the report: a single run at length, several as a table with what differs between their jobs."""
+    if len(runs) == 1:
+        console.print(one(*runs[0]))
+    else:
+        console.print(several(runs))
+
+
+def one(run: Run, summary: Summary) -> RenderableType:
+    """One run: what ran, how far, how fast, where time and bytes went, scores, restarts."""
+    parts: list[RenderableType] = [_title(run, summary), _facts(run, summary)]
+    if summary.phases:
+        parts += [Text("\nTime of a step", style="bold"), _phases(summary)]
+    if len(run.evaluations.get("step", ())):
+        parts += [Text("\nScores", style="bold"), _scores(run)]
+    if summary.restarts > 0:
+        parts += [Text("\nRestarts", style="bold"), _restarts(run)]
+    parts += [Text(f"\n{label}", style="yellow") for label in summary.labels]
+    return Group(*parts, Text())
+
+
+def several(runs: Sequence[tuple[Run, Summary]]) -> RenderableType:
+    """Several runs: a row each, with the settings in which their jobs differ."""
+    settings = differing_settings([run for run, _ in runs])
+    scores = list(dict.fromkeys(name for _, summary in runs for name in summary.scores))
+    paths = [Path(summary.path) for _, summary in runs]
+    names = [path.name if [p.name for p in paths].count(path.name) == 1 else str(path) for path in paths]
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    for heading in ["run", "state", *(key.split(".", 1)[-1] for key in settings)]:
+        table.add_column(heading)
+    for heading in ("steps", "step", "samples/s", "sent/step", "of dense", "loss", *scores):
+        table.add_column(heading, justify="right")
+    for index, (_, s) in enumerate(runs):
+        table.add_row(
+            names[index],
+            Text(s.state + ("*" if s.labels else ""), style=COLOURS[s.state]),
+            *(values[index] for values in settings.values()),
+            f"{s.steps:,}",
+            duration(s.step_s),
+            f"{s.samples_per_s:,.0f}",
+            size(s.sent_bytes),
+            _fraction(s.sent_bytes, s.dense_bytes),
+            f"{s.loss:.4g}",
+            *(f"{s.scores[name]:.4g}" if name in s.scores else "" for name in scores),
+        )
+    labels = dict.fromkeys(label for _, s in runs for label in s.labels)
+    return Group(table, *(Text(f"* {label}", style="yellow") for label in labels))
+
+
+def _title(run: Run, summary: Summary) -> RenderableType:
+    sections = ("workload", "solver", "exchange", "codec")
+    what = [run.config[s]["name"] for s in sections if isinstance(run.config.get(s), dict) and "name" in run.config[s]]
+    return Text.assemble((summary.name, "bold"), "  ", ", ".join(what), "  ", (summary.path, "dim"))
+
+
+def _facts(run: Run, s: Summary) -> RenderableType:
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    state = Text.assemble((s.state, COLOURS[s.state]), f": {s.outcome}, step {s.steps:,}, epoch {s.epoch:.4g}")
+    table.add_row("state", state)
+    threads, library = run.attributes.get("threads"), run.attributes.get("mpi_library", "")
+    hosts = ", ".join(s.hosts[:4]) + (", ..." if len(s.hosts) > 4 else "")
+    where = f"{s.ranks} ranks on {len(s.hosts)} {'host' if len(s.hosts) == 1 else 'hosts'} ({hosts})"
+    software = [f"{threads} thread{'s' * (threads != 1)} a rank"] * (threads is not None) + [
+        " ".join(library.replace("Version:", "").split())
+    ]
+    table.add_row("ran on", ", ".join([where, *filter(None, software)]))
+    table.add_row("time", f"{duration(s.elapsed_s)} in all, {run.attributes.get('date_created', '')}")
+    quartiles = f"quartiles {duration(s.step_s_low)} and {duration(s.step_s_high)}"
+    table.add_row("step", f"{duration(s.step_s)} median, {quartiles}; {s.samples_per_s:,.0f} samples/s")
+    sent = f"{size(s.sent_bytes)} a step over all ranks"
+    table.add_row("sent", f"{sent}, {_fraction(s.sent_bytes, s.dense_bytes)} of dense")
+    if "loss" in run.columns and len(run.columns["loss"]):
+        table.add_row("loss", f"{sparkline(run.columns['loss'])}  {run.columns['loss'][0]:.4g} to {s.loss:.4g}")
+    return table
+
+
+def _phases(summary: Summary) -> RenderableType:
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    for phase, (seconds, share) in sorted(summary.phases.items(), key=lambda item: -item[1][0]):
+        table.add_row(phase, duration(seconds), f"{share:6.1%}", Text("█" * max(1, round(share * BAR)), style="cyan"))
+    for phase, seconds in summary.beside.items():
+        if seconds > 0:
+            table.add_row(
+                Text(phase, style="dim"), duration(seconds), "", Text("in all, beside the steps", style="dim")
+            )
+    return table
+
+
+def _scores(run: Run) -> RenderableType:
+    table = Table(box=None, header_style="dim", padding=(0, 2))
+    for heading, justify in (("", "left"), ("", "left"), ("first", "right"), ("best", "right"), ("last", "right")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for name, values in run.evaluations.items():
+        if name not in ("step", "time_s"):
+            best = np.nanmin(values) if "loss" in name or "perplexity" in name else np.nanmax(values)
+            table.add_row(name, sparkline(values), f"{values[0]:.4f}", f"{best:.4f}", f"{values[-1]:.4f}")
+    return table
+
+
+def _restarts(run: Run) -> RenderableType:
+    lines = [
+        f"step {s.step:,} after {duration(s.time_s)}: {s.reason}, {s.ranks} ranks, {s.date}" for s in run.starts[1:]
+    ]
+    return Padding("\n".join(lines), (0, 2))
+
+
+def sparkline(values: np.ndarray, width: int = BAR) -> str:
+    """Values as a row of blocks, each the mean of its part of the values; what is not finite is left blank."""
+    parts = np.array_split(np.asarray(values, float), min(width, len(values)))
+    means = np.array([part[np.isfinite(part)].mean() if np.isfinite(part).any() else np.nan for part in parts])
+    if not np.isfinite(means).any():
+        return ""
+    low, high = np.nanmin(means), np.nanmax(means)
+    levels = (means - low) / (high - low) * 7 + 1 if high > low else np.where(np.isfinite(means), 4.0, np.nan)
+    return "".join(BLOCKS[round(level)] if math.isfinite(level) else " " for level in levels)
+
+
+def duration(seconds: float) -> str:
+    """Seconds with a fitting unit."""
+    if not math.isfinite(seconds):
+        return "-"
+    if seconds < 1:
+        unit, scale = ("ms", 1e3) if seconds >= 1e-3 else ("us", 1e6)
+        return f"{seconds * scale:.3g} {unit}"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def size(nbytes: float) -> str:
+    """Bytes with a fitting decimal unit."""
+    if not math.isfinite(nbytes):
+        return "-"
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000:
+            return f"{nbytes:.3g} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.3g} TB"
+
+
+def _fraction(sent: float, dense: float) -> str:
+    return f"{sent / dense:.1%}" if dense > 0 else "-"

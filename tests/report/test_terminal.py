@@ -1,0 +1,63 @@
+"""What a person sees."""
+
+import numpy as np
+import pytest
+
+from hpcopt.report.__main__ import main
+from hpcopt.report.terminal import duration, size, sparkline
+from tests.report.conftest import append, make_run
+
+
+def test_one_run(run_dir, capsys):
+    assert main([str(run_dir)]) == 0
+    out = capsys.readouterr().out
+    for text in ("finished: all steps done, step 40", "3 ranks on 2 hosts (n1, n2)", "12 ms median", "25.0% of dense"):
+        assert text in out
+    assert "test_accuracy" in out
+    assert "Restarts" not in out
+
+
+def test_restarts_are_told(tmp_path, capsys):
+    file = make_run(tmp_path / "r")
+    file.restart(30, 2, {}, "requeued")
+    append(file, 30, 2, 2)
+    main([str(tmp_path / "r")])
+    assert "step 30 after 3 s: requeued, 2 ranks" in capsys.readouterr().out
+
+
+def test_several_runs(tmp_path, capsys):
+    make_run(tmp_path / "slow", lr=0.5)
+    make_run(tmp_path / "fast", lr=0.25, oversubscribed=True)
+    assert main([str(tmp_path / "slow"), str(tmp_path / "fast" / "metrics.h5")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "lr" in lines[0].split()
+    assert lines[1].split()[:3] == ["slow", "running", "0.5"]
+    assert lines[2].split()[:3] == ["fast", "running*", "0.25"]
+    assert "oversubscribed" in lines[3]
+
+
+def test_a_run_without_steps_or_evaluations(tmp_path, capsys):
+    make_run(tmp_path / "r", steps=0)
+    assert main([str(tmp_path / "r")]) == 0
+    assert "running" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(2.5e-5, "25 us"), (0.0123, "12.3 ms"), (5, "5 s"), (150, "2 min 30 s"), (7260, "2 h 1 min"), (np.nan, "-")],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("nbytes", "text"), [(0, "0 B"), (1500, "1.5 kB"), (2e6, "2 MB"), (3e12, "3 TB")])
+def test_sizes(nbytes, text):
+    assert size(nbytes) == text
+
+
+def test_sparklines():
+    assert sparkline(np.arange(8.0)) == "▁▂▃▄▅▆▇█"
+    assert sparkline(np.array([0, np.nan, 1])) == "▁ █"
+    assert len(sparkline(np.arange(1000.0))) == 32
+    assert sparkline(np.array([np.nan])) == ""
+    assert sparkline(np.array([2.0, 2.0])) == "▄▄"
