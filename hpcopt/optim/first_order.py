@@ -1,13 +1,15 @@
-"""The first-order optimizers of torch, as sections of a job."""
+"""First-order optimizers as sections of a job."""
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
 from hpcopt.config import Config
+from hpcopt.optim.groups import decay_matrices_only
+from hpcopt.optim.lamb import LambConfig
 
 
 class SgdConfig(Config):
@@ -21,7 +23,7 @@ class SgdConfig(Config):
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Make the optimizer of these parameters."""
-        groups = _decay_matrices_only(parameters, self.weight_decay)
+        groups = decay_matrices_only(parameters, self.weight_decay)
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
 
 
@@ -36,18 +38,8 @@ class AdamWConfig(Config):
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Make the optimizer of these parameters."""
-        groups = _decay_matrices_only(parameters, self.weight_decay)
+        groups = decay_matrices_only(parameters, self.weight_decay)
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)
 
 
-OptimizerConfig = Annotated[SgdConfig | AdamWConfig, Field(discriminator="name")]
-
-
-def _decay_matrices_only(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Decaying biases and norm scales only hurts; every published recipe leaves them out."""
-    matrices: list[nn.Parameter] = []
-    vectors: list[nn.Parameter] = []
-    for p in parameters:
-        (matrices if p.dim() >= 2 else vectors).append(p)
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+OptimizerConfig = Annotated[SgdConfig | AdamWConfig | LambConfig, Field(discriminator="name")]

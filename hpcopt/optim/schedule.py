@@ -11,9 +11,12 @@ from hpcopt.config import Config
 class ScheduleConfig(Config):
     """Linear warm-up, then a decay over the steps that remain."""
 
-    name: Literal["constant", "cosine", "linear", "step"] = Field("constant", description="shape of the decay")
+    name: Literal["constant", "cosine", "linear", "polynomial", "step"] = Field(
+        "constant", description="shape of the decay"
+    )
     warmup: float = Field(0.0, ge=0, le=1, description="fraction of all steps over which the rate rises from 0")
-    final: float = Field(0.0, ge=0, le=1, description="factor that cosine and linear end at")
+    final: float = Field(0.0, ge=0, le=1, description="factor that cosine, linear and polynomial end at")
+    power: float = Field(0.5, gt=0, description="exponent of polynomial; the published recipe for BERT has 0.5")
     milestones: tuple[float, ...] = Field((0.5, 0.75), description="fractions of all steps where step decays")
     decay: float = Field(0.1, gt=0, le=1, description="factor of one decay of step")
 
@@ -28,6 +31,8 @@ class ScheduleConfig(Config):
                 return self.final + (1 - self.final) * (1 + math.cos(math.pi * rest)) / 2
             case "linear":
                 return self.final + (1 - self.final) * (1 - rest)
+            case "polynomial":
+                return self.final + (1 - self.final) * (1 - rest) ** self.power
             case "step":
                 return self.decay ** sum(progress >= milestone for milestone in self.milestones)
             case _:

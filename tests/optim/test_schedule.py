@@ -30,6 +30,13 @@ def test_linear_after_warmup():
     assert factors(10, name="linear", warmup=0.5)[5:] == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
 
 
+def test_polynomial():
+    assert factors(8, name="polynomial", warmup=0.5, power=0.5)[3:] == pytest.approx(
+        [1.0, 1.0, 0.75**0.5, 0.5**0.5, 0.25**0.5]
+    )
+    assert factors(6, name="polynomial", power=1.0) == pytest.approx(factors(6, name="linear"))
+
+
 def test_step():
     assert factors(8, name="step", milestones=(0.5, 0.75), decay=0.1) == pytest.approx([1] * 4 + [0.1] * 2 + [0.01] * 2)
 
