@@ -41,11 +41,11 @@ data/%: $(VENV)/ready
 
 $(VENV)/ready: pyproject.toml setup.cfg constraints.txt
 	python3 -m venv $(VENV)
-	$(PIP) --editable ".[$(WHEEL)data,report]"
+	$(PIP) --editable ".[$(WHEEL)data,report,text]"
 	@touch $@
 
 $(VENV)/ready-to-test: $(VENV)/ready $(VENV)/horovod
-	$(PIP) --editable ".[$(WHEEL)data,report,text,dev]"
+	$(PIP) --editable ".[$(WHEEL)data,report,text,images,dev]"
 	@touch $@
 
 # Horovod 0.28.1 asks for C++14, torch's headers for more: a wrapper that names the newer standard last settles it.
