@@ -69,3 +69,11 @@ class DivergedError(HpcoptError):
 
     exit_code = EXIT_DIVERGED
     on_every_rank = True  # the loss is agreed by all
+
+
+class NonFiniteError(HpcoptError):
+    """A tensor holds Inf or NaN where neither can be carried on."""
+
+
+class PayloadError(HpcoptError):
+    """A codec's payload is cut short, damaged or made with other settings."""

@@ -1,37 +1,208 @@
 """What a collective may ask of a codec.
 
-A codec turns a flat float32 tensor into a payload, a contiguous uint8 tensor that travels as it is, and back. It knows nothing of ranks. Its promises
-(unbiased, linear, contraction) are data, so that a collective can pick its algorithm from them and refuse what would be wrong.
+A codec turns a flat float32 tensor into a payload, a contiguous uint8 tensor that travels as it is, and back. It
+knows nothing of ranks. Its promises (unbiased, linear, contraction) are data, so that a collective can pick its
+algorithm from them and refuse what would be wrong.
+
+Three rules hold for every codec:
+
+- The same (settings, x, seed, first) gives the same bytes on any machine, with any number of threads, and value i
+  draws the same random number in whatever bucket it travels (``first`` is the index of x[0] in the whole tensor).
+- Inf and NaN are refused with NonFiniteError. Only ``dense`` and ``half`` carry them.
+- A payload says itself where it ends, so it may travel in a slot that is longer; that of an empty tensor is empty. A
+  damaged one gives PayloadError or other values, never a write out of bounds.
 """
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from typing import ClassVar, Self
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from hpcopt.errors import NonFiniteError, PayloadError, UnsupportedError
 
-class Codec(Protocol):
-    """Tensor -> payload -> tensor. Stateless: the same (x, seed) gives the same bytes on any machine, with any number of threads."""
+ALIGNMENT = 8  # bytes; where a payload may begin in a larger buffer
+NOT_FINITE = 0x7F800000  # the bits of Inf; magnitudes that are not finite are at or above it
 
-    @property
-    def name(self) -> str:
-        """The codec's name in a job file."""
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+
+class Codec(BaseModel, ABC):
+    """Tensor -> payload -> tensor. Stateless: a codec and its settings are one frozen object."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str
+
+    wire_version: ClassVar[int] = 1  # of the payload's layout (docs/codecs.md); a change of layout is a new version
+    linear: ClassVar[bool] = False  # payloads may be summed on the way: their decoded sum is the sum of the decoded
+    shared_seed: ClassVar[bool] = False  # all ranks must encode with the same seed
 
     @property
     def unbiased(self) -> bool:
         """Whether the mean of decode(encode(x)) over seeds is x."""
+        return self.variance(1) is not None
 
-    @property
-    def linear(self) -> bool:
-        """Whether payloads of several ranks may be summed on the way (their decoded sum is the sum of the decoded)."""
+    def variance(self, n: int) -> float | None:
+        """The omega of ``E |C(x) - x|^2 <= omega |x|^2`` of an unbiased codec for n values; None if it is biased.
+
+        The zeta of arXiv:2002.12410 is 1 + omega. Holds for magnitudes in the normal range of float32.
+        """
+        return None
 
     def contraction(self, n: int) -> float | None:
-        """The delta in (0, 1] of ``E |C(x) - x|^2 <= (1 - delta) |x|^2`` for n values, or None if the codec does not contract."""
+        """The delta in (0, 1] of ``E |C(x) - x|^2 <= (1 - delta) |x|^2`` for n values, or None if the codec does not
+        contract.
 
+        An unbiased codec with omega < 1 contracts as it is; one with a larger omega contracts if what it decodes is
+        divided by 1 + omega.
+        """
+        omega = self.variance(n)
+        return None if omega is None or omega >= 1 else 1 - omega
+
+    @abstractmethod
     def max_bytes(self, n: int) -> int:
         """Upper bound of the payload's size in bytes for n values."""
 
-    def encode(self, x: Tensor, *, seed: int) -> Tensor:
-        """Turn x, shape (n,), float32, contiguous, into its payload, shape (<= max_bytes(n),), uint8."""
+    def encode(self, x: Tensor, *, seed: int, first: int = 0, out: Tensor | None = None) -> Tensor:
+        """Turn x into its payload.
+
+        Args:
+            x: shape (n,), float32, contiguous, in main memory.
+            seed: 0 <= seed < 2^63; ``compress.seeds.derive`` makes one from (seed, step, rank, name).
+            first: index of x[0] in the whole tensor, if x is a part; a multiple of the codec's bucket.
+            out: uint8, at least max_bytes(n) long, beginning at a multiple of 8 bytes; the payload is its head.
+
+        Returns:
+            The payload, shape (<= max_bytes(n),), uint8.
+
+        Raises:
+            NonFiniteError: x holds Inf or NaN.
+            UnsupportedError: x is not what is asked for above.
+        """
+        values, room = float_array(x), self._room(x.numel(), out)
+        return room[: self._encode(values, seed, first, room.numpy()) if values.size else 0]
 
     def decode(self, payload: Tensor, n: int, out: Tensor | None = None) -> Tensor:
-        """Turn a payload back into n float32 values, written to out, shape (n,), if it is given."""
+        """Turn a payload back into n float32 values, written to out, shape (n,), if it is given.
+
+        Raises:
+            PayloadError: the payload is not one of this codec for n values.
+        """
+        out = torch.empty(n) if out is None else out
+        if n:
+            self._decode(byte_array(payload), float_array(out), 1.0, False)
+        return out
+
+    def decode_add(self, payload: Tensor, out: Tensor, weight: float = 1.0) -> None:
+        """Add weight times the decoded values to out, shape (n,), float32."""
+        if out.numel():
+            self._decode(byte_array(payload), float_array(out), weight, True)
+
+    def summable(self, payload: Tensor) -> Tensor:
+        """The part of a linear codec's payload that is to be summed over ranks, as a view in the dtype to sum in.
+
+        Raises:
+            UnsupportedError: the codec is not linear.
+        """
+        raise UnsupportedError(
+            f"payloads of codec {self.name!r} cannot be summed on the way: use a two-phase or gathering collective"
+        )
+
+    def encode_feedback(
+        self, x: Tensor, residual: Tensor, *, seed: int, first: int = 0, out: Tensor | None = None
+    ) -> Tensor:
+        """Encode x + residual, and leave in residual what the payload does not carry (error feedback,
+        arXiv:2002.12410, alg. 1).
+
+        Afterwards ``decode(payload) + residual`` is what ``x + residual`` was, to rounding. After an error residual
+        is not usable.
+        """
+        values, owed, room = float_array(x), float_array(residual), self._room(x.numel(), out)
+        return room[: self._encode_feedback(values, owed, seed, first, room.numpy()) if values.size else 0]
+
+    def for_tensor(self, name: str, shape: tuple[int, ...]) -> "Codec":
+        """The codec for the parameter of this name and shape: this one, unless it chooses by tensor (``PerTensor``)
+        or needs the shape.
+        """
+        return self
+
+    def warm(self) -> Self:
+        """Compile the loops that this codec needs, or load them from the cache."""
+        payload = self.encode(torch.ones(1), seed=0)
+        self.decode(payload, 1)
+        self.decode_add(payload, torch.zeros(1))
+        self.encode_feedback(torch.ones(1), torch.zeros(1), seed=0)
+        return self
+
+    @abstractmethod
+    def _encode(self, x: Floats, seed: int, first: int, payload: Bytes) -> int:
+        """Fill the head of payload, max_bytes(n) long, and return the bytes used; n > 0."""
+
+    def _encode_feedback(self, x: Floats, residual: Floats, seed: int, first: int, payload: Bytes) -> int:
+        """As ``_encode`` of x + residual, which keeps the rest."""
+        np.add(residual, x, out=residual)
+        size = self._encode(residual, seed, first, payload)
+        self._decode(payload[:size], residual, -1.0, True)
+        return size
+
+    @abstractmethod
+    def _decode(self, payload: Bytes, out: Floats, weight: float, add: bool) -> None:
+        """Write (or add) weight times the decoded values to out; n > 0."""
+
+    def _room(self, n: int, out: Tensor | None) -> Tensor:
+        size = self.max_bytes(n)
+        if out is None:
+            return torch.empty(size, dtype=torch.uint8)
+        if out.dtype != torch.uint8 or out.numel() < size or out.data_ptr() % ALIGNMENT:
+            raise UnsupportedError(
+                f"codec {self.name!r}: {n} values need a uint8 buffer of {size} bytes that begins at a multiple of "
+                f"{ALIGNMENT} bytes, got {out.dtype} of {out.numel()}"
+            )
+        return out[:size]
+
+
+def require_finite(worst_bits: int, codec: Codec, limit_bits: int = NOT_FINITE) -> None:
+    """Raise NonFiniteError if the largest magnitude of a tensor, given as the bits of a float32, is Inf or NaN."""
+    if worst_bits >= limit_bits:
+        raise NonFiniteError(
+            f"codec {codec.name!r} was given Inf, NaN or a magnitude beyond its range: lower the learning rate, "
+            "clip the gradient, or use codec 'dense' or 'half', which carry such values on"
+        )
+
+
+def require_bytes(payload: Bytes, size: int, codec: Codec) -> None:
+    """Raise PayloadError if a payload is shorter than its content must be."""
+    if payload.size < size:
+        raise PayloadError(
+            f"codec {codec.name!r} expects a payload of {size} bytes and got {payload.size}: "
+            "do all ranks run the same job file?"
+        )
+
+
+def float_array(x: Tensor) -> Floats:
+    """The numpy view of a flat float32 tensor, or UnsupportedError."""
+    if x.dtype != torch.float32 or x.dim() != 1 or not x.is_contiguous() or x.device.type != "cpu":
+        raise UnsupportedError(
+            f"codecs take flat, contiguous float32 tensors in main memory, got {x.dtype} of shape {tuple(x.shape)} "
+            f"with strides {x.stride()} on {x.device}: pass x.float().contiguous().view(-1)"
+        )
+    array: Floats = x.detach().numpy()
+    return array
+
+
+def byte_array(payload: Tensor) -> Bytes:
+    """The numpy view of a payload, or UnsupportedError."""
+    if (
+        payload.dtype != torch.uint8
+        or payload.dim() != 1
+        or not payload.is_contiguous()
+        or payload.data_ptr() % ALIGNMENT
+    ):
+        raise UnsupportedError("a payload is a flat, contiguous uint8 tensor that begins at a multiple of 8 bytes")
+    array: Bytes = payload.numpy()
+    return array

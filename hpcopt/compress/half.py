@@ -1,0 +1,56 @@
+"""Half precision: each value rounded to the nearest bfloat16 or float16, ties to even.
+
+Payload, version 1: n values of two bytes. Inf and NaN are carried on. bfloat16 has the range of float32 and a
+relative error of at most 2^-8; float16 has 2^-11 between 6.1e-5 and 65504, loses what is below 3e-8, and makes Inf of
+what is above 65520.
+
+Linear in that payloads may be summed on a ring; each hop rounds its partial sum again.
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from hpcopt.compress.codec import Bytes, Codec, Floats, require_bytes
+
+
+class Half(Codec):
+    """Two bytes a value."""
+
+    name: Literal["half"] = "half"
+    format: Literal["bf16", "fp16"] = "bf16"
+
+    linear: ClassVar[bool] = True
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the payload's values."""
+        return torch.bfloat16 if self.format == "bf16" else torch.float16
+
+    def contraction(self, n: int) -> float | None:
+        """1 - 2^-16 for bf16; none for fp16, which loses small values and cannot hold large ones."""
+        return 1 - 2.0**-16 if self.format == "bf16" else None
+
+    def max_bytes(self, n: int) -> int:
+        """Exact."""
+        return 2 * n
+
+    def summable(self, payload: Tensor) -> Tensor:
+        """All of it, in the payload's own format."""
+        return payload.view(self.dtype)
+
+    def _encode(self, x: Floats, seed: int, first: int, payload: Bytes) -> int:
+        torch.from_numpy(payload).view(self.dtype).copy_(torch.from_numpy(x))
+        return payload.size
+
+    def _decode(self, payload: Bytes, out: Floats, weight: float, add: bool) -> None:
+        require_bytes(payload, 2 * out.size, self)
+        values = torch.from_numpy(payload[: 2 * out.size]).view(self.dtype)
+        target = torch.from_numpy(out)
+        if add:
+            target.add_(values, alpha=weight)
+        else:
+            target.copy_(values)
+            if weight != 1:
+                target.mul_(weight)

@@ -1,0 +1,101 @@
+"""Rounding to powers of two: natural compression, biased rounding and exponential dithering.
+
+- ``natural`` (Horvath et al. 2019, arXiv:1905.10988): up or down at random so that the mean is kept; omega = 1/8.
+- ``biased_rounding`` (Beznosikov et al. 2020, arXiv:2002.12410, sec. 2): to the nearest; for the grid r^k it
+  contracts with 1/delta = (r + 1)^2 / (4 r), 9/8 for r = 2.
+- ``exponential_dithering`` (ibid.): natural compression of x / max |x|, with s = 2^(bits - 1) - 1 levels, and linear
+  dithering below the smallest.
+
+Payload, version 1: the first two write, for each block of 512 values, the exponent field of float32 (a byte a value),
+then the sign bits packed (``kernels.packing``): 9 bits a value. The last writes one float32 scale a bucket, then
+packed codes: the level from 0 to s, and above it a sign bit.
+"""
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from hpcopt import kernels
+from hpcopt.compress.codec import Bytes, Codec, Floats, require_bytes, require_finite
+from hpcopt.compress.qsgd import BLOCK, packed_bytes, small_value_variance
+
+POWER_127 = 0x7F000000  # the bits of 2^127: magnitudes from there on could round up to Inf
+
+
+class _PowersOfTwo(Codec):
+    """What natural compression and biased rounding share: 9 bits a value, and the refusal of magnitudes from 2^127
+    on.
+    """
+
+    def max_bytes(self, n: int) -> int:
+        """Exact."""
+        return n + packed_bytes(n, 1)
+
+    def _round(self, x: Floats, nearest: bool, seed: int, first: int, payload: Bytes) -> int:
+        require_finite(kernels.powers.encode(x, nearest, seed, first, payload), self, POWER_127)
+        return payload.size
+
+    def _decode(self, payload: Bytes, out: Floats, weight: float, add: bool) -> None:
+        require_bytes(payload, self.max_bytes(out.size), self)
+        kernels.powers.decode(payload, np.float32(weight), add, out)
+
+
+class Natural(_PowersOfTwo):
+    """Stochastic rounding to a power of two."""
+
+    name: Literal["natural"] = "natural"
+
+    def variance(self, n: int) -> float:
+        """1/8, reached at x = 4/3 of a power of two."""
+        return 1 / 8
+
+    def _encode(self, x: Floats, seed: int, first: int, payload: Bytes) -> int:
+        return self._round(x, False, seed, first, payload)
+
+
+class BiasedRounding(_PowersOfTwo):
+    """Rounding to the nearest power of two, halves up."""
+
+    name: Literal["biased_rounding"] = "biased_rounding"
+
+    def contraction(self, n: int) -> float:
+        """8/9: the worst value is 1.5 times a power of two, off by a third of itself."""
+        return 8 / 9
+
+    def _encode(self, x: Floats, seed: int, first: int, payload: Bytes) -> int:
+        return self._round(x, True, seed, first, payload)
+
+
+class ExponentialDithering(Codec):
+    """Levels at powers of two below the largest magnitude of the bucket."""
+
+    name: Literal["exponential_dithering"] = "exponential_dithering"
+    bits: int = Field(4, ge=2, le=6)  # a value, sign included
+    bucket: int = Field(512, gt=0, multiple_of=BLOCK)  # values that share a scale
+
+    def variance(self, n: int) -> float:
+        """At most 1/8, and what the values below the smallest level add."""
+        levels = (1 << (self.bits - 1)) - 1
+        return 1 / 8 + small_value_variance(2.0 ** (levels - 1), min(n, self.bucket) - 1)
+
+    def max_bytes(self, n: int) -> int:
+        """Exact."""
+        return 4 * self._buckets(n) + packed_bytes(n, self.bits)
+
+    def _encode(self, x: Floats, seed: int, first: int, payload: Bytes) -> int:
+        scales, codes = self._parts(payload, x.size)
+        require_finite(kernels.powers.dither(x, self.bucket, self.bits, seed, first, scales, codes), self)
+        return payload.size
+
+    def _decode(self, payload: Bytes, out: Floats, weight: float, add: bool) -> None:
+        require_bytes(payload, self.max_bytes(out.size), self)
+        scales, codes = self._parts(payload, out.size)
+        kernels.powers.undither(scales, codes, self.bucket, self.bits, np.float32(weight), add, out)
+
+    def _buckets(self, n: int) -> int:
+        return -(-n // self.bucket)
+
+    def _parts(self, payload: Bytes, n: int) -> tuple[Floats, Bytes]:
+        split = 4 * self._buckets(n)
+        return payload[:split].view(np.float32), payload[split : self.max_bytes(n)]

@@ -1,0 +1,84 @@
+"""Another codec for another kind of parameter: by name, size or number of dimensions.
+
+In a job file, small and one-dimensional tensors dense and the rest in 4 bits:
+
+    [codec]
+    name = "per_tensor"
+    otherwise = { name = "qsgd", bits = 4 }
+
+    [[codec.rules]]
+    max_dims = 1
+
+    [[codec.rules]]
+    max_numel = 1024
+"""
+
+from fnmatch import fnmatchcase
+from math import prod
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from hpcopt.compress.adacomp import AdaComp
+from hpcopt.compress.atomo import Atomo
+from hpcopt.compress.codec import Codec
+from hpcopt.compress.dense import Dense
+from hpcopt.compress.half import Half
+from hpcopt.compress.natural import BiasedRounding, ExponentialDithering, Natural
+from hpcopt.compress.qsgd import QSGD
+from hpcopt.compress.random_subset import AdaptiveRandom, RandomK
+from hpcopt.compress.sign import Sign, SignBits
+from hpcopt.compress.terngrad import TernGrad
+from hpcopt.compress.topk import TopK
+
+CodecConfig = Annotated[
+    Dense
+    | Half
+    | Sign
+    | SignBits
+    | QSGD
+    | TernGrad
+    | Natural
+    | BiasedRounding
+    | ExponentialDithering
+    | TopK
+    | RandomK
+    | AdaptiveRandom
+    | AdaComp
+    | Atomo,
+    Field(discriminator="name"),
+]
+
+
+class Rule(BaseModel):
+    """Parameters that meet all conditions given get this codec."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pattern: str = "*"  # shell pattern of the parameter's name, such as "*.bias"
+    max_numel: int | None = Field(None, ge=0)
+    max_dims: int | None = Field(None, ge=0)
+    codec: CodecConfig = Dense()
+
+    def applies(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether a parameter of this name and shape meets the conditions."""
+        return (
+            fnmatchcase(name, self.pattern)
+            and (self.max_numel is None or prod(shape) <= self.max_numel)
+            and (self.max_dims is None or len(shape) <= self.max_dims)
+        )
+
+
+class PerTensor(BaseModel):
+    """The first rule that applies decides, or ``otherwise``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["per_tensor"] = "per_tensor"
+    otherwise: CodecConfig
+    rules: tuple[Rule, ...]
+
+    def for_tensor(self, name: str, shape: tuple[int, ...]) -> Codec:
+        """The codec for a parameter; an exchange puts those with equal codecs into common buckets."""
+        codec = next((rule.codec for rule in self.rules if rule.applies(name, shape)), self.otherwise)
+        return codec.for_tensor(name, shape)

@@ -1,0 +1,121 @@
+"""Random choices of values: random-k and adaptive random sparsification.
+
+- ``random_k``: one value in each of k equal stretches of the tensor, drawn from the seed, so that no places are sent;
+  with the same seed on all ranks it is linear. ``scaled`` multiplies by the stretch's length L: unbiased, omega = L -
+  1. Unscaled it contracts with delta = 1 / L (arXiv:2002.12410, sec. 2: d/k).
+- ``adaptive_random`` (ibid.): in each bucket one value, drawn with probability ``|x_i| / |x|_1`` and sent as it is:
+  ``E |C(x) - x|^2 <= (1 - 1/bucket) |x|^2``.
+
+Payload, version 1: random_k writes the seed and ``first`` (int64 each), then k float32; only the latter are summed.
+adaptive_random writes, over all buckets, uint32 offsets in the bucket, then float32 values.
+"""
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from hpcopt import kernels
+from hpcopt.compress.codec import Bytes, Codec, Floats, require_bytes, require_finite
+from hpcopt.errors import PayloadError
+
+
+class RandomK(Codec):
+    """A share of the values, drawn at random."""
+
+    name: Literal["random_k"] = "random_k"
+    fraction: float = Field(0.01, gt=0, le=1)  # of the values that is sent
+    scaled: bool = True  # unbiased, rather than contracting
+
+    linear: ClassVar[bool] = True
+    shared_seed: ClassVar[bool] = True
+
+    def k(self, n: int) -> int:
+        """Values sent of n."""
+        return min(n, max(1, round(self.fraction * n)))
+
+    def variance(self, n: int) -> float | None:
+        """``ceil(n / k) - 1``, or None if not scaled."""
+        return self._stretch(n) - 1.0 if self.scaled else None
+
+    def contraction(self, n: int) -> float | None:
+        """``1 / ceil(n / k)`` if not scaled."""
+        return super().contraction(n) if self.scaled else 1 / self._stretch(n)
+
+    def max_bytes(self, n: int) -> int:
+        """Exact."""
+        return 16 + 4 * self.k(n)
+
+    def summable(self, payload: Tensor) -> Tensor:
+        """The values, without the seed."""
+        return payload[16:].view(torch.float32)
+
+    def _encode(self, x: Floats, seed: int, first: int, payload: Bytes) -> int:
+        require_finite(kernels.qsgd.worst(x), self)
+        payload[:16].view(np.int64)[:] = seed, first
+        places, lengths = self._places(x.size, seed, first)
+        values = payload[16:].view(np.float32)
+        values[:] = x[places]
+        if self.scaled:
+            with np.errstate(over="ignore"):
+                values *= lengths
+            require_finite(kernels.qsgd.worst(values), self)
+        return payload.size
+
+    def _decode(self, payload: Bytes, out: Floats, weight: float, add: bool) -> None:
+        require_bytes(payload, self.max_bytes(out.size), self)
+        seed, first = payload[:16].view(np.int64).tolist()
+        places, _ = self._places(out.size, seed, first)
+        if not add:
+            out[:] = 0
+        values = payload[16 : self.max_bytes(out.size)].view(np.float32)
+        kernels.sparse.scatter(values, places, np.float32(weight), out)
+
+    def _places(self, n: int, seed: int, first: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The places drawn, all different, and the lengths of the stretches they stand for."""
+        k = self.k(n)
+        places = np.empty(k, np.int64)
+        kernels.sampling.one_in_each(n, k, seed, first, places)
+        return places, np.diff(np.arange(k + 1) * n // max(1, k)).astype(np.float32)
+
+    def _stretch(self, n: int) -> int:
+        return -(-n // self.k(n)) if n else 1
+
+
+class AdaptiveRandom(Codec):
+    """One value in each bucket, the large ones more often."""
+
+    name: Literal["adaptive_random"] = "adaptive_random"
+    bucket: int = Field(100, gt=0)  # values of which one is sent
+
+    def contraction(self, n: int) -> float:
+        """One in the bucket's size."""
+        return 1 / max(1, min(n, self.bucket))
+
+    def max_bytes(self, n: int) -> int:
+        """Exact."""
+        return 8 * -(-n // self.bucket)
+
+    def _encode(self, x: Floats, seed: int, first: int, payload: Bytes) -> int:
+        require_finite(kernels.qsgd.worst(x), self)
+        offsets, values = self._parts(payload, x.size)
+        kernels.sampling.by_magnitude(x, self.bucket, seed, first, offsets, values)
+        return payload.size
+
+    def _decode(self, payload: Bytes, out: Floats, weight: float, add: bool) -> None:
+        require_bytes(payload, self.max_bytes(out.size), self)
+        offsets, values = self._parts(payload, out.size)
+        places = offsets.astype(np.int64) + self.bucket * np.arange(offsets.size)
+        if not add:
+            out[:] = 0
+        if not kernels.sparse.scatter(values, places, np.float32(weight), out):
+            raise PayloadError(
+                f"codec {self.name!r}: an offset in the payload is beyond the {out.size} values of the tensor"
+            )
+
+    def _parts(self, payload: Bytes, n: int) -> tuple[NDArray[np.uint32], Floats]:
+        split = 4 * -(-n // self.bucket)
+        return payload[:split].view(np.uint32), payload[split : 2 * split].view(np.float32)

@@ -1,0 +1,60 @@
+"""Flat buffers whose stretches belong to parameters.
+
+A codec works on flat buckets; what it holds back belongs to parameters. Here a bucket's state is one flat tensor, and
+each parameter's part is a view of it, so that checkpoints know names only and buckets may be cut anew at any time.
+"""
+
+from collections.abc import Mapping
+from math import prod
+
+import torch
+from torch import Tensor
+
+from hpcopt.errors import CheckpointError
+
+Layout = Mapping[str, tuple[int, ...]]  # the parameters of a flat bucket in order, with their shapes
+
+
+def layout_numel(layout: Layout) -> int:
+    """The number of values in a bucket of this layout."""
+    return sum(prod(shape) for shape in layout.values())
+
+
+def views(flat: Tensor, layout: Layout) -> dict[str, Tensor]:
+    """The parameters' parts of a flat bucket, as views in their shapes."""
+    parts = torch.split(flat, [prod(shape) for shape in layout.values()])
+    return {name: part.view(shape) for (name, shape), part in zip(layout.items(), parts, strict=True)}
+
+
+class Residuals:
+    """One float32 tensor a parameter, zero at first, stored flat by bucket."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[tuple[str, ...], Tensor] = {}
+        self._parts: dict[str, Tensor] = {}
+
+    def flat(self, layout: Layout) -> Tensor:
+        """The flat tensor of a bucket, to be changed in place; parameters keep what they held in other buckets."""
+        key = tuple(layout)
+        bucket = self._buckets.get(key)
+        if bucket is None or bucket.numel() != layout_numel(layout):
+            bucket = torch.zeros(layout_numel(layout))
+            for name, part in views(bucket, layout).items():
+                if name in self._parts:
+                    if self._parts[name].shape != part.shape:
+                        held, asked = tuple(self._parts[name].shape), tuple(part.shape)
+                        raise CheckpointError(f"state of {name!r} has shape {held}, the model has {asked}")
+                    part.copy_(self._parts[name])
+                self._parts[name] = part
+            self._buckets = {other: flat for other, flat in self._buckets.items() if not set(other) & set(key)}
+            self._buckets[key] = bucket
+        return bucket
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors by parameter name (views, not copies)."""
+        return dict(self._parts)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the tensors of a ``state_dict``; parameters that it does not name begin at zero."""
+        self._buckets = {}
+        self._parts = {name: tensor.clone() for name, tensor in state.items()}

@@ -1,0 +1,73 @@
+"""Compressors that work in rounds of plain reductions.
+
+PowerSGD needs two all-reduces, one after the other; TernGrad with a shared scale a maximum and a sum; top-k with
+shared indices a broadcast and a sum. Each is a generator of reductions, and knows nothing of ranks; the collective
+drives it:
+
+    for op, buffer in compressor.rounds(bucket, layout, seed=seed):
+        reduce(op, buffer)  # in place, over all ranks
+
+Afterwards ``bucket`` holds the (approximate) sum over the ranks, the same bits on all of them.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Literal, NamedTuple, Protocol
+
+from torch import Tensor
+
+from hpcopt.compress.codec import Codec
+from hpcopt.compress.residuals import Layout, Residuals
+from hpcopt.errors import UnsupportedError
+
+
+class Reduction(NamedTuple):
+    """One collective that the driver performs in place: on return, buffer must hold the same values on every rank."""
+
+    op: Literal["sum", "max", "broadcast"]  # broadcast: from any one rank, the same for the whole bucket
+    buffer: Tensor  # contiguous, of any dtype
+
+
+class RoundCompressor(Protocol):
+    """What a collective drives."""
+
+    shared_seed: bool  # whether all ranks must pass the same seed, or each its own
+
+    def rounds(self, bucket: Tensor, layout: Layout, *, seed: int) -> Iterator[Reduction]:
+        """Sum a flat float32 bucket over the ranks, in place."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """State by name."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a ``state_dict``."""
+
+
+class LinearRounds:
+    """Any linear codec as one round: encode, sum the payloads, decode. With ``feedback``, what a rank's own payload
+    lacks is kept for its next step.
+    """
+
+    def __init__(self, codec: Codec, *, feedback: bool = False) -> None:
+        if not codec.linear:
+            raise UnsupportedError(f"codec {codec.name!r} is not linear: use a two-phase or gathering collective")
+        self.codec = codec
+        self.shared_seed = codec.shared_seed
+        self._residuals = Residuals() if feedback else None
+
+    def rounds(self, bucket: Tensor, layout: Layout, *, seed: int) -> Iterator[Reduction]:
+        """One sum, of the payload."""
+        if self._residuals is None:
+            payload = self.codec.encode(bucket, seed=seed)
+        else:
+            payload = self.codec.encode_feedback(bucket, self._residuals.flat(layout), seed=seed)
+        yield Reduction("sum", self.codec.summable(payload))
+        self.codec.decode(payload, bucket.numel(), out=bucket)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The residuals by parameter name."""
+        return {} if self._residuals is None else self._residuals.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a ``state_dict``."""
+        if self._residuals is not None:
+            self._residuals.load_state_dict(state)

@@ -1,0 +1,28 @@
+"""The codecs' inner loops, in numba; each has a slow numpy twin in the tests.
+
+numba costs .7 s and 65 MB a rank, so its modules load at their first use: write ``from hpcopt import kernels`` and
+``kernels.qsgd.encode(...)``.
+
+Compiled code is cached: in ``NUMBA_CACHE_DIR`` if that is set, else beside these files, else (a read-only
+installation) in the user's cache directory. The cache knows the CPU's name, so one directory may serve unlike nodes;
+a node-local one starts fastest. ``Codec.warm`` compiles what a codec needs: call it on one rank a node first, then on
+the others, before anything is timed.
+
+Every loop releases the GIL and takes flat, contiguous, aligned arrays. None uses ``fastmath``: sums run in a fixed
+order, so the bytes do not depend on the width of the machine's vectors.
+"""
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hpcopt.kernels import adacomp, powers, qsgd, sampling, select, sign, sparse, vote
+
+__all__ = ["adacomp", "powers", "qsgd", "sampling", "select", "sign", "sparse", "vote"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in __all__:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,92 @@
+"""64 float32 values against 64 bits at a time, in LLVM's own vector types.
+
+numba cannot say "the sign bits of 64 values as one word"; LLVM can, and turns it into mask registers (AVX-512),
+movmskps (AVX2) or plain shifts, whatever the machine has. Bit j of a word belongs to value j, so words in memory are
+``np.packbits(..., bitorder="little")``.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+LANES = 64
+FLOATS = ir.VectorType(ir.FloatType(), LANES)
+INTS = ir.VectorType(ir.IntType(32), LANES)
+BITS = ir.VectorType(ir.IntType(1), LANES)
+WORD = ir.IntType(LANES)
+
+
+def _address(context, builder, array_type, array, index, vector):
+    data = cgutils.create_struct_proxy(array_type)(context, builder, value=array).data
+    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+
+
+def _splat(builder, scalar, vector):
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(one, one, ir.Constant(INTS, [0] * LANES))
+
+
+@intrinsic
+def negative(typingctx, x, i):
+    """The word whose bit j says whether ``x[i + j] < 0``; x is float32."""
+
+    def codegen(context, builder, signature, args):
+        values = builder.load(_address(context, builder, signature.args[0], *args, FLOATS), align=4)
+        return builder.bitcast(builder.fcmp_ordered("<", values, ir.Constant(FLOATS, [0.0] * LANES)), WORD)
+
+    return types.uint64(x, i), codegen
+
+
+@intrinsic
+def at_least(typingctx, bits, i, threshold):
+    """The word whose bit j says whether the magnitude of a float32 with these int32 bits at i + j is at least the
+    threshold's.
+    """
+
+    def codegen(context, builder, signature, args):
+        array, index, least = args
+        values = builder.load(_address(context, builder, signature.args[0], array, index, INTS), align=4)
+        magnitudes = builder.and_(values, ir.Constant(INTS, [0x7FFFFFFF] * LANES))
+        return builder.bitcast(builder.icmp_signed(">=", magnitudes, _splat(builder, least, INTS)), WORD)
+
+    return types.uint64(bits, i, types.int32), codegen
+
+
+@intrinsic
+def signed(typingctx, word, scale, out, i):
+    """Store ``-scale`` where a bit of word is set and ``scale`` elsewhere in ``out[i : i + 64]``."""
+
+    def codegen(context, builder, signature, args):
+        bits, magnitude, array, index = args
+        plus = _splat(builder, magnitude, FLOATS)
+        values = builder.select(builder.bitcast(bits, BITS), builder.fneg(plus), plus)
+        builder.store(values, _address(context, builder, signature.args[2], array, index, FLOATS), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.float32, out, i), codegen
+
+
+@intrinsic
+def add_signed(typingctx, word, scale, out, i):
+    """Add ``-scale`` where a bit of word is set and ``scale`` elsewhere to ``out[i : i + 64]``."""
+
+    def codegen(context, builder, signature, args):
+        bits, magnitude, array, index = args
+        address = _address(context, builder, signature.args[2], array, index, FLOATS)
+        plus = _splat(builder, magnitude, FLOATS)
+        terms = builder.select(builder.bitcast(bits, BITS), builder.fneg(plus), plus)
+        builder.store(builder.fadd(builder.load(address, align=4), terms), address, align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.float32, out, i), codegen
+
+
+@intrinsic
+def trailing_zeros(typingctx, word):
+    """The place of the lowest set bit of a non-zero uint64."""
+
+    def codegen(context, builder, signature, args):
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.uint64), codegen
