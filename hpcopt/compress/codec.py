@@ -19,9 +19,9 @@ from typing import ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from hpcopt.config import Config
 from hpcopt.errors import NonFiniteError, PayloadError, UnsupportedError
 
 ALIGNMENT = 8  # bytes; where a payload may begin in a larger buffer
@@ -31,10 +31,8 @@ Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 
-class Codec(BaseModel, ABC):
+class Codec(Config, ABC):
     """Tensor -> payload -> tensor. Stateless: a codec and its settings are one frozen object."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
 

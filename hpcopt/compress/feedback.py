@@ -14,11 +14,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from hpcopt.compress.codec import Codec
 from hpcopt.compress.residuals import Layout, Residuals
+from hpcopt.config import Config
 from hpcopt.errors import CheckpointError
 
 
@@ -109,11 +110,7 @@ class EF21(Feedback):
             )
 
 
-class _Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class NoFeedbackConfig(_Config):
+class NoFeedbackConfig(Config):
     """Send the codec's output as it is."""
 
     name: Literal["none"] = "none"
@@ -123,7 +120,7 @@ class NoFeedbackConfig(_Config):
         return NoFeedback(codec)
 
 
-class ErrorFeedbackConfig(_Config):
+class ErrorFeedbackConfig(Config):
     """Error feedback."""
 
     name: Literal["error_feedback"] = "error_feedback"
@@ -133,7 +130,7 @@ class ErrorFeedbackConfig(_Config):
         return ErrorFeedback(codec)
 
 
-class EF21Config(_Config):
+class EF21Config(Config):
     """EF21."""
 
     name: Literal["ef21"] = "ef21"

@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from math import prod
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from hpcopt.compress.adacomp import AdaComp
 from hpcopt.compress.atomo import Atomo
@@ -30,6 +30,7 @@ from hpcopt.compress.random_subset import AdaptiveRandom, RandomK
 from hpcopt.compress.sign import Sign, SignBits
 from hpcopt.compress.terngrad import TernGrad
 from hpcopt.compress.topk import TopK
+from hpcopt.config import Config
 
 CodecConfig = Annotated[
     Dense
@@ -50,10 +51,8 @@ CodecConfig = Annotated[
 ]
 
 
-class Rule(BaseModel):
+class Rule(Config):
     """Parameters that meet all conditions given get this codec."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     pattern: str = "*"  # shell pattern of the parameter's name, such as "*.bias"
     max_numel: int | None = Field(None, ge=0)
@@ -69,10 +68,8 @@ class Rule(BaseModel):
         )
 
 
-class PerTensor(BaseModel):
+class PerTensor(Config):
     """The first rule that applies decides, or ``otherwise``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["per_tensor"] = "per_tensor"
     otherwise: CodecConfig

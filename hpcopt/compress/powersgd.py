@@ -16,19 +16,18 @@ from math import prod
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from hpcopt.compress import seeds
 from hpcopt.compress.residuals import Layout, Residuals, views
 from hpcopt.compress.rounds import Reduction
+from hpcopt.config import Config
 from hpcopt.errors import NonFiniteError
 
 
-class PowerSGD(BaseModel):
+class PowerSGD(Config):
     """Two rounds of sums, of r (rows + columns) values a matrix."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["powersgd"] = "powersgd"
     rank: int = Field(4, ge=1)

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from hpcopt import kernels
@@ -25,6 +25,7 @@ from hpcopt.compress.codec import Bytes, Codec, Floats, float_array, require_byt
 from hpcopt.compress.qsgd import BLOCK, packed_bytes, small_value_variance
 from hpcopt.compress.residuals import Layout, views
 from hpcopt.compress.rounds import Reduction
+from hpcopt.config import Config
 from hpcopt.errors import NonFiniteError
 
 BITS = 2
@@ -65,10 +66,8 @@ class TernGrad(Codec):
         return payload[:split].view(np.float32), payload[split : self.max_bytes(n)]
 
 
-class SharedTernGrad(BaseModel):
+class SharedTernGrad(Config):
     """Ternary with one scale a tensor, the largest over the ranks: two rounds, and sums that are exact."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["shared_terngrad"] = "shared_terngrad"
     sums: Literal["int8", "int16"] = "int8"  # the integers on the wire

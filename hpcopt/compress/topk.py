@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from hpcopt import kernels
@@ -32,6 +32,7 @@ from hpcopt.compress.residuals import Layout, Residuals
 from hpcopt.compress.rounds import Reduction
 from hpcopt.compress.sign import Sign
 from hpcopt.compress.terngrad import TernGrad
+from hpcopt.config import Config
 from hpcopt.errors import NonFiniteError, PayloadError
 
 RUN = 16  # sampled neighbours: a cache line
@@ -152,14 +153,12 @@ def _places_end(count: int) -> int:
     return 8 + 8 * -(-count // 2)
 
 
-class SharedTopK(BaseModel):
+class SharedTopK(Config):
     """Top-k at the places that one rank chooses for all: two rounds, and a sum of k values instead of a gathering of
     all ranks' choices.
 
     With error feedback, since the places are chosen for one rank's values.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["shared_topk"] = "shared_topk"
     fraction: float = Field(0.01, gt=0, le=1)  # of the values that is sent
