@@ -1,0 +1,95 @@
+"""Checkpoints written beside the training: the state is copied at once, the rest is another thread's."""
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcopt.store.checkpoint import Checkpoints
+
+
+class Snapshot:
+    """Copies of trees, in CPU memory that is used again when the next tree has the same tensors."""
+
+    def __init__(self) -> None:
+        self._buffers: list[Tensor] = []
+        self._used = 0
+
+    def take(self, tree: Any) -> Any:
+        """Copy a tree, which may change afterwards. The copy taken before is overwritten.
+
+        Tensors of any device are copied to the CPU. Costs one pass over memory.
+        """
+        self._used = 0
+        copy = self._copy(tree)
+        del self._buffers[self._used :]
+        return copy
+
+    def _copy(self, node: Any) -> Any:
+        match node:
+            case Tensor():
+                return self._buffer(node).copy_(node.detach())
+            case np.ndarray():
+                return node.copy()
+            case dict():
+                return {key: self._copy(value) for key, value in node.items()}
+            case list():
+                return [self._copy(value) for value in node]
+            case tuple():
+                return tuple(self._copy(value) for value in node)
+            case _:
+                return node
+
+    def _buffer(self, like: Tensor) -> Tensor:
+        index, self._used = self._used, self._used + 1
+        if index < len(self._buffers):
+            found = self._buffers[index]
+            if (found.dtype, found.shape) == (like.dtype, like.shape):
+                return found
+            del self._buffers[index:]
+        self._buffers.append(torch.empty(like.shape, dtype=like.dtype, pin_memory=like.is_cuda))
+        return self._buffers[index]
+
+
+class BackgroundWriter:
+    """Writes this rank's parts of a checkpoint in a thread of its own; one checkpoint at a time.
+
+    Where Checkpoints asks for a barrier and then commit(), call wait() on every rank first.
+    """
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints, self._snapshot = checkpoints, Snapshot()
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+
+    def write(self, step: int, parts: Mapping[str, Any]) -> None:
+        """Copy the parts and start to write them; returns when the originals may change.
+
+        Waits first for an earlier checkpoint that is still being written, and raises what wait() raises.
+        """
+        self.wait()
+        copies = self._snapshot.take(dict(parts))
+        self._writing = self._thread.submit(self._write, step, copies)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something left to write."""
+        return self._writing is not None and not self._writing.done()
+
+    def wait(self) -> None:
+        """Return when all is on disk.
+
+        Raises:
+            CheckpointError: it could not be written.
+            TypeError: the tree held something that is not data.
+        """
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def _write(self, step: int, parts: Mapping[str, Any]) -> None:
+        for name, tree in parts.items():
+            self._checkpoints.write_part(step, name, tree)
