@@ -1,0 +1,1 @@
+"""Stochastic Block-ADMM: a network cut into blocks and trained without back-propagation through the cuts."""

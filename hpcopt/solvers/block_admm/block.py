@@ -1,0 +1,146 @@
+"""One block: its layers, its optimizer, and its term of the augmented Lagrangian.
+
+Block t with layers f has the inputs z and a goal for its outputs, ``goal(f(z))``. Nothing outside this file
+differentiates, and nothing in it sees another block's parameters.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from hpcopt.comm.world import World
+from hpcopt.errors import JobError
+from hpcopt.exchange.dense import DenseExchange
+from hpcopt.exchange.flat import FlatGradients
+from hpcopt.optim import OptimizerConfig
+from hpcopt.solvers.block_admm.cut import is_proximal
+from hpcopt.solvers.block_admm.goal import Goal, Match
+from hpcopt.solvers.solver import Tree
+
+MARGIN = 1.1  # a power iteration comes from below
+FIRST_ITERATIONS, ITERATIONS = 20, 2
+
+
+class Block:
+    """Block t of T, on one rank or on the ranks of ``peers``, which see other samples and hold the same parameters."""
+
+    def __init__(
+        self, layers: nn.Sequential, optimizer: OptimizerConfig, peers: World, exchange: DenseExchange, curvature: float
+    ) -> None:
+        """``curvature`` is the squared norm of the Jacobian, 0 if it is to be estimated."""
+        self.layers = layers
+        self._peers, self._exchange = peers, exchange
+        parameters = [p for p in layers.parameters() if p.requires_grad]
+        self.gradients = FlatGradients(parameters)
+        self._config = optimizer
+        self._optimizer = optimizer.build(parameters) if parameters else None
+        self._fixed = curvature
+        self._jacobian_square = curvature
+        self._direction: Tensor | None = None
+
+    @torch.no_grad()
+    def forward(self, z: Tensor) -> Tensor:
+        """Outputs for inputs z, without a graph."""
+        out: Tensor = self.layers(z)
+        return out
+
+    def pull(
+        self, z: Tensor, anchor: Tensor, rho: float, goal: Goal, steps: int, *, backtrack: bool
+    ) -> tuple[Tensor, float]:
+        """Move the inputs towards the goal: ``steps`` prox-linear steps on ``goal(f(z)) + rho/2 |z - anchor|^2``.
+
+        The penalty is minimised exactly, the goal by its linearisation with a bound L of its curvature::
+
+            z <- (L z + rho anchor - grad goal) / (L + rho)
+
+        With ``backtrack``, L is doubled until the goal lies below its quadratic model: then the sum of both terms never
+        rises (for a goal with a Lipschitz gradient).
+
+        Returns:
+            The new inputs, a leaf without a graph, and the goal at the old ones.
+        """
+        if is_proximal(self.layers[0]):
+            if not isinstance(goal, Match):
+                raise JobError("the last block has no derivative; end the model with a linear layer")
+            before = float(goal(self.forward(z)))
+            return self.layers[0].proximal(anchor, goal.target, goal.rho / rho), before
+        first = 0.0
+        bound = goal.curvature * self._jacobian_square
+        for step in range(steps):
+            z = z.detach().requires_grad_()
+            value = goal(self.layers(z))
+            (slope,) = torch.autograd.grad(value, z)
+            first = value.item() if step == 0 else first
+            z = z.detach()
+            while True:
+                moved = (bound * z + rho * anchor - slope) / (bound + rho)
+                if not backtrack or self._below_model(z, moved, value.detach(), slope, bound, goal):
+                    break
+                bound *= 2
+            z = moved
+        return z, first
+
+    @torch.no_grad()
+    def _below_model(self, z: Tensor, moved: Tensor, value: Tensor, slope: Tensor, bound: float, goal: Goal) -> bool:
+        """Whether the goal at ``moved`` is below its quadratic model; one answer for all peers. Collective."""
+        step = moved - z
+        model = value + (slope * step).sum() + 0.5 * bound * step.square().sum()
+        excess, scale = self._peers.all_reduce(torch.stack([goal(self.layers(moved)) - model, value.abs()]).double())
+        return bool(excess <= 1e-9 * scale)
+
+    def train(self, z: Tensor, goal: Goal, weight: float, learning_rate: float) -> None:
+        """One optimizer step on the mean goal over all peers' samples, of which ``weight`` are this rank's. Collective:
+        over the peers; one all-reduce of the block's gradients.
+        """
+        if self._optimizer is None:
+            return
+        self.gradients.zero()
+        loss = goal(self.layers(z.detach())) * (weight / len(z))
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self._peers.size > 1:
+            self._exchange.sum(self.gradients)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.step()
+
+    def measure(self, z: Tensor, weight: float) -> None:
+        """Estimate the largest squared norm of the Jacobian df/dz over the samples, by power iteration on each of them
+        from a common direction, which is kept for the next time. Collective: over the peers.
+        """
+        if self._fixed or is_proximal(self.layers[0]):
+            return
+        rounds = ITERATIONS
+        if self._direction is None:
+            generator = torch.Generator().manual_seed(0)
+            self._direction = torch.randn(z.shape[1:], generator=generator).to(z)
+            rounds = FIRST_ITERATIONS
+        v = self._direction.expand_as(z)
+        z = z.detach().requires_grad_()
+        out = self.layers(z)
+        probe = torch.zeros_like(out, requires_grad=True)
+        (back,) = torch.autograd.grad(out, z, probe, create_graph=True)  # J^T probe: linear in the probe
+        size = z.new_zeros(len(z))
+        for _ in range(rounds):
+            v = v / _norms(v).clamp_min(1e-30)
+            (ahead,) = torch.autograd.grad(back, probe, v, retain_graph=True)  # J v
+            (v,) = torch.autograd.grad(out, z, ahead, retain_graph=True)  # J^T J v
+            size = _norms(v).reshape(-1)
+        mean = self._peers.all_reduce((v / _norms(v).clamp_min(1e-30)).mean(0) * weight)
+        largest = self._peers.all_reduce(size.max().reshape(1), "max")
+        self._direction = mean
+        self._jacobian_square = MARGIN * float(largest)
+
+    def state_dict(self) -> Tree:
+        """The optimizer's state and the curvature; the parameters belong to the model's state."""
+        optimizer = self._optimizer.state_dict() if self._optimizer else None
+        return {"optimizer": optimizer, "direction": self._direction, "jacobian_square": self._jacobian_square}
+
+    def load_state_dict(self, state: Tree) -> None:
+        """Restore what ``state_dict`` gave."""
+        if self._optimizer:
+            self._optimizer.load_state_dict(state["optimizer"])
+        self._direction, self._jacobian_square = state["direction"], state["jacobian_square"]
+
+
+def _norms(x: Tensor) -> Tensor:
+    """Euclidean norm of each sample, shape (n, 1, ...)."""
+    return torch.linalg.vector_norm(x.flatten(1), dim=1).view(-1, *[1] * (x.dim() - 1))

@@ -1,0 +1,77 @@
+"""Messages between the ranks of neighbouring stages: auxiliaries going up, and coming back down.
+
+Up goes the sender's prediction p = f(z) + u, down the moved auxiliary z. With a codec, down goes the encoding of z - p,
+which is small, and its receiver adds it to the p that it knows exactly.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hpcopt.comm.transport import Request, Transport
+from hpcopt.compress.codec import Codec
+from hpcopt.phases import PhaseClock
+
+UP, DOWN = 1, 2
+
+
+class Link:
+    """This rank's end of a boundary to one neighbour."""
+
+    def __init__(
+        self, transport: Transport, neighbour: int, codec: Codec | None, under_way: int, clock: PhaseClock
+    ) -> None:
+        """Let ``under_way`` sends be pending before one is waited for."""
+        self._transport, self._neighbour, self._codec, self._clock = transport, neighbour, codec, clock
+        self._under_way = under_way
+        self._sends: deque[tuple[Request, Tensor]] = deque()
+        self._messages = 0
+
+    def send(self, x: Tensor, tag: int, reference: Tensor | None = None) -> None:
+        """Send auxiliaries of shape (n, ...); with a codec, what they are beyond the reference. Costs one message of
+        its bytes, with a codec a second one of eight bytes.
+        """
+        self._transport.traffic.dense_bytes += x.numel() * x.element_size()
+        if self._codec is None:
+            self._post(x.detach().contiguous(), tag)
+            return
+        with self._clock("encode"):
+            flat = (x if reference is None else x - reference).detach().reshape(-1).float()
+            payload = self._codec.encode(flat, seed=self._next_seed(tag))
+        self._post(torch.tensor([payload.numel()]), tag)
+        self._post(payload, tag)
+
+    def receive(self, shape: Sequence[int], dtype: torch.dtype, tag: int, reference: Tensor | None = None) -> Tensor:
+        """Wait for auxiliaries of this shape; with a codec, add them to the reference."""
+        if self._codec is None:
+            out = torch.empty(*shape, dtype=dtype)
+            with self._clock("exchange"):
+                self._transport.receive(out, self._neighbour, tag).wait()
+            return out
+        length = torch.zeros(1, dtype=torch.int64)
+        with self._clock("exchange"):
+            self._transport.receive(length, self._neighbour, tag).wait()
+            payload = torch.empty(int(length), dtype=torch.uint8)
+            self._transport.receive(payload, self._neighbour, tag).wait()
+        with self._clock("decode"):
+            flat = self._codec.decode(payload, torch.Size(shape).numel())
+        decoded = flat.view(*shape).to(dtype)
+        return decoded if reference is None else reference + decoded
+
+    def flush(self) -> None:
+        """Wait until nothing is under way."""
+        while self._sends:
+            self._sends.popleft()[0].wait()
+
+    def _post(self, x: Tensor, tag: int) -> None:
+        with self._clock("exchange"):
+            while len(self._sends) > self._under_way:
+                self._sends.popleft()[0].wait()
+            self._sends.append((self._transport.send(x, self._neighbour, tag), x))
+
+    def _next_seed(self, tag: int) -> int:
+        """A seed that no other message of this rank has."""
+        self._messages += 1
+        return (self._messages << 22) + (self._transport.rank << 2) + tag

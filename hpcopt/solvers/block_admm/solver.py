@@ -1,0 +1,306 @@
+"""Stochastic Block-ADMM (arXiv:2105.00339): blocks that agree on auxiliaries instead of back-propagating.
+
+The blocks f_1 .. f_T with parameters th_t are tied by auxiliaries z_t, one vector for each sample and boundary::
+
+    min  sum_i loss(f_T(z_{T-1,i}), y_i)   so that  z_{t,i} = f_t(z_{t-1,i}),  z_{0,i} = x_i
+
+whose augmented Lagrangian, with u the multipliers divided by rho, is::
+
+    L = sum_i loss(f_T(z_{T-1,i}), y_i) + sum_{t<T} rho/2 |f_t(z_{t-1,i}) - z_{t,i} + u_{t,i}|^2 - rho/2 |u_{t,i}|^2
+
+One batch goes up and down the blocks once:
+
+1. up:    z_t <- f_t(z_{t-1}) + u_t                 seed the auxiliaries with the present weights
+2. down:  z_t <- prox-linear steps on L             from the last boundary to the first, with the new z_{t+1}
+3. each block on its own: one optimizer step on its term of L
+4. each boundary:  u_t <- u_t + f_t(z_{t-1}) - z_t
+
+The batch form keeps u_t for every sample; the online form, for data seen once, has u = 0 and keeps nothing. Across ranks
+a message goes up and one comes down each boundary, and several batches can be in flight: then the weights that take a
+batch down are some updates newer than those that took it up.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from hpcopt.comm.world import World
+from hpcopt.config import Config
+from hpcopt.errors import CheckpointError, JobError
+from hpcopt.exchange.dense import ExchangeConfig
+from hpcopt.optim import OptimizerConfig, ScheduleConfig
+from hpcopt.optim.first_order import AdamWConfig
+from hpcopt.phases import PhaseClock
+from hpcopt.solvers.block_admm.block import Block
+from hpcopt.solvers.block_admm.cut import Balance, cut, output_shapes
+from hpcopt.solvers.block_admm.goal import Fit, Goal, Match
+from hpcopt.solvers.block_admm.layout import Layout
+from hpcopt.solvers.block_admm.link import DOWN, UP, Link
+from hpcopt.solvers.block_admm.samples import SampleTable
+from hpcopt.solvers.solver import Batch, Loss, OutputLoss, StepStats, Tree
+
+
+class BlockAdmmConfig(Config):
+    """Stochastic Block-ADMM: no gradient crosses from one block of the model into another."""
+
+    name: Literal["block_admm"] = "block_admm"
+    blocks: int | None = Field(
+        None, ge=1, description="blocks that the model is cut into; by default every layer with parameters is one"
+    )
+    balance: Balance = Field("cost", description="what blocks have as much of as each other: multiply-adds, or layers")
+    cuts: tuple[str, ...] = Field((), description="instead of blocks: names of the layers that each begin one")
+    stages: int | None = Field(
+        None, ge=1, description="ranks that one copy of the model is spread over; by default as many as fit"
+    )
+    in_flight: int = Field(1, ge=1, description="batches under way through the stages at a time; 1 waits for each")
+    form: Literal["batch", "online"] = Field("batch", description="keep duals for every sample, or have none")
+    auxiliaries: Literal["seeded", "stored"] = Field(
+        "seeded", description="start each visit from a forward sweep, or from what the sample's last visit left"
+    )
+    rho: float = Field(10.0, gt=0, description="weight of the penalty, at the start")
+    rho_end: float | None = Field(None, gt=0, description="weight of the penalty at the end; by default as at the start")
+    rho_shape: Literal["geometric", "linear"] = Field("geometric", description="how it goes there")
+    z_steps: int = Field(3, ge=0, description="steps on each auxiliary")
+    dual_step: float = Field(1.0, ge=0, le=1, description="length of the step on the duals; 0 is a pure penalty")
+    backtrack: bool = Field(False, description="shorten a step on the auxiliaries until it cannot raise its term")
+    curvature: float | None = Field(
+        None, gt=0, description="squared norm of every block's Jacobian, instead of estimating it by power iteration"
+    )
+    criterion_curvature: float = Field(
+        0.5, gt=0, description="largest second derivative of a sample's loss in the outputs; 1/2 for cross-entropy"
+    )
+    measure_every: int = Field(10, ge=1, description="steps between two estimates of the curvature")
+    optimizer: OptimizerConfig = Field(AdamWConfig(weight_decay=0), description="the optimizer that every block has")
+    schedule: ScheduleConfig = Field(ScheduleConfig(), description="learning rate over the run")
+
+    def build(
+        self, model: nn.Module, loss: Loss, world: World, exchange: ExchangeConfig, steps: int, clock: PhaseClock
+    ) -> "BlockAdmm":
+        """Make the solver. Collective.
+
+        Raises:
+            JobError: the model, its loss or the ranks cannot be cut as asked.
+        """
+        return BlockAdmm(self, model, loss, world, exchange, steps, clock)
+
+    def rho_at(self, step: int, steps: int) -> float:
+        """The weight of the penalty at a step of so many."""
+        end = self.rho if self.rho_end is None else self.rho_end
+        progress = step / max(1, steps - 1)
+        if self.rho_shape == "linear":
+            return self.rho + (end - self.rho) * progress
+        return float(self.rho * (end / self.rho) ** progress)
+
+
+@dataclass
+class Flight:
+    """One batch on its way through this rank's blocks.
+
+    Attributes:
+        inputs: each block's inputs z, as they are now.
+        anchors: each block's inputs as the block below wants them, f(z) + u; then the outputs of the last block here.
+        duals: u of each block's outputs.
+    """
+
+    batch: Batch
+    number: int
+    rho: float
+    inputs: list[Tensor] = field(default_factory=list)
+    anchors: list[Tensor] = field(default_factory=list)
+    duals: list[Tensor] = field(default_factory=list)
+
+
+class BlockAdmm:
+    """The solver, on a rank that holds a run of consecutive blocks."""
+
+    def __init__(
+        self,
+        config: BlockAdmmConfig,
+        model: nn.Module,
+        loss: Loss,
+        world: World,
+        exchange: ExchangeConfig,
+        steps: int,
+        clock: PhaseClock,
+    ) -> None:
+        """Start from rank 0's parameters. Collective."""
+        if not isinstance(loss, OutputLoss):
+            raise JobError("Block-ADMM needs a workload whose loss is a function of the model's outputs and the batch")
+        self.model, self._loss, self._config, self._world, self._clock = model, loss, config, world, clock
+        self._all = cut(model, loss.example, blocks=config.blocks, balance=config.balance, at=config.cuts)
+        self._layout = layout = Layout.choose(world.rank, world.size, len(self._all), config.stages)
+        self.data_rank, self.data_size = layout.group, layout.groups
+        for tensor in model.state_dict().values():
+            world.broadcast(tensor)
+        example = loss.example.to(next(model.parameters()).dtype)
+        shapes = [example.shape[1:], *output_shapes(self._all, example)]
+        self._dtype, self._shapes, self._owned = example.dtype, shapes, layout.owned(layout.stage)
+        peers = world if layout.stages == 1 else world.split(layout.stage, world.rank)
+        self._blocks = [
+            Block(self._all[t], config.optimizer, peers, exchange.build(peers), config.curvature or 0.0)
+            for t in self._owned
+        ]
+        self._is_first, self._is_last = self._owned[0] == 0, self._owned[-1] == len(self._all) - 1
+        boundaries = [t for t in self._owned if t < len(self._all) - 1]
+        self._duals = {t: SampleTable(shapes[t + 1], self._dtype) for t in boundaries}
+        self._stored = {t: SampleTable(shapes[t], self._dtype) for t in self._owned if t > 0}
+        self._below = None if self._is_first else Link(world.transport, world.rank - 1, None, config.in_flight, clock)
+        self._above = None if self._is_last else Link(world.transport, world.rank + 1, None, config.in_flight, clock)
+        self._flights: deque[Flight] = deque()
+        self._steps, self._step = steps, 0
+
+    def step(self, batch: Batch) -> StepStats:
+        """Take a batch up, and the oldest one in flight down."""
+        config = self._config
+        flight = Flight(batch, self._step, config.rho_at(self._step, self._steps))
+        self._flights.append(flight)
+        with self._clock("forward"):
+            self._up(flight)
+        self._step += 1
+        if len(self._flights) <= self._layout.delay(config.in_flight):
+            return StepStats(0.0, self._learning_rate(flight.number), {"residual": 0.0})
+        return self._finish()
+
+    def gather(self) -> None:
+        """Finish the batches in flight; then every block goes from its rank to all others. Collective."""
+        while self._flights:
+            self._finish()
+        for link in (self._below, self._above):
+            if link:
+                link.flush()
+        if self._layout.stages > 1:
+            for t, block in enumerate(self._all):
+                for tensor in block.state_dict().values():
+                    self._world.broadcast(tensor, self._layout.owner(t))
+
+    def _up(self, flight: Flight) -> None:
+        """Seed the auxiliaries: each block's outputs, plus the dual, are the next one's inputs."""
+        indices = flight.batch.indices
+        if self._below:
+            flight.anchors.append(self._below.receive(self._shape(self._owned[0], flight), self._dtype, UP))
+        else:
+            flight.anchors.append(self._loss.inputs(flight.batch).to(self._dtype))
+        for t, block in zip(self._owned, self._blocks, strict=True):
+            z = flight.anchors[-1]
+            if self._config.auxiliaries == "stored" and t > 0:
+                table = self._stored[t]
+                known = table.known(indices).view(-1, *[1] * (z.dim() - 1))
+                z = torch.where(known, table.read(indices), z)
+            flight.inputs.append(z)
+            if t in self._duals:
+                flight.duals.append(self._duals[t].read(indices) / flight.rho)
+                flight.anchors.append(block.forward(z) + flight.duals[-1])
+        if self._above:
+            self._above.send(flight.anchors[-1], UP)
+
+    def _finish(self) -> StepStats:
+        """Take the oldest batch in flight down: auxiliaries, then parameters and duals."""
+        flight = self._flights.popleft()
+        with self._clock("backward"):
+            goals, loss = self._down(flight)
+        with self._clock("update"):
+            rate = self._learning_rate(flight.number)
+            for block, z, goal in zip(self._blocks, flight.inputs, goals, strict=True):
+                block.train(z, goal, flight.batch.weight, rate)
+            residual = self._update_duals(flight, goals)
+        return StepStats(loss, rate, {"residual": residual})
+
+    def _down(self, flight: Flight) -> tuple[list[Goal], float]:
+        """Move the auxiliaries, the last boundary first; give each block's goal, and this rank's part of the loss at the
+        seeded ones.
+        """
+        config, batch = self._config, flight.batch
+        goal: Goal
+        if self._above:
+            shape = self._shape(self._owned[-1] + 1, flight)
+            above = self._above.receive(shape, self._dtype, DOWN, flight.anchors[-1])
+            goal = Match(above - flight.duals[-1], flight.rho)
+        else:
+            goal = Fit(self._loss.criterion, batch, config.criterion_curvature)
+        goals, loss = [goal], 0.0
+        for i in reversed(range(len(self._blocks))):
+            block, goal = self._blocks[i], goals[0]
+            if self._owned[i] == 0:
+                loss = float(goal(block.forward(flight.inputs[0]))) if isinstance(goal, Fit) else loss
+                break
+            if flight.number % config.measure_every == 0:
+                block.measure(flight.inputs[i], batch.weight)
+            flight.inputs[i], value = block.pull(
+                flight.inputs[i], flight.anchors[i], flight.rho, goal, config.z_steps, backtrack=config.backtrack
+            )
+            loss = value if isinstance(goal, Fit) else loss
+            if i > 0:
+                goals.insert(0, Match(flight.inputs[i] - flight.duals[i - 1], flight.rho))
+        if self._below:
+            self._below.send(flight.inputs[0], DOWN, flight.anchors[0])
+        if config.auxiliaries == "stored":
+            for t, z in zip(self._owned, flight.inputs, strict=True):
+                if t > 0:
+                    self._stored[t].write(batch.indices, z)
+        return goals, loss / batch.global_size
+
+    def _update_duals(self, flight: Flight, goals: Sequence[Goal]) -> float:
+        """Step the duals; give |f(z) - z'|^2 / |z'|^2 over this rank's boundaries, after the other updates."""
+        missed = scale = 0.0
+        for t, block, z, goal, dual in zip(self._owned, self._blocks, flight.inputs, goals, flight.duals, strict=False):
+            if not isinstance(goal, Match):
+                continue
+            above = goal.target + dual
+            gap = block.forward(z) - above
+            missed += float(gap.square().sum())
+            scale += float(above.square().sum())
+            if self._config.form == "batch" and self._config.dual_step:
+                multiplier = flight.rho * (dual + self._config.dual_step * gap)
+                self._duals[t].write(flight.batch.indices, multiplier)
+        return missed / scale if scale else 0.0
+
+    def _shape(self, t: int, flight: Flight) -> tuple[int, ...]:
+        return (len(flight.batch), *self._shapes[t])
+
+    def _learning_rate(self, number: int) -> float:
+        return self._config.optimizer.lr * self._config.schedule.factor(number, self._steps)
+
+    def plan(self) -> dict[str, str]:
+        layout, per_sample = self._layout, 0
+        for t in self._owned:
+            per_sample += (t == self._owned[0] and t > 0) * self._shapes[t].numel()
+            per_sample += (t == self._owned[-1] and t in self._duals) * self._shapes[t + 1].numel()
+        return {
+            "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",
+            "blocks": f"{len(self._all)} on {layout.stages} ranks, {layout.groups} data groups of those",
+            "in flight": f"{self._config.in_flight} batches",
+            "bytes a step": f"{per_sample * self._dtype.itemsize:,} a sample sent by this rank for its boundaries",
+        }
+
+    def state_dict(self) -> Tree:
+        layout = self._layout
+        return {"step": self._step, "model": self.model.state_dict(), "ranks": [layout.size, layout.stages]}
+
+    def rank_state_dict(self) -> Tree:
+        return {
+            "blocks": {str(t): block.state_dict() for t, block in zip(self._owned, self._blocks, strict=True)},
+            "multipliers": {str(t): table.state_dict() for t, table in self._duals.items()},
+            "auxiliaries": {str(t): table.state_dict() for t, table in self._stored.items()},
+        }
+
+    def load_state_dict(self, shared: Tree, parts: Sequence[Tree]) -> None:
+        same = list(shared["ranks"]) == [self._layout.size, self._layout.stages]
+        try:
+            with torch.no_grad():
+                self.model.load_state_dict(shared["model"])
+            for part in [parts[self._world.rank]] if same else parts:
+                for t, block in zip(self._owned, self._blocks, strict=True):
+                    if str(t) in part["blocks"]:
+                        block.load_state_dict(part["blocks"][str(t)])
+                for name, tables in (("multipliers", self._duals), ("auxiliaries", self._stored)):
+                    for t, table in tables.items():
+                        if str(t) in part[name]:
+                            table.add_state_dict(part[name][str(t)])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint does not fit the job's model or blocks: {error}") from error
+        self._step = shared["step"]

@@ -1,0 +1,228 @@
+"""The properties that make it Block-ADMM, in float64, on one rank."""
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hpcopt.errors import CheckpointError, JobError
+from hpcopt.models.nondifferentiable import Sign, TopK
+from hpcopt.optim.first_order import AdamWConfig, SgdConfig
+from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
+from tests.solvers.block_admm.problem import LOSS, batches, network, parameters, solver
+
+PLAIN = SgdConfig(lr=1e-12, momentum=0.0)  # leaves the weights where they are, and a gradient to look at
+
+
+def lagrangian(s, flight, goals) -> float:
+    """The augmented Lagrangian of one batch at the auxiliaries as they are, without its constant rho/2 |u|^2."""
+    return sum(
+        float(goal(block.forward(z)).detach())
+        for block, z, goal in zip(s._blocks, flight.inputs, goals, strict=True)
+    )
+
+
+def goals_of(s, flight):
+    from hpcopt.solvers.block_admm.goal import Fit, Match
+
+    hidden = [Match(z - u, flight.rho) for z, u in zip(flight.inputs[1:], flight.duals, strict=True)]
+    return [*hidden, Fit(LOSS.criterion, flight.batch, 0.5)]
+
+
+def before_going_down(s, batch):
+    """Take a batch up and leave it there."""
+    from hpcopt.solvers.block_admm.solver import Flight
+
+    flight = Flight(batch, s._step, s._config.rho_at(s._step, s._steps))
+    s._up(flight)
+    return flight
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.Softplus])
+@pytest.mark.parametrize("rho", [0.1, 10.0])
+def test_sweeping_the_auxiliaries_lowers_the_lagrangian(activation, rho):
+    s = solver(BlockAdmmConfig(rho=rho, backtrack=True, z_steps=4), network(4, activation=activation))
+    for batch in batches(6):  # with duals that are not zero
+        s.step(batch)
+    for batch in batches(12)[6:]:
+        flight = before_going_down(s, batch)
+        before = lagrangian(s, flight, goals_of(s, flight))
+        s._down(flight)
+        assert lagrangian(s, flight, goals_of(s, flight)) < before
+
+
+def test_a_plain_gradient_step_on_the_weights_lowers_the_lagrangian():
+    s = solver(BlockAdmmConfig(rho=1.0, optimizer=SgdConfig(lr=1e-3, momentum=0.0)), network())
+    batch = batches(1)[0]
+    flight = before_going_down(s, batch)
+    goals, _ = s._down(flight)
+    before = lagrangian(s, flight, goals)
+    for block, z, goal in zip(s._blocks, flight.inputs, goals, strict=True):
+        block.train(z, goal, 1.0, 1e-3)
+    assert lagrangian(s, flight, goals) < before
+
+
+def test_power_iteration_finds_the_norm_of_the_jacobian():
+    s = solver(BlockAdmmConfig(), network(2, activation=nn.ReLU))
+    weight = s._blocks[1].layers[0].weight.detach().clone()
+    s.step(batches(1)[0])
+    expected = float(torch.linalg.matrix_norm(weight, 2)) ** 2
+    assert s._blocks[1]._jacobian_square == pytest.approx(1.1 * expected, rel=1e-3)
+
+
+def test_auxiliaries_and_outputs_come_to_agree():
+    s = solver(BlockAdmmConfig(rho=1.0, optimizer=AdamWConfig(lr=1e-2, weight_decay=0)), network(), steps=600)
+    residuals = [s.step(batch).extra["residual"] for batch in batches(600)]
+    mean = [sum(residuals[a:b]) / (b - a) for a, b in pairwise([0, 40, 200, 600])]
+    assert mean[0] > mean[1] > mean[2]
+    losses = [float(LOSS(s.model, b).detach()) for b in batches(4)]
+    assert max(losses) < 0.1
+
+
+def test_a_fixed_point_satisfies_the_constraints_and_the_duals_are_the_slope():
+    """With the weights held, repeated visits with stored auxiliaries are ADMM on the auxiliaries alone."""
+    config = BlockAdmmConfig(rho=1.0, auxiliaries="stored", z_steps=60, optimizer=PLAIN)
+    s = solver(config, network(2))
+    batch = batches(1)[0]
+    for _ in range(60):
+        residual = s.step(batch).extra["residual"]
+    assert residual < 1e-10  # |f(z) - z| <= 1e-5 |z|
+    z = s._stored[1].read(batch.indices).requires_grad_()
+    (slope,) = torch.autograd.grad(F.cross_entropy(s._blocks[1].layers(z), batch.tensors["y"], reduction="sum"), z)
+    torch.testing.assert_close(s._duals[0].read(batch.indices), slope, rtol=1e-4, atol=1e-6)
+
+
+def test_one_small_step_on_the_auxiliaries_is_back_propagation():
+    """Online, one step of length a from the seed: block t's gradient is a^(T-t) times that of back-propagation, exactly
+    for the first block as every later one holds its own slope still, up to O(a) for the others.
+    """
+    layers, a = 3, 1e-3
+    model = network(layers)
+    config = BlockAdmmConfig(form="online", rho=1.0, z_steps=1, curvature=1 / a - 1, optimizer=PLAIN)
+    config = config.model_copy(update={"criterion_curvature": 1.0})
+    s, batch = solver(config, model), batches(1)[0]
+    reference = copy.deepcopy(model)
+    LOSS(reference, batch).backward()
+    s.step(batch)
+    for t, (block, own) in enumerate(zip(s._blocks, [0, 2, 4], strict=True), start=1):
+        expected = torch.cat([p.grad.reshape(-1) for p in reference[own].parameters()])
+        found = block.gradients.buffers[0]
+        assert float(found.norm()) == pytest.approx(a ** (layers - t) * float(expected.norm()), rel=5e-3)
+        cosine = float(F.cosine_similarity(found, expected, dim=0))
+        assert cosine > 1 - 1e-5
+
+
+def test_no_gradient_crosses_a_cut(monkeypatch):
+    from hpcopt.solvers.block_admm.block import Block
+
+    s = solver(BlockAdmmConfig(), network())
+    seen = []
+
+    def train(self, z, goal, weight, rate, original=Block.train):
+        others = [p for block in s._blocks if block is not self for p in block.layers.parameters()]
+        assert z.is_leaf and not z.requires_grad
+        value = goal(self.layers(z))
+        slopes = torch.autograd.grad(value, others, retain_graph=True, allow_unused=True)
+        assert all(slope is None for slope in slopes)
+        assert all(slope is not None for slope in torch.autograd.grad(value, list(self.layers.parameters())))
+        seen.append(self)
+        original(self, z, goal, weight, rate)
+
+    monkeypatch.setattr(Block, "train", train)
+    s.step(batches(1)[0])
+    assert seen == s._blocks
+
+
+def test_duals_of_other_samples_stay_bit_for_bit():
+    s = solver(BlockAdmmConfig(rho=1.0, rho_end=5.0), network())
+    steps = batches(9)
+    for batch in steps[:8]:
+        s.step(batch)
+    others = torch.tensor([i for i in range(48) if i not in set(steps[8].indices.tolist())])
+    before = [table.read(others) for table in s._duals.values()]
+    mine = [table.read(steps[8].indices) for table in s._duals.values()]
+    s.step(steps[8])
+    assert all(torch.equal(a, t.read(others)) for a, t in zip(before, s._duals.values(), strict=True))
+    assert not any(torch.equal(a, t.read(steps[8].indices)) for a, t in zip(mine, s._duals.values(), strict=True))
+
+
+def test_the_online_form_keeps_nothing():
+    s = solver(BlockAdmmConfig(form="online"), network())
+    for batch in batches(4):
+        s.step(batch)
+    assert all(len(table.state_dict()["indices"]) == 0 for table in [*s._duals.values(), *s._stored.values()])
+
+
+def test_rho_goes_where_it_should():
+    config = BlockAdmmConfig(rho=1.0, rho_end=100.0)
+    assert [config.rho_at(step, 3) for step in range(3)] == pytest.approx([1, 10, 100])
+    linear = config.model_copy(update={"rho_shape": "linear"})
+    assert [linear.rho_at(step, 3) for step in range(3)] == pytest.approx([1, 50.5, 100])
+    assert BlockAdmmConfig().rho_at(7, 9) == 10.0
+
+
+@pytest.mark.parametrize("form", ["batch", "online"])
+def test_it_learns_as_well_as_back_propagation(form):
+    config = BlockAdmmConfig(form=form, optimizer=AdamWConfig(lr=1e-2, weight_decay=0))
+    s = solver(config, network(dtype=torch.float32), steps=300)
+    for batch in batches(300, dtype=torch.float32):
+        s.step(batch)
+    everything = [(b.tensors["x"], b.tensors["y"]) for b in batches(4, dtype=torch.float32)]
+    assert all(bool((s.model(x).argmax(1) == y).all()) for x, y in everything)
+
+
+@pytest.mark.parametrize("layer", [Sign(), TopK(5)])
+def test_it_trains_below_a_layer_without_a_derivative(layer):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 32), layer, nn.Linear(32, 3))
+    still = model[0].weight.detach().clone()
+    s = solver(BlockAdmmConfig(form="online", rho=0.1, optimizer=AdamWConfig(lr=1e-2, weight_decay=0)), model)
+
+    def loss() -> float:
+        return sum(float(LOSS(model, b).detach()) for b in batches(4, dtype=torch.float32)) / 4
+
+    for batch in batches(300, dtype=torch.float32):
+        s.step(batch)
+    trained = loss()
+    with torch.no_grad():
+        moved = (model[0].weight - still).norm()
+        model[0].weight.copy_(still)
+    assert moved > 0.1
+    assert trained < 0.3 and trained < 0.7 * loss()  # the first layer's new weights are needed for it
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BlockAdmmConfig(rho_end=1.0),
+        BlockAdmmConfig(auxiliaries="stored", measure_every=3),
+        BlockAdmmConfig(form="online", optimizer=SgdConfig()),
+    ],
+)
+def test_a_restart_continues_bit_for_bit(config):
+    straight, first = solver(config, network()), solver(config, network())
+    for batch in batches(12):
+        straight.step(batch)
+    for batch in batches(7):
+        first.step(batch)
+    second = solver(config, network(width=7))
+    second.load_state_dict(copy.deepcopy(first.state_dict()), [copy.deepcopy(first.rank_state_dict())])
+    for batch in batches(12)[7:]:
+        second.step(batch)
+    assert torch.equal(parameters(straight.model), parameters(second.model))
+    for t, table in straight._duals.items():
+        assert torch.equal(table.state_dict()["rows"], second._duals[t].state_dict()["rows"])
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(JobError, match="function of the model's outputs"):
+        BlockAdmmConfig().build(network(), lambda model, batch: model(batch), None, None, 1, None)
+    saved = solver(BlockAdmmConfig(), network())
+    with pytest.raises(CheckpointError, match="does not fit"):
+        solver(BlockAdmmConfig(), network(width=8)).load_state_dict(saved.state_dict(), [saved.rank_state_dict()])
+    ends = nn.Sequential(nn.Linear(6, 3), Sign()).double()
+    with pytest.raises(JobError, match="end the model with a linear layer"):
+        solver(BlockAdmmConfig(), ends).step(batches(1)[0])
