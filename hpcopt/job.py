@@ -12,12 +12,13 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from hpcopt.config import Config
 from hpcopt.errors import JobError
 from hpcopt.exchange.dense import ExchangeConfig
+from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
 from hpcopt.trainer.run import RunConfig
 from hpcopt.workloads.image_classification import ImageClassificationConfig
 
 WorkloadConfig = Annotated[ImageClassificationConfig, Field()]
-SolverConfig = Annotated[DataParallelConfig, Field()]
+SolverConfig = Annotated[DataParallelConfig | BlockAdmmConfig, Field(discriminator="name")]
 
 
 class Job(Config):
@@ -27,6 +28,13 @@ class Job(Config):
     workload: WorkloadConfig = Field(description="what is trained")
     solver: SolverConfig = Field(DataParallelConfig(), description="how a batch becomes new parameters")
     exchange: ExchangeConfig = Field(description="how gradients travel; by default what the backend does best")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_solver(cls, sections: Any) -> Any:
+        if isinstance(sections, dict) and isinstance(solver := sections.get("solver"), dict) and "name" not in solver:
+            return {**sections, "solver": {"name": "data_parallel", **solver}}
+        return sections
 
     @model_validator(mode="before")
     @classmethod

@@ -1,6 +1,6 @@
 """Activations without a useful derivative. Each brings ``proximal``, which a solver that needs no derivative calls:
 
-    z = argmin  ratio/2 |f(z) - target|^2 + 1/2 |z - anchor|^2        exactly, or of a bound from above
+z = argmin  ratio/2 |f(z) - target|^2 + 1/2 |z - anchor|^2        exactly, or of a bound from above
 """
 
 import torch
@@ -18,9 +18,9 @@ class Sign(nn.Module):
         """Minimise a convex bound, elementwise.
 
         As sign(z)^2 = 1, the first term is ``-ratio target sign(z)`` and a constant. Of ``target``, the part that the
-        anchor's own sign does not explain, d = target - sign(anchor), asks z for the sign of d; the step ``-d sign(z)`` is
-        bounded by the hinge ``2 |d| max(0, 1 - sgn(d) z) - |d|``, whose minimum with ``1/2 |z - anchor|^2`` is a move by
-        ``2 ratio d`` that ends where ``sgn(d) z`` reaches 1.
+        anchor's own sign does not explain, d = target - sign(anchor), asks z for the sign of d; the step
+        ``-d sign(z)`` is bounded by the hinge ``2 |d| max(0, 1 - sgn(d) z) - |d|``, whose minimum with
+        ``1/2 |z - anchor|^2`` is a move by ``2 ratio d`` that ends where ``sgn(d) z`` reaches 1.
         """
         d = target - self.forward(anchor)
         wanted = d.sign()
@@ -40,8 +40,9 @@ class TopK(nn.Module):
         return z * self._mask(z.abs())
 
     def proximal(self, anchor: Tensor, target: Tensor, ratio: float) -> Tensor:
-        """Minimise over which entries are kept and over their values; then entries that are not to be kept but are larger
-        than a kept one shrink to the smallest kept one. Exact where none has to; a sample that stays cheaper, stays.
+        """Minimise over which entries are kept and over their values; then entries that are not to be kept but are
+        larger than a kept one shrink to the smallest kept one. Exact where none has to; a sample that stays cheaper,
+        stays.
 
         Entry i, kept, is best at ``(anchor + ratio target) / (1 + ratio)`` and costs ``ratio/(1 + ratio) (anchor -
         target)^2``; not kept, it stays and costs ``ratio target^2``. The k entries that gain most are kept.

@@ -33,7 +33,10 @@ def test_a_target_that_agrees_moves_nothing():
 
 
 def test_top_k_keeps_the_largest():
-    assert TopK(2)(torch.tensor([[1.0, -3.0, 2.0], [0.0, 0.5, -0.1]])).tolist() == [[0, -3, 2], [0, 0.5, pytest.approx(-0.1)]]
+    assert TopK(2)(torch.tensor([[1.0, -3.0, 2.0], [0.0, 0.5, -0.1]])).tolist() == [
+        [0, -3, 2],
+        [0, 0.5, pytest.approx(-0.1)],
+    ]
     assert TopK(9)(torch.ones(1, 3)).tolist() == [[1, 1, 1]]
 
 

@@ -4,6 +4,8 @@ Block t with layers f has the inputs z and a goal for its outputs, ``goal(f(z))`
 differentiates, and nothing in it sees another block's parameters.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,8 @@ from hpcopt.optim import OptimizerConfig
 from hpcopt.solvers.block_admm.cut import is_proximal
 from hpcopt.solvers.block_admm.goal import Goal, Match
 from hpcopt.solvers.solver import Tree
+
+Proximal = Callable[[Tensor, Tensor, float], Tensor]
 
 MARGIN = 1.1  # a power iteration comes from below
 FIRST_ITERATIONS, ITERATIONS = 20, 2
@@ -61,8 +65,8 @@ class Block:
         if is_proximal(self.layers[0]):
             if not isinstance(goal, Match):
                 raise JobError("the last block has no derivative; end the model with a linear layer")
-            before = float(goal(self.forward(z)))
-            return self.layers[0].proximal(anchor, goal.target, goal.rho / rho), before
+            proximal: Proximal = self.layers[0].proximal  # type: ignore[assignment]
+            return proximal(anchor, goal.target, goal.rho / rho), 0.0
         first = 0.0
         bound = goal.curvature * self._jacobian_square
         for step in range(steps):
@@ -143,4 +147,5 @@ class Block:
 
 def _norms(x: Tensor) -> Tensor:
     """Euclidean norm of each sample, shape (n, 1, ...)."""
-    return torch.linalg.vector_norm(x.flatten(1), dim=1).view(-1, *[1] * (x.dim() - 1))
+    norms: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return norms.view(-1, *[1] * (x.dim() - 1))

@@ -110,10 +110,10 @@ def _named(units: list[Layers], at: Sequence[str]) -> set[int]:
 
 
 def _costs(model: nn.Sequential, units: list[Layers], example: Tensor) -> list[float]:
-    """Multiply-adds of each unit for one sample: a weight's size times the places it is applied at, plus the outputs."""
+    """Multiply-adds of each unit for one sample: a weight's size times the places it is applied at; and the outputs."""
     costs: dict[nn.Module, float] = {}
 
-    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def count(layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
         weight = getattr(layer, "weight", None)
         applied = weight.numel() * output.numel() / weight.shape[0] if weight is not None and weight.dim() > 1 else 0
         costs[layer] = applied + output.numel()

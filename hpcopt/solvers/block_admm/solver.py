@@ -15,9 +15,9 @@ One batch goes up and down the blocks once:
 3. each block on its own: one optimizer step on its term of L
 4. each boundary:  u_t <- u_t + f_t(z_{t-1}) - z_t
 
-The batch form keeps u_t for every sample; the online form, for data seen once, has u = 0 and keeps nothing. Across ranks
-a message goes up and one comes down each boundary, and several batches can be in flight: then the weights that take a
-batch down are some updates newer than those that took it up.
+The batch form keeps u_t for every sample; the online form, for data seen once, has u = 0 and keeps nothing. Across
+ranks a message goes up and one comes down each boundary, and several batches can be in flight: then the weights that
+take a batch down are some updates newer than those that took it up.
 """
 
 from collections import deque
@@ -63,7 +63,9 @@ class BlockAdmmConfig(Config):
         "seeded", description="start each visit from a forward sweep, or from what the sample's last visit left"
     )
     rho: float = Field(10.0, gt=0, description="weight of the penalty, at the start")
-    rho_end: float | None = Field(None, gt=0, description="weight of the penalty at the end; by default as at the start")
+    rho_end: float | None = Field(
+        None, gt=0, description="weight of the penalty at the end; by default as at the start"
+    )
     rho_shape: Literal["geometric", "linear"] = Field("geometric", description="how it goes there")
     z_steps: int = Field(3, ge=0, description="steps on each auxiliary")
     dual_step: float = Field(1.0, ge=0, le=1, description="length of the step on the duals; 0 is a pure penalty")
@@ -132,12 +134,12 @@ class BlockAdmm:
         if not isinstance(loss, OutputLoss):
             raise JobError("Block-ADMM needs a workload whose loss is a function of the model's outputs and the batch")
         self.model, self._loss, self._config, self._world, self._clock = model, loss, config, world, clock
-        self._all = cut(model, loss.example, blocks=config.blocks, balance=config.balance, at=config.cuts)
+        example = loss.example.to(next(model.parameters()).dtype)
+        self._all = cut(model, example, blocks=config.blocks, balance=config.balance, at=config.cuts)
         self._layout = layout = Layout.choose(world.rank, world.size, len(self._all), config.stages)
         self.data_rank, self.data_size = layout.group, layout.groups
         for tensor in model.state_dict().values():
             world.broadcast(tensor)
-        example = loss.example.to(next(model.parameters()).dtype)
         shapes = [example.shape[1:], *output_shapes(self._all, example)]
         self._dtype, self._shapes, self._owned = example.dtype, shapes, layout.owned(layout.stage)
         peers = world if layout.stages == 1 else world.split(layout.stage, world.rank)
@@ -211,8 +213,8 @@ class BlockAdmm:
         return StepStats(loss, rate, {"residual": residual})
 
     def _down(self, flight: Flight) -> tuple[list[Goal], float]:
-        """Move the auxiliaries, the last boundary first; give each block's goal, and this rank's part of the loss at the
-        seeded ones.
+        """Move the auxiliaries, the last boundary first; give each block's goal, and this rank's part of the loss at
+        the seeded ones.
         """
         config, batch = self._config, flight.batch
         goal: Goal

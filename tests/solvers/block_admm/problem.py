@@ -1,5 +1,7 @@
 """A small classification problem in any precision, cut into batches as the trainer would."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -24,7 +26,7 @@ def network(layers: int = 3, width: int = 7, activation: type[nn.Module] = nn.Ta
     torch.manual_seed(0)
     widths = [FEATURES, *[width] * (layers - 1), CLASSES]
     modules: list[nn.Module] = []
-    for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+    for fan_in, fan_out in itertools.pairwise(widths):
         modules += [nn.Linear(fan_in, fan_out), activation()]
     return nn.Sequential(*modules[:-1]).to(dtype)
 

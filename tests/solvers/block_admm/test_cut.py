@@ -16,7 +16,14 @@ X = torch.randn(1, 4)
 
 def mlp() -> nn.Sequential:
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)
+        nn.Flatten(),
+        nn.Linear(4, 8),
+        nn.ReLU(),
+        nn.Linear(8, 8),
+        nn.ReLU(),
+        nn.Linear(8, 8),
+        nn.ReLU(),
+        nn.Linear(8, 3),
     )
 
 
@@ -91,7 +98,7 @@ def test_what_cannot_be_cut_is_refused():
     shared = nn.Linear(4, 4)
     with pytest.raises(JobError, match="share a parameter"):
         cut(nn.Sequential(shared, nn.ReLU(), shared), X)
-    with pytest.raises(JobError, match="only an nn.Sequential"):
+    with pytest.raises(JobError, match="can be cut"):
         cut(nn.Linear(2, 2), X)
     with pytest.raises(JobError, match="has 4 layers"):
         cut(mlp(), X, blocks=5)

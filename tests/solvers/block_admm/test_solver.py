@@ -20,8 +20,7 @@ PLAIN = SgdConfig(lr=1e-12, momentum=0.0)  # leaves the weights where they are, 
 def lagrangian(s, flight, goals) -> float:
     """The augmented Lagrangian of one batch at the auxiliaries as they are, without its constant rho/2 |u|^2."""
     return sum(
-        float(goal(block.forward(z)).detach())
-        for block, z, goal in zip(s._blocks, flight.inputs, goals, strict=True)
+        float(goal(block.forward(z)).detach()) for block, z, goal in zip(s._blocks, flight.inputs, goals, strict=True)
     )
 
 
