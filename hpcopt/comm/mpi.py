@@ -1,5 +1,6 @@
 """mpi4py as a transport: buffers only, never pickled objects, so counts may pass 2**31 and nothing is copied twice."""
 
+import os
 import sys
 from typing import NoReturn
 
@@ -72,7 +73,11 @@ class _MpiRequest:
         self._request = request
 
     def wait(self) -> None:
-        self._request.Wait()
+        """Poll, and give the core away in between: MPI's own wait spins, which starves the awaited rank where ranks
+        share cores.
+        """
+        while not self._request.Test():
+            os.sched_yield()
 
 
 def _bytes(x: Tensor) -> np.ndarray:

@@ -112,7 +112,7 @@ class World:
         except HpcoptError as error:
             failure = error
         verdict = torch.tensor([self.size if failure is None else self.rank])
-        self.transport.all_reduce(verdict, "min")
+        self.all_reduce(verdict, "min")
         first = int(verdict)
         if first == self.size:
             return
