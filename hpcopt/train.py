@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hpcopt
-from hpcopt.comm.launch import launch_from, usable_threads
+from hpcopt.comm.launch import launch_from, leave_exit_code, usable_threads
 from hpcopt.errors import EXIT_BUG, EXIT_DONE, HpcoptError, JobError
+from hpcopt.trainer.signals import StopSignals
 
 if TYPE_CHECKING:
     from hpcopt.comm.world import World
@@ -66,6 +67,12 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Train, and turn whatever goes wrong into a message and an exit code."""
     options = parser().parse_args(arguments)
+    with StopSignals() as signals:  # from here on: one that comes while torch is imported must not kill the job
+        return guarded(options, signals)
+
+
+def guarded(options: argparse.Namespace, signals: StopSignals) -> int:
+    """Do what the options say; a failure of any rank becomes a message and an exit code."""
     launch = launch_from()
     world: World | None = None
     try:
@@ -83,12 +90,13 @@ def main(arguments: list[str] | None = None) -> int:
         from hpcopt.comm.world import connect
 
         world = connect(job.run.backend)
-        exit_code = train(job, world, options)
+        exit_code = train(job, world, options, signals)
     except HpcoptError as error:
         if launch.rank == 0 or (world is not None and not error.on_every_rank):
             where = "" if launch.rank == 0 else f" on rank {launch.rank}, {socket.gethostname()}"
             print(f"hpcopt: error{where}: {error}", file=sys.stderr, flush=True)
         if world is not None and not error.on_every_rank:
+            leave_exit_code(error.exit_code)
             world.transport.abort(error.exit_code)
         exit_code = error.exit_code
     except Exception:
@@ -98,10 +106,13 @@ def main(arguments: list[str] | None = None) -> int:
             flush=True,
         )
         if world is not None:
+            leave_exit_code(EXIT_BUG)
             world.transport.abort(EXIT_BUG)
         return EXIT_BUG
     if world is not None:
         world.close()
+    if launch.rank == 0:
+        leave_exit_code(exit_code)
     return exit_code
 
 
@@ -134,7 +145,7 @@ def plan(job: "Job", ranks: int) -> str:
     return f"{job.as_toml()}\nplan\n{table}"
 
 
-def train(job: "Job", world: "World", options: argparse.Namespace) -> int:
+def train(job: "Job", world: "World", options: argparse.Namespace, signals: StopSignals) -> int:
     """Run the job on a world of ranks; give the exit code. Collective."""
     import torch
 
@@ -146,6 +157,7 @@ def train(job: "Job", world: "World", options: argparse.Namespace) -> int:
     from hpcopt.trainer.recorder import Recorder
     from hpcopt.trainer.resume import Position, restore
 
+    signals.listen_for(job.run.requeue_signal)
     torch.set_num_threads(job.run.threads or usable_threads(world.local_size))
     check_size(job, world)
     directory = open_directory(job, world, options)
@@ -182,7 +194,7 @@ def train(job: "Job", world: "World", options: argparse.Namespace) -> int:
     position = position or Position()
     position.ranks, position.job = world.size, job.as_dict()
     recorder = Recorder(world, file, clock, position.elapsed_s)
-    trainer = Trainer(world, job.run, workload, solver, checkpoints, recorder, progress, clock, position)
+    trainer = Trainer(world, job.run, workload, solver, checkpoints, recorder, progress, clock, position, signals)
     try:
         return trainer.train().exit_code
     finally:

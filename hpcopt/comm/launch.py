@@ -8,7 +8,9 @@ claim.
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from hpcopt.errors import LaunchError
 
@@ -66,6 +68,18 @@ def check_launch(launch: Launch, size: int, library: str, environment: Mapping[s
         f"  with the mpirun that belongs to this MPI ({'Open MPI' if openmpi else 'MPICH'}); "
         "`srun --mpi=list` shows SLURM's kinds"
     )
+
+
+def leave_exit_code(exit_code: int, environment: Mapping[str, str] = os.environ) -> None:
+    """Write the job's exit code into the file that its batch script named in HPCOPT_EXIT_FILE; the first rank
+    to come is believed.
+
+    Launchers do not pass it on faithfully: srun counts the ranks that it killed for another's failure, and Open MPI's
+    mpirun has been seen to say 0 when it lost a host.
+    """
+    if path := environment.get("HPCOPT_EXIT_FILE"):
+        with suppress(OSError), Path(path).open("x") as file:
+            file.write(f"{exit_code}\n")
 
 
 def usable_threads(local_size: int, environment: Mapping[str, str] = os.environ) -> int:

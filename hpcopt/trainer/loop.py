@@ -47,10 +47,11 @@ class Trainer:
         progress: Progress,
         clock: PhaseClock,
         position: Position,
+        signals: StopSignals,
     ) -> None:
         self._world, self._run, self._workload, self._solver = world, run, workload, solver
         self._checkpoints, self._recorder, self._progress, self._clock = checkpoints, recorder, progress, clock
-        self._position = position
+        self._position, self._signals = position, signals
         self._total = run.total_steps(workload.steps_per_epoch)
         self._evaluate_every = run.evaluate_every or workload.steps_per_epoch
         self._checkpoint_every = run.checkpoint_every or workload.steps_per_epoch
@@ -63,8 +64,7 @@ class Trainer:
         Raises:
             DivergedError: on all ranks, when the loss is no longer finite.
         """
-        with StopSignals(self._run.requeue_signal) as signals:
-            outcome = self._steps(signals)
+        outcome = self._steps()
         if self._position.step != self._saved_step:
             self._save()
         self._recorder.finish(outcome.value[1], outcome.exit_code)
@@ -72,7 +72,7 @@ class Trainer:
         self._summarise()
         return outcome
 
-    def _steps(self, signals: StopSignals) -> Outcome:
+    def _steps(self) -> Outcome:
         position = self._position
         batches = self._workload.train_batches(self._solver.data_rank, self._solver.data_size, position.step)
         while position.step < self._total:
@@ -83,7 +83,7 @@ class Trainer:
             stats = self._solver.step(batch)
             position.step += 1
             with self._clock("exchange"):
-                loss, stop, late, flush = self._agree(stats.loss, signals.received is not None)
+                loss, stop, late, flush = self._agree(stats.loss, self._signals.received is not None)
             self._record(loss, stats)
             if not math.isfinite(loss):
                 self._recorder.finish("diverged", EXIT_DIVERGED)

@@ -1,5 +1,6 @@
 """Rank 0 speaks: a live bar on a terminal, plain lines in a log. A batch log never sees a carriage return."""
 
+import os
 import sys
 import time
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ class Progress:
         self._bar: RichProgress | None = None
         self._start_s = self._last_s = time.monotonic()
         self._first_step: int | None = None
-        if speaks and sys.stdout.isatty():
+        if speaks and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
             self._bar = _live_bar(total)
 
     def say(self, text: str) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpcopt.comm.launch import Launch, check_launch, launch_from, usable_threads
+from hpcopt.comm.launch import Launch, check_launch, launch_from, leave_exit_code, usable_threads
 from hpcopt.errors import LaunchError
 
 OPEN_MPI = "Open MPI v5.0.11, package: x"
@@ -54,3 +54,12 @@ def test_threads_follow_the_launcher():
     assert usable_threads(4, {"SLURM_CPUS_PER_TASK": "7"}) == 7
     assert usable_threads(4, {"OMP_NUM_THREADS": "3", "SLURM_CPUS_PER_TASK": "7"}) == 3
     assert usable_threads(10_000, {}) >= 1
+
+
+def test_exit_code_is_left_for_the_batch_script_by_the_first_rank(tmp_path):
+    environment = {"HPCOPT_EXIT_FILE": str(tmp_path / "exit")}
+    leave_exit_code(1, environment)
+    leave_exit_code(70, environment)
+    assert (tmp_path / "exit").read_text() == "1\n"
+    leave_exit_code(0, {})
+    leave_exit_code(0, {"HPCOPT_EXIT_FILE": str(tmp_path / "no" / "folder")})

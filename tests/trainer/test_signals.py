@@ -8,7 +8,7 @@ from hpcopt.trainer.signals import StopSignals
 
 def test_the_first_signal_is_noted_and_handlers_are_restored():
     before = signal.getsignal(signal.SIGTERM)
-    with StopSignals("USR1") as signals:
+    with StopSignals() as signals:
         assert signals.received is None
         os.kill(os.getpid(), signal.SIGCONT)
         assert signals.received is None
@@ -19,6 +19,7 @@ def test_the_first_signal_is_noted_and_handlers_are_restored():
 
 
 def test_the_requeue_signal_can_be_another():
-    with StopSignals("USR2") as signals:
+    with StopSignals() as signals:
+        signals.listen_for("USR2")
         os.kill(os.getpid(), signal.SIGUSR2)
     assert signals.received == "SIGUSR2"
