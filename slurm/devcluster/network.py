@@ -1,7 +1,7 @@
 """The wires: a bridge, and for every host a network namespace whose ``e0`` is a veth pair with a set rate.
 
 Everything made here is named ``hpcopt-`` and the host, so that it can be found again whatever happened between:
-namespace ``hpcopt-n1`` holds ``e0``, whose other end, ``hpcopt-n1`` on the machine, is a port of the bridge ``hpcopt0``.
+namespace ``hpcopt-n1`` holds ``e0``; its other end, ``hpcopt-n1`` on the machine, is a port of the bridge ``hpcopt0``.
 """
 
 import re

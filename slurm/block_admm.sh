@@ -1,0 +1,33 @@
+#!/bin/bash
+# Train by stochastic Block-ADMM.
+#
+#   sbatch slurm/block_admm.sh [JOB.toml] [options of hpcopt.train]     (default: jobs/block_admm.toml)
+#
+# Submit from the top of the checkout; what to edit, and how preemption works, is as in slurm/train.sh.
+#
+#SBATCH --job-name=block_admm
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=1
+#SBATCH --time=01:00:00
+##SBATCH --account=ACCOUNT
+##SBATCH --partition=PARTITION
+##SBATCH --gpus-per-node=1
+#SBATCH --output=logs/%x-%j.out
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+set -euo pipefail
+# shellcheck source=slurm/launch.sh
+source slurm/launch.sh
+
+JOB=jobs/block_admm.toml
+if [[ ${1:-} == *.toml ]]; then
+    JOB=$1
+    shift
+fi
+[[ -r $JOB ]] || refuse "there is no $JOB; this version of hpcopt may not have the Block-ADMM solver yet"
+RUN_DIR=${RUN_DIR:-runs/$(basename "$JOB" .toml)-$SLURM_JOB_ID}
+
+run_ranks "$SLURM_NTASKS" python -m hpcopt.train "$JOB" --run-dir "$RUN_DIR" "$@"
+finish

@@ -1,0 +1,46 @@
+#!/bin/bash
+# Pretrain BERT with KAISA: phase 1 on short sequences, then phase 2 on long ones, a second job that waits for the first.
+#
+#   sbatch slurm/kaisa_bert.sh [JOB.toml] [options of hpcopt.train]     (default: jobs/kaisa_bert.toml)
+#   PHASE=2 PHASE1_DIR=runs/... sbatch slurm/kaisa_bert.sh              phase 2 alone
+#
+# Submit from the top of the checkout; what to edit, and how preemption works, is as in slurm/train.sh.
+#
+#SBATCH --job-name=kaisa_bert
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=1
+#SBATCH --time=04:00:00
+##SBATCH --account=ACCOUNT
+##SBATCH --partition=PARTITION
+##SBATCH --gpus-per-node=1
+#SBATCH --output=logs/%x-%j.out
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+set -euo pipefail
+# shellcheck source=slurm/launch.sh
+source slurm/launch.sh
+
+JOB=jobs/kaisa_bert.toml
+if [[ ${1:-} == *.toml ]]; then
+    JOB=$1
+    shift
+fi
+[[ -r $JOB ]] || refuse "there is no $JOB; this version of hpcopt may not have the KAISA solver and BERT yet"
+PHASE=${PHASE:-1}
+RUN_DIR=${RUN_DIR:-runs/$(basename "$JOB" .toml)-phase$PHASE-$SLURM_JOB_ID}
+phase=(--set "workload.phase=$PHASE")
+
+if ((PHASE == 2)); then
+    phase+=(--set "workload.start_from=${PHASE1_DIR:?the run directory of phase 1}")
+elif ((${SLURM_RESTART_COUNT:-0} == 0)); then
+    export PHASE1_DIR=$RUN_DIR
+    env --unset=RUN_DIR PHASE=2 sbatch --dependency="afterok:$SLURM_JOB_ID" --kill-on-invalid-dep=yes \
+        --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node="$RANKS_PER_NODE" --cpus-per-task="$OMP_NUM_THREADS" \
+        --partition="$SLURM_JOB_PARTITION" ${SLURM_JOB_ACCOUNT:+--account="$SLURM_JOB_ACCOUNT"} \
+        slurm/kaisa_bert.sh "$JOB" "$@"
+fi
+
+run_ranks "$SLURM_NTASKS" python -m hpcopt.train "$JOB" --run-dir "$RUN_DIR" "${phase[@]}" "$@"
+finish

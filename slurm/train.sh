@@ -1,0 +1,33 @@
+#!/bin/bash
+# Train one job on as many ranks as SLURM gives.
+#
+#   sbatch slurm/train.sh jobs/quickstart.toml [options of hpcopt.train]
+#   sbatch -N 16 --ntasks-per-node=8 -t 4:00:00 slurm/train.sh JOB.toml --set run.seed=1
+#   LAUNCHER=mpirun sbatch slurm/train.sh JOB.toml
+#
+# Submit from the top of the checkout. Edit the lines below or override them on sbatch's command line; modules and the
+# like go into slurm/site/<cluster>.sh. The job checkpoints SECONDS (USR1@SECONDS) before its time limit, goes back into
+# the queue and continues; the run directory is runs/<job>-<job id> unless RUN_DIR says otherwise.
+#
+#SBATCH --job-name=train
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=1
+#SBATCH --time=01:00:00
+##SBATCH --account=ACCOUNT
+##SBATCH --partition=PARTITION
+##SBATCH --gpus-per-node=1
+#SBATCH --output=logs/%x-%j.out
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+set -euo pipefail
+# shellcheck source=slurm/launch.sh
+source slurm/launch.sh
+
+JOB=${1:?usage: sbatch slurm/train.sh JOB.toml [options of hpcopt.train]}
+shift
+RUN_DIR=${RUN_DIR:-runs/$(basename "$JOB" .toml)-$SLURM_JOB_ID}
+
+run_ranks "$SLURM_NTASKS" python -m hpcopt.train "$JOB" --run-dir "$RUN_DIR" "$@"
+finish
