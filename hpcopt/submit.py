@@ -1,0 +1,158 @@
+"""python -m hpcopt.submit JOB.toml --nodes 4: put a training job into SLURM's queue, or print the batch script."""
+
+import argparse
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from hpcopt.errors import EXIT_DONE, HpcoptError, JobError
+
+LAUNCH = Path("slurm/launch.sh")
+LOGS = Path("logs")  # SLURM does not make it, and loses the output of a job whose log it cannot open
+
+EPILOG = """\
+examples:
+  python -m hpcopt.submit jobs/quickstart.toml --nodes 4 --ntasks-per-node 8 --time 1:00:00
+  python -m hpcopt.submit jobs/quickstart.toml --nodes 4 --set solver.optimizer.lr=0.05 --dry-run
+  python -m hpcopt.submit jobs/quickstart.toml --array 0-9 --sbatch=--account=abc123
+
+What the site needs (modules, MPI) stands in slurm/site/<cluster>.sh. The job checkpoints before its time limit, goes
+back into the queue and continues in the same run directory.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m hpcopt.submit",
+        description="Write a batch script for a training job, have SLURM check it, and submit it.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("job", type=Path, help="job file")
+    p.add_argument("--nodes", type=int, default=1, help="number of nodes (default 1)")
+    p.add_argument("--ntasks-per-node", type=int, default=1, help="ranks on each node (default 1)")
+    p.add_argument("--cpus-per-task", type=int, default=1, help="cores, and so threads, of each rank (default 1)")
+    p.add_argument("--gpus-per-node", type=int, default=0, help="GPUs on each node (default none)")
+    p.add_argument("--time", default="1:00:00", help="time limit, as sbatch takes it (default 1:00:00)")
+    p.add_argument("--array", help="one run for each index, which is its seed: 0-9, 1,3,5, 0-99%%4")
+    p.add_argument("--lead", type=int, default=120, help="seconds before the limit to checkpoint at (default 120)")
+    p.add_argument("--launcher", choices=["srun", "mpirun"], help="how ranks are started (default: the site's way)")
+    p.add_argument(
+        "--set", dest="settings", action="append", default=[], metavar="SECTION.KEY=VALUE", help="as hpcopt.train"
+    )
+    p.add_argument("--run-dir", help="run directory (default: runs/<job>-<job id>)")
+    p.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="another option of sbatch")
+    p.add_argument("--dry-run", action="store_true", help="print the script and submit nothing")
+    return p
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Submit, and turn whatever goes wrong into a message and an exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        check(options)
+        script = batch_script(options)
+        if options.dry_run:
+            print(script, end="")
+        else:
+            submit(script, options.job.stem)
+    except HpcoptError as error:
+        print(f"hpcopt.submit: error: {error}", file=sys.stderr)
+        return error.exit_code
+    return EXIT_DONE
+
+
+def check(options: argparse.Namespace) -> None:
+    """Find what would only fail in the queue.
+
+    Raises:
+        JobError: a number, the job file or one of its settings is wrong, or this is not the top of a checkout.
+    """
+    for name in ("nodes", "ntasks_per_node", "cpus_per_task"):
+        if getattr(options, name) < 1:
+            raise JobError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1")
+    if options.array is not None and not re.fullmatch(r"\d+(-\d+)?(:\d+)?(,\d+(-\d+)?(:\d+)?)*(%\d+)?", options.array):
+        raise JobError(f"--array {options.array}: write indices as 0-9, 1,3,5 or 0-99%4")
+    if options.array is not None and options.run_dir is not None:
+        raise JobError("--run-dir with --array: all indices would train in one directory; leave it out")
+    if not LAUNCH.exists():
+        raise JobError(f"{LAUNCH} is not here: submit from the top of the checkout")
+    from hpcopt.job import read_job  # imports torch, which --help can do without
+
+    job = read_job(options.job, options.settings)
+    ranks = options.nodes * options.ntasks_per_node
+    if job.workload.batch < ranks:
+        raise JobError(f"[workload] batch = {job.workload.batch} cannot be shared by {ranks} ranks")
+
+
+def batch_script(options: argparse.Namespace) -> str:
+    """The script as sbatch takes it."""
+    name, array = options.job.stem, options.array is not None
+    index = "%A_%a" if array else "%j"
+    header = {
+        "job-name": name,
+        "nodes": options.nodes,
+        "ntasks-per-node": options.ntasks_per_node,
+        "cpus-per-task": options.cpus_per_task,
+        "gpus-per-node": options.gpus_per_node or None,
+        "time": options.time,
+        "array": options.array,
+        "output": LOGS / f"{name}-{index}.out",
+        "open-mode": "append",
+        "signal": f"B:USR1@{options.lead}",
+    }
+    run_dir = shlex.quote(options.run_dir) if options.run_dir else f"runs/{shlex.quote(name)}-{_job_id(array)}"
+    seed = ["--set", "run.seed=$SLURM_ARRAY_TASK_ID"] if array else []
+    settings = [word for setting in options.settings for word in ("--set", shlex.quote(setting))]
+    command = ["python", "-m", "hpcopt.train", shlex.quote(str(options.job)), "--run-dir", run_dir, *seed, *settings]
+    lines = [
+        "#!/bin/bash",
+        *(f"#SBATCH --{key}={value}" for key, value in header.items() if value is not None),
+        "#SBATCH --requeue",
+        *(f"#SBATCH {option}" for option in options.sbatch),
+        "set -euo pipefail",
+        *([f"LAUNCHER={options.launcher}"] if options.launcher else []),
+        f"source {LAUNCH}",
+        f'run_ranks "$SLURM_NTASKS" {" ".join(command)}',
+        "finish",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _job_id(array: bool) -> str:
+    return "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if array else "$SLURM_JOB_ID"
+
+
+def submit(script: str, name: str) -> None:
+    """Keep the script beside the logs, let SLURM check it, submit it, and say where to look.
+
+    Raises:
+        JobError: SLURM is not here or does not take the script; the message has its words.
+    """
+    if shutil.which("sbatch") is None:
+        raise JobError("sbatch is not here: submit from a login node, or see the script with --dry-run")
+    LOGS.mkdir(exist_ok=True)
+    path = LOGS / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%S}.sh"
+    path.write_text(script)
+    _sbatch("--test-only", str(path))
+    job_id = _sbatch("--parsable", str(path)).split(";")[0].strip()
+    log = next(line.partition("=")[2] for line in script.splitlines() if line.startswith("#SBATCH --output="))
+    print(f"job {job_id}")
+    print(f"script {path}")
+    print(f"log {log.replace('%j', job_id).replace('%A', job_id).replace('%a', '*')}")
+
+
+def _sbatch(*arguments: str) -> str:
+    done = subprocess.run(["sbatch", *arguments], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise JobError(f"SLURM does not take this job: {done.stderr.strip()}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())
