@@ -130,7 +130,7 @@ class Checkpoints:
         Raises:
             CheckpointError: no such checkpoint, or its manifest is damaged.
         """
-        return list(self._manifest(step)["parts"])
+        return list(self.manifest(step)["parts"])
 
     def read_part(self, step: int, name: str) -> Any:
         """Read one part of a committed checkpoint.
@@ -156,14 +156,20 @@ class Checkpoints:
     def _unfinished(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}.tmp"
 
-    def _manifest(self, step: int) -> dict[str, Any]:
+    def manifest(self, step: int) -> dict[str, Any]:
+        """What the manifest of a committed checkpoint says: `date_created`, and `bytes` and `sha256` of its `parts`.
+
+        Raises:
+            CheckpointError: no such checkpoint, or its manifest is damaged.
+        """
         path = self.path(step) / MANIFEST
         try:
             manifest = json.loads(path.read_text())
             if manifest["schema_version"] != SCHEMA_VERSION or manifest["step"] != step:
                 raise ValueError(f"it is of schema {manifest['schema_version']}, step {manifest['step']}")
             for part in manifest["parts"].values():
-                part["bytes"], part["sha256"]
+                int(part["bytes"]), str(part["sha256"])
+            str(manifest["date_created"])
         except FileNotFoundError as cause:
             raise CheckpointError(f"{path} is missing: {REMEDY}") from cause
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
@@ -172,7 +178,7 @@ class Checkpoints:
 
     def _known_part(self, step: int, name: str) -> Path:
         """Path of a part, after making sure that the file is the one the manifest was written for."""
-        path, parts = self.path(step) / f"{name}.h5", self._manifest(step)["parts"]
+        path, parts = self.path(step) / f"{name}.h5", self.manifest(step)["parts"]
         if name not in parts:
             raise CheckpointError(f"{path.parent / MANIFEST} knows no part {name}, only {', '.join(parts)}: {REMEDY}")
         if tree_checksum(path) != parts[name]["sha256"] or path.stat().st_size != parts[name]["bytes"]:

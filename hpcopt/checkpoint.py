@@ -1,0 +1,235 @@
+"""python -m hpcopt.checkpoint ls|verify|export|diff: look into checkpoints, check them, take the model out."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcopt.errors import EXIT_DONE, CheckpointError, HpcoptError
+from hpcopt.store.checkpoint import MANIFEST, SHARED, Checkpoints
+from hpcopt.store.tree import read_tree, verify_tree
+
+EXIT_DIFFERENT = 1
+MODEL = "solver.model"
+
+EPILOG = """\
+PATH is a run directory, a folder of checkpoints, one checkpoint, or one part (an .h5 file).
+Where one checkpoint is needed, a run directory stands for its newest one.
+
+examples:
+  python -m hpcopt.checkpoint ls runs/quickstart
+  python -m hpcopt.checkpoint verify runs/quickstart
+  python -m hpcopt.checkpoint export runs/quickstart model.safetensors
+  python -m hpcopt.checkpoint diff runs/a/checkpoints/step_00000330 runs/b
+
+exit codes: 0 done, verify: undamaged, diff: the same; 1 diff: not the same; 2 damaged or bad input.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m hpcopt.checkpoint",
+        description="Look into checkpoints, check them, take the model out.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = p.add_subparsers(dest="command", required=True, metavar="ls|verify|export|diff")
+    for name, text in (("ls", "list checkpoints, or what is in a part"), ("verify", "read every byte")):
+        commands.add_parser(name, help=text).add_argument("path", type=Path)
+    export = commands.add_parser("export", help="write a state_dict as .safetensors, or as .pt for torch.load")
+    export.add_argument("path", type=Path)
+    export.add_argument("file", type=Path, help="FILE.safetensors or FILE.pt")
+    export.add_argument("--key", default=MODEL, help=f"which subtree of the part to write (default: {MODEL})")
+    diff = commands.add_parser("diff", help="compare two checkpoints or parts, value by value")
+    diff.add_argument("path", type=Path)
+    diff.add_argument("other", type=Path)
+    return p
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        match options.command:
+            case "ls":
+                return ls(options.path)
+            case "verify":
+                return verify(options.path)
+            case "export":
+                return export(options.path, options.file, options.key)
+            case _:
+                return diff(options.path, options.other)
+    except HpcoptError as error:
+        print(f"hpcopt.checkpoint: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def ls(path: Path) -> int:
+    """Print a line a checkpoint, or a line a value for one checkpoint's parts."""
+    if path.is_file():
+        _print_leaves(read_tree(path))
+    elif (path / MANIFEST).exists():
+        for name, part in parts(path).items():
+            print(f"{name}:")
+            _print_leaves(read_tree(part), "  ")
+    else:
+        for folder in folders(path):
+            print(f"{folder.name}  {_about(folder)}")
+    return EXIT_DONE
+
+
+def verify(path: Path) -> int:
+    """Read every byte of a part, a checkpoint, or all checkpoints; names all that are damaged."""
+    damaged = 0
+    for folder in [path] if path.is_file() else folders(path):
+        try:
+            if folder.is_file():
+                verify_tree(folder)
+            else:
+                Checkpoints(folder.parent, 1).verify(_step(folder))
+            print(f"{folder.name}  whole")
+        except CheckpointError as error:
+            print(f"{folder.name}  {error}")
+            damaged += 1
+    return CheckpointError.exit_code if damaged else EXIT_DONE
+
+
+def export(path: Path, file: Path, key: str) -> int:
+    """Write the tensors under a key of a checkpoint's common part as a flat state_dict.
+
+    Raises:
+        CheckpointError: no such key, nothing under it, or the file's suffix is unknown.
+    """
+    tree: Any = read_tree(path if path.is_file() else parts(path)[SHARED])
+    for name in filter(None, key.split(".")):
+        if not isinstance(tree, dict) or name not in tree:
+            there = ", ".join(map(str, tree)) if isinstance(tree, dict) else "no names"
+            raise CheckpointError(f"no `{name}` of --key {key} in {path}, only {there}")
+        tree = tree[name]
+    tensors = {name: value for name, value in leaves(tree) if isinstance(value, Tensor)}
+    if not tensors:
+        raise CheckpointError(f"no tensors under --key {key} in {path}")
+    if file.suffix == ".safetensors":
+        try:
+            from safetensors.torch import save_file
+        except ImportError as cause:
+            raise CheckpointError("safetensors is not installed: `pip install safetensors`, or export a .pt") from cause
+        save_file(tensors, file)
+    elif file.suffix in (".pt", ".pth"):
+        torch.save(tensors, file)
+    else:
+        raise CheckpointError(f"cannot export to {file.name}: name a .safetensors or a .pt file")
+    print(f"{file}: {len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} values")
+    return EXIT_DONE
+
+
+def diff(path: Path, other: Path) -> int:
+    """Print what two parts, or two checkpoints' parts, do not have in common."""
+    ours, theirs = ({SHARED: p} if p.is_file() else parts(p) for p in (path, other))
+    different = 0
+    for name in dict.fromkeys([*ours, *theirs]):
+        if name not in ours or name not in theirs:
+            print(f"{name}: only in {path if name in ours else other}")
+            different += 1
+            continue
+        a, b = (dict(leaves(read_tree(p[name]))) for p in (ours, theirs))
+        for key in dict.fromkeys([*a, *b]):
+            if (text := _difference(a.get(key, _ABSENT), b.get(key, _ABSENT))) is not None:
+                print(f"{name}: {key}: {text}")
+                different += 1
+    if not different:
+        print("no difference")
+    return EXIT_DIFFERENT if different else EXIT_DONE
+
+
+def folders(path: Path) -> list[Path]:
+    """Folders of the checkpoints that a path stands for, oldest first.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if (path / MANIFEST).exists() or path.name.startswith("step_"):
+        return [path]
+    checkpoints = Checkpoints(path / "checkpoints" if (path / "checkpoints").is_dir() else path, 1)
+    if not (steps := checkpoints.steps()):
+        raise CheckpointError(f"no checkpoint in {path}")
+    return [checkpoints.path(step) for step in reversed(steps)]
+
+
+def parts(path: Path) -> dict[str, Path]:
+    """The part files, by name, of the newest checkpoint that a path stands for."""
+    folder = folders(path)[-1]
+    return {name: folder / f"{name}.h5" for name in Checkpoints(folder.parent, 1).parts(_step(folder))}
+
+
+def leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """What stands at the ends of a tree, each with its keys joined by dots; empty containers count as ends."""
+    if isinstance(tree, dict | list | tuple) and tree:
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from leaves(value, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, tree
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "absent"
+
+
+_ABSENT = _Absent()
+
+
+def _difference(a: Any, b: Any) -> str | None:
+    """How two ends of a tree differ, or None; NaNs of the same bits are the same."""
+    if type(a) is not type(b) or not isinstance(a, Tensor | np.ndarray):
+        same = type(a) is type(b) and (a == b or (a != a and b != b))
+        return None if same else f"{_text(a)} and {_text(b)}"
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return f"{_text(a)} and {_text(b)}"
+    if isinstance(a, Tensor):
+        a, b = (x.contiguous().reshape(-1) for x in (a, b))
+        if not a.numel() or torch.equal(a.view(torch.uint8), b.view(torch.uint8)):
+            return None
+        a, b = (x.to(torch.complex128).numpy() for x in (a, b))
+    elif a.tobytes() == b.tobytes():
+        return None
+    apart = np.abs(np.asarray(a, np.complex128) - b)
+    return f"{np.count_nonzero(apart)} of {apart.size} values differ, by at most {np.nanmax(apart):.3g}"
+
+
+def _print_leaves(tree: Any, indent: str = "") -> None:
+    for name, value in leaves(tree):
+        print(f"{indent}{name}  {_text(value)}")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Tensor | np.ndarray):
+        return f"{str(value.dtype).removeprefix('torch.')} ({', '.join(map(str, value.shape))})"
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _step(folder: Path) -> int:
+    try:
+        return int(folder.name.removeprefix("step_"))
+    except ValueError:
+        raise CheckpointError(f"{folder} is not a checkpoint: its name should be like step_00001234") from None
+
+
+def _about(folder: Path) -> str:
+    try:
+        manifest = Checkpoints(folder.parent, 1).manifest(_step(folder))
+    except CheckpointError as error:
+        return str(error)
+    nbytes = sum(part["bytes"] for part in manifest["parts"].values())
+    return f"{manifest['date_created']}  {len(manifest['parts'])} parts  {nbytes:,} bytes"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
