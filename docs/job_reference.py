@@ -13,9 +13,10 @@ PAGE = Path(__file__).with_name("job.md")
 HEAD = """\
 # Job reference
 
-Generated from the schema by `python docs/job_reference.py`. A job is a TOML file; each section is one choice, made by its `name` where there
-is more than one. Any key can be changed on the command line: `--set solver.optimizer.lr=0.05`. A key that is not here stops the job before
-anything starts. `python -m hpcopt.train JOB.toml --dry-run` prints the job with every default filled in; `--schema` prints the JSON schema.
+Generated from the schema by `python docs/job_reference.py`. A job is a TOML file; each section is one choice, made by
+its `name` where there is more than one. Any key can be changed on the command line: `--set solver.optimizer.lr=0.05`.
+A key that is not here stops the job before anything starts. `python -m hpcopt.train JOB.toml --dry-run` prints the job
+with every default filled in; `--schema` prints the JSON schema.
 """
 
 
@@ -40,7 +41,8 @@ def describe(model: dict[str, Any], section: str, schema: dict[str, Any]) -> lis
     """A table of a config class's keys, then the tables of the sections inside it."""
     name = model["properties"].get("name", {})
     chosen = f'`name = "{name["const"]}"`: ' if "const" in name else ""
-    lines = [f"### [{section}] {chosen}{model.get('description', '')}\n", "| key | takes | default | meaning |", "|---|---|---|---|"]
+    title = f"### [{section}] {chosen}{model.get('description', '')}\n"
+    lines = [title, "| key | takes | default | meaning |", "|---|---|---|---|"]
     inner = []
     for key, value in model["properties"].items():
         if "const" in value:

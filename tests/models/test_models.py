@@ -1,4 +1,4 @@
-"""Networks have the shapes and sizes of their papers, and a sample's result does not depend on the others in its batch."""
+"""Networks have the shapes and sizes of their papers; a sample's result does not depend on others in its batch."""
 
 import pytest
 import torch
