@@ -23,12 +23,14 @@ class HorovodTransport(Transport):
 
     name = "horovod"
 
-    def __init__(self) -> None:
+    def __init__(self, channel: str = "hpcopt") -> None:
+        """Join the others; operations of different channels may run in different orders on different ranks."""
         hvd.init()
         self.rank = hvd.rank()
         self.size = hvd.size()
         self.traffic = Traffic()
-        self._order = itertools.count()
+        self._order, self._duplicates = itertools.count(), itertools.count()
+        self._channel = channel
 
     def all_reduce(self, x: Tensor, op: Op = "sum") -> None:
         if x.dtype not in _REDUCIBLE:
@@ -54,6 +56,9 @@ class HorovodTransport(Transport):
             received, _ = hvd.alltoall(x, one_each, name=self._next("all_to_all"))
             out.copy_(received)
 
+    def duplicate(self) -> "HorovodTransport":
+        return HorovodTransport(f"{self._channel}.{next(self._duplicates)}")
+
     def abort(self, exit_code: int) -> NoReturn:
         from mpi4py import MPI
 
@@ -68,4 +73,4 @@ class HorovodTransport(Transport):
         hvd.shutdown()
 
     def _next(self, what: str) -> str:
-        return f"hpcopt.{what}.{next(self._order)}"
+        return f"{self._channel}.{what}.{next(self._order)}"

@@ -74,10 +74,10 @@ class LoopbackTransport(Transport):
     def send(self, x: Tensor, to: int, tag: int = 0) -> Request:
         self.traffic.sent_bytes += x.numel() * x.element_size()
         self._hub.mailbox(self.rank, to, tag).put(x.detach().clone())
-        return _Done()
+        return _Done(x.numel() * x.element_size())
 
-    def receive(self, out: Tensor, source: int, tag: int = 0) -> Request:
-        return _Receive(self._hub.mailbox(source, self.rank, tag), out, source)
+    def receive(self, out: Tensor, source: int, tag: int = 0, *, exact: bool = True) -> Request:
+        return _Receive(self._hub.mailbox(source, self.rank, tag), out, source, exact)
 
     def all_reduce(self, x: Tensor, op: Op = "sum") -> None:
         parts = self._everyones(x)
@@ -115,6 +115,11 @@ class LoopbackTransport(Transport):
         self._wait()
         return group
 
+    def duplicate(self) -> "LoopbackTransport":
+        copy = self.split(0, self.rank)
+        copy.traffic = Traffic()
+        return copy
+
     def abort(self, exit_code: int) -> NoReturn:
         self._hub.fail()
         raise SystemExit(exit_code)
@@ -132,26 +137,32 @@ class LoopbackTransport(Transport):
 
 
 class _Done:
-    def wait(self) -> None:
-        pass
+    def __init__(self, sent_bytes: int) -> None:
+        self._sent_bytes = sent_bytes
+
+    def wait(self) -> int:
+        return self._sent_bytes
 
 
 class _Receive:
-    def __init__(self, mailbox: "SimpleQueue[Any]", out: Tensor, source: int) -> None:
-        self._mailbox, self._out, self._source = mailbox, out, source
-        self._pending = True
+    def __init__(self, mailbox: "SimpleQueue[Any]", out: Tensor, source: int, exact: bool) -> None:
+        self._mailbox, self._out, self._source, self._exact = mailbox, out, source, exact
+        self._received_bytes: int | None = None
 
-    def wait(self) -> None:
-        if not self._pending:
-            return
+    def wait(self) -> int:
+        if self._received_bytes is not None:
+            return self._received_bytes
         message = self._mailbox.get()
         if message is _GONE:
             self._mailbox.put(_GONE)
             raise PeerError(f"rank {self._source} failed before it sent")
-        if message.numel() * message.element_size() != self._out.numel() * self._out.element_size():
+        sent_bytes: int = message.numel() * message.element_size()
+        room_bytes = self._out.numel() * self._out.element_size()
+        if sent_bytes > room_bytes or (self._exact and sent_bytes != room_bytes):
             raise PeerError(f"rank {self._source} sent {_kind(message)}, not {_kind(self._out)}")
-        self._out.view(-1).view(torch.uint8).copy_(message.view(-1).view(torch.uint8))
-        self._pending = False
+        self._out.view(-1).view(torch.uint8)[:sent_bytes].copy_(message.view(-1).view(torch.uint8))
+        self._received_bytes = sent_bytes
+        return sent_bytes
 
 
 def _kind(x: Tensor) -> str:

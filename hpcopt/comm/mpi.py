@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hpcopt.comm.traffic import Traffic, dense_all_reduce_bytes
 from hpcopt.comm.transport import Op, Request, Transport
+from hpcopt.errors import PeerError
 
 _OPS = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
 
@@ -30,10 +31,11 @@ class MpiTransport(Transport):
 
     def send(self, x: Tensor, to: int, tag: int = 0) -> Request:
         self.traffic.sent_bytes += x.numel() * x.element_size()
-        return _MpiRequest(self._comm.Isend(_bytes(x), to, tag))
+        return _MpiRequest(self._comm.Isend(_bytes(x), to, tag), None, to)
 
-    def receive(self, out: Tensor, source: int, tag: int = 0) -> Request:
-        return _MpiRequest(self._comm.Irecv(_bytes(out), source, tag))
+    def receive(self, out: Tensor, source: int, tag: int = 0, *, exact: bool = True) -> Request:
+        expected = out.numel() * out.element_size() if exact else None
+        return _MpiRequest(self._comm.Irecv(_bytes(out), source, tag), expected, source)
 
     def all_reduce(self, x: Tensor, op: Op = "sum") -> None:
         self.traffic.sent_bytes += dense_all_reduce_bytes(x.numel() * x.element_size(), self.size)
@@ -57,6 +59,9 @@ class MpiTransport(Transport):
     def split(self, color: int, key: int) -> "MpiTransport":
         return MpiTransport(self._comm.Split(color, key), self.traffic)
 
+    def duplicate(self) -> "MpiTransport":
+        return MpiTransport(self._comm.Dup())
+
     def abort(self, exit_code: int) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -69,15 +74,20 @@ class MpiTransport(Transport):
 
 
 class _MpiRequest:
-    def __init__(self, request: MPI.Request) -> None:
-        self._request = request
+    def __init__(self, request: MPI.Request, expected_bytes: int | None, peer: int) -> None:
+        self._request, self._expected_bytes, self._peer = request, expected_bytes, peer
 
-    def wait(self) -> None:
+    def wait(self) -> int:
         """Poll, and give the core away in between: MPI's own wait spins, which starves the awaited rank where ranks
         share cores.
         """
-        while not self._request.Test():
+        status = MPI.Status()
+        while not self._request.Test(status):
             os.sched_yield()
+        received_bytes: int = status.Get_count(MPI.BYTE)
+        if self._expected_bytes not in (None, received_bytes):
+            raise PeerError(f"rank {self._peer} sent {received_bytes} bytes, not {self._expected_bytes}")
+        return received_bytes
 
 
 def _bytes(x: Tensor) -> np.ndarray:

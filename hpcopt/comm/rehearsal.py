@@ -30,3 +30,6 @@ class RehearsalTransport(Transport):
 
     def split(self, color: int, key: int) -> "RehearsalTransport":
         return RehearsalTransport(self.size, self.rank)
+
+    def duplicate(self) -> "RehearsalTransport":
+        return RehearsalTransport(self.size, self.rank)

@@ -2,8 +2,11 @@
 doi:10.1016/j.jpdc.2008.09.002).
 
 Each rank sends ``2 (P - 1) / P`` of the tensor in all, the least possible. A chunk travels in segments, so that a
-segment is added while the next is on the wire. The order of the additions is fixed by the ranks, and every rank copies
+segment is added while the next is on the wire. The order of the additions is fixed by the ranks, and every rank takes
 the one finished sum of each chunk: the result is bit-equal on all ranks.
+
+A float32 tensor may travel as bfloat16 or float16 (``wire``): half the bytes. Each hop adds in float32 and rounds what
+it passes on; the finished sum is rounded once more, on all ranks alike.
 
 Cost with latency alpha, bandwidth B and reduction rate gamma, for n bytes: ``2 (P - 1) alpha + 2 (P - 1) / P n / B + (P
 - 1) / P n / gamma``.
@@ -21,18 +24,37 @@ SEGMENT_BYTES = 512 * 1024
 REDUCE: dict[Op, Callable[..., Tensor]] = {"sum": torch.add, "max": torch.maximum, "min": torch.minimum}
 
 
-def all_reduce(transport: Transport, x: Tensor, op: Op = "sum", *, segment_bytes: int = SEGMENT_BYTES) -> Tensor:
+def all_reduce(
+    transport: Transport,
+    x: Tensor,
+    op: Op = "sum",
+    *,
+    wire: torch.dtype | None = None,
+    segment_bytes: int = SEGMENT_BYTES,
+) -> Tensor:
     """Replace x, contiguous, by its reduction over all ranks. Collective: over the transport's ranks, with x of one
     shape and dtype.
+
+    Args:
+        wire: dtype of the values under way, by default that of x.
 
     Returns:
         x itself.
     """
-    reduce_scatter(transport, x, op, segment_bytes=segment_bytes)
-    return all_gather(transport, x, segment_bytes=segment_bytes)
+    if transport.size > 1:
+        reduce_scatter(transport, x, op, wire=wire, segment_bytes=segment_bytes)
+        all_gather(transport, x, wire=wire, segment_bytes=segment_bytes)
+    return x
 
 
-def reduce_scatter(transport: Transport, x: Tensor, op: Op = "sum", *, segment_bytes: int = SEGMENT_BYTES) -> Tensor:
+def reduce_scatter(
+    transport: Transport,
+    x: Tensor,
+    op: Op = "sum",
+    *,
+    wire: torch.dtype | None = None,
+    segment_bytes: int = SEGMENT_BYTES,
+) -> Tensor:
     """Reduce x so that chunk r of it (see ``chunks``) is finished on rank r; the other chunks then hold partial sums.
 
     Collective: over the transport's ranks. Cost: ``(P - 1) alpha + (P - 1) / P n (1 / B + 1 / gamma)``.
@@ -44,7 +66,7 @@ def reduce_scatter(transport: Transport, x: Tensor, op: Op = "sum", *, segment_b
     grid = _segments(x, size, segment_bytes)
     columns = len(grid[0])
     steps = [(hop, k) for hop in range(size - 1) for k in range(columns)]
-    buffers = [torch.empty_like(grid[0][0]) for _ in range(2)]
+    buffers = [torch.empty_like(grid[0][0], dtype=wire) for _ in range(2)]
     sends: list[Request] = []
     receives: list[Request] = []
 
@@ -59,43 +81,65 @@ def reduce_scatter(transport: Transport, x: Tensor, op: Op = "sum", *, segment_b
         if step < len(steps):
             receives.append(transport.receive(landing(step), (rank - 1) % size))
 
+    def send(segment: Tensor) -> None:
+        with transport.traffic.encoding():
+            outgoing = segment if wire is None else segment.to(wire)
+        sends.append(transport.send(outgoing, (rank + 1) % size))
+
     post_receive(0)
     post_receive(1)
     if size > 1:
-        sends += [transport.send(segment, (rank + 1) % size) for segment in grid[(rank - 1) % size]]
+        for segment in grid[(rank - 1) % size]:
+            send(segment)
     for step, (hop, _) in enumerate(steps):
-        receives[step].wait()
-        REDUCE[op](target(step), landing(step), out=target(step))
+        with transport.traffic.waiting():
+            receives[step].wait()
+        with transport.traffic.decoding():
+            REDUCE[op](target(step), landing(step), out=target(step))
         post_receive(step + 2)
         if hop < size - 2:
-            sends.append(transport.send(target(step), (rank + 1) % size))
-    wait_all(sends)
+            send(target(step))
+    with transport.traffic.waiting():
+        wait_all(sends)
     return chunks(x, size)[rank]
 
 
-def all_gather(transport: Transport, x: Tensor, *, segment_bytes: int = SEGMENT_BYTES) -> Tensor:
+def all_gather(
+    transport: Transport, x: Tensor, *, wire: torch.dtype | None = None, segment_bytes: int = SEGMENT_BYTES
+) -> Tensor:
     """Fill x on every rank from the chunks of it (see ``chunks``) that each rank r holds as chunk r.
 
     Collective: over the transport's ranks. Cost: ``(P - 1) alpha + (P - 1) / P n / B``.
 
     Returns:
-        x itself.
+        x itself; with ``wire``, rounded to it on all ranks.
     """
-    size, rank = transport.size, transport.rank
-    grid = _segments(x, size, segment_bytes)
-    sends: list[Request] = []
+    size, rank, traffic = transport.size, transport.rank, transport.traffic
+    values = _segments(x, size, segment_bytes)
+    grid = values if wire is None else _segments(torch.empty_like(x, dtype=wire), size, 0, columns=len(values[0]))
     receives = [
         [transport.receive(segment, (rank - 1) % size) for segment in grid[(rank - hop - 1) % size]]
         for hop in range(size - 1)
     ]
+    if wire is not None:
+        with traffic.encoding():
+            _copy(grid[rank], values[rank])
+            _copy(values[rank], grid[rank])
+    sends: list[Request] = []
     if size > 1:
         sends += [transport.send(segment, (rank + 1) % size) for segment in grid[rank]]
     for hop in range(size - 1):
-        for segment, request in zip(grid[(rank - hop - 1) % size], receives[hop], strict=True):
-            request.wait()
+        chunk = (rank - hop - 1) % size
+        for k, request in enumerate(receives[hop]):
+            with traffic.waiting():
+                request.wait()
             if hop < size - 2:
-                sends.append(transport.send(segment, (rank + 1) % size))
-    wait_all(sends)
+                sends.append(transport.send(grid[chunk][k], (rank + 1) % size))
+            if wire is not None:
+                with traffic.decoding():
+                    values[chunk][k].copy_(grid[chunk][k])
+    with traffic.waiting():
+        wait_all(sends)
     return x
 
 
@@ -104,8 +148,13 @@ def chunks(x: Tensor, size: int) -> tuple[Tensor, ...]:
     return torch.tensor_split(x.view(-1), size)
 
 
-def _segments(x: Tensor, size: int, segment_bytes: int) -> list[tuple[Tensor, ...]]:
+def _segments(x: Tensor, size: int, segment_bytes: int, columns: int = 0) -> list[tuple[Tensor, ...]]:
     """The chunks of x, each cut into the same number of segments; the first segment of the first chunk is longest."""
     longest_bytes = -(-x.numel() // size) * x.element_size()
-    columns = max(1, -(-longest_bytes // segment_bytes))
+    columns = columns or max(1, -(-longest_bytes // segment_bytes))
     return [torch.tensor_split(chunk, columns) for chunk in chunks(x, size)]
+
+
+def _copy(targets: tuple[Tensor, ...], sources: tuple[Tensor, ...]) -> None:
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)

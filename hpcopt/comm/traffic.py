@@ -1,5 +1,8 @@
 """Wire accounting: what was sent, what a dense exchange would have sent, and where the seconds went."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 
@@ -13,6 +16,32 @@ class Traffic:
     encode_s: float = 0.0
     wire_s: float = 0.0
     decode_s: float = 0.0
+
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
+        """Count the body's seconds as making payloads."""
+        start_s = time.perf_counter()
+        yield
+        self.encode_s += time.perf_counter() - start_s
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the body's seconds as waiting for messages."""
+        start_s = time.perf_counter()
+        yield
+        self.wire_s += time.perf_counter() - start_s
+
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Count the body's seconds as reading and summing payloads."""
+        start_s = time.perf_counter()
+        yield
+        self.decode_s += time.perf_counter() - start_s
+
+    def add(self, other: "Traffic") -> None:
+        """Add another's counts to these."""
+        for name, count in asdict(other).items():
+            setattr(self, name, getattr(self, name) + count)
 
     def lap(self) -> "Traffic":
         """Give the counts since the last lap, and start from zero."""

@@ -22,8 +22,12 @@ Op = Literal["sum", "max", "min"]
 class Request(Protocol):
     """A message under way."""
 
-    def wait(self) -> None:
-        """Return once the message's buffer may be read (a receive) or written again (a send)."""
+    def wait(self) -> int:
+        """Return once the message's buffer may be read (a receive) or written again (a send); give its bytes.
+
+        Raises:
+            PeerError: the message that came is not of the size that this rank expected.
+        """
 
 
 class Transport:
@@ -46,9 +50,9 @@ class Transport:
         """Start sending x to rank ``to``; x must not change until the request is waited for."""
         self._refuse("point-to-point messages")
 
-    def receive(self, out: Tensor, source: int, tag: int = 0) -> Request:
-        """Start receiving into out, of exactly the sent size, from rank ``source``. Messages of one (source, tag)
-        arrive in order.
+    def receive(self, out: Tensor, source: int, tag: int = 0, *, exact: bool = True) -> Request:
+        """Start receiving into out from rank ``source`` a message of exactly its size, or, if not ``exact``, of at most
+        that. Messages of one (source, tag) arrive in order.
         """
         self._refuse("point-to-point messages")
 
@@ -75,6 +79,12 @@ class Transport:
     def split(self, color: int, key: int) -> "Transport":
         """Give a transport over the ranks that named the same color, ordered by (key, rank)."""
         self._refuse("split")
+
+    def duplicate(self) -> "Transport":
+        """Give a transport over the same ranks, with counts of its own, whose messages never meet this one's: for
+        another thread.
+        """
+        self._refuse("duplicate")
 
     def abort(self, exit_code: int) -> NoReturn:
         """End every rank of the job at once."""

@@ -14,6 +14,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 WIDE = 8  # words that an adder tree handles at once
 FUSED_VOTERS = 16  # up to here the adder tree is unrolled
@@ -136,7 +137,7 @@ def fused_majority(votes, out):
         _majority(votes, k, out)
 
 
-def majority(votes, out):
+def majority(votes: NDArray[np.uint64], out: NDArray[np.uint64]) -> None:
     """The majority of any number of voters: votes uint64, (P, words), C-contiguous; out uint64, (words,). An empty
     vote is plus.
     """
@@ -150,7 +151,7 @@ def majority(votes, out):
         exceeds(planes, voters // 2, out[whole:])
 
 
-def weighted_majority(votes, weights, out):
+def weighted_majority(votes: NDArray[np.uint64], weights: NDArray[np.int64], out: NDArray[np.uint64]) -> None:
     """As ``majority``, voter p counting ``weights[p]`` times (integers, at least 0): minus needs more than half of
     the whole weight.
     """

@@ -1,11 +1,15 @@
 """The MPI and Horovod transports keep the contract that the loopback ranks keep, under a real mpirun."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
-from hpcopt.comm import doubling, ring
+from hpcopt.comm import doubling, ring, two_phase, vote
+from hpcopt.comm.hierarchy import Hierarchy
 from hpcopt.comm.world import World, connect
-from hpcopt.errors import UnsupportedError
+from hpcopt.compress import QSGD, Dense, TopK
+from hpcopt.errors import PeerError, UnsupportedError
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +78,45 @@ def test_messages_are_counted_to_the_byte(world):
     world.traffic.lap()
     ring.all_reduce(world.transport, torch.ones(300))
     assert world.traffic.lap().sent_bytes == 2 * 2 * 400
+
+
+@pytest.mark.parallel([2, 3, 4])
+def test_compressed_collectives(world):
+    """The same algorithms as on threads, and a payload whose size only its sender knows."""
+    for n in (0, 1, 700, 100_001):
+        x = inputs(world.size, n)
+        seeds = {"sender_seed": world.rank, "owner_seed": 9}
+        exact = two_phase.all_reduce(world.transport, x[world.rank].clone(), Dense(), **seeds)
+        torch.testing.assert_close(exact, x.sum(0), rtol=1e-5, atol=1e-5)
+        for codec in (QSGD(), TopK(threshold="sampled")):
+            total = two_phase.all_reduce(world.transport, x[world.rank].clone(), codec, **seeds)
+            world.require_same([total], codec.name)
+        half = ring.all_reduce(world.transport, x[world.rank].clone(), wire=torch.bfloat16)
+        torch.testing.assert_close(half, x.sum(0), rtol=0.05, atol=0.05)
+        world.require_same([half], "the half-precision sums")
+        majority = torch.where(2 * (x < 0).sum(0) > world.size, -1.0, 1.0)
+        assert torch.equal(vote.all_reduce(world.transport, x[world.rank].clone()), majority)
+        by_nodes = Hierarchy(world.transport, node=world.rank // 2)
+        assert torch.equal(by_nodes.vote(x[world.rank].clone()), majority)
+
+
+@pytest.mark.parallel([2])
+def test_a_message_of_the_wrong_size_is_an_error(world):
+    if world.rank == 0:
+        world.transport.send(torch.zeros(3), 1).wait()
+    else:
+        with pytest.raises(PeerError, match="rank 0 sent 12 bytes, not 16"):
+            world.transport.receive(torch.empty(4), 0).wait()
+
+
+@pytest.mark.parallel([2, 3])
+def test_a_duplicate_serves_another_thread(world):
+    """Both threads use the same ranks and tags at once."""
+    other = world.transport.duplicate()
+    world.transport.traffic.lap()
+    with ThreadPoolExecutor(1) as thread:
+        futures = [thread.submit(ring.all_reduce, other, torch.full((50_000,), 2.0)) for _ in range(20)]
+        for _ in range(20):
+            assert ring.all_reduce(world.transport, torch.ones(50_000))[0] == world.size
+        assert all(future.result()[-1] == 2.0 * world.size for future in futures)
+    assert other.traffic.sent_bytes == world.transport.traffic.lap().sent_bytes > 0

@@ -1,0 +1,162 @@
+"""Nodes and lanes: dense sums inside a node, where memory is the wire, and compressed ones between nodes.
+
+A lane joins the ranks that have the same place on their nodes. There are as many lanes as the smallest node has ranks,
+and each carries its own chunk of a tensor, so that all of them use the network at once. Ranks beyond the lanes hand
+their values to those on lanes, and take the result from them.
+
+Cost of an all-reduce of n bytes on nodes of g ranks: ``2 (g - 1) / g n / B_memory``, and that of the lane's collective
+for ``n / g`` bytes.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcopt import kernels
+from hpcopt.comm import two_phase
+from hpcopt.comm.shards import grain, shards
+from hpcopt.comm.transport import Transport, wait_all
+from hpcopt.comm.vote import GRAIN, ballot_words, pack, unpack, unsigned
+from hpcopt.compress import Codec
+
+
+class Hierarchy:
+    """The node and the lane of this rank.
+
+    Attributes:
+        node: the ranks of this node.
+        lane: the ranks of this lane, in the order of nodes; None beyond the lanes.
+        lanes: their number.
+    """
+
+    def __init__(self, transport: Transport, node: int) -> None:
+        """Collective: over the transport's ranks, each naming its node by a number."""
+        self.size = transport.size
+        self.node = transport.split(node, transport.rank)
+        lanes = torch.tensor([self.node.size])
+        transport.all_reduce(lanes, "min")
+        self.lanes = int(lanes)
+        on_lane = self.node.rank < self.lanes
+        lane = transport.split(self.node.rank if on_lane else self.lanes, transport.rank)
+        self.lane = lane if on_lane else None
+
+    def reduce_scatter(self, x: Tensor, cut: int = 1) -> Tensor | None:
+        """Sum x over the node; give the finished chunk of this rank's lane, a view of x. Collective: over the node."""
+        chunks = [x[s] for s in shards(x.numel(), self.lanes, cut)]
+        others = [rank for rank in range(self.node.size) if rank != self.node.rank]
+        sends = [self.node.send(chunks[lane], lane) for lane in range(self.lanes) if lane != self.node.rank]
+        mine = chunks[self.node.rank] if self.lane is not None else None
+        if mine is not None:
+            theirs = mine.new_empty(len(others), mine.numel())
+            receives = [self.node.receive(row, other) for row, other in zip(theirs, others, strict=True)]
+            for row, receive in zip(theirs, receives, strict=True):
+                receive.wait()
+                mine += row
+        wait_all(sends)
+        return mine
+
+    def all_gather(self, x: Tensor, cut: int = 1) -> None:
+        """Fill x on the whole node from the lanes' chunks. Collective: over the node."""
+        chunks = [x[s] for s in shards(x.numel(), self.lanes, cut)]
+        receives = [self.node.receive(chunks[lane], lane) for lane in range(self.lanes) if lane != self.node.rank]
+        sends = []
+        if self.lane is not None:
+            others = [rank for rank in range(self.node.size) if rank != self.node.rank]
+            sends = [self.node.send(chunks[self.node.rank], other) for other in others]
+        wait_all(receives)
+        wait_all(sends)
+
+    def two_phase(
+        self,
+        x: Tensor,
+        codec: Codec,
+        *,
+        sender_seed: int,
+        owner_seed: int,
+        sender_residual: Tensor | None = None,
+        owner_residual: Tensor | None = None,
+    ) -> Tensor:
+        """As ``two_phase.all_reduce``, with the codec between nodes only. Collective: over all ranks.
+
+        ``sender_seed`` belongs to the node's sum; only the chunk of this rank's lane is used of the residuals.
+        """
+        cut = grain(codec)
+        chunk = self.reduce_scatter(x, cut)
+        if chunk is not None and self.lane is not None:
+            where = shards(x.numel(), self.lanes, cut)[self.node.rank]
+            two_phase.all_reduce(
+                self.lane,
+                chunk,
+                codec,
+                sender_seed=sender_seed,
+                owner_seed=owner_seed,
+                sender_residual=None if sender_residual is None else sender_residual[where],
+                owner_residual=None if owner_residual is None else owner_residual[where],
+                first=where.start,
+            )
+        self.all_gather(x, cut)
+        return x
+
+    def vote(self, x: Tensor, weights: Sequence[int] | None = None) -> Tensor:
+        """As ``vote.all_reduce``, bit for bit, with counts between nodes. Collective: over all ranks.
+
+        Args:
+            weights: votes of each rank of this node; the sum over all ranks decides.
+
+        Returns:
+            x itself.
+        """
+        words = torch.empty(ballot_words(x.numel()), dtype=torch.int64)
+        pack(x, words)
+        self.majority(words, weights)
+        unpack(words, x)
+        return x
+
+    def majority(self, words: Tensor, weights: Sequence[int] | None = None) -> Tensor:
+        """Replace a ballot, shape (words,), int64, by the outcome. Collective: over all ranks; ``weights`` as above."""
+        stretches = shards(words.numel(), self.lanes, GRAIN)
+        place = self.node.rank
+        sends = [self.node.send(words[stretches[lane]], lane) for lane in range(self.lanes) if lane != place]
+        outcome = None
+        if self.lane is not None:
+            votes = words.new_empty(self.node.size, stretches[place].stop - stretches[place].start)
+            votes[place] = words[stretches[place]]
+            wait_all([self.node.receive(votes[r], r) for r in range(self.node.size) if r != place])
+            outcome = self._count_between_nodes(self.lane, votes, weights or [1] * self.node.size)
+        wait_all(sends)
+        if outcome is not None:
+            words[stretches[place]] = outcome
+        self.all_gather(words, GRAIN)
+        return words
+
+    def _count_between_nodes(self, lane: Transport, votes: Tensor, weights: Sequence[int]) -> Tensor:
+        """Decide a lane's elections from this node's votes, shape (ranks of the node, words), and the other nodes'."""
+        electorate = torch.tensor([sum(weights)])
+        totals = torch.empty(lane.size, 1, dtype=torch.int64)
+        lane.all_gather(electorate, totals)
+        bits = [int(total).bit_length() for total in totals]
+        stretches = shards(votes.shape[1], lane.size, GRAIN)
+        mine = stretches[lane.rank]
+        landing = [votes.new_empty(b, mine.stop - mine.start) for b in bits]
+        receives = [lane.receive(landing[n], n) for n in range(lane.size) if n != lane.rank]
+
+        planes = votes.new_empty(bits[lane.rank], votes.shape[1])
+        kernels.vote.count(unsigned(votes), np.array(weights, np.int64), unsigned(planes))
+        parts = [planes[:, s].contiguous() for s in stretches]
+        sends = [lane.send(parts[n], n) for n in range(lane.size) if n != lane.rank]
+        landing[lane.rank] = parts[lane.rank]
+        wait_all(receives)
+        total = votes.new_zeros(int(totals.sum()).bit_length(), mine.stop - mine.start)
+        for count in landing:
+            kernels.vote.add_counts(unsigned(total), unsigned(count))
+        outcome = votes.new_empty(votes.shape[1])
+        kernels.vote.exceeds(unsigned(total), int(totals.sum()) // 2, unsigned(outcome[mine]))
+        wait_all(sends)
+
+        receives = [lane.receive(outcome[stretches[n]], n) for n in range(lane.size) if n != lane.rank]
+        sends = [lane.send(outcome[mine], n) for n in range(lane.size) if n != lane.rank]
+        wait_all(receives)
+        wait_all(sends)
+        return outcome

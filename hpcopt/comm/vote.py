@@ -1,0 +1,123 @@
+"""Majority vote on signs: one bit a value each way (Bernstein et al. 2019, arXiv:1810.05291).
+
+Every rank's ballot is one bit a value, packed in words (``hpcopt.kernels.sign``). The elections are sharded over the
+ranks: each rank receives the others' ballots for its own stretch, counts 64 elections at a time with bitwise adders,
+and sends the outcomes to all. There is no server, and the result is bit-equal on all ranks.
+
+**The rule**: an outcome is minus if more than half of the votes (or of their weight) are minus, else plus. So a tie is
+plus. Zeros of either sign and NaN vote plus.
+
+Within nodes (``Hierarchy``) ballots are counted and the counts, not the nodes' majorities, travel between nodes: the
+outcome is that of the flat vote, bit for bit.
+
+Cost with latency alpha and bandwidth B, for n values, with rates to pack, count and unpack that a memory copy bounds:
+``2 (P - 1) alpha + 2 (P - 1) / P n / (8 B)``.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hpcopt import kernels
+from hpcopt.comm.shards import shards
+from hpcopt.comm.transport import Request, Transport, wait_all
+
+WORD = 64  # elections in a word
+GRAIN = 8  # words that the counting loops take at once
+
+
+def all_reduce(transport: Transport, x: Tensor, weights: Sequence[int] | None = None) -> Tensor:
+    """Replace x, shape (n,), float32, contiguous, by the majority's signs, +1 and -1. Collective: over the transport's
+    ranks. With one rank they are x's own signs.
+
+    Returns:
+        x itself.
+    """
+    words = torch.empty(ballot_words(x.numel()), dtype=torch.int64)
+    for where in vote(transport, x, words, weights):
+        with transport.traffic.decoding():
+            unpack(words[where], x[WORD * where.start : WORD * where.stop])
+    return x
+
+
+def vote(transport: Transport, x: Tensor, words: Tensor, weights: Sequence[int] | None = None) -> Iterator[slice]:
+    """Vote on the signs of x, shape (n,), float32, contiguous, into words, shape (ballot_words(n),), int64; give each
+    stretch of words once it is decided, for a caller that applies it while others are on the wire.
+
+    Collective: over the transport's ranks, if iterated to the end.
+
+    Args:
+        weights: votes of each rank, integers of at least 0, the same on all ranks; by default one each.
+    """
+    size, rank, traffic = transport.size, transport.rank, transport.traffic
+    stretches = shards(words.numel(), size, GRAIN)
+    others = [(rank + distance) % size for distance in range(1, size)]
+    sources = [(rank - distance) % size for distance in range(1, size)]
+    mine = stretches[rank]
+    ballot = torch.empty_like(words)
+    votes = words.new_empty(size, mine.stop - mine.start)
+    receives = [transport.receive(votes[source], source) for source in sources]
+    sends: list[Request] = []
+    for owner in others:  # each part is packed while the one before it is on the wire
+        with traffic.encoding():
+            _pack_stretch(x, stretches[owner], ballot)
+        sends.append(transport.send(ballot[stretches[owner]], owner))
+    with traffic.encoding():
+        _pack_stretch(x, mine, ballot)
+        votes[rank] = ballot[mine]
+    with traffic.waiting():
+        wait_all(receives)
+    with traffic.decoding():
+        count(votes, weights, words[mine])
+    outcomes = [transport.receive(words[stretches[source]], source) for source in sources]
+    sends += [transport.send(words[mine], other) for other in others]
+    yield mine
+    for source, outcome in zip(sources, outcomes, strict=True):
+        with traffic.waiting():
+            outcome.wait()
+        yield stretches[source]
+    with traffic.waiting():
+        wait_all(sends)
+
+
+def count(votes: Tensor, weights: Sequence[int] | None, outcome: Tensor) -> None:
+    """Decide elections in this process: votes, shape (voters, words), outcome, shape (words,), int64."""
+    if weights is None:
+        kernels.vote.majority(unsigned(votes), unsigned(outcome))
+    else:
+        kernels.vote.weighted_majority(unsigned(votes), np.array(weights, np.int64), unsigned(outcome))
+
+
+def pack(x: Tensor, words: Tensor) -> None:
+    """Fill a ballot, shape (ballot_words(n),), int64, from x, shape (n,), float32."""
+    kernels.sign.pack(x.detach().numpy(), unsigned(words))
+
+
+def unpack(words: Tensor, out: Tensor) -> None:
+    """Fill out, shape (n,), float32, with +1 and -1."""
+    kernels.sign.unpack(unsigned(words), np.float32(1), False, out.numpy())
+
+
+def ballot_words(n: int) -> int:
+    """Words of a ballot on n values."""
+    return -(-n // WORD)
+
+
+def unsigned(words: Tensor) -> NDArray[np.uint64]:
+    """The words as the counting loops take them."""
+    return words.numpy().view(np.uint64)
+
+
+def planned_bytes(n: int, size: int, rank: int) -> int:
+    """Bytes that a rank sends for n values."""
+    words = ballot_words(n)
+    mine = shards(words, size, GRAIN)[rank]
+    own: int = mine.stop - mine.start
+    return 8 * (words - own + (size - 1) * own)
+
+
+def _pack_stretch(x: Tensor, stretch: slice, ballot: Tensor) -> None:
+    pack(x[WORD * stretch.start : WORD * stretch.stop], ballot[stretch])
