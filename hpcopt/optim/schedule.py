@@ -32,7 +32,7 @@ class ScheduleConfig(Config):
             case "linear":
                 return self.final + (1 - self.final) * (1 - rest)
             case "polynomial":
-                return self.final + (1 - self.final) * (1 - rest) ** self.power
+                return self.final + (1 - self.final) * math.pow(1 - rest, self.power)
             case "step":
                 return self.decay ** sum(progress >= milestone for milestone in self.milestones)
             case _:
