@@ -73,10 +73,10 @@ def largest(x: Floats, k: int) -> Places:
 
 def _count_out(bits: NDArray[np.int32], k: int) -> Places:
     places = np.empty(k, np.uint32)
-    if k:
-        threshold, above = kernels.select.kth_largest(bits, k)
-        kernels.select.compact(bits, np.int32(threshold), k - above, places)
-    return places
+    if k == 0:
+        return places
+    threshold, above = kernels.select.kth_largest(bits, k)
+    return places[: kernels.select.compact(bits, np.int32(threshold), k - above, places)]
 
 
 def about_largest(x: Floats, k: int) -> Places:

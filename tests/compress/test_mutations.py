@@ -1,0 +1,156 @@
+"""The property suite catches what has gone wrong in published codes: each mistake is put into a copy of a kernel's
+source, and a check must fail.
+
+The first is ATOMO's public QSGD, which rounds up when the dice is above the fraction.
+"""
+
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
+
+import numpy as np
+import pytest
+import test_codecs
+from properties import check_bound, check_mean, check_telescoping, check_variance, gaussian, hard_cases
+
+from hpcopt import kernels
+from hpcopt.compress import QSGD, AdaComp, ExponentialDithering, Natural, RandomK, Sign, TernGrad, TopK
+
+X = gaussian(700)
+
+
+def bounds(codec) -> None:
+    for x in hard_cases(700):
+        check_bound(codec, x, count=50)
+
+
+MUTATIONS: dict[str, tuple[str, str, str, list[str], Callable[[], None]]] = {
+    "inverted rounding": (
+        "qsgd",
+        "level = rng.shift_right(np.int32(fixed + dice), fraction_bits)",
+        "level = np.int32((fixed >> (32 - bits)) + (dice > (fixed & ((1 << (32 - bits)) - 1))))",
+        [],
+        lambda: check_mean(QSGD(), X, count=300),
+    ),
+    "always rounding down": (
+        "qsgd",
+        "np.int32(fixed + dice)",
+        "np.int32(fixed)",
+        [],
+        lambda: check_mean(TernGrad(), X, count=300),
+    ),
+    "random numbers that repeat in every block": (
+        "qsgd",
+        "rng.start(first + b * bucket + i, low)",
+        "rng.start(0, low)",
+        [],
+        lambda: check_variance_of_the_sum(),
+    ),
+    "missing scale": (
+        "qsgd",
+        "np.float32(np.float64(scales[b]) * weight / levels)",
+        "np.float32(weight / levels)",
+        [],
+        lambda: check_mean(QSGD(), X, count=300),
+    ),
+    "swapped halves of a byte": (
+        "packing",
+        "uint8(low[j] & uint8(15)) | uint8(high[j] << uint8(4))",
+        "uint8(high[j] & uint8(15)) | uint8(low[j] << uint8(4))",
+        ["qsgd"],
+        lambda: check_mean(QSGD(), X, count=300),
+    ),
+    "swapped bit order": (
+        "sign",
+        "words[k] = masks.negative(x, k * LANES)",
+        "words[k] = reverse(masks.negative(x, k * LANES))",
+        [],
+        lambda: test_codecs.test_signs_are_packbits(512),
+    ),
+    "feedback of the wrong sign": (
+        "sign",
+        "unpack(words[b * bucket // LANES :], -scales[b], True, owed)",
+        "unpack(words[b * bucket // LANES :], scales[b], True, owed)",
+        [],
+        lambda: check_telescoping(Sign()),
+    ),
+    "dice of 24 bits for a mantissa of 23": (
+        "powers",
+        "high), np.uint32(9)))\n            exponents",
+        "high), np.uint32(8)))\n            exponents",
+        [],
+        lambda: check_mean(Natural(), X, count=300),
+    ),
+    "no levels below the smallest": (
+        "powers",
+        "level = small if",
+        "level = np.int32(0) if",
+        [],
+        lambda: check_variance(ExponentialDithering(bits=3), X, count=300),
+    ),
+    "values equal to the threshold forgotten": (
+        "select",
+        "        ties -= 1\n",
+        "        return count, ties\n",
+        [],
+        lambda: bounds(TopK(fraction=0.1)),
+    ),
+    "a residue that starts anew": (
+        "adacomp",
+        "residue[j] += fresh[j]",
+        "residue[j] = fresh[j]",
+        [],
+        lambda: check_telescoping(AdaComp(bin=50)),
+    ),
+    "the same place of every stretch": (
+        "sampling",
+        "rng.uniform(first + j, low, high)",
+        "0.0",
+        [],
+        lambda: check_mean(RandomK(fraction=0.1), X, count=300),
+    ),
+}
+
+REVERSE = """
+
+@njit(inline="always")
+def reverse(word):
+    turned = np.uint64(0)
+    for j in range(64):
+        turned |= (word >> np.uint64(j) & np.uint64(1)) << np.uint64(63 - j)
+    return turned
+"""
+
+
+def check_variance_of_the_sum() -> None:
+    """The errors of equal values in different blocks are independent."""
+    codec = QSGD()
+    x = gaussian(512).repeat(8)
+    errors = [
+        float((codec.decode(codec.encode(x, seed=seed), 4096) - x).view(8, 512)[:, 5].sum()) for seed in range(400)
+    ]
+    single = [float((codec.decode(codec.encode(x, seed=seed), 4096) - x)[5]) for seed in range(400)]
+    assert np.var(errors) < 16 * np.var(single)
+
+
+def mutated(name: str, old: str, new: str) -> ModuleType:
+    """A copy of a kernel module with one piece of its source replaced, which must be there."""
+    original = import_module(f"hpcopt.kernels.{name}")
+    source = inspect.getsource(original)
+    assert old in source, f"{name}: the source has changed, and this mutation with it"
+    copy = ModuleType(f"mutated_{name}")
+    code = (source.replace(old, new) + REVERSE).replace("cache=True", "cache=False")
+    exec(compile(code, original.__file__, "exec"), copy.__dict__)
+    return copy
+
+
+@pytest.mark.parametrize("mistake", MUTATIONS)
+def test_the_mistake_is_caught(mistake, monkeypatch):
+    name, old, new, users, check = MUTATIONS[mistake]
+    check()  # the true kernel passes
+    monkeypatch.setattr(kernels, name, mutated(name, old, new))
+    for user in users:
+        monkeypatch.setattr(kernels, user, mutated(user, "", ""))
+    with pytest.raises(AssertionError):
+        check()

@@ -1,0 +1,222 @@
+"""Compressors in rounds: several ranks in one process, their generators driven in step."""
+
+from itertools import zip_longest
+
+import pytest
+import torch
+from properties import gaussian
+from torch import Tensor
+
+from hpcopt.compress import (
+    QSGD,
+    Dense,
+    Half,
+    LinearRounds,
+    PowerSGD,
+    RandomK,
+    RoundCompressor,
+    SharedTernGrad,
+    SharedTopK,
+)
+from hpcopt.compress.residuals import Layout, layout_numel
+from hpcopt.errors import NonFiniteError, UnsupportedError
+
+LAYOUT: Layout = {"conv": (16, 8, 3, 3), "bias": (16,), "linear": (40, 30), "scalar": (), "empty": (0, 4)}
+N = layout_numel(LAYOUT)
+
+
+def drive(compressors: list[RoundCompressor], buckets: list[Tensor], layout: Layout, seed: int = 0) -> list[Tensor]:
+    """All-reduce the buckets in place; return the buffers that rank 0 sent."""
+    own = [rank * (0 if c.shared_seed else 1) + seed for rank, c in enumerate(compressors)]
+    sent = []
+    for step in zip_longest(*(c.rounds(b, layout, seed=s) for c, b, s in zip(compressors, buckets, own, strict=True))):
+        buffers = [reduction.buffer for reduction in step]
+        assert len({(r.op, r.buffer.dtype, r.buffer.shape) for r in step}) == 1
+        sent.append(buffers[0].clone())
+        match step[0].op:
+            case "sum":
+                total = torch.stack(buffers).sum(0, dtype=buffers[0].dtype)
+            case "max":
+                total = torch.stack(buffers).amax(0)
+            case "broadcast":
+                total = buffers[-1].clone()
+        for buffer in buffers:
+            buffer.copy_(total)
+    assert all(torch.equal(bucket, buckets[0]) for bucket in buckets), "ranks disagree"
+    return sent
+
+
+def buckets(ranks: int, step: int = 0, n: int = N) -> list[Tensor]:
+    return [gaussian(n, seed=100 * step + rank) for rank in range(ranks)]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_dense_and_half_sum(ranks):
+    for codec, tolerance in ((Dense(), 1e-6), (Half(), 2.0**-6)):
+        data = buckets(ranks)
+        total = torch.stack(data).sum(0)
+        drive([LinearRounds(codec) for _ in range(ranks)], data, LAYOUT)
+        assert (data[0] - total).abs().max() <= tolerance * torch.stack(buckets(ranks)).abs().sum(0).max()
+
+
+def test_random_k_sums_at_places_that_all_know():
+    data = buckets(3)
+    total = torch.stack(data).sum(0)
+    drive([LinearRounds(RandomK(fraction=0.1, scaled=False)) for _ in range(3)], data, LAYOUT, seed=5)
+    sent = data[0] != 0
+    assert sent.sum() == RandomK(fraction=0.1).k(N)
+    assert torch.allclose(data[0][sent], total[sent])
+
+
+def test_codecs_that_are_not_linear_are_refused():
+    with pytest.raises(UnsupportedError, match="qsgd"):
+        LinearRounds(QSGD())
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LinearRounds(RandomK(fraction=0.1, scaled=False), feedback=True),
+        lambda: SharedTopK(fraction=0.1).build(),
+        lambda: PowerSGD(rank=2).build(),
+    ],
+    ids=["random_k", "shared_topk", "powersgd"],
+)
+def test_what_is_not_sent_is_kept(make, ranks):
+    """Over time and ranks: what came out and what all residuals hold is the sum of what went in."""
+    compressors = [make() for _ in range(ranks)]
+    came, out = torch.zeros(N).double(), torch.zeros(N).double()
+    for step in range(6):
+        data = buckets(ranks, step)
+        came += torch.stack(data).double().sum(0)
+        drive(compressors, data, LAYOUT, seed=step)
+        out += data[0]
+    owed = torch.zeros(N).double()
+    for compressor in compressors:
+        parts = []
+        for name, shape in LAYOUT.items():
+            state = compressor.state_dict()
+            parts.append(state.get(f"error/{name}", state.get(name, torch.zeros(shape))).reshape(-1))
+        owed += torch.cat(parts)
+    assert (out + owed - came).abs().max() <= 2e-5 * came.abs().max()
+
+
+@pytest.mark.parametrize("ranks", [1, 3, 127])
+def test_shared_terngrad_sums_are_exact_integers(ranks):
+    data = buckets(ranks)
+    kept = [b.clone() for b in data]
+    sent = drive([SharedTernGrad() for _ in range(ranks)], data, LAYOUT)
+    assert sent[1].dtype == torch.int8 and sent[1].numel() == N
+    conv = torch.Size(LAYOUT["conv"]).numel()
+    top = max(b[:conv].abs().max() for b in kept)
+    levels = data[0][:conv] / top
+    assert (levels - levels.round()).abs().max() < 1e-5 and levels.abs().max() <= ranks
+
+
+def test_shared_terngrad_is_unbiased_with_its_variance():
+    x = gaussian(50)
+    layout = {"w": (50,)}
+    draws = []
+    for seed in range(3000):
+        data = [x.clone(), x / 2]
+        drive([SharedTernGrad(), SharedTernGrad()], data, layout, seed=10 * seed)
+        draws.append(data[0].double())
+    error = torch.stack(draws) - 1.5 * x.double()
+    top, size = x.double().abs().max(), x.double().abs()
+    variance = size * (top - size) + size / 2 * (top - size / 2)
+    assert (error.mean(0).abs() <= 4.5 * (variance / 3000).sqrt() + 1e-6).all()
+    assert error.square().sum(1).mean().item() == pytest.approx(variance.sum().item(), rel=0.05)
+    assert SharedTernGrad().max_ranks == 127 and SharedTernGrad(sums="int16").max_ranks == 32767
+
+
+def test_shared_topk_takes_the_places_of_one_rank():
+    data = buckets(3)
+    total, leader = torch.stack(data).sum(0), data[-1].clone()
+    sent = drive([SharedTopK(fraction=0.05).build() for _ in range(3)], data, LAYOUT)
+    places = leader.abs().topk(round(0.05 * N)).indices.sort().values
+    assert torch.equal(torch.nonzero(data[0]).view(-1), places)
+    assert torch.allclose(data[0][places], total[places])
+    assert [buffer.numel() for buffer in sent] == [places.numel()] * 2
+
+
+def test_powersgd_bytes_are_those_of_the_factors():
+    sent = drive([PowerSGD(rank=2).build()], buckets(1), LAYOUT)
+    dense = 16 + 1  # bias and scalar
+    assert [buffer.numel() for buffer in sent] == [2 * (16 + 40) + dense, 2 * (72 + 30)]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_powersgd_is_exact_for_a_mean_of_low_rank(ranks):
+    layout = {"w": (30, 20)}
+    left, right = gaussian(60, seed=1).view(30, 2), gaussian(40, seed=2).view(2, 20)
+    noise = gaussian(600, seed=3)
+    data = [
+        (left @ right).view(-1) + noise * (1 if r == 0 else -1 if r == 1 else 0) * (ranks > 1) for r in range(ranks)
+    ]
+    total = torch.stack(data).sum(0)
+    drive([PowerSGD(rank=2).build() for _ in range(ranks)], data, layout)
+    assert torch.allclose(data[0], total, atol=2e-5 * float(total.abs().max()) * 10)
+
+
+def test_powersgd_errors_never_grow_past_what_they_are_made_of():
+    compressor, layout = PowerSGD(rank=1).build(), {"w": (30, 20)}
+    error = torch.zeros(600)
+    for step in range(5):
+        x = gaussian(600, seed=step)
+        combined = float((x + error).norm())
+        drive([compressor], [x], layout)
+        error = compressor.state_dict()["error/w"].reshape(-1).clone()
+        assert float(error.norm()) <= combined * (1 + 1e-6)
+
+
+def test_a_warm_start_converges_to_the_best_approximation():
+    layout = {"w": (30, 20)}
+    matrix = gaussian(600)
+    s = torch.linalg.svdvals(matrix.view(30, 20))
+    best = float(s[3:].norm())
+
+    def misses(warm: bool) -> list[float]:
+        compressor, found = PowerSGD(rank=3, warm_start=warm).build(), []
+        for step in range(60):
+            compressor.load_state_dict({k: t for k, t in compressor.state_dict().items() if k.startswith("right/")})
+            x = matrix.clone()
+            drive([compressor], [x], layout, seed=step)
+            found.append(float((x - matrix).norm()))
+        return found
+
+    warm, cold = misses(True), misses(False)
+    assert warm[-1] == pytest.approx(best, rel=1e-3)
+    assert min(cold) > warm[-1]
+
+
+def test_powersgd_resumes_from_its_state():
+    first, layout = PowerSGD(rank=2).build(), {"w": (30, 20), "b": (5,)}
+    for step in range(3):
+        drive([first], [gaussian(605, seed=step)], layout)
+    second = PowerSGD(rank=2).build()
+    second.load_state_dict({k: t.clone() for k, t in first.state_dict().items()})
+    one, other = gaussian(605, seed=9), gaussian(605, seed=9)
+    drive([first], [one], layout, seed=3)
+    drive([second], [other], layout, seed=4)
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("make", [lambda: PowerSGD().build(), SharedTernGrad, lambda: SharedTopK().build()])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_inf_and_nan_are_refused(make, bad):
+    for place in (3, N - 1):
+        x = gaussian(N)
+        x[place] = bad
+        with pytest.raises(NonFiniteError):
+            drive([make()], [x], LAYOUT)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: PowerSGD().build(), SharedTernGrad, lambda: SharedTopK().build(), lambda: LinearRounds(Half())]
+)
+def test_zeros_and_an_empty_bucket(make):
+    for layout in (LAYOUT, {}, {"empty": (0, 3)}):
+        data = [torch.zeros(layout_numel(layout)) for _ in range(2)]
+        drive([make(), make()], data, layout)
+        assert not data[0].any()
