@@ -14,11 +14,16 @@ from hpcopt.errors import JobError
 from hpcopt.exchange.dense import ExchangeConfig
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
+from hpcopt.solvers.splitting.altmin import AltMinConfig
+from hpcopt.solvers.splitting.bcd import BcdConfig
+from hpcopt.solvers.splitting.dladmm import DlAdmmConfig
 from hpcopt.trainer.run import RunConfig
 from hpcopt.workloads.image_classification import ImageClassificationConfig
 
 WorkloadConfig = Annotated[ImageClassificationConfig, Field()]
-SolverConfig = Annotated[DataParallelConfig | BlockAdmmConfig, Field(discriminator="name")]
+SolverConfig = Annotated[
+    DataParallelConfig | BlockAdmmConfig | AltMinConfig | BcdConfig | DlAdmmConfig, Field(discriminator="name")
+]
 
 
 class Job(Config):

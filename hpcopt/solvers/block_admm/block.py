@@ -47,9 +47,7 @@ class Block:
         out: Tensor = self.layers(z)
         return out
 
-    def pull(
-        self, z: Tensor, anchor: Tensor, rho: float, goal: Goal, steps: int, *, backtrack: bool
-    ) -> tuple[Tensor, float]:
+    def pull(self, z: Tensor, anchor: Tensor, rho: float, goal: Goal, steps: int, *, backtrack: bool) -> Tensor:
         """Move the inputs towards the goal: ``steps`` prox-linear steps on ``goal(f(z)) + rho/2 |z - anchor|^2``.
 
         The penalty is minimised exactly, the goal by its linearisation with a bound L of its curvature::
@@ -60,20 +58,18 @@ class Block:
         rises (for a goal with a Lipschitz gradient).
 
         Returns:
-            The new inputs, a leaf without a graph, and the goal at the old ones.
+            The new inputs, a leaf without a graph.
         """
         if is_proximal(self.layers[0]):
             if not isinstance(goal, Match):
                 raise JobError("the last block has no derivative; end the model with a linear layer")
             proximal: Proximal = self.layers[0].proximal  # type: ignore[assignment]
-            return proximal(anchor, goal.target, goal.rho / rho), 0.0
-        first = 0.0
+            return proximal(anchor, goal.target, goal.rho / rho)
         bound = goal.curvature * self._jacobian_square
-        for step in range(steps):
+        for _ in range(steps):
             z = z.detach().requires_grad_()
             value = goal(self.layers(z))
             (slope,) = torch.autograd.grad(value, z)
-            first = value.item() if step == 0 else first
             z = z.detach()
             while True:
                 moved = (bound * z + rho * anchor - slope) / (bound + rho)
@@ -81,7 +77,7 @@ class Block:
                     break
                 bound *= 2
             z = moved
-        return z, first
+        return z
 
     @torch.no_grad()
     def _below_model(self, z: Tensor, moved: Tensor, value: Tensor, slope: Tensor, bound: float, goal: Goal) -> bool:
@@ -91,12 +87,15 @@ class Block:
         excess, scale = self._peers.all_reduce(torch.stack([goal(self.layers(moved)) - model, value.abs()]).double())
         return bool(excess <= 1e-9 * scale)
 
-    def train(self, z: Tensor, goal: Goal, weight: float, learning_rate: float) -> None:
+    def train(self, z: Tensor, goal: Goal, weight: float, learning_rate: float) -> float:
         """One optimizer step on the mean goal over all peers' samples, of which ``weight`` are this rank's. Collective:
         over the peers; one all-reduce of the block's gradients.
+
+        Returns:
+            This rank's summand of the mean goal, before the step.
         """
         if self._optimizer is None:
-            return
+            return 0.0
         self.gradients.zero()
         loss = goal(self.layers(z.detach())) * (weight / len(z))
         loss.backward()  # type: ignore[no-untyped-call]
@@ -105,6 +104,7 @@ class Block:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.step()
+        return loss.item()
 
     def measure(self, z: Tensor, weight: float) -> None:
         """Estimate the largest squared norm of the Jacobian df/dz over the samples, by power iteration on each of them

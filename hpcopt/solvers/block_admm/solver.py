@@ -204,18 +204,16 @@ class BlockAdmm:
         """Take the oldest batch in flight down: auxiliaries, then parameters and duals."""
         flight = self._flights.popleft()
         with self._clock("backward"):
-            goals, loss = self._down(flight)
+            goals = self._down(flight)
         with self._clock("update"):
             rate = self._learning_rate(flight.number)
-            for block, z, goal in zip(self._blocks, flight.inputs, goals, strict=True):
-                block.train(z, goal, flight.batch.weight, rate)
+            weight = flight.batch.weight
+            terms = [b.train(z, g, weight, rate) for b, z, g in zip(self._blocks, flight.inputs, goals, strict=True)]
             residual = self._update_duals(flight, goals)
-        return StepStats(loss, rate, {"residual": residual})
+        return StepStats(terms[-1] if self._is_last else 0.0, rate, {"residual": residual})
 
-    def _down(self, flight: Flight) -> tuple[list[Goal], float]:
-        """Move the auxiliaries, the last boundary first; give each block's goal, and this rank's part of the loss at
-        the seeded ones.
-        """
+    def _down(self, flight: Flight) -> list[Goal]:
+        """Move the auxiliaries, the last boundary first; give each block's goal."""
         config, batch = self._config, flight.batch
         goal: Goal
         if self._above:
@@ -224,18 +222,16 @@ class BlockAdmm:
             goal = Match(above - flight.duals[-1], flight.rho)
         else:
             goal = Fit(self._loss.criterion, batch, config.criterion_curvature)
-        goals, loss = [goal], 0.0
+        goals = [goal]
         for i in reversed(range(len(self._blocks))):
             block, goal = self._blocks[i], goals[0]
             if self._owned[i] == 0:
-                loss = float(goal(block.forward(flight.inputs[0]))) if isinstance(goal, Fit) else loss
                 break
             if flight.number % config.measure_every == 0:
                 block.measure(flight.inputs[i], batch.weight)
-            flight.inputs[i], value = block.pull(
+            flight.inputs[i] = block.pull(
                 flight.inputs[i], flight.anchors[i], flight.rho, goal, config.z_steps, backtrack=config.backtrack
             )
-            loss = value if isinstance(goal, Fit) else loss
             if i > 0:
                 goals.insert(0, Match(flight.inputs[i] - flight.duals[i - 1], flight.rho))
         if self._below:
@@ -244,7 +240,7 @@ class BlockAdmm:
             for t, z in zip(self._owned, flight.inputs, strict=True):
                 if t > 0:
                     self._stored[t].write(batch.indices, z)
-        return goals, loss / batch.global_size
+        return goals
 
     def _update_duals(self, flight: Flight, goals: Sequence[Goal]) -> float:
         """Step the duals; give |f(z) - z'|^2 / |z'|^2 over this rank's boundaries, after the other updates."""

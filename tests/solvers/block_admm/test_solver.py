@@ -57,7 +57,7 @@ def test_a_plain_gradient_step_on_the_weights_lowers_the_lagrangian():
     s = solver(BlockAdmmConfig(rho=1.0, optimizer=SgdConfig(lr=1e-3, momentum=0.0)), network())
     batch = batches(1)[0]
     flight = before_going_down(s, batch)
-    goals, _ = s._down(flight)
+    goals = s._down(flight)
     before = lagrangian(s, flight, goals)
     for block, z, goal in zip(s._blocks, flight.inputs, goals, strict=True):
         block.train(z, goal, 1.0, 1e-3)
@@ -128,7 +128,7 @@ def test_no_gradient_crosses_a_cut(monkeypatch):
         assert all(slope is None for slope in slopes)
         assert all(slope is not None for slope in torch.autograd.grad(value, list(self.layers.parameters())))
         seen.append(self)
-        original(self, z, goal, weight, rate)
+        return original(self, z, goal, weight, rate)
 
     monkeypatch.setattr(Block, "train", train)
     s.step(batches(1)[0])

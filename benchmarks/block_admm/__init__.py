@@ -1,0 +1,1 @@
+"""Block-ADMM beside its peers."""

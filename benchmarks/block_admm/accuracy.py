@@ -1,0 +1,63 @@
+"""Fashion-MNIST, 60,000 images, 784-256-256-10 ReLU, 6 epochs of batches of 128: Block-ADMM beside back-propagation and
+beside other solvers that split the network.
+
+    python -m benchmarks.block_admm.accuracy --methods adam batch --seeds 0 1 2      run and record
+    python -m benchmarks.block_admm.accuracy                                          the table of what is recorded
+"""
+
+import itertools
+
+import torch
+from torch import nn
+
+from benchmarks.block_admm.bench import fashion_mnist, options, record, recorded, spread, train
+from hpcopt.optim import ScheduleConfig, SgdConfig
+from hpcopt.optim.first_order import AdamWConfig
+from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
+from hpcopt.solvers.data_parallel import DataParallelConfig
+
+COSINE = ScheduleConfig(name="cosine")
+ADAM = AdamWConfig(lr=1e-3, weight_decay=0)
+
+METHODS = {
+    "adam": DataParallelConfig(optimizer=ADAM, schedule=COSINE),
+    "sgd": DataParallelConfig(optimizer=SgdConfig(lr=0.05), schedule=COSINE),
+    "batch": BlockAdmmConfig(schedule=COSINE),
+    "online": BlockAdmmConfig(form="online", schedule=COSINE),
+    "online-rho100": BlockAdmmConfig(form="online", rho=100, schedule=COSINE),
+    "online-rho10to1000": BlockAdmmConfig(form="online", rho=10, rho_end=1000, schedule=COSINE),
+    "stored": BlockAdmmConfig(auxiliaries="stored", rho=1, schedule=COSINE),
+}
+
+
+def network(seed: int, hidden: tuple[int, ...] = (256, 256)) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in itertools.pairwise([784, *hidden, 10]):
+        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def main() -> None:
+    choice = options(__doc__ or "", list(METHODS))
+    if choice.methods:
+        torch.set_num_threads(1)
+        data = fashion_mnist()
+        for method, seed in itertools.product(choice.methods, choice.seeds):
+            record(
+                "accuracy", method, seed, train(METHODS[method], network(seed), *data, batch=128, epochs=6, seed=seed)
+            )
+        return
+    results = recorded("accuracy")
+    sgd = [run["accuracy"][-1] for run in results["sgd"]]
+    print("| solver | seeds | test accuracy, mean (range) | points over SGD | last epoch's loss | seconds |")
+    print("|---|---|---|---|---|---|")
+    for method, runs in results.items():
+        final = [float(run["accuracy"][-1]) for run in runs]
+        points = 100 * (sum(final) / len(final) - sum(sgd) / len(sgd))
+        loss, seconds = (sum(run[key] for run in runs) / len(runs) for key in ("loss", "train_s"))
+        print(f"| {method} | {len(runs)} | {spread(final)} | {points:+.2f} | {loss:.3f} | {seconds:.0f} |")
+
+
+if __name__ == "__main__":
+    main()
