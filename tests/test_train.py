@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from hpcopt.checkpoint import leaves
 from hpcopt.prepare import prepare
 from hpcopt.store.checkpoint import Checkpoints
 from hpcopt.train import main
@@ -82,6 +83,20 @@ def test_stopping_and_resuming_changes_no_bit(job, tmp_path):
         assert main([job, "--run-dir", str(tmp_path / "parts"), "--set", f"run.steps={steps}"]) == 0
     np.testing.assert_array_equal(losses(tmp_path / "parts"), losses(tmp_path / "straight"))
     assert torch.equal(parameters(tmp_path / "parts"), parameters(tmp_path / "straight"))
+
+
+def test_checkpoints_in_the_background_are_the_same(job, tmp_path):
+    for name in ("true", "false"):
+        arguments = ["--set", f"run.checkpoint_in_background={name}", "--set", "run.keep_checkpoints=9"]
+        assert main([job, "--run-dir", str(tmp_path / name), *arguments]) == 0
+    beside, meanwhile = (Checkpoints(tmp_path / name / "checkpoints", keep=9) for name in ("true", "false"))
+    assert beside.steps() == meanwhile.steps() == [12, 9, 6, 3]
+    for step in beside.steps():
+        for name in beside.parts(step):
+            one, other = (dict(leaves(c.read_part(step, name)["solver"])) for c in (beside, meanwhile))
+            assert one.keys() == other.keys()
+            for key, value in one.items():
+                assert torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key]
 
 
 def test_a_signal_checkpoints_and_asks_for_a_requeue(job, tmp_path, monkeypatch, capsys):

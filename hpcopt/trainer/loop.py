@@ -14,8 +14,9 @@ from hpcopt.solvers.solver import Solver, StepStats
 from hpcopt.store.checkpoint import Checkpoints
 from hpcopt.trainer.progress import Progress
 from hpcopt.trainer.recorder import Recorder
-from hpcopt.trainer.resume import Position, save
+from hpcopt.trainer.resume import Position
 from hpcopt.trainer.run import RunConfig
+from hpcopt.trainer.saver import Saver
 from hpcopt.trainer.signals import StopSignals
 from hpcopt.workloads.workload import Workload
 
@@ -50,13 +51,13 @@ class Trainer:
         signals: StopSignals,
     ) -> None:
         self._world, self._run, self._workload, self._solver = world, run, workload, solver
-        self._checkpoints, self._recorder, self._progress, self._clock = checkpoints, recorder, progress, clock
+        self._recorder, self._progress, self._clock = recorder, progress, clock
         self._position, self._signals = position, signals
         self._total = run.total_steps(workload.steps_per_epoch)
         self._evaluate_every = run.evaluate_every or workload.steps_per_epoch
         self._checkpoint_every = run.checkpoint_every or workload.steps_per_epoch
         self._start_s = time.monotonic()
-        self._saved_step = position.step
+        self._saver = Saver(world, checkpoints, run.checkpoint_in_background, position.step)
 
     def train(self) -> Outcome:
         """Run to the end, whichever it is. Collective.
@@ -65,8 +66,10 @@ class Trainer:
             DivergedError: on all ranks, when the loss is no longer finite.
         """
         outcome = self._steps()
-        if self._position.step != self._saved_step:
+        self._saver.finish()
+        if self._position.step != self._saver.saved_step:
             self._save()
+            self._saver.finish()
         self._recorder.finish(outcome.value[1], outcome.exit_code)
         self._progress.say(f"{outcome.value[1]} after step {self._position.step} of {self._total}")
         self._summarise()
@@ -83,16 +86,19 @@ class Trainer:
             stats = self._solver.step(batch)
             position.step += 1
             with self._clock("exchange"):
-                loss, stop, late, flush = self._agree(stats.loss, self._signals.received is not None)
+                loss, stop, late, flush, written = self._agree(stats.loss, self._signals.received is not None)
             self._record(loss, stats)
             if not math.isfinite(loss):
+                self._saver.finish()
                 self._recorder.finish("diverged", EXIT_DIVERGED)
                 raise DivergedError(
                     f"the loss became {loss} at step {position.step}; the last checkpoint is of step "
-                    f"{self._saved_step}. Lower the learning rate, or add [solver] clip_norm"
+                    f"{self._saver.saved_step}. Lower the learning rate, or add [solver] clip_norm"
                 )
             if flush:
                 self._recorder.flush()
+            if written:
+                self._finish_saving()
             last = position.step == self._total
             if last or position.step % self._evaluate_every == 0:
                 self._evaluate()
@@ -104,11 +110,13 @@ class Trainer:
                 return Outcome.TIME
         return Outcome.TARGET if self._target_reached() else Outcome.DONE
 
-    def _agree(self, loss: float, stop: bool) -> tuple[float, bool, bool, bool]:
-        """Sum the ranks' parts of the loss; stop, hurry or flush on all ranks if one wants to. Collective."""
-        flush = self._recorder.flush_due(self._run.log_every_s)
-        votes = self._world.all_reduce(torch.tensor([loss, stop, self._late(), flush], dtype=torch.float64))
-        return float(votes[0]), bool(votes[1]), bool(votes[2]), bool(votes[3])
+    def _agree(self, loss: float, stop: bool) -> tuple[float, bool, bool, bool, bool]:
+        """Sum the ranks' parts of the loss; stop, hurry or flush on all ranks if one wants to, take a checkpoint for
+        written if all have written. Collective.
+        """
+        ours = [loss, stop, self._late(), self._recorder.flush_due(self._run.log_every_s), self._saver.written]
+        votes = self._world.all_reduce(torch.tensor(ours, dtype=torch.float64))
+        return float(votes[0]), bool(votes[1]), bool(votes[2]), bool(votes[3]), int(votes[4]) == self._world.size
 
     def _late(self) -> bool:
         budget_s = self._run.time_budget
@@ -142,8 +150,11 @@ class Trainer:
         self._recorder.flush()
         self._position.elapsed_s = self._recorder.elapsed_s
         with self._clock("checkpoint"):
-            save(self._world, self._checkpoints, self._position, self._solver)
-        self._saved_step = self._position.step
+            self._saver.save(self._position, self._solver)
+
+    def _finish_saving(self) -> None:
+        with self._clock("checkpoint"):
+            self._saver.finish()
 
     def _summarise(self) -> None:
         """Print one line for each figure of merit: FOM name value unit."""

@@ -1,7 +1,7 @@
-"""Checkpoints of a whole job: saved by all ranks together, restored by all or by none."""
+"""Where a run stands, and restoring it: by all ranks or by none."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,23 +44,6 @@ class Position:
                         f"the checkpoint was made with [{section}] {key} = {before!r}, not {now!r}: "
                         "go on with that, or start over with --fresh"
                     ).everywhere()
-
-
-def save(world: World, checkpoints: Checkpoints, position: Position, solver: Solver) -> None:
-    """Write a checkpoint: what is the same everywhere by rank 0, each rank's own by itself. Collective."""
-    step = position.step
-    solver.gather()
-    with world.together():
-        if world.rank == 0:
-            checkpoints.begin(step)
-    with world.together():
-        own = {"rng": torch.get_rng_state(), "solver": solver.rank_state_dict()}
-        checkpoints.write_part(step, rank_part(world.rank), own)
-        if world.rank == 0:
-            checkpoints.write_part(step, SHARED, {"position": asdict(position), "solver": solver.state_dict()})
-    with world.together():
-        if world.rank == 0:
-            checkpoints.commit(step, [SHARED, *(rank_part(rank) for rank in range(world.size))])
 
 
 def restore(world: World, checkpoints: Checkpoints, solver: Solver, say: Callable[[str], None]) -> Position | None:

@@ -48,6 +48,9 @@ class RunConfig(Config):
     epochs: float | None = Field(None, gt=0, description="passes over the training samples; this or steps")
     evaluate_every: int | None = Field(None, ge=1, description="steps between evaluations; by default one epoch")
     checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; by default one epoch")
+    checkpoint_in_background: bool = Field(
+        True, description="go on training while a checkpoint is written; needs memory for a copy of the state"
+    )
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints to keep")
     stop_at: StopAt | None = Field(None, description="a score that ends the run early")
     time_budget: Annotated[float, BeforeValidator(seconds)] | None = Field(
