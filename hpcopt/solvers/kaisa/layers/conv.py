@@ -1,0 +1,110 @@
+"""Convolutions of 1, 2 and 3 dimensions; a row is one output position's patch."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hpcopt.solvers.kaisa import symmetric
+from hpcopt.solvers.kaisa.layers.autocorrelation import patch_covariance
+from hpcopt.solvers.kaisa.layers.layer import Layer, Options, Sums
+
+CHUNK_VALUES = 1 << 18  # patches are formed a few samples at a time, to stay in the cache
+
+
+class Conv(Layer):
+    """Any stride, dilation, padding and number of groups; each group is a matrix of the batch.
+
+    Patches overlap, so for stride 1 in two dimensions their covariance is had from products of the shifted input
+    without forming them (``autocorrelation.py``); otherwise they are formed in small portions.
+    """
+
+    def __init__(self, name: str, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, options: Options) -> None:
+        super().__init__(name, module, options, batch=module.groups)
+        self.stride, self.dilation, self.kernel = module.stride, module.dilation, module.kernel_size
+        self.mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        self.padding = [  # (before, after) of every dimension
+            _both_sides(module.padding, i, dilation, kernel)
+            for i, (dilation, kernel) in enumerate(zip(self.dilation, self.kernel, strict=True))
+        ]
+
+    def record_input(self, sums: Sums, x: Tensor) -> None:
+        x = self._batched(x)[:: self.options.batch_every].to(self.dtype)
+        if self._by_autocorrelation(x):
+            self._add_autocorrelation(sums, x)
+            return
+        x = self._padded(x)
+        values = self.inputs * self.batch * max(1, x[0, 0].numel()) if len(x) else 1
+        for part in torch.split(x, max(1, CHUNK_VALUES // values)):
+            self._add_input_rows(sums, self._patches(part))
+
+    def record_gradient(self, sums: Sums, gradient: Tensor) -> None:
+        gradient = self._batched(gradient)
+        total = gradient.numel()
+        every = (slice(None, None, self.options.position_every),) * len(self.kernel)
+        g = gradient[(slice(None, None, self.options.batch_every), slice(None), *every)]
+        rows = g.reshape(len(g), self.batch, self.outputs, -1).permute(1, 0, 3, 2).to(self.dtype)
+        self._add_gradient_rows(sums, rows.flatten(1, 2), total / max(1, g.numel()))
+
+    def _by_autocorrelation(self, x: Tensor) -> bool:
+        return (
+            len(self.kernel) == 2
+            and max(self.kernel) > 1
+            and set(self.stride) == {1}
+            and self.options.position_every == 1
+            and self.batch == 1
+            and self.a.blocks == 1
+            and self.a.size > 1
+            and min(x.shape[2:]) >= 2 * max(self.kernel)
+        )
+
+    def _add_autocorrelation(self, sums: Sums, x: Tensor) -> None:
+        pad_h, pad_w = self.padding
+        if self.mode != "constant":
+            x, pad_h, pad_w = self._padded(x), (0, 0), (0, 0)
+        matrix, column_sums, positions = patch_covariance(x, self.kernel, self.dilation, pad_h, pad_w)
+        if self.bias is not None:
+            border = torch.cat([column_sums, column_sums.new_full((1,), positions)])
+            matrix = torch.cat([torch.cat([matrix, column_sums[None]]), border[:, None]], 1)
+        symmetric.add_matrix(sums.a, matrix[None])
+        sums.rows += positions
+
+    def _batched(self, x: Tensor) -> Tensor:
+        return x if x.ndim == len(self.kernel) + 2 else x.unsqueeze(0)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        sides = [side for pair in reversed(self.padding) for side in pair]
+        return F.pad(x, sides, mode=self.mode) if any(sides) else x
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """Patches of a padded input, shape (groups, samples * positions, channels of a group * kernel values)."""
+        every, spatial = self.options.position_every, x.shape[2:]
+        reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True)]
+        step = [s * every for s in self.stride]
+        positions = [(n - r - 1) // s + 1 for n, r, s in zip(spatial, reach, step, strict=True)]
+        x = x.contiguous()
+        strides = x.stride()[2:]
+        windows = x.as_strided(
+            (*x.shape[:2], *positions, *self.kernel),
+            (
+                *x.stride()[:2],
+                *(s * t for s, t in zip(strides, step, strict=True)),
+                *(s * d for s, d in zip(strides, self.dilation, strict=True)),
+            ),
+            x.storage_offset(),
+        )
+        n = len(self.kernel)
+        group = (len(x), self.batch, x.shape[1] // self.batch)
+        grouped = windows.as_strided(  # samples, groups, channels of a group, positions, kernel
+            (*group, *windows.shape[2:]), (windows.stride(0), group[2] * windows.stride(1), *windows.stride()[1:])
+        )
+        order = (1, 0, *range(3, 3 + n), 2, *range(3 + n, 3 + 2 * n))
+        return grouped.permute(order).reshape(self.batch, -1, self.inputs)
+
+
+def _both_sides(padding: str | tuple[int, ...], i: int, dilation: int, kernel: int) -> tuple[int, int]:
+    if padding == "valid":
+        return 0, 0
+    if padding == "same":
+        total = dilation * (kernel - 1)
+        return total // 2, total - total // 2
+    return int(padding[i]), int(padding[i])

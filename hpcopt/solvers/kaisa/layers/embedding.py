@@ -1,0 +1,35 @@
+"""Embeddings: a linear map of one-hot inputs, so that A is diagonal and holds each word's frequency."""
+
+import torch
+from torch import Tensor, nn
+
+from hpcopt.solvers.kaisa.layers.layer import FactorShape, Layer, Options, Sums
+
+
+class Embedding(Layer):
+    """W is the transposed weight, shape (1, dimension, words). The padding word has no row."""
+
+    def __init__(self, name: str, module: nn.Embedding, options: Options) -> None:
+        assert isinstance(module.weight, nn.Parameter)
+        self._setup(name, module.weight, None, options)
+        self.outputs, self.inputs = module.embedding_dim, module.num_embeddings
+        self.a = FactorShape(1, self.inputs, 1)
+        self.g = options.shape(1, self.outputs)
+        self._padding = module.padding_idx
+
+    def record(self, sums: Sums, x: Tensor, gradient: Tensor) -> None:
+        words, rows = x.flatten(), gradient.detach().flatten(0, -2).to(self.dtype)
+        if self._padding is not None:
+            kept = words != self._padding
+            words, rows = words[kept], rows[kept]
+        sums.a[:, 0] += torch.bincount(words, minlength=self.inputs)
+        sums.rows += len(words)
+        self._add_gradient_rows(sums, rows, 1)
+
+    def gradient(self) -> Tensor:
+        assert self.weight.grad is not None
+        return self.weight.grad.detach().T.unsqueeze(0)
+
+    def set_gradient(self, matrix: Tensor) -> None:
+        assert self.weight.grad is not None
+        self.weight.grad.copy_(matrix[0].T)

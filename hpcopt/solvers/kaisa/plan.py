@@ -1,0 +1,111 @@
+"""What one rank does at each event: which layers lie where in which buffer, and who sends which piece to whom.
+
+Made once from a placement; a step only carries it out. Every event is one buffer and at most one message between two
+ranks:
+
+- factors: all layers' sums, by owner; each owner's segment is reduced to it;
+- inverses: those of a column's layers, by owner; each owner sends its segment to its column;
+- gradients: all layers' preconditioned gradients, by column; a rank of the column sends that segment along its row.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from hpcopt.solvers.kaisa.placement import Placement
+
+
+@dataclass(frozen=True)
+class Message:
+    """Values [start, stop) of an event's buffer, to or from a rank."""
+
+    start: int
+    stop: int
+    peer: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Values that a layer has in each event's buffer."""
+
+    sums: int
+    inverse: int
+    gradient: int
+
+
+class Buffer:
+    """A flat buffer of layers' pieces, in groups.
+
+    Attributes:
+        pieces: where each layer lies.
+        segments: where each group lies.
+        numel: values in all.
+    """
+
+    def __init__(self, groups: Iterable[Sequence[int]], sizes: Sequence[int]) -> None:
+        self.pieces: dict[int, slice] = {}
+        self.segments: list[slice] = []
+        self.numel = 0
+        for group in groups:
+            start = self.numel
+            for i in group:
+                self.pieces[i] = slice(self.numel, self.numel + sizes[i])
+                self.numel += sizes[i]
+            self.segments.append(slice(start, self.numel))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Values in each group."""
+        return [s.stop - s.start for s in self.segments]
+
+
+class Plan:
+    """One rank's part.
+
+    Attributes:
+        owned: layers whose factors this rank keeps.
+        worked: layers that it preconditions, those of its column.
+        sums, inverses, gradients: the three buffers; inverses has a group for each rank of the column.
+        inverses_out, inverses_in, gradients_out, gradients_in: messages.
+    """
+
+    def __init__(self, placement: Placement, sizes: Sequence[Sizes], rank: int) -> None:
+        grid = placement.grid
+        self.placement, self.rank = placement, rank
+        column = grid.column(rank)
+        members = list(grid.members(column))
+        self.owned = placement.owned(rank)
+        self.worked = placement.of_column(column)
+        self.sums = Buffer([placement.owned(r) for r in range(grid.size)], [s.sums for s in sizes])
+        self.inverses = Buffer([placement.owned(r) for r in members], [s.inverse for s in sizes])
+        self.gradients = Buffer([placement.of_column(c) for c in range(grid.columns)], [s.gradient for s in sizes])
+        own = self.inverses.segments[members.index(rank)]
+        others = [(segment, r) for segment, r in zip(self.inverses.segments, members, strict=True) if r != rank]
+        self.inverses_out = [Message(own.start, own.stop, r) for _, r in others]
+        self.inverses_in = [Message(segment.start, segment.stop, r) for segment, r in others]
+        mine = self.gradients.segments[column]
+        self.gradients_out = [
+            Message(mine.start, mine.stop, r)
+            for r in range(grid.size)
+            if grid.column(r) != column and grid.source(column, r) == rank
+        ]
+        self.gradients_in = [
+            Message(segment.start, segment.stop, grid.source(c, rank))
+            for c, segment in enumerate(self.gradients.segments)
+            if c != column
+        ]
+
+    def lines(self, names: Sequence[str], item_bytes: int = 4) -> list[str]:
+        """The plan for a person: compute, send and receive items in order."""
+
+        def bytes_of(messages: Iterable[Message]) -> str:
+            return ", ".join(f"{(m.stop - m.start) * item_bytes:,} B (rank {m.peer})" for m in messages) or "nothing"
+
+        sent = [n * item_bytes for r, n in enumerate(self.sums.lengths) if r != self.rank]
+        return [
+            f"factors: send {sum(sent):,} B to {len(sent)} ranks; "
+            f"keep those of {', '.join(names[i] for i in self.owned) or 'no layer'}",
+            f"inverses: compute {len(self.owned)} layers; send {bytes_of(self.inverses_out)}; "
+            f"receive {bytes_of(self.inverses_in)}",
+            f"gradients: precondition {len(self.worked)} layers; send {bytes_of(self.gradients_out)}; "
+            f"receive {bytes_of(self.gradients_in)}",
+        ]

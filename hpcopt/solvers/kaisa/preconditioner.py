@@ -1,0 +1,272 @@
+"""Kaisa: gradients in, natural gradients out. ``kaisa.step()`` stands before ``optimizer.step()``."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hpcopt.comm.ragged import exchange, reduce_to_owners
+from hpcopt.comm.world import World
+from hpcopt.errors import CheckpointError
+from hpcopt.solvers.kaisa import inverse, symmetric
+from hpcopt.solvers.kaisa.averages import Averages
+from hpcopt.solvers.kaisa.layers.find import Layers
+from hpcopt.solvers.kaisa.layers.layer import Layer
+from hpcopt.solvers.kaisa.memory import Memory, Widths, choose, predict
+from hpcopt.solvers.kaisa.placement import Cost, Grid, place
+from hpcopt.solvers.kaisa.plan import Message, Plan, Sizes
+from hpcopt.solvers.kaisa.recorder import Distribution, Recorder
+from hpcopt.solvers.kaisa.settings import DTYPES, KaisaSettings
+
+MULTIPLY_PER_S = 5e10  # for placement only ratios count
+WIRE_BYTES_PER_S = 1e9
+
+Schedule = Callable[[int], float]
+
+
+class Kaisa:
+    """Distributed K-FAC for a model whose gradients are already the same on all ranks.
+
+    Attributes:
+        layers: what was found in the model; ``layers.skipped`` says what was left alone and why.
+        plan: this rank's part.
+        memory: its predicted bytes.
+        steps: steps done.
+        damping: in use now; may be set at any time, the same on all ranks.
+        cosines: by layer, of the last step's preconditioned and raw gradients; 1 means that nothing was done.
+        failures: what did not invert at once.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        world: World,
+        *,
+        lr: float | Callable[[], float] = 1.0,
+        averaged: bool = True,
+        **settings: Any,
+    ) -> None:
+        """Watch a model.
+
+        Args:
+            model: not to be changed in shape afterwards.
+            world: the ranks.
+            lr: the inner optimizer's, for kl_clip.
+            averaged: the global gradient is the mean of the ranks' own (as from DDP), not their sum.
+            settings: of KaisaSettings.
+        """
+        self.settings = s = KaisaSettings(**settings)
+        self._world, self._lr, self._averaged = world, lr, averaged
+        self.layers = Layers(model, s.options(), s.skip)
+        self._found = self.layers.found
+        self._method = inverse.method(s.method)
+        self.plan, self.memory = self._make_plan()
+        self._averages = Averages(self._found, self.plan.owned, self._dtype(s.factor_dtype))
+        self._inverses = torch.zeros(self.plan.inverses.numel, dtype=self._dtype(s.inverse_dtype))
+        self._inverted = False
+        self.steps = 0
+        self.damping = s.damping
+        self.failures = inverse.Failures()
+        self.cosines: dict[str, float] = {}
+        self._recorder = Recorder(
+            model, self.layers, self.plan.sums, s.fisher == "sampled", lambda: model.training and self.factors_due
+        )
+
+    @property
+    def factors_due(self) -> bool:
+        """Whether the coming step refreshes the factors."""
+        return self.steps % self.settings.factor_every == 0
+
+    @property
+    def inverses_due(self) -> bool:
+        """Whether the coming step refreshes the inverses."""
+        return self.steps % self.settings.inverse_every == 0 or not self._inverted
+
+    @property
+    def rejected(self) -> int:
+        """Sums left out of this rank's averages because they were not finite."""
+        return self._averages.rejected
+
+    def sample(
+        self, outputs: Tensor, distribution: Distribution, *, terms: int | None = None, generator: Any = None
+    ) -> None:
+        """With ``fisher = "sampled"``: before the loss's own backward, record that of targets drawn from the model.
+
+        Args:
+            outputs: of the model, with their graph; logits, or for "gaussian" means of unit variance.
+            distribution: that the loss is the negative log-likelihood of.
+            terms: over which the loss takes its mean; by default its samples.
+            generator: of random numbers; by default torch's own.
+        """
+        self._recorder.sample(outputs, distribution, terms or len(outputs), generator)
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Within it, nothing that the model does counts."""
+        return self._recorder.paused()
+
+    def step(self, terms: int | None = None, grad_scale: float = 1.0) -> None:
+        """Replace the gradients of the known layers by preconditioned ones. Collective.
+
+        Args:
+            terms: over which the loss takes its mean: this rank's loss, or with ``averaged=False`` the global one. By
+                default the samples that came through the model. In a language model with a mean over tokens: tokens.
+            grad_scale: by which the backward passes' loss was multiplied (as by a GradScaler). The gradients
+                themselves must have been unscaled.
+        """
+        if self.factors_due:
+            self._refresh_factors(terms, grad_scale)
+        if self.inverses_due:
+            self._refresh_inverses()
+        if self._inverted:
+            self._precondition()
+        self.steps += 1
+
+    def _refresh_factors(self, terms: int | None, grad_scale: float) -> None:
+        scale = (terms or self._recorder.terms) / grad_scale**2
+        flat = self._recorder.take(scale / self._world.size if self._averaged else scale)
+        plan, size = self.plan.sums, self._world.size
+        if flat is None:
+            flat = torch.zeros(plan.numel, dtype=self._found[0].dtype if self._found else torch.float32)
+        wire = DTYPES[self.settings.wire_dtype] if self.settings.wire_dtype != "float32" else None
+        own = reduce_to_owners(self._world.transport, flat, plan.lengths, wire) if size > 1 else flat
+        start = plan.segments[self._world.rank].start
+        pieces = {i: own[plan.pieces[i].start - start : plan.pieces[i].stop - start] for i in self.plan.owned}
+        self._averages.add_sums(pieces, self.settings.factor_decay)
+
+    def _refresh_inverses(self) -> None:
+        for i in self.plan.owned:
+            average = self._averages.of[i]
+            kept = self._inverses[self.plan.inverses.pieces[i]]
+            a, g, damping = (average.a, average.g, self.damping) if average.updates else (*_unit(self._found[i]), 0.0)
+            self._method.invert(self._found[i], a, g, damping, kept, self.failures)
+        self._exchange(self._inverses, self.plan.inverses_out, self.plan.inverses_in)
+        self._inverted = True
+
+    def _precondition(self) -> None:
+        raw = {i: layer.gradient() for i, layer in enumerate(self._found) if _has_gradients(layer)}
+        dtype = self._found[0].dtype if self._found else torch.float32
+        flat = torch.zeros(self.plan.gradients.numel, dtype=dtype)
+        pieces = self.plan.gradients.pieces
+        for i in self.plan.worked:
+            if i in raw:
+                kept = self._inverses[self.plan.inverses.pieces[i]]
+                p = self._method.apply(self._found[i], kept, raw[i].to(dtype), self.damping)
+                if self.settings.graft:
+                    p = p * (raw[i].norm() / p.norm().clamp(min=torch.finfo(dtype).tiny))
+                flat[pieces[i]].view(p.shape).copy_(p)
+        self._exchange(flat, self.plan.gradients_out, self.plan.gradients_in)
+        products = {i: (flat[pieces[i]].view(w.shape), w) for i, w in raw.items()}
+        dots = torch.tensor([[torch.sum(p * w), p.norm() * w.norm()] for p, w in products.values()]).view(-1, 2)
+        if not torch.isfinite(dots).all():
+            return
+        self.cosines = dict(
+            zip((self._found[i].name for i in raw), (dots[:, 0] / dots[:, 1].clamp(min=1e-30)).tolist(), strict=True)
+        )
+        nu = self._clip(float(dots[:, 0].sum()))
+        for i, (p, _) in products.items():
+            self._found[i].set_gradient(p.mul_(nu))
+
+    def _clip(self, product: float) -> float:
+        """The factor of KL clipping; ``product`` is <P, gradient> over all layers, lr^2 of which is the divergence."""
+        clip = self.settings.kl_clip
+        lr = self._lr() if callable(self._lr) else self._lr
+        if clip is None or product * lr**2 <= clip:
+            return 1.0
+        return float((clip / (product * lr**2)) ** 0.5)
+
+    def _exchange(self, flat: Tensor, outgoing: Sequence[Message], incoming: Sequence[Message]) -> None:
+        pairs = [[(flat[m.start : m.stop], m.peer) for m in messages] for messages in (outgoing, incoming)]
+        exchange(self._world.transport, pairs[0], pairs[1])
+
+    def _dtype(self, name: str) -> torch.dtype | None:
+        """A settings' dtype; float32 stands for the layers' own."""
+        return DTYPES[name] if name != "float32" or not self._found else self._found[0].dtype
+
+    def _make_plan(self) -> tuple[Plan, Memory]:
+        s, layers = self.settings, self._found
+        widths = Widths(
+            layers[0].dtype.itemsize if layers else 4,
+            (self._dtype(s.factor_dtype) or torch.float32).itemsize,
+            (self._dtype(s.inverse_dtype) or torch.float32).itemsize,
+            layers[0].dtype.itemsize if layers else 4,
+        )
+        sizes = [Sizes(x.a.numel + x.g.numel + 1, self._method.numel(x), x.numel) for x in layers]
+        costs = [self._cost(layer, widths) for layer in layers]
+        if s.memory_budget is not None:
+            placement, _ = choose(costs, sizes, self._world.size, widths, s.memory_budget)
+        else:
+            placement = place(costs, Grid.of_fraction(self._world.size, s.fraction))
+        plan = Plan(placement, sizes, self._world.rank)
+        return plan, predict(plan, widths)
+
+    def _cost(self, layer: Layer, widths: Widths) -> Cost:
+        shapes = (layer.a, layer.g)
+        invert_s = sum(f.matrices * self._method.seconds(f.size) for f in shapes)
+        products = sum(2 * layer.numel * f.size for f in shapes if f.blocks)
+        send_s = self._method.numel(layer) * widths.inverse / WIRE_BYTES_PER_S
+        every = self.settings.inverse_every
+        return Cost(invert_s / every, products / MULTIPLY_PER_S, send_s / every)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is the same on all ranks."""
+        return {"steps": self.steps, "damping": self.damping, "inverted": self._inverted}
+
+    def rank_state_dict(self) -> dict[str, Any]:
+        """Factors and inverses of the layers that this rank owns, by name."""
+        state = {}
+        for i in self.plan.owned:
+            average = self._averages.of[i]
+            state[self._found[i].name] = {
+                "a": average.a,
+                "g": average.g,
+                "updates": average.updates,
+                "inverse": self._inverses[self.plan.inverses.pieces[i]],
+            }
+        return state
+
+    def load_state_dict(self, shared: dict[str, Any], parts: Sequence[dict[str, Any]]) -> None:
+        """Restore from any number of ranks' parts.
+
+        Raises:
+            CheckpointError: a layer is missing or of another size.
+        """
+        missing = {self._found[i].name for i in (*self.plan.owned, *self.plan.worked)}
+        for part in parts:
+            for i in range(len(self._found)):
+                entry = part.get(self._found[i].name)
+                if entry is not None:
+                    self._restore(i, entry)
+                    missing.discard(self._found[i].name)
+        if missing:
+            raise CheckpointError(f"the checkpoint has no K-FAC factors of {', '.join(sorted(missing))}")
+        self.steps, self.damping, self._inverted = shared["steps"], shared["damping"], shared["inverted"]
+
+    def _restore(self, i: int, entry: dict[str, Any]) -> None:
+        try:
+            if i in self._averages.of:
+                average = self._averages.of[i]
+                average.a.copy_(entry["a"])
+                average.g.copy_(entry["g"])
+                average.updates = int(entry["updates"])
+            if i in self.plan.inverses.pieces:
+                self._inverses[self.plan.inverses.pieces[i]].copy_(entry["inverse"])
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"the factors of {self._found[i].name} do not fit this job: {error}") from error
+
+
+def _unit(layer: Layer) -> tuple[Tensor, Tensor]:
+    """Factors that leave gradients as they are, for a layer that has not been used."""
+    a, g = (
+        symmetric.pack(
+            torch.eye(f.size, dtype=layer.dtype).expand(f.matrices, -1, -1),
+            torch.empty(f.matrices, symmetric.packed_length(f.size), dtype=layer.dtype),
+        )
+        for f in (layer.a, layer.g)
+    )
+    return a, g
+
+
+def _has_gradients(layer: Layer) -> bool:
+    return all(p.grad is not None for p in layer.parameters())

@@ -1,0 +1,60 @@
+"""The settings of the preconditioner: the same for a person's own loop and for a job."""
+
+import re
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BeforeValidator, Field
+
+from hpcopt.config import Config
+from hpcopt.solvers.kaisa.inverse import MethodName
+from hpcopt.solvers.kaisa.layers.layer import Options
+
+UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def parse_bytes(text: object) -> object:
+    """Turn "1.5GiB" into a number of bytes; leave what is no string."""
+    if not isinstance(text, str):
+        return text
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", text)
+    if not match or match[2] not in UNITS:
+        raise ValueError(f'{text!r} is no amount of memory: write a number and one of {", ".join(UNITS)}, as in "2GiB"')
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DtypeName = Literal["float32", "bfloat16"]
+
+
+class KaisaSettings(Config):
+    """What K-FAC computes, how often, and how it is spread over the ranks."""
+
+    damping: float = Field(0.03, gt=0, description="added to the curvature; in units of the loss's own")
+    factor_decay: float = Field(0.95, ge=0, lt=1, description="of the factors' running averages")
+    factor_every: int = Field(10, ge=1, description="steps from one refresh of the factors to the next")
+    inverse_every: int = Field(100, ge=1, description="steps from one refresh of the inverses to the next")
+    kl_clip: float | None = Field(1e-3, gt=0, description="largest lr^2 <P, gradient> of a step; None: no clipping")
+    graft: bool = Field(False, description="give each layer's preconditioned gradient the norm of its gradient")
+    method: MethodName = Field("cholesky", description="how factors are inverted")
+    fisher: Literal["empirical", "sampled"] = Field("empirical", description="gradients of true or of sampled targets")
+    sharing: Literal["expand", "reduce"] = Field("expand", description="whether a sequence's positions are rows")
+    skip: tuple[str, ...] = Field((), description="patterns of names or classes of modules to leave out")
+    max_size: int = Field(2048, ge=1, description="factors with more rows are large")
+    large: Literal["diagonal", "blocked"] = Field("diagonal", description="what is kept of large factors")
+    batch_every: int = Field(1, ge=1, description="statistics look at every so manieth sample")
+    position_every: int = Field(1, ge=1, description="and every so manieth token, or pixel in each direction")
+    batch_dim: int = Field(0, ge=0, description="the dimension of layers' inputs that counts samples")
+    fraction: float = Field(1.0, gt=0, le=1, description="of the ranks that keep each layer's inverses")
+    memory_budget: Annotated[int | None, BeforeValidator(parse_bytes)] = Field(
+        None, gt=0, description='most bytes of state a rank may keep, as in "2GiB"; picks the fraction'
+    )
+    factor_dtype: DtypeName = Field("float32", description="factors are kept in")
+    inverse_dtype: DtypeName = Field("float32", description="inverses are kept, and multiplied, in")
+    wire_dtype: DtypeName = Field("float32", description="factors travel in")
+    refresh_tolerance: float = Field(0.0, ge=0, description="relative change below which a layer is not inverted again")
+    inverse_lag: int = Field(0, ge=0, description="steps that inverses may be computed in the background")
+
+    def options(self) -> Options:
+        """Those of the statistics."""
+        return Options(self.sharing, self.max_size, self.large, self.batch_every, self.position_every, self.batch_dim)

@@ -1,0 +1,126 @@
+"""Symmetric matrices kept as their lower halves, in a form that matrix products can write and read directly.
+
+A matrix is cut into panels of consecutive rows; panel [first, last) keeps columns 0 to ``last``. One panel is one
+contiguous rectangle, so a Gram matrix is accumulated in place, panel by panel, with half the work of the square, and
+nothing is ever packed by index. About 1/16 of a triangle is kept twice (the blocks on the diagonal).
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Panel(NamedTuple):
+    """Rows [first, last) and columns [0, last), at ``offset`` of the packed values."""
+
+    first: int
+    last: int
+    offset: int
+
+    @property
+    def length(self) -> int:
+        """Values in the panel."""
+        return (self.last - self.first) * self.last
+
+
+@lru_cache
+def panels(size: int) -> tuple[Panel, ...]:
+    """The panels of a symmetric matrix with ``size`` rows."""
+    height = max(16, -(-size // 256) * 16)
+    result, offset = [], 0
+    for first in range(0, size, height):
+        result.append(Panel(first, min(first + height, size), offset))
+        offset += result[-1].length
+    return tuple(result)
+
+
+def packed_length(size: int) -> int:
+    """Values kept of a symmetric matrix with ``size`` rows."""
+    last = panels(size)[-1]
+    return last.offset + last.length
+
+
+@lru_cache
+def diagonal_index(size: int) -> Tensor:
+    """Where the diagonal stands among the packed values; shape (size,), int64."""
+    return torch.cat([p.offset + torch.arange(p.last - p.first) * (p.last + 1) + p.first for p in panels(size)])
+
+
+def add_gram(packed: Tensor, x: Tensor, ones: bool = False) -> None:
+    """Add ``x^T x`` to packed matrices in place.
+
+    Args:
+        packed: shape (blocks, packed_length(size)).
+        x: rows, shape (blocks, rows, size), or with ``ones`` (blocks, rows, size - 1).
+        ones: act as if x had one more column, of ones.
+    """
+    columns = x.shape[2]
+    size = columns + ones
+    for panel in panels(size):
+        into = panel_view(packed, panel)[:, : columns - panel.first, : min(panel.last, columns)]
+        left, right = x[:, :, panel.first : panel.last].transpose(1, 2), x[:, :, : panel.last]
+        if len(packed) == 1:
+            into[0].addmm_(left[0], right[0])
+        else:
+            into.baddbmm_(left, right)
+    if ones:
+        border = panel_view(packed, panels(size)[-1])[:, -1]
+        border[:, :columns] += x.sum(1)
+        border[:, columns] += x.shape[1]
+
+
+def add_matrix(packed: Tensor, matrix: Tensor) -> None:
+    """Add symmetric matrices, shape (blocks, size, size), to packed ones in place."""
+    for panel in panels(matrix.shape[-1]):
+        panel_view(packed, panel).add_(matrix[:, panel.first : panel.last, : panel.last])
+
+
+def pack(matrix: Tensor, out: Tensor) -> Tensor:
+    """Write the lower halves of matrices, shape (blocks, size, size), to out, shape (blocks, packed_length(size))."""
+    for panel in panels(matrix.shape[-1]):
+        panel_view(out, panel).copy_(matrix[:, panel.first : panel.last, : panel.last])
+    return out
+
+
+def unpack(packed: Tensor, size: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Give the full matrices, shape (blocks, size, size), of packed ones; only the lower triangles are read."""
+    full = packed.new_empty(len(packed), size, size, dtype=dtype or packed.dtype)
+    for panel in panels(size):
+        view = panel_view(packed, panel)
+        full[:, panel.first : panel.last, : panel.last] = view
+        full[:, : panel.first, panel.first : panel.last] = view[:, :, : panel.first].transpose(1, 2)
+        corner = full[:, panel.first : panel.last, panel.first : panel.last]
+        corner.copy_(corner.tril() + corner.tril(-1).transpose(1, 2))
+    return full
+
+
+def multiply(packed: Tensor, x: Tensor) -> Tensor:
+    """Give the packed matrices times x, shape (blocks, size, k), in x's dtype.
+
+    Packed by ``pack``: the blocks on the diagonal are read whole. Matrices of another dtype than x are multiplied in
+    theirs, summed in float32.
+    """
+    size = x.shape[1]
+    if size == 1:
+        return packed.to(x.dtype).unsqueeze(2) * x
+    if packed.dtype != x.dtype:
+        return (unpack(packed, size) @ x.to(packed.dtype)).to(x.dtype)
+    out = torch.zeros_like(x, memory_format=torch.contiguous_format)
+    for panel in panels(size):
+        view = panel_view(packed, panel)
+        out[:, panel.first : panel.last].baddbmm_(view, x[:, : panel.last])
+        out[:, : panel.first].baddbmm_(view[:, :, : panel.first].transpose(1, 2), x[:, panel.first : panel.last])
+    return out
+
+
+def trace(packed: Tensor, size: int) -> Tensor:
+    """Sum of the diagonals of all the packed matrices."""
+    return packed[:, diagonal_index(size)].sum(dtype=torch.float64)
+
+
+def panel_view(packed: Tensor, panel: Panel) -> Tensor:
+    """One panel of every matrix, shape (blocks, rows, columns), a view."""
+    rows = packed[:, panel.offset : panel.offset + panel.length]
+    return rows.view(len(packed), panel.last - panel.first, panel.last)

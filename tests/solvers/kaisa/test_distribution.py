@@ -1,0 +1,157 @@
+"""The same preconditioned gradients on any number of ranks and with any fraction; memory as planned; checkpoints that
+load elsewhere.
+"""
+
+import copy
+import re
+
+import pytest
+import torch
+from test_layers import mean_loss
+from test_preconditioner import Net, net_and_words
+from torch import Tensor
+
+from hpcopt.comm.loopback import run_ranks
+from hpcopt.comm.world import World, alone
+from hpcopt.errors import CheckpointError, JobError
+from hpcopt.solvers.kaisa.preconditioner import Kaisa
+
+SAMPLES = 12  # in every global batch
+SETTINGS = {"damping": 0.2, "kl_clip": 1e-3, "factor_every": 1, "inverse_every": 2}
+GRIDS = [(1, 1.0), (2, 0.5), (2, 1.0), (3, 0.34), (3, 0.5), (3, 1.0), (4, 0.25), (4, 0.5), (4, 1.0)]
+GRIDS += [(6, 1 / 6), (6, 1 / 3), (6, 0.5), (6, 1.0)]
+
+
+def train(world: World, dtype: torch.dtype, steps: int = 3, state=None, **settings) -> tuple[Net, Kaisa]:
+    """Steps of plain gradient descent with preconditioned gradients; the model, and the preconditioner."""
+    net, _ = copy.deepcopy(NETS[dtype])
+    kaisa = Kaisa(net, world, lr=0.1, **{**SETTINGS, **settings})
+    if state is not None:
+        parameters, shared, parts = state
+        net.load_state_dict(parameters)
+        kaisa.load_state_dict(shared, parts)
+    for step in range(kaisa.steps, kaisa.steps + steps):
+        x = torch.randint(0, 7, (SAMPLES, 4), generator=torch.Generator().manual_seed(step))
+        net.zero_grad()
+        mean_loss(net(x[world.rank :: world.size])).backward()
+        for p in net.parameters():
+            world.all_reduce(p.grad)
+            p.grad /= world.size
+        kaisa.step()
+        with torch.no_grad():
+            for p in net.parameters():
+                p -= 0.1 * p.grad
+    return net, kaisa
+
+
+NETS = {dtype: net_and_words(dtype=dtype) for dtype in (torch.float32, torch.float64)}
+
+
+def assert_same(found, expected, tolerance):
+    """The last step's preconditioned gradients."""
+    found, expected = (torch.cat([p.grad.flatten() for p in net.parameters()]) for net in (found, expected))
+    assert (found - expected).norm() <= tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("size, fraction", GRIDS)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+def test_any_grid_moves_the_same(size, fraction, dtype, tolerance):
+    steps = 3 if dtype == torch.float64 else 1
+    expected, _ = train(alone(), dtype, steps)
+    found = run_ranks(size, lambda t: train(World(t), dtype, steps, fraction=fraction)[0])
+    for net in found:
+        assert_same(net, expected, tolerance)
+        assert_same(net, found[0], 0)
+
+
+@pytest.mark.parallel([3])
+def test_mpi_moves_the_same():
+    from hpcopt.comm.world import connect
+
+    world = connect()
+    expected, _ = train(alone(), torch.float64)
+    for fraction in (1 / 3, 0.5, 1.0):
+        found, _ = train(world, torch.float64, fraction=fraction)
+        assert_same(found, expected, 1e-9)
+
+
+@pytest.mark.parametrize("method", ["cholesky", "eigen"])
+def test_a_checkpoint_continues_on_other_ranks(method):
+    straight, _ = train(alone(), torch.float64, 6, method=method)
+
+    def first_half(t):
+        net, kaisa = train(World(t), torch.float64, 3, method=method, fraction=0.5)
+        return (
+            copy.deepcopy(net.state_dict()),
+            copy.deepcopy(kaisa.state_dict()),
+            copy.deepcopy(kaisa.rank_state_dict()),
+        )
+
+    halves = run_ranks(4, first_half)
+    parts = [part for _, _, part in halves]
+    state = (halves[0][0], halves[0][1], parts)
+    for size, fraction in ((1, 1.0), (3, 1 / 3), (6, 0.5)):
+        found = run_ranks(
+            size, lambda t, f=fraction: train(World(t), torch.float64, 3, state, method=method, fraction=f)[0]
+        )
+        assert_same(found[-1], straight, 1e-9)
+    with pytest.raises(CheckpointError, match="no K-FAC factors of"):
+        train(alone(), torch.float64, 1, (halves[0][0], halves[0][1], parts[:-1]), method=method)
+
+
+@pytest.mark.parametrize("size, fraction", [(1, 1.0), (3, 0.5), (4, 0.25), (4, 1.0)])
+@pytest.mark.parametrize("narrow", ["float32", "bfloat16"])
+def test_memory_is_as_predicted(size, fraction, narrow):
+    def program(t):
+        _, kaisa = train(World(t), torch.float32, 2, fraction=fraction, factor_dtype=narrow, inverse_dtype=narrow)
+        return kaisa.memory.held_bytes, held_bytes(kaisa)
+
+    for predicted, measured in run_ranks(size, program):
+        assert measured == pytest.approx(predicted, rel=0.05)
+
+
+def held_bytes(kaisa: Kaisa) -> int:
+    """Bytes of all storages that the preconditioner leads to, without the model's own."""
+    model = {p.untyped_storage().data_ptr() for layer in kaisa.layers.found for p in layer.parameters()}
+    model |= {p.grad.untyped_storage().data_ptr() for layer in kaisa.layers.found for p in layer.parameters()}
+    seen, storages, queue = set(), {}, [kaisa]
+    while queue:
+        thing = queue.pop()
+        if id(thing) in seen or isinstance(thing, (str, bytes, int, float, World, torch.nn.Module)):
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, Tensor):
+            storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
+        elif isinstance(thing, dict):
+            queue += [*thing.keys(), *thing.values()]
+        elif isinstance(thing, (list, tuple, set)):
+            queue += list(thing)
+        elif hasattr(thing, "__dict__"):
+            queue += list(vars(thing).values())
+    return sum(n for pointer, n in storages.items() if pointer not in model)
+
+
+def equal_layers() -> torch.nn.Module:
+    return torch.nn.Sequential(*(torch.nn.Linear(20, 20) for _ in range(8)))
+
+
+def test_memory_falls_with_the_fraction():
+    held = [
+        max(run_ranks(4, lambda t, f=fraction: Kaisa(equal_layers(), World(t), fraction=f).memory.held_bytes))
+        for fraction in (1.0, 0.5, 0.25)
+    ]
+    assert held[0] > held[1] > held[2]
+
+
+def test_a_budget_picks_the_fraction():
+    held = {
+        columns: max(
+            run_ranks(4, lambda t, c=columns: Kaisa(equal_layers(), World(t), fraction=1 / c).memory.held_bytes)
+        )
+        for columns in (1, 2, 4)
+    }
+    for columns, n in held.items():
+        (grid, *_) = run_ranks(4, lambda t, b=n: Kaisa(equal_layers(), World(t), memory_budget=b).plan.placement.grid)
+        assert grid.columns == columns
+    with pytest.raises(JobError, match=re.escape("1/4")):
+        run_ranks(4, lambda t: Kaisa(equal_layers(), World(t), memory_budget="1kB"))
