@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from hpcopt.comm.world import World
-from hpcopt.errors import CheckpointError, JobError
+from hpcopt.errors import CheckpointError, HpcoptError, JobError
 from hpcopt.solvers.solver import Solver, Tree
 from hpcopt.store.checkpoint import SHARED, Checkpoints, rank_part
 
@@ -63,7 +63,7 @@ def restore(world: World, checkpoints: Checkpoints, solver: Solver, say: Callabl
         try:
             with world.together():
                 position, shared, parts, rng = _read(checkpoints, step, world)
-        except CheckpointError as error:
+        except HpcoptError as error:  # on the rank that met the damage a CheckpointError, on the others what it said
             say(f"checkpoint of step {step} cannot be used: {error}")
             continue
         with world.together():

@@ -1,0 +1,41 @@
+"""What every rank imports to train: 128 of them share a machine's memory, so nothing heavy comes in unnoticed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("numba", "llvmlite", "rich", "scipy", "sklearn", "sympy", "plotly", "pandas", "matplotlib", "transformers")
+
+
+def imported(program: str) -> set[str]:
+    """Top-level packages that a program has imported at its end."""
+    report = "\nimport sys, json; print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    done = subprocess.run([sys.executable, "-c", program + report], check=True, capture_output=True, text=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_a_rank_of_the_quickstart_imports_nothing_heavy(tmp_path):
+    program = (
+        "from hpcopt.train import main\n"
+        f"assert main(['--run-dir', {str(tmp_path / 'run')!r}, '--set', 'run.epochs=1', "
+        f"'--set', 'workload.data={tmp_path}/digits']) == 0"
+    )
+    subprocess.run(  # the rank that prepares the data may import what it needs for that
+        [sys.executable, "-m", "hpcopt.prepare", "digits", "--data-dir", str(tmp_path)], check=True, capture_output=True
+    )
+    assert not imported(program) & set(HEAVY)
+
+
+@pytest.mark.parametrize("door", ["report", "submit", "checkpoint"])
+def test_doors_that_only_read_or_submit_need_no_mpi(door):
+    assert "mpi4py" not in imported(f"import hpcopt.{door}")
+
+
+def test_reports_need_no_torch():
+    assert "torch" not in imported("import hpcopt.report, hpcopt.report.__main__")
+
+
+def test_the_package_itself_is_light():
+    assert not imported("import hpcopt") & {"torch", "mpi4py", "h5py", "numpy"}
