@@ -1,5 +1,6 @@
 """The [run] section: how long, how often, where to, and the run directory that it all goes into."""
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -44,8 +45,10 @@ class RunConfig(Config):
     )
     backend: Backend = Field("mpi", description="what carries collectives: mpi4py, or Horovod (dense collectives only)")
     seed: int = Field(0, ge=0, description="decides initial parameters and the order of samples")
-    steps: int | None = Field(None, ge=1, description="optimizer steps; this or epochs")
-    epochs: float | None = Field(None, gt=0, description="passes over the training samples; this or steps")
+    steps: int | None = Field(None, ge=1, description="optimizer steps; with epochs, whichever is less")
+    epochs: float | None = Field(
+        None, gt=0, description="passes over the training samples; with steps, whichever is less"
+    )
     evaluate_every: int | None = Field(None, ge=1, description="steps between evaluations; by default one epoch")
     checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; by default one epoch")
     checkpoint_in_background: bool = Field(
@@ -64,14 +67,16 @@ class RunConfig(Config):
     debug: bool = Field(False, description="compare the parameters of all ranks bit by bit at every evaluation")
 
     @model_validator(mode="after")
-    def _one_length(self) -> "RunConfig":
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give steps or epochs, and not both")
+    def _has_a_length(self) -> "RunConfig":
+        if self.steps is None and self.epochs is None:
+            raise ValueError("give steps or epochs")
         return self
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of the whole run."""
-        return self.steps if self.steps is not None else max(1, round((self.epochs or 0) * steps_per_epoch))
+        by_steps = math.inf if self.steps is None else self.steps
+        by_epochs = math.inf if self.epochs is None else max(1, round(self.epochs * steps_per_epoch))
+        return int(min(by_steps, by_epochs))
 
 
 class RunDirectory:

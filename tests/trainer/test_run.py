@@ -33,9 +33,10 @@ def test_length_is_steps_or_epochs():
     assert RunConfig(steps=7).total_steps(10) == 7
     assert RunConfig(epochs=1.5).total_steps(10) == 15
     assert RunConfig(epochs=0.01).total_steps(10) == 1
-    for both in ({}, {"steps": 1, "epochs": 1}):
-        with pytest.raises(ValidationError, match="steps or epochs"):
-            RunConfig(**both)
+    assert RunConfig(epochs=2, steps=7).total_steps(10) == 7
+    assert RunConfig(epochs=2, steps=70).total_steps(10) == 20
+    with pytest.raises(ValidationError, match="steps or epochs"):
+        RunConfig()
 
 
 def test_losses_are_reached_from_above_and_scores_from_below():
