@@ -7,15 +7,21 @@ from pathlib import Path
 
 from hpcopt.errors import HpcoptError
 from hpcopt.prepare import SOURCES, SPLITS, is_prepared, prepare
+from hpcopt.prepare.bert import __main__ as bert
 from hpcopt.store.shards import Shards
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare one data set and say what it holds; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["bert"]:  # text has options of its own, and is prepared by all ranks
+        return bert.main(arguments[1:])
     parser = argparse.ArgumentParser(
-        prog="python -m hpcopt.prepare", description="Turn raw data into the HDF5 shards that training reads."
+        prog="python -m hpcopt.prepare",
+        description="Turn raw data into the HDF5 shards that training reads.",
+        epilog="Text for BERT has options of its own: python -m hpcopt.prepare bert --help",
     )
-    parser.add_argument("name", choices=list(SOURCES), help="the data set")
+    parser.add_argument("name", choices=list(SOURCES), help="the data set, or bert")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of data sets (default: data)")
     parser.add_argument(
         "--source", type=Path, help="folder of the raw files, if they are not where the system installs them"

@@ -1,0 +1,156 @@
+"""Sentence pairs for BERT in the HDF5 layouts that are in circulation, so that shards made elsewhere are read as they are.
+
+Six arrays a file, as NVIDIA's tools write it: tokens already hidden. Or three arrays, as KAISA's experiments used it:
+tokens as they are, to be hidden at run time. Any number of ``*.hdf5`` in a folder, taken in the order of their paths;
+compression and chunks are HDF5's business. Which layout a file has, its keys say.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from hpcopt.errors import DataError
+from hpcopt.store import hdf5
+
+BLOCK_ROWS = 256
+
+# name -> (dtype, dimensions of a row: "s" the sequence, "p" the tokens to predict)
+MASKED = {
+    "input_ids": ("i4", "s"),
+    "input_mask": ("i1", "s"),
+    "segment_ids": ("i1", "s"),
+    "masked_lm_positions": ("i4", "p"),
+    "masked_lm_ids": ("i4", "p"),
+    "next_sentence_labels": ("i1", ""),
+}
+UNMASKED = {
+    "input_ids": ("i4", "s"),
+    "special_token_positions": ("i4", "3"),
+    "next_sentence_labels": ("i1", ""),
+}
+
+
+class Block(NamedTuple):
+    """Consecutive rows of one file, which are read in one go."""
+
+    file: int
+    start: int  # in the file
+    rows: int
+    first: int  # in the data set
+
+
+def write_pairs(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> None:
+    """Write a shard in the layout that its names say. The same content gives the same bytes.
+
+    Args:
+        path: appears when the file is whole.
+        arrays: those of MASKED or of UNMASKED, each (n, ...).
+        attributes: provenance, for the root of the file.
+    """
+    layout = MASKED if arrays.keys() == MASKED.keys() else UNMASKED
+    with hdf5.create(path) as file:
+        hdf5.set_attributes(file, attributes)
+        for name, (dtype, _) in layout.items():
+            values = arrays[name].astype(dtype)
+            chunks = (min(len(values), BLOCK_ROWS), *values.shape[1:])
+            file.create_dataset(name, data=values, dtype=dtype, chunks=chunks, compression="gzip", shuffle=True)
+
+
+class SentencePairs:
+    """The rows of all shards in a folder. Opens headers only; values are read a block at a time.
+
+    Attributes:
+        masked: whether tokens are already hidden.
+        sequence: tokens in a row.
+
+    Raises:
+        DataError: no shards, or one is truncated, lacks an array, or does not fit the others.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files = sorted(folder.rglob("*.hdf5"))
+        if not self._files:
+            raise DataError(f"no *.hdf5 in {folder}: make them with `python -m hpcopt.prepare bert`, or name another folder")
+        with self._open(0) as file:
+            self.masked = "special_token_positions" not in file
+            self.sequence = file["input_ids"].shape[1] if "input_ids" in file else 0
+        self._rows, self._block_rows = [], []
+        for number in range(len(self._files)):
+            with self._open(number) as file:
+                self._check(number, file)
+                self._rows.append(len(file["input_ids"]))
+                chunks = file["input_ids"].chunks
+                self._block_rows.append(max(BLOCK_ROWS, chunks[0] if chunks else 0))
+        self._starts = np.cumsum([0, *self._rows])
+
+    def __len__(self) -> int:
+        """Rows of all shards."""
+        return int(self._starts[-1])
+
+    def blocks(self, first: int, stop: int) -> list[Block]:
+        """The blocks that rows first to stop lie in, cut to these rows, in order."""
+        found = []
+        for number, (start, rows, step) in enumerate(zip(self._starts, self._rows, self._block_rows, strict=False)):
+            low, high = max(first - start, 0), min(stop - start, rows)
+            for edge in range(low - low % step, high, step):
+                top = max(edge, low)
+                found.append(Block(number, int(top), int(min(edge + step, high) - top), int(start + top)))
+        return found
+
+    def read(self, block: Block) -> dict[str, np.ndarray]:
+        """The arrays of a block by name, each (block.rows, ...).
+
+        Raises:
+            DataError: the block is damaged.
+        """
+        with self._open(block.file) as file:
+            return {name: file[name][block.start : block.start + block.rows] for name in self._layout}
+
+    def verify(self, words: int, part: int = 0, parts: int = 1) -> None:
+        """Read the files part, part + parts, ..., so that the ranks of a job can share the work.
+
+        Raises:
+            DataError: a file is damaged, or has words that a vocabulary of so many lacks.
+        """
+        for block in self.blocks(0, len(self)):
+            if block.file % parts == part:
+                values = self.read(block)
+                names = ("input_ids", "masked_lm_ids") if self.masked else ("input_ids",)
+                least, most = min(values[n].min() for n in names), max(values[n].max() for n in names)
+                if least < 0 or most >= words:
+                    raise DataError(
+                        f"{self._files[block.file]} has word {most if most >= words else least}, but the vocabulary has "
+                        f"{words} words: name the one that the data was made with, [workload] vocabulary"
+                    )
+
+    @property
+    def _layout(self) -> dict[str, tuple[str, str]]:
+        return MASKED if self.masked else UNMASKED
+
+    def _open(self, number: int) -> Any:
+        return hdf5.reading(self._files[number], DataError, "make it again with `python -m hpcopt.prepare bert --force`")
+
+    def _check(self, number: int, file: h5py.File) -> None:
+        path = self._files[number]
+        missing = self._layout.keys() - file.keys()
+        if missing:
+            raise DataError(
+                f"{path} lacks {', '.join(sorted(missing))}: a shard has {', '.join(MASKED)}, or {', '.join(UNMASKED)}"
+            )
+        if len({len(file[name]) for name in self._layout}) > 1:
+            raise DataError(f"{path}: its arrays differ in length")
+        if file["input_ids"].shape[1] != self.sequence:
+            raise DataError(
+                f"{path} has sequences of {file['input_ids'].shape[1]} tokens and {self._files[0]} of {self.sequence}: "
+                "keep each length in a folder of its own"
+            )
+
+
+def blocks_of(pairs: SentencePairs, first: int, stop: int) -> Iterator[tuple[Block, dict[str, np.ndarray]]]:
+    """Read rows first to stop, front to back."""
+    for block in pairs.blocks(first, stop):
+        yield block, pairs.read(block)
