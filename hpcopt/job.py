@@ -18,9 +18,10 @@ from hpcopt.solvers.splitting.altmin import AltMinConfig
 from hpcopt.solvers.splitting.bcd import BcdConfig
 from hpcopt.solvers.splitting.dladmm import DlAdmmConfig
 from hpcopt.trainer.run import RunConfig
+from hpcopt.workloads.bert_pretraining import BertPretrainingConfig
 from hpcopt.workloads.image_classification import ImageClassificationConfig
 
-WorkloadConfig = Annotated[ImageClassificationConfig, Field()]
+WorkloadConfig = Annotated[ImageClassificationConfig | BertPretrainingConfig, Field(discriminator="name")]
 SolverConfig = Annotated[
     DataParallelConfig | BlockAdmmConfig | AltMinConfig | BcdConfig | DlAdmmConfig, Field(discriminator="name")
 ]

@@ -1,11 +1,11 @@
-"""Sentence pairs for BERT in the HDF5 layouts that are in circulation, so that shards made elsewhere are read as they are.
+"""Sentence pairs for BERT in the HDF5 layouts that are in circulation: shards made elsewhere are read as they are.
 
 Six arrays a file, as NVIDIA's tools write it: tokens already hidden. Or three arrays, as KAISA's experiments used it:
 tokens as they are, to be hidden at run time. Any number of ``*.hdf5`` in a folder, taken in the order of their paths;
 compression and chunks are HDF5's business. Which layout a file has, its keys say.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +74,9 @@ class SentencePairs:
         self.folder = folder
         self._files = sorted(folder.rglob("*.hdf5"))
         if not self._files:
-            raise DataError(f"no *.hdf5 in {folder}: make them with `python -m hpcopt.prepare bert`, or name another folder")
+            raise DataError(
+                f"no *.hdf5 in {folder}: make them with `python -m hpcopt.prepare bert`, or name another folder"
+            )
         with self._open(0) as file:
             self.masked = "special_token_positions" not in file
             self.sequence = file["input_ids"].shape[1] if "input_ids" in file else 0
@@ -96,7 +98,7 @@ class SentencePairs:
         found = []
         for number, (start, rows, step) in enumerate(zip(self._starts, self._rows, self._block_rows, strict=False)):
             low, high = max(first - start, 0), min(stop - start, rows)
-            for edge in range(low - low % step, high, step):
+            for edge in range(low - low % step, high if low < high else 0, step):
                 top = max(edge, low)
                 found.append(Block(number, int(top), int(min(edge + step, high) - top), int(start + top)))
         return found
@@ -123,8 +125,8 @@ class SentencePairs:
                 least, most = min(values[n].min() for n in names), max(values[n].max() for n in names)
                 if least < 0 or most >= words:
                     raise DataError(
-                        f"{self._files[block.file]} has word {most if most >= words else least}, but the vocabulary has "
-                        f"{words} words: name the one that the data was made with, [workload] vocabulary"
+                        f"{self._files[block.file]} has word {most if most >= words else least}, but the vocabulary "
+                        f"has {words} words: name the one that the data was made with, [workload] vocabulary"
                     )
 
     @property
@@ -132,7 +134,9 @@ class SentencePairs:
         return MASKED if self.masked else UNMASKED
 
     def _open(self, number: int) -> Any:
-        return hdf5.reading(self._files[number], DataError, "make it again with `python -m hpcopt.prepare bert --force`")
+        return hdf5.reading(
+            self._files[number], DataError, "make it again with `python -m hpcopt.prepare bert --force`"
+        )
 
     def _check(self, number: int, file: h5py.File) -> None:
         path = self._files[number]
@@ -148,9 +152,3 @@ class SentencePairs:
                 f"{path} has sequences of {file['input_ids'].shape[1]} tokens and {self._files[0]} of {self.sequence}: "
                 "keep each length in a folder of its own"
             )
-
-
-def blocks_of(pairs: SentencePairs, first: int, stop: int) -> Iterator[tuple[Block, dict[str, np.ndarray]]]:
-    """Read rows first to stop, front to back."""
-    for block in pairs.blocks(first, stop):
-        yield block, pairs.read(block)

@@ -1,5 +1,5 @@
-"""Which tokens BERT has to predict (arXiv:1810.04805, appendix A.1): 15 % of them, of which 80 % are replaced by [MASK],
-10 % by a random word, 10 % stay.
+"""Which tokens BERT has to predict (arXiv:1810.04805, appendix A.1): 15 % of them, of which 80 % are replaced by
+[MASK], 10 % by a random word, 10 % stay.
 
 What is drawn for a sequence is a function of (seed, epoch, row) alone, by counters and not by a generator's state: any
 rank can make any row's mask, all rows of a block at once.
@@ -58,7 +58,7 @@ def mask_tokens(
         words: size of the vocabulary.
         mask_id: number of [MASK].
     """
-    n, sequence = input_ids.shape
+    sequence = input_ids.shape[1]
     places = np.arange(sequence)
     counters = rows.astype(np.uint64)[:, None] * np.uint64(sequence) + places.astype(np.uint64)
     lots = _mix(counters + _mix(np.array([(seed << 32) + epoch], np.uint64)))
@@ -88,4 +88,5 @@ def _mix(x: np.ndarray) -> np.ndarray:
     x = (x + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed

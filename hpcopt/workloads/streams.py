@@ -59,7 +59,8 @@ class Streams:
         draw = np.random.default_rng([self._seed, epoch, lane])
         blocks = self._pairs.blocks(lane * self._length, (lane + 1) * self._length)
         skip = step * self._each
-        numbers, rows = np.empty(0, np.int64), {}
+        numbers = np.empty(0, np.int64)
+        rows: Rows = {}
         for place in draw.permutation(len(blocks)):
             block = blocks[place]
             order = draw.permutation(block.rows)[skip:]
@@ -91,7 +92,8 @@ def ahead(items: Iterator[Item], depth: int = AHEAD) -> Iterator[Item]:
     def put(item: Item | _Over) -> None:
         while not unwanted.is_set():
             try:
-                return made.put(item, timeout=0.2)
+                made.put(item, timeout=0.2)
+                break
             except queue.Full:
                 continue
 

@@ -16,18 +16,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     default = Recipe()
     p = argparse.ArgumentParser(
         prog="python -m hpcopt.prepare bert",
-        description="Turn text into sentence pairs for BERT. Start it with mpirun to share the work: the bytes stay the same.",
+        description="Turn text into sentence pairs for BERT. Under mpirun, ranks share the work.",
     )
-    p.add_argument("--text", type=Path, nargs="+", default=[], metavar="PATH", help="UTF-8 text files, or folders of *.txt; documents end at an empty line (default: the English that Python carries)")
+    p.add_argument(
+        "--text",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="UTF-8 text files, or folders of *.txt; an empty line ends a document (default: the English in Python)",
+    )
     p.add_argument("--vocabulary", type=Path, help="file of word pieces (default: one trained on the text)")
     p.add_argument("--words", type=int, default=default.words, help="word pieces to train (default: %(default)s)")
-    p.add_argument("--sequences", type=int, nargs="+", default=default.sequences, help="tokens in a sequence, a folder for each (default: 128 512)")
-    p.add_argument("--shards", type=int, default=default.shards, help="training files of each length (default: %(default)s)")
-    p.add_argument("--passes", type=int, default=default.passes, help="times to go through a document, each with other pairs and masks (default: %(default)s)")
-    p.add_argument("--test-share", type=float, default=default.test_share, help="share of the documents kept for testing (default: %(default)s)")
-    p.add_argument("--mask-at-run-time", action="store_true", help="leave the tokens as they are: training hides others in every epoch")
+    p.add_argument(
+        "--sequences",
+        type=int,
+        nargs="+",
+        default=default.sequences,
+        help="tokens in a sequence, a folder for each (default: 128 512)",
+    )
+    p.add_argument(
+        "--shards", type=int, default=default.shards, help="training files of each length (default: %(default)s)"
+    )
+    p.add_argument(
+        "--passes",
+        type=int,
+        default=default.passes,
+        help="times to go through a document, each with other pairs and masks (default: %(default)s)",
+    )
+    p.add_argument(
+        "--test-share",
+        type=float,
+        default=default.test_share,
+        help="share of the documents kept for testing (default: %(default)s)",
+    )
+    p.add_argument(
+        "--mask-at-run-time",
+        action="store_true",
+        help="leave the tokens as they are: training hides others in every epoch",
+    )
     p.add_argument("--seed", type=int, default=default.seed, help="of everything random (default: %(default)s)")
-    p.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of data sets; this one is in `bert` (default: data)")
+    p.add_argument(
+        "--data-dir", type=Path, default=Path("data"), help="folder of data sets; this one is in `bert` (default: data)"
+    )
     p.add_argument("--force", action="store_true", help="make it again even if it is there")
     options = p.parse_args(arguments)
     recipe = Recipe(

@@ -75,7 +75,9 @@ def make(recipe: Recipe, folder: Path, world: World) -> None:
             for sequence in recipe.sequences:
                 for split in ("train", "test"):
                     if not list((fresh / str(sequence) / split).glob("*.hdf5")):
-                        raise DataError(f"the text is too short for a {split} split: give more of it, or fewer --shards")
+                        raise DataError(
+                            f"the text is too short for a {split} split: give more of it, or fewer --shards"
+                        )
             shutil.rmtree(folder, ignore_errors=True)
             fresh.rename(folder)
 
@@ -150,9 +152,7 @@ def _arrays(made: Sequence[Pair], sequence: int, numbers: dict[str, int]) -> dic
 def _masked(arrays: dict[str, np.ndarray], numbers: dict[str, int], seed: int) -> dict[str, np.ndarray]:
     special, rows = arrays["special_token_positions"], np.arange(len(arrays["input_ids"]))
     mask_id = numbers[vocabulary.MASK]
-    hidden = mask_tokens(
-        arrays["input_ids"], special, rows, seed=seed, epoch=0, words=len(numbers), mask_id=mask_id
-    )
+    hidden = mask_tokens(arrays["input_ids"], special, rows, seed=seed, epoch=0, words=len(numbers), mask_id=mask_id)
     places = np.arange(arrays["input_ids"].shape[1])
     return {
         "input_ids": hidden.input_ids,

@@ -5,12 +5,13 @@ import re
 import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from hpcopt.errors import DataError
 
 Document = list[str]  # its sentences
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
+_SENTENCE_END = re.compile(r"""([.!?]["')\]]*) (?=["'(\[]?[A-Z0-9])""")
 _NOT_ENGLISH = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages"}
 
 
@@ -58,7 +59,7 @@ def _blocks(lines: Iterator[str]) -> Iterator[Document]:
 
 def split_sentences(text: str) -> Document:
     """The sentences of a running text, white space made single."""
-    return [sentence for sentence in _SENTENCE_END.split(" ".join(text.split())) if sentence]
+    return _SENTENCE_END.sub(r"\1\n", " ".join(text.split())).splitlines()
 
 
 def python_english() -> Iterator[Document]:
@@ -78,12 +79,14 @@ def python_english() -> Iterator[Document]:
 
 def _docstrings(path: Path) -> Iterator[str]:
     try:
-        nodes = ast.walk(ast.parse(path.read_bytes()))
+        scopes: list[Any] = [ast.parse(path.read_bytes())]
     except SyntaxError:  # the library has files for other versions
         return
-    for node in nodes:
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield ast.get_docstring(node) or ""
+    for scope in scopes:
+        yield ast.get_docstring(scope) or ""
+        scopes += [
+            node for node in scope.body if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        ]
 
 
 def _prose(text: str) -> Iterator[Document]:

@@ -68,7 +68,9 @@ def _tokenizer(numbers: dict[str, int]) -> Any:
     try:
         from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     except ImportError as cause:
-        raise DataError("word pieces need the library tokenizers: `pip install tokenizers`, or the extra `text`") from cause
+        raise DataError(
+            "word pieces need the library tokenizers: `pip install tokenizers`, or the extra `text`"
+        ) from cause
     tokenizer = Tokenizer(models.WordPiece(numbers, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
