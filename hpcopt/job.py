@@ -37,10 +37,14 @@ class Job(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_solver(cls, sections: Any) -> Any:
-        if isinstance(sections, dict) and isinstance(solver := sections.get("solver"), dict) and "name" not in solver:
-            return {**sections, "solver": {"name": "data_parallel", **solver}}
-        return sections
+    def _default_names(cls, sections: Any) -> Any:
+        if not isinstance(sections, dict):
+            return sections
+        defaults = {"workload": "image_classification", "solver": "data_parallel"}
+        named = {
+            key: {"name": defaults[key], **sections[key]} for key in defaults if isinstance(sections.get(key), dict)
+        }
+        return {**sections, **named}
 
     @model_validator(mode="before")
     @classmethod
