@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from hpcopt.config import Config
 from hpcopt.errors import JobError
-from hpcopt.exchange.dense import ExchangeConfig
+from hpcopt.exchange import ExchangeConfig
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
 from hpcopt.solvers.splitting.altmin import AltMinConfig

@@ -42,6 +42,10 @@ class PhaseClock:
             self._seconds[phase] += elapsed_s - self._inner_s
             self._inner_s = outer_inner_s + elapsed_s
 
+    def add(self, phase: str, seconds: float) -> None:
+        """Count seconds that another thread spent in ``phase``, beside this one's."""
+        self._seconds[phase] += seconds
+
     def lap(self) -> dict[str, float]:
         """Give the seconds of each phase since the last lap, and start from zero."""
         seconds, self._seconds = self._seconds, dict.fromkeys(PHASES, 0.0)

@@ -45,3 +45,11 @@ def all_reduce(transport: Transport, x: Tensor, op: Op = "sum") -> Tensor:
     if guest is not None:
         transport.send(x, guest).wait()
     return x
+
+
+def planned_bytes(values_bytes: int, size: int, rank: int) -> int:
+    """Bytes that a rank sends: the tensor once at each distance, and once more between a guest and its host."""
+    power = 1 << (size.bit_length() - 1)
+    if rank >= power:
+        return values_bytes
+    return values_bytes * (power.bit_length() - 1 + (rank + power < size))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.comm import doubling, ring
+from hpcopt.comm.traffic import dense_all_reduce_bytes
 from hpcopt.comm.transport import Transport
 from hpcopt.compress import Layout, Reduction, RoundCompressor
 
@@ -46,6 +47,13 @@ def reduce(transport: Transport, reduction: Reduction) -> None:
         doubling.all_reduce(transport, x, op)
     else:
         ring.all_reduce(transport, x, op)
+
+
+def planned_bytes(values_bytes: int, size: int, rank: int) -> int:
+    """Bytes that a rank sends for the sum of a tensor; around the ring, to a few values where P does not divide it."""
+    if values_bytes < SHORT_BYTES:
+        return doubling.planned_bytes(values_bytes, size, rank)
+    return dense_all_reduce_bytes(values_bytes, size)
 
 
 def dense_all_reduce(transport: Transport, x: Tensor, wire: torch.dtype | None = None) -> Tensor:

@@ -2,14 +2,14 @@
 
 In a job file, small and one-dimensional tensors dense and the rest in 4 bits:
 
-    [codec]
+    [exchange.codec]
     name = "per_tensor"
     otherwise = { name = "qsgd", bits = 4 }
 
-    [[codec.rules]]
+    [[exchange.codec.rules]]
     max_dims = 1
 
-    [[codec.rules]]
+    [[exchange.codec.rules]]
     max_numel = 1024
 """
 

@@ -30,7 +30,9 @@ class Reduction(NamedTuple):
 class RoundCompressor(Protocol):
     """What a collective drives."""
 
-    shared_seed: bool  # whether all ranks must pass the same seed, or each its own
+    @property
+    def shared_seed(self) -> bool:
+        """Whether all ranks must pass the same seed, or each its own."""
 
     def rounds(self, bucket: Tensor, layout: Layout, *, seed: int) -> Iterator[Reduction]:
         """Sum a flat float32 bucket over the ranks, in place."""

@@ -1,56 +1,123 @@
-"""Exchanges of gradients as they are: around our own ring, or by the all-reduce of MPI or Horovod."""
+"""Exchanges of payloads that may be summed on the way: dense around our own ring, in half precision, by PowerSGD and
+other linear compressors, or dense by the all-reduce of MPI or Horovod.
+"""
 
+from collections.abc import Hashable, Sequence
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
-from torch import Tensor
+from torch import nn
 
+from hpcopt.comm import rounds
 from hpcopt.comm.traffic import dense_all_reduce_bytes
-from hpcopt.comm.world import World
-from hpcopt.config import Config
-from hpcopt.exchange.flat import FlatGradients
+from hpcopt.comm.transport import Transport
+from hpcopt.compress import Dense, Half, LinearRounds, PowerSGD, RandomK, RoundCompressor, SharedTernGrad, SharedTopK
+from hpcopt.compress.seeds import EVERY_RANK, derive
+from hpcopt.errors import UnsupportedError
+from hpcopt.exchange.bucket import Bucket
+from hpcopt.exchange.overlap import Overlap
+from hpcopt.exchange.reducer import Reducer, Tree, shared_out
+
+LinearCodec = Annotated[Dense | Half | RandomK | PowerSGD | SharedTernGrad | SharedTopK, Field(discriminator="name")]
 
 
-class RingConfig(Config):
-    """Dense sums by our own algorithms: recursive doubling for short tensors, the ring for others. Counts its real
-    bytes.
-    """
+class RingConfig(Overlap):
+    """Sums by our own algorithms: recursive doubling for short tensors, the ring for others. Counts its real bytes."""
 
     name: Literal["ring"] = "ring"
+    codec: LinearCodec = Field(Dense(), description="payloads that may be summed on the way")
+    seed: int = Field(0, ge=0, description="decides what codecs draw at random")
 
-    def build(self, world: World) -> "DenseExchange":
-        """Make the exchange. Raises UnsupportedError where the transport has no messages between two ranks."""
-        return DenseExchange(world, native=False)
+    def build(self) -> Reducer:
+        """Make the reducer."""
+        if isinstance(self.codec, Dense):
+            return RingReducer(None)
+        if isinstance(self.codec, Half):
+            return RingReducer(self.codec.dtype)
+        return RoundsReducer(self.codec, self.seed)
 
 
-class NativeConfig(Config):
-    """Dense sums by the transport's own all-reduce: MPI_Allreduce or Horovod."""
+class NativeConfig(Overlap):
+    """Dense sums by the transport's own all-reduce: MPI_Allreduce, or Horovod under ``[run] backend = "horovod"``."""
 
     name: Literal["native"] = "native"
 
-    def build(self, world: World) -> "DenseExchange":
-        """Make the exchange."""
-        return DenseExchange(world, native=True)
+    def build(self) -> Reducer:
+        """Make the reducer."""
+        return NativeReducer()
 
 
-ExchangeConfig = Annotated[RingConfig | NativeConfig, Field(discriminator="name")]
+class NativeReducer(Reducer):
+    """The library's."""
+
+    def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
+        with transport.traffic.waiting():
+            transport.all_reduce(bucket.values)
+
+    def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
+        return dense_all_reduce_bytes(bucket.values.numel() * bucket.values.element_size(), size)
 
 
-class DenseExchange:
-    """Sums float gradients over all ranks, bit-equal on all of them."""
+class RingReducer(Reducer):
+    """Ours, with float32 values under way as float32 or as a shorter dtype."""
 
-    def __init__(self, world: World, *, native: bool) -> None:
-        self._world, self._native = world, native
+    def __init__(self, wire: torch.dtype | None) -> None:
+        self._wire = wire
 
-    def sum(self, gradients: FlatGradients) -> None:
-        """Replace the gradients by their sums over the ranks. Collective."""
-        for buffer in gradients.buffers:
-            self._world.traffic.dense_bytes += self.planned_bytes(buffer)
-            if self._native:
-                self._world.transport.all_reduce(buffer)
-            else:
-                self._world.all_reduce(buffer)
+    def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
+        wire = self._wire if bucket.values.dtype == torch.float32 else None
+        rounds.dense_all_reduce(transport, bucket.values, wire)
 
-    def planned_bytes(self, buffer: Tensor) -> int:
-        """Bytes that this rank sends for a buffer, at least."""
-        return dense_all_reduce_bytes(buffer.numel() * buffer.element_size(), self._world.size)
+    def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
+        whole_bytes = bucket.values.numel() * bucket.values.element_size()
+        if self._wire is None or whole_bytes < rounds.SHORT_BYTES or bucket.values.dtype != torch.float32:
+            return rounds.planned_bytes(whole_bytes, size, rank)
+        return dense_all_reduce_bytes(bucket.values.numel() * self._wire.itemsize, size)
+
+
+class RoundsReducer(Reducer):
+    """Compressors that work in rounds of plain reductions; tensors that are not float32 travel dense."""
+
+    def __init__(self, codec: RandomK | PowerSGD | SharedTernGrad | SharedTopK, seed: int) -> None:
+        self._codec, self._seed = codec, seed
+        self._compressor: RoundCompressor = (
+            LinearRounds(codec, feedback=not codec.unbiased) if isinstance(codec, RandomK) else codec.build()
+        )
+        self._shared_seed = self._compressor.shared_seed
+
+    def kind(self, name: str, parameter: nn.Parameter) -> Hashable:
+        return parameter.dtype
+
+    def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
+        most = getattr(self._codec, "max_ranks", transport.size)
+        if transport.size > most:
+            raise UnsupportedError(
+                f"codec {self._codec.name!r} sums at most {most} ranks, not {transport.size}: "
+                '[exchange.codec] sums = "int16" takes more'
+            ).everywhere()
+        if bucket.values.dtype != torch.float32:
+            rounds.dense_all_reduce(transport, bucket.values)
+            return
+        seed = derive(self._seed, step, EVERY_RANK if self._shared_seed else transport.rank, bucket.name)
+        rounds.all_reduce(transport, bucket.values, self._compressor, bucket.layout, seed=seed)
+
+    def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
+        """Found by going through the rounds once, with zeros."""
+        if bucket.values.dtype != torch.float32:
+            return rounds.planned_bytes(bucket.values.numel() * bucket.values.element_size(), size, rank)
+        rehearsal = LinearRounds(self._codec) if isinstance(self._codec, RandomK) else self._codec.build()
+        total = 0
+        for op, buffer in rehearsal.rounds(torch.zeros_like(bucket.values), bucket.layout, seed=0):
+            buffer_bytes = buffer.numel() * buffer.element_size()
+            total += buffer_bytes * (rank == 0) if op == "broadcast" else rounds.planned_bytes(buffer_bytes, size, rank)
+        return total if size > 1 else 0
+
+    def state_dict(self) -> Tree:
+        return {"compressor": self._compressor.state_dict()}
+
+    def load_state_dict(self, parts: Sequence[Tree], rank: int, size: int) -> None:
+        state = shared_out(parts, "compressor", rank, size)
+        if len(parts) != size:  # a sum of warm starts is none: begin them anew, the same on all ranks
+            state = {name: tensor for name, tensor in state.items() if not name.startswith("right/")}
+        self._compressor.load_state_dict(state)

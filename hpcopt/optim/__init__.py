@@ -3,7 +3,8 @@
 from hpcopt.lean_torch import keep_dynamo_out
 from hpcopt.optim.first_order import OptimizerConfig, SgdConfig
 from hpcopt.optim.schedule import ScheduleConfig
+from hpcopt.optim.signum import SignumConfig
 
 keep_dynamo_out()
 
-__all__ = ["OptimizerConfig", "ScheduleConfig", "SgdConfig"]
+__all__ = ["OptimizerConfig", "ScheduleConfig", "SgdConfig", "SignumConfig"]

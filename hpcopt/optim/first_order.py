@@ -10,6 +10,7 @@ from torch import nn
 from hpcopt.config import Config
 from hpcopt.optim.groups import decay_matrices_only
 from hpcopt.optim.lamb import LambConfig
+from hpcopt.optim.signum import SignumConfig
 
 
 class SgdConfig(Config):
@@ -42,4 +43,4 @@ class AdamWConfig(Config):
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)
 
 
-OptimizerConfig = Annotated[SgdConfig | AdamWConfig | LambConfig, Field(discriminator="name")]
+OptimizerConfig = Annotated[SgdConfig | AdamWConfig | LambConfig | SignumConfig, Field(discriminator="name")]

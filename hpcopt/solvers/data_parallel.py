@@ -14,10 +14,10 @@ from torch import nn
 
 from hpcopt.comm.world import World
 from hpcopt.config import Config
-from hpcopt.errors import CheckpointError
-from hpcopt.exchange.dense import DenseExchange, ExchangeConfig
-from hpcopt.exchange.flat import FlatGradients
-from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
+from hpcopt.errors import CheckpointError, JobError
+from hpcopt.exchange import Exchange, ExchangeConfig, VoteConfig
+from hpcopt.exchange.reducer import Entries
+from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig, SignumConfig
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.solver import Batch, Loss, StepStats, Tree
 
@@ -34,8 +34,28 @@ class DataParallelConfig(Config):
     def build(
         self, model: nn.Module, loss: Loss, world: World, exchange: ExchangeConfig, steps: int, clock: PhaseClock
     ) -> "DataParallel":
-        """Make the solver. Collective."""
-        return DataParallel(self, model, loss, world, exchange.build(world), steps, clock)
+        """Make the solver. Collective.
+
+        Raises:
+            JobError: the optimizer or the clipping does not fit the exchange.
+        """
+        if isinstance(exchange, VoteConfig):
+            return self._behind_a_vote(exchange, model, loss, world, steps, clock)
+        return DataParallel(self, model, loss, world, exchange, steps, clock)
+
+    def _behind_a_vote(
+        self, exchange: VoteConfig, model: nn.Module, loss: Loss, world: World, steps: int, clock: PhaseClock
+    ) -> "DataParallel":
+        """The momentum of Signum is each rank's own and stands before the vote, so it moves from here to there."""
+        if not isinstance(self.optimizer, SignumConfig) or self.clip_norm is not None:
+            raise JobError(
+                '[exchange] name = "vote" leaves nothing of a gradient but its sign: '
+                'use [solver.optimizer] name = "signum", without [solver] clip_norm'
+            ).everywhere()
+        exchange = exchange.model_copy(update={"momentum": self.optimizer.momentum})
+        optimizer = self.optimizer.model_copy(update={"momentum": 0.0})
+        config = self.model_copy(update={"optimizer": optimizer})
+        return DataParallel(config, model, loss, world, exchange, steps, clock)
 
 
 class DataParallel:
@@ -47,41 +67,41 @@ class DataParallel:
         model: nn.Module,
         loss: Loss,
         world: World,
-        exchange: DenseExchange,
+        exchange: ExchangeConfig,
         steps: int,
         clock: PhaseClock,
     ) -> None:
         """Start from rank 0's parameters. Collective."""
         self.model = model
         self.data_rank, self.data_size = world.rank, world.size
-        self._config, self._loss, self._exchange, self._clock = config, loss, exchange, clock
+        self._config, self._loss, self._clock = config, loss, clock
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._gradients = FlatGradients(self._parameters)
+        self._exchange = Exchange(world, model.named_parameters(), exchange, clock=clock)
         self._optimizer = config.optimizer.build(self._parameters)
         self._steps, self._step = steps, 0
         for tensor in model.state_dict().values():
             world.broadcast(tensor)
 
     def step(self, batch: Batch) -> StepStats:
-        self._gradients.zero()
+        micros = batch.split(self._config.accumulate)
+        self._exchange.zero(backwards=len(micros))
         total = 0.0
-        for micro in batch.split(self._config.accumulate):
+        for micro in micros:
             with self._clock("forward"):
                 loss = self._loss(self.model, micro) * micro.weight
             with self._clock("backward"):
                 loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
-        with self._clock("exchange"):
-            self._exchange.sum(self._gradients)
+        self._exchange.finish()
         with self._clock("update"):
             lr = self._update()
         return StepStats(total, lr)
 
     def _update(self) -> float:
         if self._config.clip_norm is not None:
-            norm = float(self._gradients.norm())
+            norm = float(self._exchange.norm())
             if norm > self._config.clip_norm:
-                self._gradients.scale(self._config.clip_norm / norm)
+                self._exchange.scale(self._config.clip_norm / norm)
         lr = self._config.optimizer.lr * self._config.schedule.factor(self._step, self._steps)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
@@ -93,7 +113,7 @@ class DataParallel:
         """Every rank has it all."""
 
     def plan(self) -> dict[str, str]:
-        sent = sum(self._exchange.planned_bytes(buffer) for buffer in self._gradients.buffers)
+        sent = self._exchange.planned_bytes()
         return {
             "parameters": f"{sum(p.numel() for p in self._parameters):,}",
             "bytes a step": f"{sent:,} sent by each rank for the gradients",
@@ -103,13 +123,14 @@ class DataParallel:
         return {"step": self._step, "model": self.model.state_dict(), "optimizer": self._optimizer.state_dict()}
 
     def rank_state_dict(self) -> Tree:
-        return {}
+        return {"exchange": self._exchange.rank_state_dict()}
 
     def load_state_dict(self, shared: Tree, parts: Sequence[Tree]) -> None:
         try:
             with torch.no_grad():
                 self.model.load_state_dict(shared["model"])
             self._optimizer.load_state_dict(shared["optimizer"])
+            self._exchange.load_state_dict(Entries(parts, "exchange"))
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit the job's model or optimizer: {error}") from error
         self._step = shared["step"]

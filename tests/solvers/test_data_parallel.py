@@ -9,9 +9,10 @@ from torch import nn
 
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World, alone
-from hpcopt.errors import CheckpointError
-from hpcopt.exchange.dense import NativeConfig, RingConfig
+from hpcopt.errors import CheckpointError, JobError
+from hpcopt.exchange import NativeConfig, RingConfig, VoteConfig
 from hpcopt.optim.first_order import AdamWConfig, SgdConfig
+from hpcopt.optim.signum import SignumConfig
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.data_parallel import DataParallel, DataParallelConfig
 from hpcopt.solvers.solver import Batch
@@ -79,6 +80,37 @@ def test_micro_batches_change_nothing(accumulate):
     )
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_a_vote_of_signum_is_its_paper(size):
+    """Every rank's momentum by itself, the sign of the sum of signs (ties to plus), one step of that sign."""
+    config = DataParallelConfig(optimizer=SignumConfig(lr=0.01, momentum=0.8))
+    model = network()
+    names = [name for name, _ in model.named_parameters()]
+    momenta = [{name: torch.zeros_like(p) for name, p in model.named_parameters()} for _ in range(size)]
+    for step in range(STEPS):
+        signs = dict.fromkeys(names, 0)
+        for rank in range(size):
+            batch = batches(rank, size)[step]
+            model.zero_grad()
+            (loss(model, batch) * batch.weight).backward()
+            for name, p in model.named_parameters():
+                momenta[rank][name] = 0.8 * momenta[rank][name] + 0.2 * p.grad
+                signs[name] += torch.where(momenta[rank][name] < 0, -1, 1)
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p -= 0.01 * torch.where(signs[name] < 0, -1.0, 1.0)
+    expected = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    for result in parameters_after(size, config, VoteConfig()):
+        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_vote_asks_for_signum():
+    with pytest.raises(JobError, match="signum"):
+        solver(alone(), DataParallelConfig(), network(), VoteConfig())
+    with pytest.raises(JobError, match="clip_norm"):
+        solver(alone(), DataParallelConfig(optimizer=SignumConfig(), clip_norm=1.0), network(), VoteConfig())
+
+
 def test_the_losses_of_the_ranks_add_up():
     models = [network() for _ in range(3)]
 
@@ -117,7 +149,7 @@ def test_a_restart_continues_bit_for_bit(optimizer):
     for batch in batches(0, 1)[:3]:
         first.step(batch)
     second = solver(alone(), config, network())
-    second.load_state_dict(copy.deepcopy(first.state_dict()), [{}])
+    second.load_state_dict(copy.deepcopy(first.state_dict()), [copy.deepcopy(first.rank_state_dict())])
     for batch in batches(0, 1)[3:]:
         second.step(batch)
     for a, b in zip(straight.model.parameters(), second.model.parameters(), strict=True):

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from hpcopt.comm.world import World
 from hpcopt.errors import JobError
-from hpcopt.exchange.dense import DenseExchange
-from hpcopt.exchange.flat import FlatGradients
+from hpcopt.exchange import Exchange, ExchangeConfig
 from hpcopt.optim import OptimizerConfig
 from hpcopt.solvers.block_admm.cut import is_proximal
 from hpcopt.solvers.block_admm.goal import Goal, Match
@@ -28,13 +27,18 @@ class Block:
     """Block t of T, on one rank or on the ranks of ``peers``, which see other samples and hold the same parameters."""
 
     def __init__(
-        self, layers: nn.Sequential, optimizer: OptimizerConfig, peers: World, exchange: DenseExchange, curvature: float
+        self,
+        layers: nn.Sequential,
+        optimizer: OptimizerConfig,
+        peers: World,
+        exchange: ExchangeConfig,
+        curvature: float,
     ) -> None:
         """``curvature`` is the squared norm of the Jacobian, 0 if it is to be estimated."""
         self.layers = layers
-        self._peers, self._exchange = peers, exchange
+        self._peers = peers
         parameters = [p for p in layers.parameters() if p.requires_grad]
-        self.gradients = FlatGradients(parameters)
+        self._exchange = Exchange(peers, layers.named_parameters(), exchange)
         self._config = optimizer
         self._optimizer = optimizer.build(parameters) if parameters else None
         self._fixed = curvature
@@ -96,11 +100,10 @@ class Block:
         """
         if self._optimizer is None:
             return 0.0
-        self.gradients.zero()
+        self._exchange.zero()
         loss = goal(self.layers(z.detach())) * (weight / len(z))
         loss.backward()  # type: ignore[no-untyped-call]
-        if self._peers.size > 1:
-            self._exchange.sum(self.gradients)
+        self._exchange.finish()
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.step()

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from hpcopt.comm.world import World
 from hpcopt.config import Config
 from hpcopt.errors import CheckpointError, JobError
-from hpcopt.exchange.dense import ExchangeConfig
+from hpcopt.exchange import ExchangeConfig
 from hpcopt.optim import OptimizerConfig, ScheduleConfig
 from hpcopt.optim.first_order import AdamWConfig
 from hpcopt.phases import PhaseClock
@@ -144,8 +144,7 @@ class BlockAdmm:
         self._dtype, self._shapes, self._owned = example.dtype, shapes, layout.owned(layout.stage)
         peers = world if layout.stages == 1 else world.split(layout.stage, world.rank)
         self._blocks = [
-            Block(self._all[t], config.optimizer, peers, exchange.build(peers), config.curvature or 0.0)
-            for t in self._owned
+            Block(self._all[t], config.optimizer, peers, exchange, config.curvature or 0.0) for t in self._owned
         ]
         self._is_first, self._is_last = self._owned[0] == 0, self._owned[-1] == len(self._all) - 1
         boundaries = [t for t in self._owned if t < len(self._all) - 1]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hpcopt.comm.world import World, alone
-from hpcopt.exchange.dense import RingConfig
+from hpcopt.exchange import RingConfig
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.block_admm.solver import BlockAdmm, BlockAdmmConfig
 from hpcopt.solvers.solver import Batch, OutputLoss

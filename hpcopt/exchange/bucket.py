@@ -1,0 +1,74 @@
+"""Parameters in flat buckets: a backward pass writes straight into what a collective sends."""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from hpcopt.compress import Layout
+
+
+@dataclass
+class Bucket:
+    """Gradients of some parameters, side by side in one flat tensor.
+
+    Attributes:
+        index: its place in the order in which buckets are exchanged.
+        kind: what the parameters have in common, such as their codec.
+        values: shape (n,); gaps between parameters are zero.
+        views: each parameter's gradient, in values.
+        layout: names and shapes as they lie in values; a gap has a name of its own.
+        offsets: where each parameter begins in values.
+    """
+
+    index: int
+    kind: Hashable
+    values: Tensor
+    views: dict[nn.Parameter, Tensor]
+    layout: Layout
+    offsets: dict[nn.Parameter, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """For seeds and messages."""
+        return f"bucket {self.index}"
+
+
+def make_buckets(
+    parameters: Sequence[tuple[str, nn.Parameter]],
+    bucket_bytes: int,
+    kind: Callable[[str, nn.Parameter], Hashable],
+    grain: int = 1,
+) -> list[Bucket]:
+    """Put parameters into buckets of about ``bucket_bytes``, last parameter first: a backward pass finishes them in
+    about that order.
+
+    Parameters of unlike kind or dtype do not share a bucket. Each begins at a multiple of ``grain`` values.
+    """
+    open_groups: dict[Hashable, list[tuple[str, nn.Parameter]]] = {}
+    closed: list[tuple[Hashable, list[tuple[str, nn.Parameter]]]] = []
+    for name, p in reversed(parameters):
+        key = (p.dtype, kind(name, p))
+        group = open_groups.setdefault(key, [])
+        group.append((name, p))
+        if sum(q.numel() * q.element_size() for _, q in group) >= bucket_bytes:
+            closed.append((key[1], open_groups.pop(key)))
+    closed += [(key[1], group) for key, group in open_groups.items() if isinstance(key, tuple)]
+    return [_bucket(index, what, group, grain) for index, (what, group) in enumerate(closed)]
+
+
+def _bucket(index: int, kind: Hashable, group: list[tuple[str, nn.Parameter]], grain: int) -> Bucket:
+    layout: dict[str, tuple[int, ...]] = {}
+    offsets: dict[nn.Parameter, int] = {}
+    length = 0
+    for name, p in group:
+        offsets[p] = length
+        layout[name] = tuple(p.shape)
+        length += p.numel()
+        if gap := -length % grain:
+            layout[f"{name} (gap)"] = (gap,)
+            length += gap
+    values = torch.zeros(length, dtype=group[0][1].dtype)
+    views = {p: values[offset : offset + p.numel()].view_as(p) for p, offset in offsets.items()}
+    return Bucket(index, kind, values, views, layout, offsets)

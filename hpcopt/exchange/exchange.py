@@ -1,0 +1,183 @@
+"""Gradients summed over the ranks while the backward pass goes on.
+
+Parameters lie in flat buckets, last ones first. When the gradients of a bucket are complete, a thread of its own
+exchanges it, over a transport of its own, while backward computes the next. Buckets always go in the order of their
+indices, whatever order they become ready in: all ranks run the same collectives in the same order, also where the graph
+differs between ranks or steps. A parameter that a step does not use counts as a zero gradient.
+
+In a loop of one's own:
+
+    exchange = Exchange(connect(), model.named_parameters(), TwoPhaseConfig(codec=QSGD(bits=4)), mean=True)
+    for batch in batches:
+        optimizer.zero_grad()
+        loss(model, batch).backward()
+        exchange.finish()
+        optimizer.step()
+"""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hpcopt.comm.traffic import dense_all_reduce_bytes
+from hpcopt.comm.world import World
+from hpcopt.errors import HpcoptError
+from hpcopt.exchange.bucket import Bucket, make_buckets
+from hpcopt.exchange.reducer import Entries, Reducer, Tree
+from hpcopt.phases import PhaseClock
+
+
+class ReducerConfig(Protocol):
+    """Any of the exchange's sections of a job."""
+
+    @property
+    def bucket_mb(self) -> float: ...
+    @property
+    def overlap(self) -> bool: ...
+    def build(self) -> Reducer: ...
+
+
+class Exchange:
+    """Sums the gradients of a model, bit-equal on all ranks.
+
+    Attributes:
+        buckets: in the order in which they are exchanged.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        config: ReducerConfig,
+        *,
+        mean: bool = False,
+        clock: PhaseClock | None = None,
+    ) -> None:
+        """Make the buckets and watch the parameters' gradients. Collective.
+
+        Args:
+            mean: give means over the ranks in place of sums.
+            clock: counts the exchange's phases.
+        """
+        self._world, self._mean, self._clock = world, mean, clock or PhaseClock()
+        self._reducer = config.build()
+        parameters = [(name, p) for name, p in named_parameters if p.requires_grad]
+        self.buckets = make_buckets(parameters, int(config.bucket_mb * 1e6), self._reducer.kind, self._reducer.grain)
+        self._bucket_of = {p: bucket for bucket in self.buckets for p in bucket.views}
+        self._transport = world.transport.duplicate()
+        self._thread = ThreadPoolExecutor(1, "exchange") if config.overlap else None
+        self._step = 0
+        self._rearm(1)
+        for p in self._bucket_of:
+            p.register_post_accumulate_grad_hook(self._ready)  # type: ignore[no-untyped-call]
+
+    def zero(self, backwards: int = 1) -> None:
+        """Make every gradient zero, before the first of ``backwards`` backward passes whose gradients add up."""
+        self._rearm(backwards)
+        for bucket in self.buckets:
+            bucket.values.zero_()
+            for p, view in bucket.views.items():
+                p.grad = view
+
+    def finish(self) -> None:
+        """Exchange what is not yet under way and wait for all: every ``grad`` is then the sum over the ranks.
+        Collective.
+
+        Raises:
+            HpcoptError: what went wrong in the exchange of a bucket.
+        """
+        with self._clock("exchange"):
+            for p, passes in self._passes_left.items():
+                if passes and p.grad is None:
+                    self._bucket_of[p].views[p].zero_()
+            self._send(len(self.buckets))
+            for future in self._under_way:
+                future.result()
+            for bucket in self.buckets:
+                for p, view in bucket.views.items():
+                    p.grad = view
+        self._count()
+        self._step += 1
+        self._rearm(1)
+
+    def norm(self) -> Tensor:
+        """Euclidean norm over all gradients, as a float64 scalar."""
+        norms = [torch.linalg.vector_norm(bucket.values, dtype=torch.float64) for bucket in self.buckets]
+        return torch.stack(norms).square().sum().sqrt()
+
+    def scale(self, factor: float) -> None:
+        """Multiply every gradient."""
+        for bucket in self.buckets:
+            bucket.values.mul_(factor)
+
+    def planned_bytes(self) -> int:
+        """Bytes that this rank sends in a step, at most."""
+        return sum(self._reducer.planned_bytes(b, self._world.size, self._world.rank) for b in self.buckets)
+
+    def rank_state_dict(self) -> Tree:
+        """This rank's own state (residuals, momentum), by parameter name."""
+        return {"step": self._step, "reducer": self._reducer.state_dict()}
+
+    def load_state_dict(self, parts: Sequence[Tree]) -> None:
+        """Take over the states of all ranks that saved; there may be more or fewer than now."""
+        if len(parts):
+            rank, size = self._world.rank, self._world.size
+            self._step = parts[rank % len(parts)]["step"]
+            self._reducer.load_state_dict(Entries(parts, "reducer"), rank, size)
+
+    def _rearm(self, backwards: int) -> None:
+        self._passes_left = dict.fromkeys(self._bucket_of, backwards)
+        self._waiting_for = [len(bucket.views) for bucket in self.buckets]
+        self._next = 0
+        self._under_way: list[Future[None]] = []
+
+    def _ready(self, p: nn.Parameter) -> None:
+        """A backward pass has finished the gradient of p."""
+        bucket = self._bucket_of[p]
+        view = bucket.views[p]
+        if p.grad is not view:
+            view.copy_(p.grad)  # type: ignore[arg-type]
+            p.grad = view
+        self._passes_left[p] -= 1
+        if self._passes_left[p] < 0:
+            raise HpcoptError(
+                "a gradient changed after it was sent: tell exchange.zero(backwards=N) how many backward passes add up"
+            )
+        if self._passes_left[p] == 0:
+            self._waiting_for[bucket.index] -= 1
+            self._send(self._next_incomplete())
+
+    def _next_incomplete(self) -> int:
+        if self._thread is None:
+            return 0
+        waiting = self._waiting_for
+        return next((k for k in range(self._next, len(waiting)) if waiting[k]), len(waiting))
+
+    def _send(self, end: int) -> None:
+        """Exchange the buckets up to ``end`` that are not yet under way."""
+        while self._next < end:
+            reduce = partial(self._reduce, self.buckets[self._next])
+            self._next += 1
+            if self._thread is None:
+                reduce()
+            else:
+                self._under_way.append(self._thread.submit(reduce))
+
+    def _reduce(self, bucket: Bucket) -> None:
+        dense_bytes = bucket.values.numel() * bucket.values.element_size()
+        self._transport.traffic.dense_bytes += dense_all_reduce_bytes(dense_bytes, self._world.size)
+        self._reducer.reduce(self._transport, bucket, self._step)
+        if self._mean:
+            bucket.values.div_(self._world.size)
+
+    def _count(self) -> None:
+        """Hand on what the exchange's transport has counted."""
+        counts = self._transport.traffic.lap()
+        self._world.traffic.add(counts)
+        self._clock.add("encode", counts.encode_s)
+        self._clock.add("comm", counts.wire_s)
+        self._clock.add("decode", counts.decode_s)

@@ -1,0 +1,12 @@
+"""What all exchanges that overlap with backward have in common in a job file."""
+
+from pydantic import Field
+
+from hpcopt.config import Config
+
+
+class Overlap(Config):
+    """Buckets, and when they go."""
+
+    bucket_mb: float = Field(4.0, gt=0, description="MB of gradients in one bucket, about")
+    overlap: bool = Field(True, description="exchange buckets while the backward pass goes on")

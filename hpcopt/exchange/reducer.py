@@ -1,0 +1,68 @@
+"""What stands behind every ``[exchange]``: how one bucket becomes its sum over the ranks."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from torch import nn
+
+from hpcopt.comm.transport import Transport
+from hpcopt.exchange.bucket import Bucket
+
+Tree = Any  # dicts of tensors, as a checkpoint holds them
+
+
+class Reducer(ABC):
+    """Sums buckets over the ranks, and owns what that needs between steps.
+
+    Attributes:
+        grain: values; each parameter begins at a multiple of it in its bucket.
+    """
+
+    grain = 1
+
+    def kind(self, name: str, parameter: nn.Parameter) -> Hashable:
+        """What parameters must have in common to share a bucket."""
+        return None
+
+    @abstractmethod
+    def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
+        """Replace the bucket's values by their sum over the ranks, bit-equal on all of them. Collective."""
+
+    @abstractmethod
+    def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
+        """Bytes that a rank of ``size`` sends for the bucket; where the payload's length depends on the values, the
+        most that it can be.
+        """
+
+    def state_dict(self) -> Tree:
+        """This rank's own state, by parameter name."""
+        return {}
+
+    def load_state_dict(self, parts: Sequence[Tree], rank: int, size: int) -> None:
+        """Take over the states of all ranks that saved, read on access; there may be more or fewer than now."""
+        return
+
+
+class Entries(Sequence[Tree]):
+    """The entries under one key of many states, each state read on access."""
+
+    def __init__(self, states: Sequence[Tree], key: str) -> None:
+        self._states, self._key = states, key
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._states[index][self._key]
+
+
+def shared_out(parts: Sequence[Tree], key: str, rank: int, size: int) -> Tree:
+    """This rank's part of what the saved ranks owed: its own, if they were as many as now; else of old ranks r, r + P,
+    ... the sum, so that nothing that was owed is lost.
+    """
+    total: dict[str, Any] = {}
+    for old in range(rank, len(parts), size):
+        for name, tensor in parts[old].get(key, {}).items():
+            total[name] = total[name] + tensor if name in total else tensor
+    return total

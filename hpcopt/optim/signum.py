@@ -1,0 +1,63 @@
+"""Signum: steps of one size, in the direction of the sign of the momentum (Bernstein et al. 2018, arXiv:1802.04434).
+
+``m <- momentum m + (1 - momentum) g``; ``x <- x - lr (sign(m) + weight_decay x)``. Zero counts as plus, as in a vote.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, overload
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from hpcopt.config import Config
+from hpcopt.optim.groups import decay_matrices_only
+
+
+class SignumConfig(Config):
+    """Sign of the momentum. Behind ``[exchange] name = "vote"`` the momentum is each rank's own, before the vote."""
+
+    name: Literal["signum"] = "signum"
+    lr: float = Field(1e-3, gt=0, description="learning rate at the top of the schedule: the size of every step")
+    momentum: float = Field(0.9, ge=0, lt=1, description="decay of the running mean of gradients")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled decay of weights of two or more dimensions")
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Make the optimizer of these parameters."""
+        groups = decay_matrices_only(parameters, self.weight_decay)
+        return Signum(groups, self.lr, self.momentum)
+
+
+class Signum(torch.optim.Optimizer):
+    """The optimizer. State by parameter: ``momentum``, of its shape, unless momentum is 0."""
+
+    def __init__(
+        self, params: Iterable[Any], lr: float = 1e-3, momentum: float = 0.9, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Move every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            beta, lr, decay = group["momentum"], group["lr"], group["weight_decay"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                direction = p.grad
+                if beta:
+                    state = self.state[p]
+                    if "momentum" not in state:
+                        state["momentum"] = torch.zeros_like(p)
+                    direction = state["momentum"].mul_(beta).add_(p.grad, alpha=1 - beta)
+                p.mul_(1 - lr * decay)
+                p.sub_(torch.where(direction < 0, -lr, lr))
+        return loss

@@ -1,0 +1,38 @@
+"""Signum against its two lines of the paper, in numpy."""
+
+import numpy as np
+import pytest
+import torch
+
+from hpcopt.optim.signum import Signum, SignumConfig
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_steps_are_the_papers(momentum, decay):
+    generator = torch.Generator().manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(3, 5, generator=generator))
+    x, m = p.detach().numpy().copy(), np.zeros((3, 5), np.float32)
+    optimizer = Signum([p], lr=0.01, momentum=momentum, weight_decay=decay)
+    for _ in range(6):
+        p.grad = torch.randn(3, 5, generator=generator)
+        m = momentum * m + (1 - momentum) * p.grad.numpy()
+        x = x * (1 - 0.01 * decay) - 0.01 * np.where(m < 0, -1, 1)
+        optimizer.step()
+        np.testing.assert_allclose(p.detach().numpy(), x, rtol=1e-5, atol=1e-6)
+
+
+def test_zero_counts_as_plus():
+    p = torch.nn.Parameter(torch.zeros(2))
+    p.grad = torch.tensor([0.0, -0.0])
+    Signum([p], lr=1.0, momentum=0.0).step()
+    assert p.tolist() == [-1.0, -1.0]
+
+
+def test_only_matrices_decay():
+    weight, bias = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))
+    optimizer = SignumConfig(lr=0.5, momentum=0.0, weight_decay=1.0).build([weight, bias])
+    weight.grad, bias.grad = torch.ones(2, 2), torch.ones(2)
+    optimizer.step()
+    assert weight[0, 0].item() == 0.0
+    assert bias[0].item() == 0.5
