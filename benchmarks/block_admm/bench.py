@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpcopt.comm.world import alone
-from hpcopt.exchange.dense import RingConfig
+from hpcopt.exchange import RingConfig
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.solver import Batch, OutputLoss
 from hpcopt.store.shards import Shards

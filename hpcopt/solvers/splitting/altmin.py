@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hpcopt.comm.world import World
 from hpcopt.config import Config
 from hpcopt.errors import JobError
-from hpcopt.exchange.dense import ExchangeConfig
+from hpcopt.exchange import ExchangeConfig
 from hpcopt.optim import ScheduleConfig
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.solver import Batch, Loss, StepStats, Tree

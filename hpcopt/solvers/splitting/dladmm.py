@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hpcopt.comm.world import World
 from hpcopt.config import Config
-from hpcopt.exchange.dense import ExchangeConfig
+from hpcopt.exchange import ExchangeConfig
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.solver import Batch, Loss, StepStats
 from hpcopt.solvers.splitting.serial import FullBatchSolver, relu_step

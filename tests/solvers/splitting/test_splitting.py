@@ -9,7 +9,7 @@ from torch import nn
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World, alone
 from hpcopt.errors import JobError
-from hpcopt.exchange.dense import RingConfig
+from hpcopt.exchange import RingConfig
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.solver import Batch
 from hpcopt.solvers.splitting.altmin import AltMinConfig
