@@ -2,16 +2,21 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from hpcopt.errors import EXIT_DONE, HpcoptError, MetricsError
-from hpcopt.report import export, terminal
+from hpcopt.report import export, extra_p, html, pictures, terminal
+from hpcopt.report.figure import write_tables
+from hpcopt.report.figures import figures_of
 from hpcopt.report.read import read_run
-from hpcopt.report.summary import summarise
+from hpcopt.report.summary import Runs, summarise
 
+FILES = {"json": "the figures as JSON", "csv": "a row a run", "extra-p": "step and phase times for Extra-P"}
+FOLLOW_S = 5.0
 LOG_WIDTH = 160  # columns, where the output is not a terminal's
 
 
@@ -23,8 +28,12 @@ def parser() -> argparse.ArgumentParser:
         epilog="Times of a step leave out the first ten steps after a start and count its slowest rank.",
     )
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory, or a metrics.h5")
-    for name in ("json", "csv"):
-        p.add_argument(f"--{name}", nargs="?", const=Path("-"), type=Path, metavar="FILE", help=f"write {name.upper()}")
+    for name, what in FILES.items():
+        p.add_argument(f"--{name}", nargs="?", const=Path("-"), type=Path, metavar="FILE", help=f"write {what}")
+    p.add_argument("--html", type=Path, metavar="FILE", help="write one page with all plots that needs nothing else")
+    p.add_argument("--png", type=Path, metavar="DIR", help="write each plot as a picture")
+    p.add_argument("--tables", type=Path, metavar="DIR", help="write the table behind each plot as CSV")
+    p.add_argument("--follow", action="store_true", help="show it again every few seconds, until all have ended")
     return p
 
 
@@ -32,16 +41,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Report on runs; returns the exit code."""
     options = parser().parse_args(arguments)
     try:
-        runs = [(run, summarise(run)) for run in map(read_run, options.runs)]
-        for file, form in ((options.json, export.as_json), (options.csv, export.as_csv)):
-            if file is not None:
-                _write(file, form(runs))
-        if options.json is None and options.csv is None:
-            terminal.show(runs, Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH))
+        runs = _read(options.runs)
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
+        if not _write_files(runs, options):
+            terminal.show(runs, console)
+        while options.follow and any(summary.state == "running" for _, summary in runs):
+            time.sleep(FOLLOW_S)
+            runs = _read(options.runs)
+            _write_files(runs, options)
+            console.clear()
+            terminal.show(runs, console)
+    except KeyboardInterrupt:
+        pass
     except HpcoptError as error:
         print(f"hpcopt.report: {error}", file=sys.stderr)
         return error.exit_code
     return EXIT_DONE
+
+
+def _read(paths: Sequence[Path]) -> Runs:
+    return [(run, summarise(run)) for run in map(read_run, paths)]
+
+
+def _write_files(runs: Runs, options: argparse.Namespace) -> bool:
+    """Write what the command line asks for; whether it asks for anything."""
+    if options.html or options.png or options.tables:
+        figures = figures_of(runs)
+        if options.html:
+            _write(options.html, html.page(runs, figures))
+        if options.png:
+            pictures.write(figures, options.png)
+        if options.tables:
+            write_tables(figures, options.tables)
+    forms = {"json": export.as_json, "csv": export.as_csv, "extra_p": extra_p.as_json_lines}
+    for name, form in forms.items():
+        if (file := getattr(options, name)) is not None:
+            _write(file, form(runs))
+    return any(getattr(options, name) is not None for name in (*forms, "html", "png", "tables"))
 
 
 def _write(file: Path, text: str) -> None:

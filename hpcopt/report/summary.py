@@ -1,6 +1,7 @@
 """A run in a few figures: what ran, how far it came, how long a step takes and where the time and the bytes go."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -51,6 +52,9 @@ class Summary:
         return asdict(self)
 
 
+Runs = Sequence[tuple[Run, Summary]]
+
+
 def summarise(run: Run) -> Summary:
     """Reduce a run to its figures; those that it has no steps for are NaN."""
     warm = run.warm
@@ -88,20 +92,18 @@ def summarise(run: Run) -> Summary:
 
 def differing_settings(runs: list[Run]) -> dict[str, list[str]]:
     """Keys of the jobs, and the number of ranks, that are not the same in all runs, with each run's value."""
-    flat = [{"ranks": str(run.ranks), **_flat(run.config)} for run in runs]
-    keys = dict.fromkeys(key for settings in flat for key in settings)
-    values = {key: [settings.get(key, "") for settings in flat] for key in keys}
+    every = [{"ranks": str(run.ranks), **flat(run.config)} for run in runs]
+    keys = dict.fromkeys(key for settings in every for key in settings)
+    values = {key: [settings.get(key, "") for settings in every] for key in keys}
     return {key: each for key, each in values.items() if len(set(each)) > 1 and key != "run.name"}
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """A job's settings with their sections' names before them: {"run": {"seed": 1}} is {"run.seed": "1"}."""
+    settings: dict[str, str] = {}
     for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = str(value)
-    return flat
+        settings |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: str(value)}
+    return settings
 
 
 def _state(run: Run) -> tuple[str, str]:

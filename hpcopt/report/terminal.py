@@ -59,7 +59,7 @@ def several(runs: Sequence[tuple[Run, Summary]]) -> RenderableType:
             duration(s.step_s),
             f"{s.samples_per_s:,.0f}",
             size(s.sent_bytes),
-            _fraction(s.sent_bytes, s.dense_bytes),
+            fraction(s.sent_bytes, s.dense_bytes),
             f"{s.loss:.4g}",
             *(f"{s.scores[name]:.4g}" if name in s.scores else "" for name in scores),
         )
@@ -88,7 +88,7 @@ def _facts(run: Run, s: Summary) -> RenderableType:
     quartiles = f"quartiles {duration(s.step_s_low)} and {duration(s.step_s_high)}"
     table.add_row("step", f"{duration(s.step_s)} median, {quartiles}; {s.samples_per_s:,.0f} samples/s")
     sent = f"{size(s.sent_bytes)} a step over all ranks"
-    table.add_row("sent", f"{sent}, {_fraction(s.sent_bytes, s.dense_bytes)} of dense")
+    table.add_row("sent", f"{sent}, {fraction(s.sent_bytes, s.dense_bytes)} of dense")
     if "loss" in run.columns and len(run.columns["loss"]):
         table.add_row("loss", f"{sparkline(run.columns['loss'])}  {run.columns['loss'][0]:.4g} to {s.loss:.4g}")
     return table
@@ -159,5 +159,6 @@ def size(nbytes: float) -> str:
     return f"{nbytes:.3g} TB"
 
 
-def _fraction(sent: float, dense: float) -> str:
+def fraction(sent: float, dense: float) -> str:
+    """Bytes sent as a part of dense ones."""
     return f"{sent / dense:.1%}" if dense > 0 else "-"

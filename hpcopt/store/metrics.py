@@ -133,10 +133,11 @@ class MetricsFile:
                 file.attrs.pop(name, None)
             hdf5.set_attributes(file, {**attributes, "ranks": ranks, "date_created": file.attrs["date_created"]})
 
-    def finish(self, outcome: str, exit_code: int) -> None:
-        """Note that the run has ended, and why."""
+    def finish(self, outcome: str, exit_code: int, peak_memory_bytes: np.ndarray | None = None) -> None:
+        """Note that the run has ended, and why, and the most memory that each rank used, (ranks,)."""
+        end = {"outcome": outcome, "exit_code": exit_code, "date_finished": _now()}
         with journal.changing(self.path) as file:
-            hdf5.set_attributes(file, {"outcome": outcome, "exit_code": exit_code, "date_finished": _now()})
+            hdf5.set_attributes(file, {**end, "peak_memory_bytes": peak_memory_bytes})
 
 
 def read(path: Path, extract: Callable[[h5py.File], T]) -> T:

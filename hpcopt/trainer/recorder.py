@@ -4,6 +4,7 @@ Steps are buffered and gathered in blocks, so that a step itself pays for no fil
 two ranks.
 """
 
+import resource
 import time
 
 import numpy as np
@@ -84,8 +85,10 @@ class Recorder:
     def finish(self, outcome: str, exit_code: int) -> None:
         """Write what is left, and why the run ended. Collective."""
         self.flush()
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peaks_bytes = self._world.all_gather(torch.tensor([peak_bytes])).numpy().ravel()
         if self._world.rank == 0:
-            self._file.finish(outcome, exit_code)
+            self._file.finish(outcome, exit_code, peaks_bytes)
 
     def _append(self, rows: np.ndarray) -> None:
         """Write rows, shape (steps, ranks, phases and bytes)."""

@@ -1,0 +1,103 @@
+"""Plots of what steps cost: time by phase, bytes, memory, waiting for other ranks."""
+
+from typing import Any
+
+import numpy as np
+
+from hpcopt.report.figure import COLOURS, GREY, Figure, colour, plain
+from hpcopt.report.read import BESIDE_THE_STEP, Run
+from hpcopt.report.summary import Runs
+
+MAP_COLUMNS = 400  # of a heat map
+
+
+def phases(runs: Runs, names: list[str]) -> Figure | None:
+    """A bar a run, made of the mean seconds in each phase."""
+    present = list(dict.fromkeys(phase for _, summary in runs for phase in summary.phases))
+    if not present:
+        return None
+    bars = [f"{name}, {run.ranks} ranks" for (run, _), name in zip(runs, names, strict=True)]
+    data: list[dict[str, Any]] = []
+    table: dict[str, list[Any]] = {"run": names, "ranks": [run.ranks for run, _ in runs]}
+    for index, phase in enumerate(present):
+        seconds = [summary.phases.get(phase, (0.0, 0.0))[0] for _, summary in runs]
+        milliseconds = [s * 1e3 for s in seconds]
+        data.append({"type": "bar", "name": phase, "x": milliseconds, "y": bars, "orientation": "h"})
+        data[-1]["marker"] = {"color": GREY if phase == "other" else colour(index)}
+        table[f"{phase}_s"] = seconds
+    layout: dict[str, Any] = {
+        "barmode": "stack",
+        "xaxis": {"title": {"text": "ms a step"}},
+        "yaxis": {"autorange": "reversed"},
+    }
+    layout["height"] = 180 + 34 * len(runs)
+    definition = (
+        "Mean seconds of a training step in each phase, over ranks and warm steps (not the first ten after a start). "
+        f"“other” is what no phase claims; {' and '.join(BESIDE_THE_STEP)} happen between steps and are left out."
+    )
+    return Figure("phases", "Where the time of a step goes", definition, data, layout, table)
+
+
+def traffic(runs: Runs, names: list[str]) -> Figure | None:
+    """Bytes sent beside what dense collectives would have sent."""
+    table: dict[str, list[Any]] = {
+        "run": names,
+        "sent_bytes": [summary.sent_bytes for _, summary in runs],
+        "dense_bytes": [summary.dense_bytes for _, summary in runs],
+    }
+    if not any(value > 0 for value in table["dense_bytes"]):
+        return None
+    data = [
+        {"type": "bar", "name": name, "x": names, "y": plain(table[key]), "marker": {"color": shade}}
+        for name, key, shade in (("sent", "sent_bytes", COLOURS[0]), ("dense", "dense_bytes", GREY))
+    ]
+    layout = {"barmode": "group", "yaxis": {"title": {"text": "bytes a step, all ranks"}, "rangemode": "tozero"}}
+    definition = "Bytes that all ranks together handed to the transport in a step, beside what dense collectives send."
+    return Figure("bytes", "Bytes sent against dense", definition, data, layout, table)
+
+
+def memory(runs: Runs, names: list[str]) -> Figure | None:
+    """A box a run and a point a rank."""
+    peaks = [np.atleast_1d(run.attributes.get("peak_memory_bytes", np.zeros(0))) for run, _ in runs]
+    if not any(len(peak) for peak in peaks):
+        return None
+    data = [
+        {"type": "box", "name": name, "y": plain(peak / 1e6), "boxpoints": "all", "marker": {"color": colour(index)}}
+        for index, (name, peak) in enumerate(zip(names, peaks, strict=True))
+    ]
+    table: dict[str, list[Any]] = {
+        "run": [name for name, peak in zip(names, peaks, strict=True) for _ in peak],
+        "rank": [rank for peak in peaks for rank in range(len(peak))],
+        "peak_memory_bytes": [int(value) for peak in peaks for value in peak],
+    }
+    layout = {"yaxis": {"title": {"text": "MB a rank"}, "rangemode": "tozero"}, "showlegend": False}
+    definition = "Largest resident memory of each rank's process up to the end of the run, a point a rank."
+    return Figure("memory", "Memory of the ranks", definition, data, layout, table)
+
+
+def waiting(run: Run, name: str) -> Figure | None:
+    """A map of the waiting of each rank in each step."""
+    if run.wait_s.shape[1] < 2 or not np.nan_to_num(run.wait_s).any():
+        return None
+    columns = min(MAP_COLUMNS, len(run.wait_s))
+    blocks = np.array_split(np.arange(len(run.wait_s)), columns)
+    means = np.array([np.nanmean(np.nan_to_num(run.wait_s[rows]), axis=0) for rows in blocks])
+    steps = [int(run.columns["step"][rows[0]]) for rows in blocks]
+    colours = {"colorscale": "Viridis", "colorbar": {"title": {"text": "ms"}}, "zmin": 0}
+    colours["zmax"] = float(np.quantile(means, 0.99)) * 1e3
+    data = [{"type": "heatmap", "x": steps, "z": np.round(means.T * 1e3, 4).tolist(), **colours}]
+    layout = {
+        "xaxis": {"title": {"text": "step"}},
+        "yaxis": {"title": {"text": "rank"}, "dtick": _tick(run.wait_s.shape[1])},
+    }
+    table: dict[str, list[Any]] = {"step": steps}
+    table |= {f"rank{rank}_s": means[:, rank].tolist() for rank in range(means.shape[1])}
+    definition = (
+        "Seconds that each rank's training thread waited for other ranks, a row a rank, means over neighbouring steps; "
+        "the colour ends at the 99th percentile. A dark row among bright ones is a rank that the others wait for."
+    )
+    return Figure(f"waiting-{name}", f"Waiting for others: {name}", definition, data, layout, table)
+
+
+def _tick(ranks: int) -> int:
+    return int(max(1, 2 ** np.ceil(np.log2(max(ranks, 1) / 8))))

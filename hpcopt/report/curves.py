@@ -1,0 +1,77 @@
+"""Plots of convergence: loss and scores against steps, seconds and bytes."""
+
+from typing import Any
+
+import numpy as np
+
+from hpcopt.report.figure import Figure, colour, plain, vertical_line
+from hpcopt.report.read import Run
+from hpcopt.report.summary import Runs
+
+POINTS = 1000  # of a curve that are drawn
+
+
+def convergence(runs: Runs, names: list[str]) -> list[Figure]:
+    """Loss, and each score, against steps, seconds and bytes: a plot each."""
+    figures = []
+    curves = {"loss": [_loss_curve(run) for run, _ in runs]}
+    for score in dict.fromkeys(name for run, _ in runs for name in run.evaluations if name not in ("step", "time_s")):
+        curves[score] = [_score_curve(run, score) for run, _ in runs]
+    for quantity, each in curves.items():
+        data: list[dict[str, Any]] = []
+        table: dict[str, list[Any]] = {key: [] for key in ("run", "step", "time_s", "sent_bytes", quantity)}
+        for index, (name, curve) in enumerate(zip(names, each, strict=True)):
+            for axis, key in enumerate(("step", "time_s", "sent_bytes")):
+                suffix = str(axis + 1) if axis else ""
+                trace = {"x": plain(curve[key]), "y": plain(curve["value"]), "xaxis": f"x{suffix}", "yaxis": "y"}
+                line = {"color": colour(index), "width": 1.5}
+                data.append({**trace, "name": name, "legendgroup": name, "showlegend": axis == 0, "line": line})
+            table["run"] += [name] * len(curve["value"])
+            for key in ("step", "time_s", "sent_bytes"):
+                table[key] += plain(curve[key])
+            table[quantity] += plain(curve["value"])
+        if not table["run"]:
+            continue
+        layout: dict[str, Any] = {"yaxis": {"title": {"text": quantity}}}
+        if "loss" in quantity:
+            layout["yaxis"]["type"] = "log"
+        for axis, title in enumerate(("step", "seconds", "bytes sent, all ranks")):
+            edges = [axis * 0.35, axis * 0.35 + 0.3]
+            layout[f"xaxis{axis + 1 if axis else ''}"] = {"title": {"text": title}, "domain": edges}
+        definition = (
+            f"{quantity} as the run measured it, against steps, wall seconds without the gaps between restarts, "
+        )
+        definition += "and bytes sent so far by all ranks. Restarts are marked with vertical lines."
+        layout["shapes"] = [vertical_line(s.step) for run, _ in runs for s in run.starts[1:]]
+        figures.append(Figure(quantity, quantity, definition, data, layout, table))
+    return figures
+
+
+def _loss_curve(run: Run) -> dict[str, np.ndarray]:
+    loss = run.columns.get("loss", np.zeros(0))
+    rows = _thin(loss, POINTS).astype(int)
+    sent = np.cumsum(run.sent_bytes)
+    return {
+        "step": run.columns["step"][rows],
+        "time_s": run.columns.get("time_s", np.zeros(len(loss)))[rows],
+        "sent_bytes": sent[rows],
+        "value": loss[rows],
+    }
+
+
+def _score_curve(run: Run, score: str) -> dict[str, np.ndarray]:
+    if score not in run.evaluations:
+        return {key: np.zeros(0) for key in ("step", "time_s", "sent_bytes", "value")}
+    sent = np.concatenate([[0], np.cumsum(run.sent_bytes)])
+    done = np.searchsorted(run.columns["step"], run.evaluations["step"], side="right")
+    return {
+        "step": run.evaluations["step"],
+        "time_s": run.evaluations["time_s"],
+        "sent_bytes": sent[done],
+        "value": run.evaluations[score],
+    }
+
+
+def _thin(values: np.ndarray, points: int) -> np.ndarray:
+    """Which indices to draw: all, or about `points` of them with the first and the last."""
+    return np.unique(np.linspace(0, len(values) - 1, min(len(values), points)).astype(int)) if len(values) else values

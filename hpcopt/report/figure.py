@@ -1,0 +1,64 @@
+"""What a plot of a report is, and what all plots share."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcopt.report.read import Run
+
+COLOURS = ("#0a84c6", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#7a6ff0", "#56b4e9")
+GREY = "#9a9a9a"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot.
+
+    Attributes:
+        definition: what is drawn and how it was computed.
+        data, layout: plotly's.
+        table: columns by name, all of the same length.
+    """
+
+    name: str
+    title: str
+    definition: str
+    data: list[dict[str, Any]]
+    layout: dict[str, Any]
+    table: dict[str, list[Any]]
+
+
+def names_of(runs: Sequence[Run]) -> list[str]:
+    """Short names of runs, all different: the run directory's name, or its path."""
+    folders = [run.path.parent for run in runs]
+    return [f.name if [g.name for g in folders].count(f.name) == 1 else str(f) for f in folders]
+
+
+def colour(index: int) -> str:
+    """The colour of the index-th run, series or phase."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def vertical_line(step: int) -> dict[str, Any]:
+    """A dotted line through the plot at a step."""
+    line = {"dash": "dot", "width": 1, "color": GREY}
+    return {"type": "line", "xref": "x", "yref": "paper", "x0": step, "x1": step, "y0": 0, "y1": 1, "line": line}
+
+
+def plain(values: Any) -> list[Any]:
+    """Plain numbers, null where there is none, as JSON wants them."""
+    return [None if isinstance(v, float) and not np.isfinite(v) else v for v in np.asarray(values).tolist()]
+
+
+def write_tables(figures: Sequence[Figure], folder: Path) -> None:
+    """Write the table of each figure as a CSV file of its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for figure in figures:
+        with (folder / f"{figure.name.replace('/', '_')}.csv").open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(figure.table)
+            writer.writerows(zip(*figure.table.values(), strict=True))

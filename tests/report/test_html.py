@@ -1,0 +1,71 @@
+"""The page in a real browser: all plots drawn, no word of complaint, without network or server, light and dark."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from hpcopt.report.__main__ import main
+from hpcopt.report.figures import figures_of
+from hpcopt.report.read import read_run
+from hpcopt.report.summary import summarise
+from tests.conftest import require
+from tests.report.conftest import make_run
+from tests.report.test_scaling import run_of
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DARK, LIGHT = 0, 1  # Chromium's names for the reader's preference
+
+
+def opened(page, scheme: int) -> tuple[str, str]:
+    """The page after its scripts ran, and what it said on the console."""
+    require("chromium", CHROMIUM is not None, "`apt-get install chromium`")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    command += [f"--blink-settings=preferredColorScheme={scheme}", "--window-size=1280,800", "--dump-dom"]
+    command += [f"--user-data-dir={page.parent / 'profile'}", "--virtual-time-budget=10000", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+
+
+@pytest.fixture
+def runs(run_dir, tmp_path):
+    for p in (1, 2, 4):
+        run_of(tmp_path / f"p{p}", p, 1 / p, 64)
+    make_run(tmp_path / "labelled", oversubscribed=True, title="<b>&")
+    return [run_dir, tmp_path / "labelled", *(tmp_path / f"p{p}" for p in (1, 2, 4))]
+
+
+@pytest.mark.parametrize(("scheme", "paper"), [(LIGHT, "rgb(29, 39, 51)"), (DARK, "rgb(228, 233, 238)")])
+def test_the_page_in_a_browser(runs, tmp_path, scheme, paper):
+    assert main([*map(str, runs), "--html", str(tmp_path / "page.html")]) == 0
+    dom, console = opened(tmp_path / "page.html", scheme)
+    assert console == ""
+    figures = figures_of([(run, summarise(run)) for run in map(read_run, runs)])
+    assert {"strong-time", "strong-efficiency", "karp-flatt"} < {figure.name for figure in figures}
+    body = dom[dom.index("<body") :]
+    for figure in figures:
+        plot = body[body.index(f'id="{figure.name}"') :]
+        plot = plot[: plot.index("</section>")]
+        assert "main-svg" in plot
+        assert re.search(r'class="(trace|bars|points|hm|boxes|scatterlayer)', plot)
+        assert figure.definition.split("“")[0][:40] in plot
+    assert f"fill: {paper}" in body
+    assert "&lt;b&gt;&amp;" in dom
+
+
+def test_the_page_needs_nothing_else(runs, tmp_path):
+    main([str(runs[0]), "--html", str(tmp_path / "page.html")])
+    text = (tmp_path / "page.html").read_text()
+    own = text[: text.index("<script>")] + text[text.rindex("<script>") :]
+    assert not re.search(r"""(src|href)=["'](?!data:)""", own)
+    assert "<!--" not in own.replace("<!doctype html>", "")
+
+
+def test_oversubscribed_runs_are_marked_and_not_drawn_as_scaling(tmp_path):
+    for p in (1, 2):
+        run_of(tmp_path / f"p{p}", p, 1 / p, 64, oversubscribed=True)
+    main([str(tmp_path / "p1"), str(tmp_path / "p2"), "--html", str(tmp_path / "page.html")])
+    text = (tmp_path / "page.html").read_text()
+    assert "* oversubscribed" in text
+    assert "strong-time" not in text
