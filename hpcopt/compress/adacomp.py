@@ -34,9 +34,9 @@ class AdaComp(Codec):
 
     name: Literal["adacomp"] = "adacomp"
     bin: int | None = Field(
-        None, ge=1, le=32768
-    )  # values that share a maximum; None: 50 for convolutions, 500 for the rest
-    scale: float = Field(2.0, ge=1)  # the soft threshold's; 1.5 to 3 work
+        None, ge=1, le=32768, description="values that share a maximum; by default 50 for convolutions, 500 for others"
+    )
+    scale: float = Field(2.0, ge=1, description="the soft threshold's; 1.5 to 3 work")
 
     def for_tensor(self, name: str, shape: tuple[int, ...]) -> Self:
         """With the paper's bin for this kind of parameter."""

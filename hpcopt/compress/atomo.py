@@ -67,9 +67,11 @@ class Atomo(Codec):
     """Least-variance sparsification; ``svd`` sees the parameter as a matrix of its last dimensions' ``columns``."""
 
     name: Literal["atomo"] = "atomo"
-    basis: Literal["entries", "fourier", "svd"] = "svd"
-    share: float = Field(0.05, gt=0, le=1)  # of the dense bytes; gives the expected number of atoms
-    columns: int | None = Field(None, ge=1)  # of the matrix, for svd; None: about square
+    basis: Literal["entries", "fourier", "svd"] = Field(
+        "svd", description="what atoms are: entries, Fourier modes or rank-one matrices"
+    )
+    share: float = Field(0.05, gt=0, le=1, description="of the dense bytes; gives the expected number of atoms")
+    columns: int | None = Field(None, ge=1, description="of the matrix, for svd; None: about square")
 
     def for_tensor(self, name: str, shape: tuple[int, ...]) -> Self:
         """With the parameter's own columns."""

@@ -10,6 +10,7 @@ Linear in that payloads may be summed on a ring; each hop rounds its partial sum
 from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from hpcopt.compress.codec import Bytes, Codec, Floats, require_bytes
@@ -19,7 +20,7 @@ class Half(Codec):
     """Two bytes a value."""
 
     name: Literal["half"] = "half"
-    format: Literal["bf16", "fp16"] = "bf16"
+    format: Literal["bf16", "fp16"] = Field("bf16", description="bf16 keeps the range of float32, fp16 three more bits")
 
     linear: ClassVar[bool] = True
 

@@ -71,8 +71,8 @@ class ExponentialDithering(Codec):
     """Levels at powers of two below the largest magnitude of the bucket."""
 
     name: Literal["exponential_dithering"] = "exponential_dithering"
-    bits: int = Field(4, ge=2, le=6)  # a value, sign included
-    bucket: int = Field(512, gt=0, multiple_of=BLOCK)  # values that share a scale
+    bits: int = Field(4, ge=2, le=6, description="a value, sign included")
+    bucket: int = Field(512, gt=0, multiple_of=BLOCK, description="values that share a scale")
 
     def variance(self, n: int) -> float:
         """At most 1/8, and what the values below the smallest level add."""

@@ -54,10 +54,10 @@ CodecConfig = Annotated[
 class Rule(Config):
     """Parameters that meet all conditions given get this codec."""
 
-    pattern: str = "*"  # shell pattern of the parameter's name, such as "*.bias"
-    max_numel: int | None = Field(None, ge=0)
-    max_dims: int | None = Field(None, ge=0)
-    codec: CodecConfig = Dense()
+    pattern: str = Field("*", description="shell pattern of the parameter's name, such as *.bias")
+    max_numel: int | None = Field(None, ge=0, description="at most this many values")
+    max_dims: int | None = Field(None, ge=0, description="at most this many dimensions")
+    codec: CodecConfig = Field(Dense(), description="the codec of those that meet all conditions given")
 
     def applies(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether a parameter of this name and shape meets the conditions."""
@@ -72,8 +72,8 @@ class PerTensor(Config):
     """The first rule that applies decides, or ``otherwise``."""
 
     name: Literal["per_tensor"] = "per_tensor"
-    otherwise: CodecConfig
-    rules: tuple[Rule, ...]
+    otherwise: CodecConfig = Field(description="the codec of parameters that no rule applies to")
+    rules: tuple[Rule, ...] = Field(description="the first that applies decides")
 
     def for_tensor(self, name: str, shape: tuple[int, ...]) -> Codec:
         """The codec for a parameter; an exchange puts those with equal codecs into common buckets."""

@@ -30,9 +30,9 @@ class PowerSGD(Config):
     """Two rounds of sums, of r (rows + columns) values a matrix."""
 
     name: Literal["powersgd"] = "powersgd"
-    rank: int = Field(4, ge=1)
-    min_compression: float = Field(2.0, ge=1)  # matrices that shrink less travel dense
-    warm_start: bool = True
+    rank: int = Field(4, ge=1, description="columns of P and Q")
+    min_compression: float = Field(2.0, ge=1, description="matrices that shrink less travel dense")
+    warm_start: bool = Field(True, description="begin with the Q of the step before")
 
     def build(self) -> "PowerSGDState":
         """The owner of Q and of the errors."""

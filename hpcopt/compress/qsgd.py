@@ -47,9 +47,11 @@ class QSGD(Codec):
     """Uniform levels between -N and N."""
 
     name: Literal["qsgd"] = "qsgd"
-    bits: int = Field(4, ge=2, le=8)  # a value, sign included
-    bucket: int = Field(512, gt=0, multiple_of=BLOCK)  # values that share a scale
-    norm: Literal["max", "l2"] = "max"
+    bits: int = Field(4, ge=2, le=8, description="a value, sign included")
+    bucket: int = Field(512, gt=0, multiple_of=BLOCK, description="values that share a scale")
+    norm: Literal["max", "l2"] = Field(
+        "max", description="what the scale is: the largest magnitude, or the 2-norm of the paper"
+    )
 
     @property
     def levels(self) -> int:

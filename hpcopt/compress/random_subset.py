@@ -27,8 +27,8 @@ class RandomK(Codec):
     """A share of the values, drawn at random."""
 
     name: Literal["random_k"] = "random_k"
-    fraction: float = Field(0.01, gt=0, le=1)  # of the values that is sent
-    scaled: bool = True  # unbiased, rather than contracting
+    fraction: float = Field(0.01, gt=0, le=1, description="of the values that is sent")
+    scaled: bool = Field(True, description="unbiased, rather than contracting")
 
     linear: ClassVar[bool] = True
     shared_seed: ClassVar[bool] = True
@@ -89,7 +89,7 @@ class AdaptiveRandom(Codec):
     """One value in each bucket, the large ones more often."""
 
     name: Literal["adaptive_random"] = "adaptive_random"
-    bucket: int = Field(100, gt=0)  # values of which one is sent
+    bucket: int = Field(100, gt=0, description="values of which one is sent")
 
     def contraction(self, n: int) -> float:
         """One in the bucket's size."""

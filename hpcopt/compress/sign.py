@@ -43,7 +43,7 @@ class Sign(Codec):
     """
 
     name: Literal["sign"] = "sign"
-    bucket: int = Field(512, gt=0, multiple_of=512)  # values that share a scale
+    bucket: int = Field(512, gt=0, multiple_of=512, description="values that share a scale")
 
     def contraction(self, n: int) -> float:
         """One in the bucket's size; typical tensors do far better (2 / pi for Gaussian values)."""

@@ -35,8 +35,8 @@ class TernGrad(Codec):
     """Two bits a value."""
 
     name: Literal["terngrad"] = "terngrad"
-    bucket: int = Field(512, gt=0, multiple_of=BLOCK)  # values that share a scale
-    clip: float | None = Field(None, gt=0)  # in root mean squares of the bucket; 2.5 in the paper
+    bucket: int = Field(512, gt=0, multiple_of=BLOCK, description="values that share a scale")
+    clip: float | None = Field(None, gt=0, description="in root mean squares of the bucket; 2.5 in the paper")
 
     def variance(self, n: int) -> float | None:
         """The exact supremum, about sqrt(bucket) / 2; None with clipping, which is biased."""
@@ -70,8 +70,8 @@ class SharedTernGrad(Config):
     """Ternary with one scale a tensor, the largest over the ranks: two rounds, and sums that are exact."""
 
     name: Literal["shared_terngrad"] = "shared_terngrad"
-    sums: Literal["int8", "int16"] = "int8"  # the integers on the wire
-    clip: float | None = Field(None, gt=0)  # in root mean squares of the tensor; 2.5 in the paper
+    sums: Literal["int8", "int16"] = Field("int8", description="the integers on the wire")
+    clip: float | None = Field(None, gt=0, description="in root mean squares of the tensor; 2.5 in the paper")
 
     shared_seed: ClassVar[bool] = False  # each rank errs by itself, so that errors average out
 

@@ -1,0 +1,180 @@
+"""Our collectives against MPI_Allreduce, Horovod, gloo and PowerSGD's hook, in one run on the same ranks.
+
+    mpirun -n 4 python benchmarks/collectives.py [--sizes 4K,1M,16M,64M] [--out FILE.h5] [--wire-gbit 1]
+
+Every contender sums the same float32 tensor. A time is the median over repeats of the slowest rank's, from a barrier;
+contenders take turns, repeat by repeat, so that all see the same machine. With ``--wire-gbit`` the ring's bound, 2 (P -
+1) / P of the bytes at that rate, is printed beside it.
+"""
+
+import argparse
+import importlib.util
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import torch
+import torch.distributed as dist
+
+from hpcopt.comm import ring, rounds, two_phase, vote
+from hpcopt.comm.traffic import dense_all_reduce_bytes
+from hpcopt.comm.world import World, connect
+from hpcopt.compress import QSGD, Half, PowerSGD, Sign, TopK
+
+Contender = Callable[[torch.Tensor], object]
+BASELINE = "MPI_Allreduce"
+
+
+def ours(world: World) -> dict[str, Contender]:
+    t = world.transport
+    seeds = {"sender_seed": t.rank, "owner_seed": t.size}
+    powersgd = PowerSGD(rank=4).build()
+
+    def low_rank(x: torch.Tensor) -> object:
+        columns = 1 << (x.numel().bit_length() // 2)
+        layout = {"x": (x.numel() // columns, columns)}
+        return rounds.all_reduce(t, x, powersgd, layout, seed=1)
+
+    return {
+        "ring": lambda x: world.all_reduce(x),
+        "ring bf16": lambda x: ring.all_reduce(t, x, wire=torch.bfloat16),
+        "two-phase qsgd 4 bit": lambda x: two_phase.all_reduce(t, x, QSGD(bits=4), **seeds),
+        "two-phase bf16": lambda x: two_phase.all_reduce(t, x, Half(), **seeds),
+        "two-phase sign": lambda x: two_phase.all_reduce(t, x, Sign(), **seeds),
+        "two-phase top 1 %": lambda x: two_phase.all_reduce(
+            t, x, TopK(threshold="sampled"), **seeds, sender_residual=torch.zeros_like(x)
+        ),
+        "PowerSGD rank 4": low_rank,
+        "vote": lambda x: vote.all_reduce(t, x),
+    }
+
+
+def peers(world: World, names: set[str]) -> dict[str, Contender]:
+    found: dict[str, Contender] = {BASELINE: world.transport.all_reduce}
+    if "horovod" in names and importlib.util.find_spec("horovod"):
+        import horovod.torch as hvd
+
+        hvd.init()
+        found["Horovod"] = lambda x: hvd.allreduce_(x, op=hvd.Sum, name=f"x{x.numel()}")
+    if "gloo" in names:
+        addresses = world.gather_text(os.environ.get("BENCH_ADDRESS", "127.0.0.1"))
+        os.environ.update(MASTER_ADDR=addresses[0], MASTER_PORT=os.environ.get("BENCH_PORT", "29511"))
+        dist.init_process_group("gloo", rank=world.rank, world_size=world.size)
+        found["gloo"] = dist.all_reduce
+        found["torch PowerSGD hook"] = torch_powersgd()
+    return found
+
+
+def torch_powersgd() -> Contender:
+    """torch's own hook, on a bucket of one square-ish matrix."""
+    from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
+
+    state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=4, start_powerSGD_iter=2, warm_start=True)
+    state.iter = 2
+
+    class Bucket:
+        def __init__(self, x: torch.Tensor) -> None:
+            self.x = x
+
+        def buffer(self) -> torch.Tensor:
+            return self.x
+
+        def index(self) -> int:
+            return 0
+
+        def is_last(self) -> bool:
+            return True
+
+        def gradients(self) -> list[torch.Tensor]:
+            columns = 1 << (self.x.numel().bit_length() // 2)
+            return [self.x.view(-1, columns)]
+
+    def run(x: torch.Tensor) -> object:
+        if 0 in state.error_dict and state.error_dict[0].numel() != x.numel():
+            state.error_dict.clear()
+            state.p_memory_dict.clear()
+            state.q_memory_dict.clear()
+        return powerSGD_hook.powerSGD_hook(state, Bucket(x)).wait()
+
+    return run
+
+
+def measure(world: World, contenders: dict[str, Contender], n: int, budget_s: float) -> dict[str, float]:
+    """Median seconds of each."""
+    x = torch.randn(n, generator=torch.Generator().manual_seed(world.rank))
+    work = torch.empty_like(x)
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    start_s = time.perf_counter()
+    while True:
+        for name, run in contenders.items():
+            work.copy_(x)
+            world.barrier()
+            begin_s = time.perf_counter()
+            run(work)
+            slowest = world.all_reduce(torch.tensor([time.perf_counter() - begin_s]), "max")
+            times[name].append(float(slowest))
+        late = torch.tensor([float(time.perf_counter() - start_s > budget_s)])
+        repeats = len(times[BASELINE])
+        if repeats >= 4 and (float(world.all_reduce(late, "max")) or repeats >= 40):
+            return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def size_of(text: str) -> int:
+    return int(text[:-1]) * {"K": 1 << 10, "M": 1 << 20}[text[-1]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default="4K,64K,1M,16M,64M", help="bytes of float32, as 4K or 16M")
+    parser.add_argument("--peers", default="horovod,gloo", help="what to compare with, beside MPI_Allreduce")
+    parser.add_argument("--only", default="", help="names of contenders, separated by commas")
+    parser.add_argument("--budget-s", type=float, default=4.0, help="seconds for each size, about")
+    parser.add_argument("--wire-gbit", type=float, help="rate of every link")
+    parser.add_argument("--out", type=Path, help="HDF5 file for the medians")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    world = connect("mpi")
+    contenders = peers(world, set(options.peers.split(","))) | ours(world)
+    if options.only:
+        contenders = {n: c for n, c in contenders.items() if n == BASELINE or n in options.only.split(",")}
+    table = {}
+    for text in options.sizes.split(","):
+        n = size_of(text) // 4
+        table[text] = measure(world, contenders, n, options.budget_s)
+        if world.rank == 0:
+            report(text, table[text], world.size, n, options.wire_gbit)
+    if world.rank == 0 and options.out:
+        write(options.out, table, world)
+    world.barrier()
+    if "gloo" in contenders:
+        dist.destroy_process_group()
+    if "Horovod" in contenders:
+        import horovod.torch as hvd
+
+        hvd.shutdown()
+    world.close()
+
+
+def report(size: str, medians: dict[str, float], ranks: int, n: int, wire_gbit: float | None) -> None:
+    print(f"\n{size}B of float32 on {ranks} ranks\n{'':22}{'ms':>10}{'x MPI_Allreduce':>18}", flush=True)
+    for name, median_s in medians.items():
+        print(f"{name:22}{1e3 * median_s:10.3f}{medians[BASELINE] / median_s:18.2f}", flush=True)
+    if wire_gbit:
+        bound_s = 8 * dense_all_reduce_bytes(4 * n, ranks) / (1e9 * wire_gbit)
+        share = bound_s / medians["ring"] if "ring" in medians else float("nan")
+        print(f"{'(wire, float32)':22}{1e3 * bound_s:10.3f}   the ring is at {share:.2f} of it", flush=True)
+
+
+def write(path: Path, table: dict[str, dict[str, float]], world: World) -> None:
+    with h5py.File(path, "w") as file:
+        file.attrs["ranks"], file.attrs["hosts"] = world.size, world.nodes
+        for size, medians in table.items():
+            for name, median_s in medians.items():
+                file.require_group(size).attrs[f"{name} (s)"] = median_s
+
+
+if __name__ == "__main__":
+    main()
