@@ -172,33 +172,30 @@ def train(job: "Job", world: "World", options: argparse.Namespace, signals: Stop
         ).everywhere()
     torch.manual_seed(job.run.seed * 1_000_003 + world.rank)  # what a rank draws from here on is its own
     steps = job.run.total_steps(workload.steps_per_epoch)
-    progress = Progress(directory.log, speaks=world.rank == 0, total=steps, every_s=job.run.log_every_s)
-    clock = PhaseClock()
-    solver = job.solver.build(workload.model, workload.loss, world, job.exchange, steps, clock)
+    with Progress(directory.log, speaks=world.rank == 0, total=steps, every_s=job.run.log_every_s) as progress:
+        clock = PhaseClock()
+        solver = job.solver.build(workload.model, workload.loss, world, job.exchange, steps, clock)
 
-    progress.say(
-        f"hpcopt {hpcopt.__version__}: {job.run.name}, {world.size} ranks on {world.nodes} hosts, {job.run.backend}, "
-        f"{torch.get_num_threads()} threads a rank, {steps} steps, run directory {directory.path}"
-    )
-    checkpoints = Checkpoints(directory.checkpoints, job.run.keep_checkpoints)
-    position = restore(world, checkpoints, solver, progress.say)
-    if position is None and options.resume:
-        raise JobError(f"--resume, but {directory.checkpoints} has no checkpoint").everywhere()
-    if position is not None:
-        position.require_same_run(job.as_dict())
-    file = MetricsFile(directory.metrics)
-    with world.together():
-        if world.rank == 0:
-            directory.job.write_text(job.as_toml())
-            start_metrics(file, job, world, position.step if position else 0)
-    position = position or Position()
-    position.ranks, position.job = world.size, job.as_dict()
-    recorder = Recorder(world, file, clock, position.elapsed_s)
-    trainer = Trainer(world, job.run, workload, solver, checkpoints, recorder, progress, clock, position, signals)
-    try:
+        progress.say(
+            f"hpcopt {hpcopt.__version__}: {job.run.name}, {world.size} ranks on {world.nodes} hosts, {job.run.backend}, "
+            f"{torch.get_num_threads()} threads a rank, {steps} steps, run directory {directory.path}"
+        )
+        checkpoints = Checkpoints(directory.checkpoints, job.run.keep_checkpoints)
+        position = restore(world, checkpoints, solver, progress.say)
+        if position is None and options.resume:
+            raise JobError(f"--resume, but {directory.checkpoints} has no checkpoint").everywhere()
+        if position is not None:
+            position.require_same_run(job.as_dict())
+        file = MetricsFile(directory.metrics)
+        with world.together():
+            if world.rank == 0:
+                directory.job.write_text(job.as_toml())
+                start_metrics(file, job, world, position.step if position else 0)
+        position = position or Position()
+        position.ranks, position.job = world.size, job.as_dict()
+        recorder = Recorder(world, file, clock, position.elapsed_s)
+        trainer = Trainer(world, job.run, workload, solver, checkpoints, recorder, progress, clock, position, signals)
         return trainer.train().exit_code
-    finally:
-        progress.close()
 
 
 def check_size(job: "Job", world: "World") -> None:

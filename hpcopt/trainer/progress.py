@@ -1,11 +1,12 @@
 """Rank 0 speaks: a live bar on a terminal, plain lines in a log. A batch log never sees a carriage return."""
 
-import os
 import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Self, TextIO
+
+from hpcopt.comm.launch import launch_from
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -20,8 +21,15 @@ class Progress:
         self._bar: RichProgress | None = None
         self._start_s = self._last_s = time.monotonic()
         self._first_step: int | None = None
-        if speaks and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        # A launcher may give its ranks a terminal that is none: Open MPI's mpirun does, even into a file.
+        if speaks and sys.stdout.isatty() and launch_from().launcher == "none":
             self._bar = _live_bar(total)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def say(self, text: str) -> None:
         """Print a line now, and log it with the time."""
@@ -31,7 +39,7 @@ class Progress:
         for line in text.splitlines():
             print(f"{stamp} {line}", file=self._log, flush=True)
             if self._bar is not None:
-                self._bar.console.print(line, highlight=False)
+                self._bar.console.print(line, highlight=False, soft_wrap=True)
             else:
                 print(f"{stamp} {line}", flush=True)
 
