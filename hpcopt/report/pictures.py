@@ -27,9 +27,10 @@ def write(figures: Sequence[Figure], folder: Path) -> None:
     except ImportError as cause:
         raise MetricsError("pictures need plotly and kaleido: `pip install plotly kaleido`") from cause
     folder.mkdir(parents=True, exist_ok=True)
+    plots: list[Any] = [{"data": figure.data, "layout": {**LOOK, **figure.layout}} for figure in figures]
     try:
         plotly.io.write_images(
-            fig=[{"data": figure.data, "layout": {**LOOK, **figure.layout}} for figure in figures],
+            fig=plots,
             file=[folder / f"{figure.name.replace('/', '_')}.png" for figure in figures],
             width=WIDTH,
             height=[figure.layout.get("height", HEIGHT) for figure in figures],

@@ -1,12 +1,7 @@
 """metrics.h5 holds what was given, in one continuous record over restarts, and can be read at any time."""
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
 
 import h5py
 import numpy as np
@@ -15,6 +10,7 @@ import pytest
 from hpcopt.errors import MetricsError
 from hpcopt.store import hdf5, journal
 from hpcopt.store.metrics import MetricsFile, provenance, read
+from tests.store.killing import KILLS, kill_while
 
 PHASES = ("data", "forward", "comm")
 
@@ -185,22 +181,6 @@ def test_damage_is_an_error_or_changes_nothing(file):
     assert errors > 20
 
 
-WRITER = """
-import sys, time
-from hpcopt.store.metrics import MetricsFile, read
-from tests.store.test_metrics import block, everything
-from pathlib import Path
-file = MetricsFile(Path(sys.argv[1]))
-done = len(read(file.path, everything)["steps/step"])
-file.restart(done, 2, {})
-print("ready", flush=True)
-while True:
-    file.append_steps(*block(done + 1, 7, 2))
-    done += 7
-    time.sleep(0.01)
-"""
-
-
 def consistent(file: h5py.File) -> int:
     found = everything(file)
     columns, phase_s, *_ = block(1, len(found["steps/step"]), 2)
@@ -211,25 +191,25 @@ def consistent(file: h5py.File) -> int:
 
 def test_read_while_written_and_after_kills(file):
     """Readers see whole blocks only, at any moment of an append, and so does whoever comes after a kill."""
-    rng, seen = random.Random(0), [0]
-    for _ in range(5):
-        process = subprocess.Popen([sys.executable, "-c", WRITER, file.path], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        process.stdout.readline()
-        end = time.monotonic() + rng.uniform(0.05, 0.3)
-        while time.monotonic() < end:
-            with_retries(file.path, seen)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+
+    def append_next() -> None:
+        with journal.viewing(file.path) as opened:
+            done = len(opened["steps/step"])
+        file.append_steps(*block(done + 1, 7, 2))
+
+    def read_beside() -> None:
+        try:
+            seen.append(read(file.path, consistent))
+        except MetricsError as error:  # a writer that does nothing else may leave no quiet moment
+            assert "changes faster" in str(error)
+
+    rng, seen, interrupted = random.Random(0), [0], 0
+    for kill in range(KILLS):
+        journal.recover(file.path)
+        kill_while(append_next, rng, read_beside if kill % 10 == 0 else lambda: None)
+        interrupted += journal.journal_of(file.path).exists()
         seen.append(read(file.path, consistent))
+        assert seen[-1] % 7 == 0
     assert seen == sorted(seen)
-    assert seen[-1] > 50
-    assert seen[-1] % 7 == 0
-
-
-def with_retries(path, seen: list[int]) -> None:
-    try:
-        seen.append(read(path, consistent))
-    except MetricsError as error:  # a writer that does nothing but write may leave no quiet moment
-        assert "changes faster" in str(error)
+    assert seen[-1] >= 2 * KILLS * 7
+    assert interrupted
