@@ -20,8 +20,11 @@ from hpcopt.solvers.splitting.dladmm import DlAdmmConfig
 from hpcopt.trainer.run import RunConfig
 from hpcopt.workloads.bert_pretraining import BertPretrainingConfig
 from hpcopt.workloads.image_classification import ImageClassificationConfig
+from hpcopt.workloads.segmentation import SegmentationConfig
 
-WorkloadConfig = Annotated[ImageClassificationConfig | BertPretrainingConfig, Field(discriminator="name")]
+WorkloadConfig = Annotated[
+    ImageClassificationConfig | SegmentationConfig | BertPretrainingConfig, Field(discriminator="name")
+]
 SolverConfig = Annotated[
     DataParallelConfig | BlockAdmmConfig | AltMinConfig | BcdConfig | DlAdmmConfig, Field(discriminator="name")
 ]

@@ -73,8 +73,8 @@ class Bert(nn.Module):
         """Predict the masked tokens, and whether the second sentence follows the first.
 
         Args:
-            input_ids: words, (n, s), int64; s <= 512.
-            segment_ids: 0 in the first sentence, 1 in the second, (n, s), int64.
+            input_ids: words, (n, s), int32 or int64; s <= 512.
+            segment_ids: 0 in the first sentence, 1 in the second, likewise.
             input_mask: true where there is a token and no padding, (n, s), bool.
             masked: which of the n * s places to predict, (k,), int64.
 

@@ -10,11 +10,16 @@ from pathlib import Path
 
 from hpcopt import __version__
 from hpcopt.errors import DataError
-from hpcopt.prepare import digits, fashion_mnist
+from hpcopt.prepare import digits, fashion_mnist, fashion_segmentation, images
 from hpcopt.prepare.dataset import DataSet
 from hpcopt.store.shards import Shards, write_shards
 
-SOURCES: dict[str, Callable[[Path | None], DataSet]] = {"digits": digits.read, "fashion-mnist": fashion_mnist.read}
+SOURCES: dict[str, Callable[[Path | None], DataSet]] = {
+    "digits": digits.read,
+    "fashion-mnist": fashion_mnist.read,
+    "fashion-segmentation": fashion_segmentation.read,
+    "images": images.read,
+}
 SPLITS = ("train", "test")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from hpcopt.errors import DataError
 from hpcopt.store import hdf5
 
-BLOCK_ROWS = 256
+BLOCK_ROWS = 512
 
 # name -> (dtype, dimensions of a row: "s" the sequence, "p" the tokens to predict)
 MASKED = {

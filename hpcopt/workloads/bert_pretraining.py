@@ -140,8 +140,8 @@ class BertPretraining:
             rows = self._hide(rows, numbers, epoch)
         positions, ids = (torch.from_numpy(rows[f"masked_lm_{name}"].astype(np.int64)) for name in ("positions", "ids"))
         tensors = {
-            "input_ids": torch.from_numpy(rows["input_ids"].astype(np.int64)),
-            "segment_ids": torch.from_numpy(rows["segment_ids"].astype(np.int64)),
+            "input_ids": torch.from_numpy(rows["input_ids"]),
+            "segment_ids": torch.from_numpy(rows["segment_ids"].astype(np.int32)),
             "input_mask": torch.from_numpy(rows["input_mask"].astype(bool)),
             "masked_positions": positions,
             "masked_ids": torch.where(positions > 0, ids, NO_TOKEN),  # place 0 is [CLS], never masked: padding

@@ -19,6 +19,7 @@ import numpy as np
 from hpcopt.store.sentence_pairs import SentencePairs
 
 MOST_LANES = 128
+LEAST_ROWS = 16  # of a lane in a batch, if the batch allows: with fewer, cutting and joining costs more than reading
 AHEAD = 4  # batches that are read before they are asked for
 
 Rows = dict[str, np.ndarray]
@@ -30,6 +31,8 @@ class Streams:
     def __init__(self, pairs: SentencePairs, batch: int, seed: int) -> None:
         self._pairs, self._seed = pairs, seed
         self._lanes = math.gcd(batch, MOST_LANES)
+        while self._lanes > 1 and batch < LEAST_ROWS * self._lanes:
+            self._lanes //= 2
         self._each = batch // self._lanes  # rows of a lane in a batch
         self._length = len(pairs) // self._lanes
 

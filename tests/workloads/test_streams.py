@@ -62,7 +62,7 @@ def test_any_step_can_be_the_first(pairs, start):
 
 
 def test_a_rank_reads_its_own_part(pairs):
-    numbers = np.concatenate([n for _, n in batches(pairs, 16, 1, 4, 0, 125)])
+    numbers = np.concatenate([n for _, n in batches(pairs, 64, 1, 4, 0, 31)])
     assert numbers.min() >= 500
     assert numbers.max() < 1000
 
