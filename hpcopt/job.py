@@ -14,6 +14,7 @@ from hpcopt.errors import JobError
 from hpcopt.exchange import ExchangeConfig
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
+from hpcopt.solvers.kaisa.solver import KaisaConfig
 from hpcopt.solvers.splitting.altmin import AltMinConfig
 from hpcopt.solvers.splitting.bcd import BcdConfig
 from hpcopt.solvers.splitting.dladmm import DlAdmmConfig
@@ -26,7 +27,8 @@ WorkloadConfig = Annotated[
     ImageClassificationConfig | SegmentationConfig | BertPretrainingConfig, Field(discriminator="name")
 ]
 SolverConfig = Annotated[
-    DataParallelConfig | BlockAdmmConfig | AltMinConfig | BcdConfig | DlAdmmConfig, Field(discriminator="name")
+    DataParallelConfig | KaisaConfig | BlockAdmmConfig | AltMinConfig | BcdConfig | DlAdmmConfig,
+    Field(discriminator="name"),
 ]
 
 

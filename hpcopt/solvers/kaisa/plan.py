@@ -65,6 +65,7 @@ class Plan:
         owned: layers whose factors this rank keeps.
         worked: layers that it preconditions, those of its column.
         sums, inverses, gradients: the three buffers; inverses has a group for each rank of the column.
+        own_inverses: where this rank's own lie in it.
         inverses_out, inverses_in, gradients_out, gradients_in: messages.
     """
 
@@ -80,6 +81,7 @@ class Plan:
         self.gradients = Buffer([placement.of_column(c) for c in range(grid.columns)], [s.gradient for s in sizes])
         own = self.inverses.segments[members.index(rank)]
         others = [(segment, r) for segment, r in zip(self.inverses.segments, members, strict=True) if r != rank]
+        self.own_inverses = own
         self.inverses_out = [Message(own.start, own.stop, r) for _, r in others]
         self.inverses_in = [Message(segment.start, segment.stop, r) for segment, r in others]
         mine = self.gradients.segments[column]

@@ -1,5 +1,6 @@
 """Kaisa: gradients in, natural gradients out. ``kaisa.step()`` stands before ``optimizer.step()``."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from hpcopt.comm.ragged import exchange, reduce_to_owners
 from hpcopt.comm.world import World
 from hpcopt.errors import CheckpointError
-from hpcopt.solvers.kaisa import inverse, symmetric
+from hpcopt.solvers.kaisa import inverse
 from hpcopt.solvers.kaisa.averages import Averages
 from hpcopt.solvers.kaisa.layers.find import Layers
 from hpcopt.solvers.kaisa.layers.layer import Layer
@@ -18,6 +19,7 @@ from hpcopt.solvers.kaisa.memory import Memory, Widths, choose, predict
 from hpcopt.solvers.kaisa.placement import Cost, Grid, place
 from hpcopt.solvers.kaisa.plan import Message, Plan, Sizes
 from hpcopt.solvers.kaisa.recorder import Distribution, Recorder
+from hpcopt.solvers.kaisa.refresh import Refresher
 from hpcopt.solvers.kaisa.settings import DTYPES, KaisaSettings
 
 MULTIPLY_PER_S = 5e10  # for placement only ratios count
@@ -36,7 +38,7 @@ class Kaisa:
         steps: steps done.
         damping: in use now; may be set at any time, the same on all ranks.
         cosines: by layer, of the last step's preconditioned and raw gradients; 1 means that nothing was done.
-        failures: what did not invert at once.
+        clipped: the factor of KL clipping in the last step.
     """
 
     def __init__(
@@ -65,11 +67,12 @@ class Kaisa:
         self.plan, self.memory = self._make_plan()
         self._averages = Averages(self._found, self.plan.owned, self._dtype(s.factor_dtype))
         self._inverses = torch.zeros(self.plan.inverses.numel, dtype=self._dtype(s.inverse_dtype))
+        self._refresher = Refresher(self._method, self._found, self.plan, self._averages, s.refresh_tolerance)
         self._inverted = False
         self.steps = 0
         self.damping = s.damping
-        self.failures = inverse.Failures()
-        self.cosines: dict[str, float] = {}
+        self.cosines = {layer.name: math.nan for layer in self._found}
+        self.clipped = 1.0
         self._recorder = Recorder(
             model, self.layers, self.plan.sums, s.fisher == "sampled", lambda: model.training and self.factors_due
         )
@@ -85,12 +88,22 @@ class Kaisa:
         return self.steps % self.settings.inverse_every == 0 or not self._inverted
 
     @property
+    def failures(self) -> inverse.Failures:
+        """What of this rank's factors did not invert at once."""
+        return self._refresher.failures
+
+    @property
+    def skipped_refreshes(self) -> int:
+        """Inverses of this rank that were kept because their factors had hardly changed."""
+        return self._refresher.skipped
+
+    @property
     def rejected(self) -> int:
         """Sums left out of this rank's averages because they were not finite."""
         return self._averages.rejected
 
     def sample(
-        self, outputs: Tensor, distribution: Distribution, *, terms: int | None = None, generator: Any = None
+        self, outputs: Tensor, distribution: Distribution, *, terms: float | None = None, generator: Any = None
     ) -> None:
         """With ``fisher = "sampled"``: before the loss's own backward, record that of targets drawn from the model.
 
@@ -106,7 +119,7 @@ class Kaisa:
         """Within it, nothing that the model does counts."""
         return self._recorder.paused()
 
-    def step(self, terms: int | None = None, grad_scale: float = 1.0) -> None:
+    def step(self, terms: float | None = None, grad_scale: float = 1.0) -> None:
         """Replace the gradients of the known layers by preconditioned ones. Collective.
 
         Args:
@@ -117,13 +130,12 @@ class Kaisa:
         """
         if self.factors_due:
             self._refresh_factors(terms, grad_scale)
-        if self.inverses_due:
-            self._refresh_inverses()
+        self._refresh_inverses()
         if self._inverted:
             self._precondition()
         self.steps += 1
 
-    def _refresh_factors(self, terms: int | None, grad_scale: float) -> None:
+    def _refresh_factors(self, terms: float | None, grad_scale: float) -> None:
         scale = (terms or self._recorder.terms) / grad_scale**2
         flat = self._recorder.take(scale / self._world.size if self._averaged else scale)
         plan, size = self.plan.sums, self._world.size
@@ -136,13 +148,15 @@ class Kaisa:
         self._averages.add_sums(pieces, self.settings.factor_decay)
 
     def _refresh_inverses(self) -> None:
-        for i in self.plan.owned:
-            average = self._averages.of[i]
-            kept = self._inverses[self.plan.inverses.pieces[i]]
-            a, g, damping = (average.a, average.g, self.damping) if average.updates else (*_unit(self._found[i]), 0.0)
-            self._method.invert(self._found[i], a, g, damping, kept, self.failures)
-        self._exchange(self._inverses, self.plan.inverses_out, self.plan.inverses_in)
-        self._inverted = True
+        lag, refreshed = self.settings.inverse_lag, False
+        if self.inverses_due and (lag == 0 or not self._inverted):
+            self._refresher.now(self._inverses, self.damping)
+            self._inverted = refreshed = True
+        elif self.inverses_due:
+            self._refresher.start(self._inverses, self.damping, self.steps + lag)
+        refreshed = self._refresher.finish(self._inverses, self.steps) or refreshed
+        if refreshed:
+            self._exchange(self._inverses, self.plan.inverses_out, self.plan.inverses_in)
 
     def _precondition(self) -> None:
         raw = {i: layer.gradient() for i, layer in enumerate(self._found) if _has_gradients(layer)}
@@ -161,12 +175,11 @@ class Kaisa:
         dots = torch.tensor([[torch.sum(p * w), p.norm() * w.norm()] for p, w in products.values()]).view(-1, 2)
         if not torch.isfinite(dots).all():
             return
-        self.cosines = dict(
-            zip((self._found[i].name for i in raw), (dots[:, 0] / dots[:, 1].clamp(min=1e-30)).tolist(), strict=True)
-        )
-        nu = self._clip(float(dots[:, 0].sum()))
+        cosines = (dots[:, 0] / dots[:, 1].clamp(min=1e-30)).tolist()
+        self.cosines.update(zip((self._found[i].name for i in raw), cosines, strict=True))
+        self.clipped = self._clip(float(dots[:, 0].sum()))
         for i, (p, _) in products.items():
-            self._found[i].set_gradient(p.mul_(nu))
+            self._found[i].set_gradient(p.mul_(self.clipped))
 
     def _clip(self, product: float) -> float:
         """The factor of KL clipping; ``product`` is <P, gradient> over all layers, lr^2 of which is the divergence."""
@@ -186,14 +199,14 @@ class Kaisa:
 
     def _make_plan(self) -> tuple[Plan, Memory]:
         s, layers = self.settings, self._found
-        widths = Widths(
+        widths = self._widths = Widths(
             layers[0].dtype.itemsize if layers else 4,
             (self._dtype(s.factor_dtype) or torch.float32).itemsize,
             (self._dtype(s.inverse_dtype) or torch.float32).itemsize,
             layers[0].dtype.itemsize if layers else 4,
         )
-        sizes = [Sizes(x.a.numel + x.g.numel + 1, self._method.numel(x), x.numel) for x in layers]
-        costs = [self._cost(layer, widths) for layer in layers]
+        sizes = self._sizes = [Sizes(x.a.numel + x.g.numel + 1, self._method.numel(x), x.numel) for x in layers]
+        costs = self._costs = [self._cost(layer, widths) for layer in layers]
         if s.memory_budget is not None:
             placement, _ = choose(costs, sizes, self._world.size, widths, s.memory_budget)
         else:
@@ -209,9 +222,34 @@ class Kaisa:
         every = self.settings.inverse_every
         return Cost(invert_s / every, products / MULTIPLY_PER_S, send_s / every)
 
+    def describe(self) -> dict[str, str]:
+        """The plan for a person."""
+        grid, s = self.plan.placement.grid, self.settings
+        ranks = [Plan(self.plan.placement, self._sizes, rank) for rank in range(grid.size)]
+        memory = [predict(plan, self._widths) for plan in ranks]
+        names = [layer.name for layer in self._found]
+        indent = "\n" + 17 * " "  # under the text of the line before
+        costs = [sum(self._costs[i].precondition_s for i in p.worked) for p in ranks]
+        inverting = [sum(self._costs[i].invert_s for i in p.owned) * s.inverse_every for p in ranks]
+        return {
+            "K-FAC layers": f"{len(names)} preconditioned, {len(self.layers.skipped)} not: "
+            + (", ".join(f"{name} ({why})" for name, why in self.layers.skipped.items()) or "none"),
+            "K-FAC grid": f"fraction {grid.fraction:.3g}\n{self.plan.placement.text()}".replace("\n", indent),
+            "K-FAC memory": f"{max(m.held_bytes for m in memory):,} bytes kept on the fullest rank, "
+            f"{max(m.passing_bytes for m in memory):,} more in passing",
+            "K-FAC time": f"about {max(costs):.2g} s a step on the busiest rank to precondition, "
+            f"{max(inverting):.2g} s every {s.inverse_every} steps to invert",
+            "K-FAC rank 0": indent.join(ranks[0].lines(names, self._widths.sums)),
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """What is the same on all ranks."""
-        return {"steps": self.steps, "damping": self.damping, "inverted": self._inverted}
+        return {
+            "steps": self.steps,
+            "damping": self.damping,
+            "inverted": self._inverted,
+            "inverses_come": self._refresher.due_step(),
+        }
 
     def rank_state_dict(self) -> dict[str, Any]:
         """Factors and inverses of the layers that this rank owns, by name."""
@@ -223,6 +261,7 @@ class Kaisa:
                 "g": average.g,
                 "updates": average.updates,
                 "inverse": self._inverses[self.plan.inverses.pieces[i]],
+                **self._refresher.state(i),
             }
         return state
 
@@ -232,6 +271,7 @@ class Kaisa:
         Raises:
             CheckpointError: a layer is missing or of another size.
         """
+        own: dict[int, dict[str, Any]] = {}
         missing = {self._found[i].name for i in (*self.plan.owned, *self.plan.worked)}
         for part in parts:
             for i in range(len(self._found)):
@@ -239,9 +279,12 @@ class Kaisa:
                 if entry is not None:
                     self._restore(i, entry)
                     missing.discard(self._found[i].name)
+                    if i in self._averages.of:
+                        own[i] = entry
         if missing:
             raise CheckpointError(f"the checkpoint has no K-FAC factors of {', '.join(sorted(missing))}")
         self.steps, self.damping, self._inverted = shared["steps"], shared["damping"], shared["inverted"]
+        self._refresher.restore(own, shared["inverses_come"], self._inverses)
 
     def _restore(self, i: int, entry: dict[str, Any]) -> None:
         try:
@@ -254,18 +297,6 @@ class Kaisa:
                 self._inverses[self.plan.inverses.pieces[i]].copy_(entry["inverse"])
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"the factors of {self._found[i].name} do not fit this job: {error}") from error
-
-
-def _unit(layer: Layer) -> tuple[Tensor, Tensor]:
-    """Factors that leave gradients as they are, for a layer that has not been used."""
-    a, g = (
-        symmetric.pack(
-            torch.eye(f.size, dtype=layer.dtype).expand(f.matrices, -1, -1),
-            torch.empty(f.matrices, symmetric.packed_length(f.size), dtype=layer.dtype),
-        )
-        for f in (layer.a, layer.g)
-    )
-    return a, g
 
 
 def _has_gradients(layer: Layer) -> bool:

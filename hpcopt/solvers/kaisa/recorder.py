@@ -53,7 +53,7 @@ class Recorder:
         return flat
 
     def sample(
-        self, outputs: Tensor, distribution: Distribution, terms: int, generator: torch.Generator | None = None
+        self, outputs: Tensor, distribution: Distribution, terms: float, generator: torch.Generator | None = None
     ) -> None:
         """Draw targets from the model's own predictive distribution and record the gradients of their loss, a mean over
         ``terms``, by a backward pass of its own that leaves the parameters' gradients alone.

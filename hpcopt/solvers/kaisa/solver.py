@@ -1,0 +1,137 @@
+"""K-FAC as a job's solver: data parallelism whose summed gradients are preconditioned before the inner optimizer."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from hpcopt.comm.world import World
+from hpcopt.errors import JobError
+from hpcopt.exchange import ExchangeConfig
+from hpcopt.exchange.reducer import Entries
+from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
+from hpcopt.phases import PhaseClock
+from hpcopt.solvers.data_parallel import DataParallel, DataParallelConfig
+from hpcopt.solvers.kaisa.preconditioner import Kaisa
+from hpcopt.solvers.kaisa.recorder import Distribution
+from hpcopt.solvers.kaisa.settings import KaisaSettings
+from hpcopt.solvers.solver import Batch, Loss, OutputLoss, StepStats, Tree
+
+
+class KaisaConfig(KaisaSettings):
+    """Distributed K-FAC around any optimizer."""
+
+    name: Literal["kaisa"] = "kaisa"
+    optimizer: OptimizerConfig = Field(SgdConfig(), description="takes the preconditioned gradients, on every rank")
+    schedule: ScheduleConfig = Field(ScheduleConfig(), description="learning rate over the run")
+    accumulate: int = Field(1, ge=1, description="micro-batches that a rank's share of a batch is cut into")
+    clip_norm: float | None = Field(None, gt=0, description="largest Euclidean norm of the preconditioned gradient")
+    damping_final: float | None = Field(None, gt=0, description="damping at the run's end, reached geometrically")
+    terms_per_sample: float = Field(1.0, gt=0, description="terms that the loss averages over, for each sample")
+    distribution: Distribution = Field("categorical", description="of targets, for sampled Fisher")
+
+    def build(
+        self, model: nn.Module, loss: Loss, world: World, exchange: ExchangeConfig, steps: int, clock: PhaseClock
+    ) -> "KaisaSolver":
+        """Make the solver. Collective.
+
+        Raises:
+            JobError: no placement fits the memory budget; sampled targets are asked of a loss that hides its outputs.
+        """
+        return KaisaSolver(self, model, loss, world, exchange, steps, clock)
+
+    def inner(self) -> DataParallelConfig:
+        """Everything but the preconditioner."""
+        return DataParallelConfig(
+            optimizer=self.optimizer, schedule=self.schedule, accumulate=self.accumulate, clip_norm=self.clip_norm
+        )
+
+    def preconditioner(self) -> dict[str, Any]:
+        """The preconditioner's own settings."""
+        return {name: getattr(self, name) for name in KaisaSettings.model_fields}
+
+
+class KaisaSolver(DataParallel):
+    """The solver.
+
+    Extra metrics of a step: ``cosine.LAYER``, between the layer's preconditioned and raw gradient: 1 is a
+    preconditioner that does nothing; ``kaisa.damping``, ``kaisa.clip``: the damping, and the factor of KL clipping;
+    ``kaisa.rejected``, ``kaisa.redamped``, ``kaisa.float64``: this rank's sums left out, and factors hard to
+    invert, so far.
+    """
+
+    def __init__(
+        self,
+        config: KaisaConfig,
+        model: nn.Module,
+        loss: Loss,
+        world: World,
+        exchange: ExchangeConfig,
+        steps: int,
+        clock: PhaseClock,
+    ) -> None:
+        """Start from rank 0's parameters. Collective."""
+        sampled = config.fisher == "sampled"
+        if sampled and not isinstance(loss, OutputLoss):
+            raise JobError(
+                '[solver] fisher = "sampled" needs a workload whose loss is a function of the model\'s outputs alone; '
+                'use fisher = "empirical"'
+            ).everywhere()
+        super().__init__(config.inner(), model, self._sampling if sampled else loss, world, exchange, steps, clock)
+        self._kaisa_config, self._whole_loss, self._terms = config, loss, 1.0
+        self._seed = world.rank
+        self._ranks = world.size
+        self.kaisa = Kaisa(model, world, lr=self._learning_rate, averaged=False, **config.preconditioner())
+
+    def step(self, batch: Batch) -> StepStats:
+        self._terms = batch.global_size * self._kaisa_config.terms_per_sample
+        stats = super().step(batch)
+        stats.extra.update(self._metrics())
+        return stats
+
+    def _sampling(self, model: nn.Module, batch: Batch) -> Tensor:
+        loss = self._whole_loss
+        assert isinstance(loss, OutputLoss)
+        outputs = model(loss.inputs(batch))
+        if self.kaisa.factors_due:
+            generator = torch.Generator().manual_seed(self._step * self._ranks + self._seed)
+            self.kaisa.sample(outputs, self._kaisa_config.distribution, terms=self._terms, generator=generator)
+        return loss.criterion(outputs, batch)
+
+    def _learning_rate(self) -> float:
+        return self._config.optimizer.lr * self._config.schedule.factor(self._step, self._steps)
+
+    def _update(self) -> float:
+        config = self._kaisa_config
+        if config.damping_final is not None:
+            done = self._step / max(1, self._steps)
+            self.kaisa.damping = config.damping * (config.damping_final / config.damping) ** done
+        with self._clock("precondition"):
+            self.kaisa.step(self._terms)
+        return super()._update()
+
+    def _metrics(self) -> dict[str, float]:
+        kaisa = self.kaisa
+        return {
+            **{f"cosine.{name}": value for name, value in kaisa.cosines.items()},
+            "kaisa.damping": kaisa.damping,
+            "kaisa.clip": kaisa.clipped,
+            "kaisa.rejected": float(kaisa.rejected),
+            "kaisa.redamped": float(kaisa.failures.more_damping),
+            "kaisa.float64": float(kaisa.failures.float64),
+        }
+
+    def plan(self) -> dict[str, str]:
+        return {**super().plan(), **self.kaisa.describe()}
+
+    def state_dict(self) -> Tree:
+        return {**super().state_dict(), "kaisa": self.kaisa.state_dict()}
+
+    def rank_state_dict(self) -> Tree:
+        return {**super().rank_state_dict(), "kaisa": self.kaisa.rank_state_dict()}
+
+    def load_state_dict(self, shared: Tree, parts: Sequence[Tree]) -> None:
+        super().load_state_dict(shared, parts)
+        self.kaisa.load_state_dict(shared["kaisa"], Entries(parts, "kaisa"))
