@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hpcopt.comm.world import World
     from hpcopt.job import Job
     from hpcopt.trainer.run import RunDirectory
+    from hpcopt.workloads.workload import Workload
 
 QUICKSTART = Path("jobs/quickstart.toml")
 
@@ -162,40 +163,41 @@ def train(job: "Job", world: "World", options: argparse.Namespace, signals: Stop
     check_size(job, world)
     directory = open_directory(job, world, options)
     prepare_data(job, world)
+    workload = build_workload(job, world)
+    torch.manual_seed(job.run.seed * 1_000_003 + world.rank)  # what a rank draws from here on is its own
+    steps = job.run.total_steps(workload.steps_per_epoch)
+    clock = PhaseClock()
+    with Progress(directory.log, speaks=world.rank == 0, total=steps, every_s=job.run.log_every_s) as progress:
+        progress.say(
+            f"hpcopt {hpcopt.__version__}: {job.run.name}, {world.size} ranks on {world.nodes} hosts, "
+            f"{job.run.backend}, {torch.get_num_threads()} threads a rank, {steps} steps, into {directory.path}"
+        )
+        solver = job.solver.build(workload.model, workload.loss, world, job.exchange, steps, clock)
+        checkpoints = Checkpoints(directory.checkpoints, job.run.keep_checkpoints)
+        position = restore(world, checkpoints, solver, progress.say) or Position()
+        if options.resume and not position.ranks:
+            raise JobError(f"--resume, but {directory.checkpoints} has no checkpoint").everywhere()
+        position.take_over(job.as_dict(), world.size)
+        file = MetricsFile(directory.metrics)
+        with world.together():
+            if world.rank == 0:
+                directory.job.write_text(job.as_toml())
+                start_metrics(file, job, world, position.step)
+        recorder = Recorder(world, file, clock, position.elapsed_s)
+        trainer = Trainer(world, job.run, workload, solver, checkpoints, recorder, progress, clock, position, signals)
+        return trainer.train().exit_code
+
+
+def build_workload(job: "Job", world: "World") -> "Workload":
+    """Open the data, each rank checking its share of the files, and make the model. Collective."""
     with world.together():
         workload = job.workload.build(job.run.seed)
         workload.verify(world.rank, world.size)
     target = job.run.stop_at
     if target is not None and target.metric not in workload.scores:
-        raise JobError(
-            f"[run] stop_at.metric = {target.metric!r}, but there is {' and '.join(workload.scores)}"
-        ).everywhere()
-    torch.manual_seed(job.run.seed * 1_000_003 + world.rank)  # what a rank draws from here on is its own
-    steps = job.run.total_steps(workload.steps_per_epoch)
-    with Progress(directory.log, speaks=world.rank == 0, total=steps, every_s=job.run.log_every_s) as progress:
-        clock = PhaseClock()
-        solver = job.solver.build(workload.model, workload.loss, world, job.exchange, steps, clock)
-
-        progress.say(
-            f"hpcopt {hpcopt.__version__}: {job.run.name}, {world.size} ranks on {world.nodes} hosts, {job.run.backend}, "
-            f"{torch.get_num_threads()} threads a rank, {steps} steps, run directory {directory.path}"
-        )
-        checkpoints = Checkpoints(directory.checkpoints, job.run.keep_checkpoints)
-        position = restore(world, checkpoints, solver, progress.say)
-        if position is None and options.resume:
-            raise JobError(f"--resume, but {directory.checkpoints} has no checkpoint").everywhere()
-        if position is not None:
-            position.require_same_run(job.as_dict())
-        file = MetricsFile(directory.metrics)
-        with world.together():
-            if world.rank == 0:
-                directory.job.write_text(job.as_toml())
-                start_metrics(file, job, world, position.step if position else 0)
-        position = position or Position()
-        position.ranks, position.job = world.size, job.as_dict()
-        recorder = Recorder(world, file, clock, position.elapsed_s)
-        trainer = Trainer(world, job.run, workload, solver, checkpoints, recorder, progress, clock, position, signals)
-        return trainer.train().exit_code
+        known = " and ".join(workload.scores)
+        raise JobError(f"[run] stop_at.metric = {target.metric!r}, but there is {known}").everywhere()
+    return workload
 
 
 def check_size(job: "Job", world: "World") -> None:

@@ -30,20 +30,23 @@ class Position:
     ranks: int = 0
     job: dict[str, Any] = field(default_factory=dict)
 
-    def require_same_run(self, job: dict[str, Any]) -> None:
-        """Refuse to go on with other samples or another seed than the steps up to here had; anything else may change.
+    def take_over(self, job: dict[str, Any], ranks: int) -> None:
+        """Go on from here with this job and number of ranks: with the same samples and seed as the steps up to here;
+        anything else may change.
 
         Raises:
             JobError: on all ranks.
         """
-        for section, keys in (("run", ("seed",)), ("workload", job["workload"].keys() - {"data", "model"})):
-            for key in keys:
+        compared = (("run", {"seed"}), ("workload", job["workload"].keys() - {"data", "model"})) if self.ranks else ()
+        for section, keys in compared:
+            for key in sorted(keys):
                 before, now = self.job[section].get(key), job[section].get(key)
                 if before != now:
                     raise JobError(
                         f"the checkpoint was made with [{section}] {key} = {before!r}, not {now!r}: "
                         "go on with that, or start over with --fresh"
                     ).everywhere()
+        self.job, self.ranks = job, ranks
 
 
 def restore(world: World, checkpoints: Checkpoints, solver: Solver, say: Callable[[str], None]) -> Position | None:

@@ -96,12 +96,15 @@ def test_the_random_numbers_go_on(tmp_path):
 
 def test_other_samples_are_another_run():
     job = {"run": {"seed": 0}, "workload": {"name": "x", "batch": 4, "data": "here"}}
-    position = Position(job=job)
-    position.require_same_run({"run": {"seed": 0}, "workload": {"name": "x", "batch": 4, "data": "there"}})
+    position = Position()
+    position.take_over(job, 3)
+    moved = {"run": {"seed": 0}, "workload": {"name": "x", "batch": 4, "data": "there"}}
+    position.take_over(moved, 4)
+    assert (position.ranks, position.job) == (4, moved)
     with pytest.raises(JobError, match="seed"):
-        position.require_same_run({"run": {"seed": 1}, "workload": job["workload"]})
+        position.take_over({"run": {"seed": 1}, "workload": job["workload"]}, 4)
     with pytest.raises(JobError, match="batch"):
-        position.require_same_run({"run": {"seed": 0}, "workload": {"name": "x", "batch": 8, "data": "here"}})
+        position.take_over({"run": {"seed": 0}, "workload": {"name": "x", "batch": 8, "data": "here"}}, 4)
 
 
 def test_a_state_that_does_not_fit_is_an_error_on_every_rank(tmp_path):
