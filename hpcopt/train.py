@@ -258,7 +258,7 @@ def start_metrics(file: Any, job: "Job", world: "World", step: int) -> None:
         "title": job.run.name,
         "config": json.dumps(job.as_dict()),
         "hostnames": world.hosts,
-        "mpi_library": MPI.Get_library_version().splitlines()[0],
+        "mpi_library": MPI.Get_library_version().splitlines()[0].split(",")[0],
         "torch_version": torch.__version__,
         "threads": torch.get_num_threads(),
         "seed": job.run.seed,
