@@ -4,22 +4,19 @@ import numpy as np
 from numba import njit
 
 from hpcopt.kernels import masks
-from hpcopt.kernels.qsgd import MAGNITUDE
 
 LANES = masks.LANES
+STRETCH = 1024  # values that stay in the first-level cache, unless a bin is longer
 
 
 @njit(nogil=True, cache=True)
-def _accumulate(fresh, residue, reach, reached):
-    """residue += fresh; reached = residue + reach * fresh; return the bits of the largest |residue|."""
+def _accumulate(fresh, residue, reach, total, reached):
+    """residue += fresh, of which total is a copy; reached = residue + reach * fresh."""
     for j in range(fresh.size):
-        residue[j] += fresh[j]
-        reached[j] = residue[j] + reach * fresh[j]
-    top = np.int32(0)
-    bits = residue.view(np.int32)
-    for j in range(fresh.size):
-        top = max(top, np.int32(bits[j] & MAGNITUDE))
-    return top
+        value = residue[j] + fresh[j]
+        residue[j] = value
+        total[j] = value
+        reached[j] = value + reach * fresh[j]
 
 
 @njit(nogil=True, cache=True)
@@ -30,28 +27,33 @@ def encode(x, residue, bin_size, reach, minus, counts, entries):
     not 0. Returns the number of entries, S (the mean over bins of max |G|, float32) and the bits of the largest
     magnitude.
     """
-    reached = np.zeros((bin_size + LANES - 1) // LANES * LANES, np.float32)
-    bits = reached.view(np.int32)
-    done, worst, total = 0, np.int32(0), 0.0
-    for b in range(counts.size):
-        stretch = residue[b * bin_size : (b + 1) * bin_size]
-        if stretch.size < bin_size:
-            reached[:] = 0
-        top = _accumulate(x[b * bin_size : (b + 1) * bin_size], stretch, reach, reached)
-        worst = max(worst, top)
-        total += np.float64(np.int32(top).view(np.float32))
-        before = done
-        if top > 0:
-            for k in range(0, stretch.size, LANES):
-                word = masks.at_least(bits, k, top)
+    stretch = max(1, STRETCH // bin_size) * bin_size
+    total, reached = np.zeros(stretch + LANES, np.float32), np.zeros(stretch + LANES, np.float32)
+    total_bits, reached_bits = total.view(np.int32), reached.view(np.int32)
+    done, worst, tops = 0, np.int32(0), 0.0
+    for start in range(0, x.size, stretch):
+        size = min(stretch, x.size - start)
+        _accumulate(x[start : start + size], residue[start : start + size], reach, total, reached)
+        for first in range(0, size, bin_size):
+            end = min(first + bin_size, size)
+            top = np.int32(0)
+            for i in range(first, end, LANES):
+                top = max(top, masks.largest(total_bits, i, np.int32(end - i)))
+            worst = max(worst, top)
+            tops += np.float64(np.int32(top).view(np.float32))
+            before = done
+            for i in range(first, end if top > 0 else first, LANES):
+                word = masks.at_least(reached_bits, i, top)
+                if end - i < LANES:
+                    word &= (np.uint64(1) << np.uint64(end - i)) - np.uint64(1)
                 while word != 0:
-                    j = k + masks.trailing_zeros(word)
+                    j = i + masks.trailing_zeros(word)
                     word &= word - np.uint64(1)
-                    if stretch[j] != 0:
-                        entries[done] = j | minus if stretch[j] < 0 else j
+                    if total[j] != 0:
+                        entries[done] = (j - first) | minus if total[j] < 0 else j - first
                         done += 1
-        counts[b] = done - before
-    scale = np.float32(total / counts.size) if counts.size > 0 else np.float32(0)
+            counts[(start + first) // bin_size] = done - before
+    scale = np.float32(tops / counts.size) if counts.size > 0 else np.float32(0)
     return done, scale, worst
 
 

@@ -54,6 +54,63 @@ def at_least(typingctx, bits, i, threshold):
 
 
 @intrinsic
+def negative_and_sum(typingctx, x, i, sums):
+    """As ``negative``, and adds ``|x[i + j]|`` to ``sums[j]``, float32, (64,)."""
+
+    def codegen(context, builder, signature, args):
+        array, index, totals = args
+        values = builder.load(_address(context, builder, signature.args[0], array, index, FLOATS), align=4)
+        return _negative_and_sum(context, builder, values, signature.args[2], totals)
+
+    return types.uint64(x, i, sums), codegen
+
+
+@intrinsic
+def add_negative_and_sum(typingctx, x, owed, i, sums):
+    """``owed[i + j] += x[i + j]`` for 64 values, then as ``negative_and_sum`` of owed."""
+
+    def codegen(context, builder, signature, args):
+        array, target, index, totals = args
+        address = _address(context, builder, signature.args[1], target, index, FLOATS)
+        fresh = builder.load(_address(context, builder, signature.args[0], array, index, FLOATS), align=4)
+        values = builder.fadd(builder.load(address, align=4), fresh)
+        builder.store(values, address, align=4)
+        return _negative_and_sum(context, builder, values, signature.args[3], totals)
+
+    return types.uint64(x, owed, i, sums), codegen
+
+
+def _negative_and_sum(context, builder, values, sums_type, sums):
+    start = ir.Constant(ir.IntType(64), 0)
+    address = _address(context, builder, sums_type, sums, start, FLOATS)
+    magnitudes = builder.bitcast(
+        builder.and_(builder.bitcast(values, INTS), ir.Constant(INTS, [0x7FFFFFFF] * LANES)), FLOATS
+    )
+    builder.store(builder.fadd(builder.load(address, align=4), magnitudes), address, align=4)
+    return builder.bitcast(builder.fcmp_ordered("<", values, ir.Constant(FLOATS, [0.0] * LANES)), WORD)
+
+
+@intrinsic
+def largest(typingctx, bits, i, count):
+    """The largest of the magnitudes of ``count`` <= 64 float32, given as int32 bits from i on; 64 must be readable
+    there.
+    """
+
+    def codegen(context, builder, signature, args):
+        array, index, number = args
+        values = builder.load(_address(context, builder, signature.args[0], array, index, INTS), align=4)
+        inside = builder.icmp_signed("<", ir.Constant(INTS, list(range(LANES))), _splat(builder, number, INTS))
+        magnitudes = builder.and_(values, ir.Constant(INTS, [0x7FFFFFFF] * LANES))
+        kept = builder.select(inside, magnitudes, ir.Constant(INTS, [0] * LANES))
+        reduce = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.IntType(32), [INTS]), f"llvm.vector.reduce.smax.v{LANES}i32"
+        )
+        return builder.call(reduce, [kept])
+
+    return types.int32(bits, i, types.int32), codegen
+
+
+@intrinsic
 def signed(typingctx, word, scale, out, i):
     """Store ``-scale`` where a bit of word is set and ``scale`` elsewhere in ``out[i : i + 64]``."""
 

@@ -8,34 +8,26 @@ import numpy as np
 from numba import njit
 
 from hpcopt.kernels import masks
-from hpcopt.kernels.qsgd import largest
-from hpcopt.kernels.rng import BLOCK
 
 LANES = masks.LANES
-
-
-@njit(inline="always")
-def _pack_block(x, words):
-    """Pack up to 512 values into the head of words."""
-    whole = x.size // LANES
-    for k in range(whole):
-        words[k] = masks.negative(x, k * LANES)
-    if whole * LANES < x.size:
-        tail = np.zeros(LANES, np.float32)
-        for j in range(x.size - whole * LANES):
-            tail[j] = x[whole * LANES + j]
-        words[whole] = masks.negative(tail, 0)
+NOT_FINITE = np.int32(0x7F800000)
 
 
 @njit(nogil=True, cache=True)
 def pack(x, words):
-    """Fill words, uint64, ceil(n / 64), from x, float32, (n,). Returns the bits of the largest magnitude."""
-    worst = np.int32(0)
-    for i in range(0, x.size, BLOCK):
-        block = x[i : i + BLOCK]
-        worst = max(worst, largest(block.view(np.int32)))
-        _pack_block(block, words[i // LANES :])
-    return worst
+    """Fill words, uint64, ceil(n / 64), from x, float32, (n,). Returns NOT_FINITE if there is an Inf or NaN, else 0."""
+    bits = x.view(np.int32)
+    whole = x.size // LANES
+    bad = np.uint64(0)
+    for k in range(whole):
+        words[k] = masks.negative(x, k * LANES)
+        bad |= masks.at_least(bits, k * LANES, NOT_FINITE)
+    if whole * LANES < x.size:
+        tail = np.zeros(LANES, np.float32)
+        tail[: x.size - whole * LANES] = x[whole * LANES :]
+        words[whole] = masks.negative(tail, 0)
+        bad |= masks.at_least(tail.view(np.int32), 0, NOT_FINITE)
+    return NOT_FINITE if bad else np.int32(0)
 
 
 @njit(nogil=True, cache=True)
@@ -54,69 +46,71 @@ def unpack(words, scale, add, out):
         out[i] = out[i] + value if add else value
 
 
-@njit(nogil=True, cache=True)
-def _sum_magnitudes(x, sums):
-    """The sum of |x| of up to 512 values: 64 running sums, then by halves, in the same order whatever the machine's
-    vectors.
+@njit(inline="always")
+def _mean(sums, values):
+    """The mean magnitude of values, given 64 running sums, which are added up by halves: the same order on any
+    machine.
     """
-    whole = x.size - x.size % LANES
-    for j in range(LANES):
-        sums[j] = abs(x[j]) if whole > 0 else np.float32(0)
-    for i in range(LANES, whole, LANES):
-        row = x[i : i + LANES]
-        for j in range(LANES):
-            sums[j] += abs(row[j])
-    for i in range(whole, x.size):
-        sums[i - whole] += abs(x[i])
     half = LANES // 2
     while half > 0:
         for j in range(half):
             sums[j] += sums[j + half]
         half //= 2
     if np.isfinite(sums[0]):
-        return np.float64(sums[0])
-    total = 0.0  # float32 sums of huge values overflow
-    for value in x:
+        return np.float32(np.float64(sums[0]) / values.size)
+    total = 0.0  # an Inf or NaN, or huge values whose float32 sums overflow
+    for value in values:
         total += np.float64(abs(value))
-    return total
+    return np.float32(total / values.size)
 
 
 @njit(nogil=True, cache=True)
 def encode(x, bucket, scales, words):
-    """Fill scales (the mean magnitude of each bucket, float32) and words; bucket is a multiple of 512."""
-    worst = np.int32(0)
-    sums = np.zeros(LANES, np.float32)
+    """Fill scales (the mean magnitude of each bucket, float32) and words; bucket is a multiple of 64.
+
+    Returns NOT_FINITE if there is an Inf or NaN, which the scales show, else 0.
+    """
+    sums = np.empty(LANES, np.float32)
+    bad = False
     for b in range(scales.size):
         values = x[b * bucket : (b + 1) * bucket]
-        total = 0.0
-        for i in range(0, values.size, BLOCK):
-            block = values[i : i + BLOCK]
-            worst = max(worst, largest(block.view(np.int32)))
-            total += _sum_magnitudes(block, sums)
-            _pack_block(block, words[(b * bucket + i) // LANES :])
-        scales[b] = np.float32(total / values.size)
-    return worst
+        ballot = words[b * bucket // LANES :]
+        sums[:] = 0
+        whole = values.size // LANES
+        for k in range(whole):
+            ballot[k] = masks.negative_and_sum(values, k * LANES, sums)
+        if whole * LANES < values.size:
+            tail = np.zeros(LANES, np.float32)
+            tail[: values.size - whole * LANES] = values[whole * LANES :]
+            ballot[whole] = masks.negative_and_sum(tail, 0, sums)
+        scales[b] = _mean(sums, values)
+        bad |= not np.isfinite(scales[b])
+    return NOT_FINITE if bad else np.int32(0)
 
 
 @njit(nogil=True, cache=True)
 def encode_feedback(x, residual, bucket, scales, words):
     """As ``encode`` of x + residual, in one sweep of memory; residual keeps what the payload does not carry."""
-    worst = np.int32(0)
-    sums = np.zeros(LANES, np.float32)
+    sums = np.empty(LANES, np.float32)
+    bad = False
     for b in range(scales.size):
         values = x[b * bucket : (b + 1) * bucket]
         owed = residual[b * bucket : (b + 1) * bucket]
-        total = 0.0
-        for i in range(0, values.size, BLOCK):
-            fresh, block = values[i : i + BLOCK], owed[i : i + BLOCK]
-            for j in range(block.size):
-                block[j] += fresh[j]
-            worst = max(worst, largest(block.view(np.int32)))
-            total += _sum_magnitudes(block, sums)
-            _pack_block(block, words[(b * bucket + i) // LANES :])
-        scales[b] = np.float32(total / values.size)
-        unpack(words[b * bucket // LANES :], -scales[b], True, owed)
-    return worst
+        ballot = words[b * bucket // LANES :]
+        sums[:] = 0
+        whole = values.size // LANES
+        for k in range(whole):
+            ballot[k] = masks.add_negative_and_sum(values, owed, k * LANES, sums)
+        if whole * LANES < values.size:
+            tail = np.zeros(LANES, np.float32)
+            for i in range(whole * LANES, values.size):
+                owed[i] += values[i]
+                tail[i - whole * LANES] = owed[i]
+            ballot[whole] = masks.negative_and_sum(tail, 0, sums)
+        scales[b] = _mean(sums, owed)
+        bad |= not np.isfinite(scales[b])
+        unpack(ballot, -scales[b], True, owed)
+    return NOT_FINITE if bad else np.int32(0)
 
 
 @njit(nogil=True, cache=True)

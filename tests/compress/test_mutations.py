@@ -70,8 +70,8 @@ MUTATIONS: dict[str, tuple[str, str, str, list[str], Callable[[], None]]] = {
     ),
     "feedback of the wrong sign": (
         "sign",
-        "unpack(words[b * bucket // LANES :], -scales[b], True, owed)",
-        "unpack(words[b * bucket // LANES :], scales[b], True, owed)",
+        "unpack(ballot, -scales[b], True, owed)",
+        "unpack(ballot, scales[b], True, owed)",
         [],
         lambda: check_telescoping(Sign()),
     ),
