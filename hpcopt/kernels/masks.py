@@ -47,8 +47,9 @@ def at_least(typingctx, bits, i, threshold):
     def codegen(context, builder, signature, args):
         array, index, least = args
         values = builder.load(_address(context, builder, signature.args[0], array, index, INTS), align=4)
-        magnitudes = builder.and_(values, ir.Constant(INTS, [0x7FFFFFFF] * LANES))
-        return builder.bitcast(builder.icmp_signed(">=", magnitudes, _splat(builder, least, INTS)), WORD)
+        return builder.bitcast(
+            builder.icmp_signed(">=", _magnitudes(builder, values), _splat(builder, least, INTS)), WORD
+        )
 
     return types.uint64(bits, i, types.int32), codegen
 
@@ -83,31 +84,58 @@ def add_negative_and_sum(typingctx, x, owed, i, sums):
 def _negative_and_sum(context, builder, values, sums_type, sums):
     start = ir.Constant(ir.IntType(64), 0)
     address = _address(context, builder, sums_type, sums, start, FLOATS)
-    magnitudes = builder.bitcast(
-        builder.and_(builder.bitcast(values, INTS), ir.Constant(INTS, [0x7FFFFFFF] * LANES)), FLOATS
-    )
+    magnitudes = builder.bitcast(_magnitudes(builder, values), FLOATS)
     builder.store(builder.fadd(builder.load(address, align=4), magnitudes), address, align=4)
     return builder.bitcast(builder.fcmp_ordered("<", values, ir.Constant(FLOATS, [0.0] * LANES)), WORD)
 
 
+def _part(context, builder, array_type, array, index, count):
+    """Load values i to i + count - 1, count <= 64, and 0 for the others; the memory behind them is not touched."""
+    address = _address(context, builder, array_type, array, index, FLOATS)
+    inside = builder.icmp_signed("<", ir.Constant(INTS, list(range(LANES))), _splat(builder, count, INTS))
+    kind = ir.FunctionType(FLOATS, [address.type, ir.IntType(32), BITS, FLOATS])
+    load = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.load.v{LANES}f32.p0")
+    return builder.call(load, [address, ir.IntType(32)(4), inside, ir.Constant(FLOATS, [0.0] * LANES)]), address, inside
+
+
+def _magnitudes(builder, values):
+    return builder.and_(builder.bitcast(values, INTS), ir.Constant(INTS, [0x7FFFFFFF] * LANES))
+
+
 @intrinsic
-def largest(typingctx, bits, i, count):
-    """The largest of the magnitudes of ``count`` <= 64 float32, given as int32 bits from i on; 64 must be readable
-    there.
-    """
+def add_and_largest(typingctx, x, owed, i, count):
+    """``owed[i + j] += x[i + j]`` for j < count <= 64; the largest magnitude among these sums, as bits."""
 
     def codegen(context, builder, signature, args):
-        array, index, number = args
-        values = builder.load(_address(context, builder, signature.args[0], array, index, INTS), align=4)
-        inside = builder.icmp_signed("<", ir.Constant(INTS, list(range(LANES))), _splat(builder, number, INTS))
-        magnitudes = builder.and_(values, ir.Constant(INTS, [0x7FFFFFFF] * LANES))
-        kept = builder.select(inside, magnitudes, ir.Constant(INTS, [0] * LANES))
-        reduce = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.IntType(32), [INTS]), f"llvm.vector.reduce.smax.v{LANES}i32"
-        )
-        return builder.call(reduce, [kept])
+        fresh, _, _ = _part(context, builder, signature.args[0], args[0], args[2], args[3])
+        held, address, inside = _part(context, builder, signature.args[1], args[1], args[2], args[3])
+        total = builder.fadd(held, fresh)
+        kind = ir.FunctionType(ir.VoidType(), [FLOATS, address.type, ir.IntType(32), BITS])
+        store = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.store.v{LANES}f32.p0")
+        builder.call(store, [total, address, ir.IntType(32)(4), inside])
+        kind = ir.FunctionType(ir.IntType(32), [INTS])
+        reduce = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.smax.v{LANES}i32")
+        return builder.call(reduce, [_magnitudes(builder, total)])
 
-    return types.int32(bits, i, types.int32), codegen
+    return types.int32(x, owed, i, types.int32), codegen
+
+
+@intrinsic
+def reaching(typingctx, x, owed, i, count, reach, threshold):
+    """Two words for the values i + j, j < count <= 64: which owed values are not 0 and have ``|owed + reach x|`` of
+    at least the threshold (> 0, as bits), and which owed values are below 0."""
+
+    def codegen(context, builder, signature, args):
+        fresh, _, _ = _part(context, builder, signature.args[0], args[0], args[2], args[3])
+        held, _, _ = _part(context, builder, signature.args[1], args[1], args[2], args[3])
+        reached = builder.fadd(held, builder.fmul(_splat(builder, args[4], FLOATS), fresh))
+        above = builder.icmp_signed(">=", _magnitudes(builder, reached), _splat(builder, args[5], INTS))
+        zero = ir.Constant(FLOATS, [0.0] * LANES)
+        chosen = builder.and_(above, builder.fcmp_unordered("!=", held, zero))
+        pair = [builder.bitcast(bits, WORD) for bits in (chosen, builder.fcmp_ordered("<", held, zero))]
+        return context.make_tuple(builder, signature.return_type, pair)
+
+    return types.UniTuple(types.uint64, 2)(x, owed, i, types.int32, types.float32, types.int32), codegen
 
 
 @intrinsic

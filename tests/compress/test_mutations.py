@@ -98,8 +98,8 @@ MUTATIONS: dict[str, tuple[str, str, str, list[str], Callable[[], None]]] = {
     ),
     "a residue that starts anew": (
         "adacomp",
-        "residue[j] += fresh[j]",
-        "residue[j] = fresh[j]",
+        "            tops[b - start] = top",
+        "            residue[b * bin_size : end] = x[b * bin_size : end]\n            tops[b - start] = top",
         [],
         lambda: check_telescoping(AdaComp(bin=50)),
     ),
