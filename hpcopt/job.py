@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from hpcopt.config import Config
 from hpcopt.errors import JobError
 from hpcopt.exchange import ExchangeConfig
+from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
 from hpcopt.solvers.kaisa.solver import KaisaConfig
@@ -27,7 +28,7 @@ WorkloadConfig = Annotated[
     ImageClassificationConfig | SegmentationConfig | BertPretrainingConfig, Field(discriminator="name")
 ]
 SolverConfig = Annotated[
-    DataParallelConfig | KaisaConfig | BlockAdmmConfig | AltMinConfig | BcdConfig | DlAdmmConfig,
+    DataParallelConfig | KaisaConfig | BlockAdmmConfig | DeepFactoConfig | AltMinConfig | BcdConfig | DlAdmmConfig,
     Field(discriminator="name"),
 ]
 

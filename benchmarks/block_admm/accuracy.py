@@ -15,6 +15,9 @@ from hpcopt.optim import ScheduleConfig, SgdConfig
 from hpcopt.optim.first_order import AdamWConfig
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
+from hpcopt.solvers.splitting.altmin import AltMinConfig
+from hpcopt.solvers.splitting.bcd import BcdConfig
+from hpcopt.solvers.splitting.dladmm import DlAdmmConfig
 
 COSINE = ScheduleConfig(name="cosine")
 ADAM = AdamWConfig(lr=1e-3, weight_decay=0)
@@ -22,12 +25,15 @@ ADAM = AdamWConfig(lr=1e-3, weight_decay=0)
 METHODS = {
     "adam": DataParallelConfig(optimizer=ADAM, schedule=COSINE),
     "sgd": DataParallelConfig(optimizer=SgdConfig(lr=0.05), schedule=COSINE),
-    "batch": BlockAdmmConfig(schedule=COSINE),
-    "online": BlockAdmmConfig(form="online", schedule=COSINE),
-    "online-rho100": BlockAdmmConfig(form="online", rho=100, schedule=COSINE),
-    "online-rho10to1000": BlockAdmmConfig(form="online", rho=10, rho_end=1000, schedule=COSINE),
+    "batch": BlockAdmmConfig(rho=10, schedule=COSINE),
+    "online": BlockAdmmConfig(form="online", rho=100, schedule=COSINE),
+    "online-rho10": BlockAdmmConfig(form="online", rho=10, schedule=COSINE),
     "stored": BlockAdmmConfig(auxiliaries="stored", rho=1, schedule=COSINE),
+    "altmin": AltMinConfig(schedule=COSINE),
+    "bcd": BcdConfig(),
+    "dladmm": DlAdmmConfig(),
 }
+WHOLE = {"bcd": 50, "dladmm": 50}  # these see all samples in every step; their steps
 
 
 def network(seed: int, hidden: tuple[int, ...] = (256, 256)) -> nn.Sequential:
@@ -44,9 +50,9 @@ def main() -> None:
         torch.set_num_threads(1)
         data = fashion_mnist()
         for method, seed in itertools.product(choice.methods, choice.seeds):
-            record(
-                "accuracy", method, seed, train(METHODS[method], network(seed), *data, batch=128, epochs=6, seed=seed)
-            )
+            batch, epochs = (60000, WHOLE[method]) if method in WHOLE else (200 if method == "altmin" else 128, 6)
+            figures = train(METHODS[method], network(seed), *data, batch=batch, epochs=epochs, seed=seed)
+            record("accuracy", method, seed, {**figures, "epochs": epochs})
         return
     results = recorded("accuracy")
     sgd = [run["accuracy"][-1] for run in results["sgd"]]

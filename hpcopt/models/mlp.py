@@ -8,8 +8,9 @@ from pydantic import Field
 from torch import nn
 
 from hpcopt.config import Config
+from hpcopt.models.nondifferentiable import Sign
 
-_ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
+_ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "sign": Sign}
 
 
 class MlpConfig(Config):
@@ -17,7 +18,7 @@ class MlpConfig(Config):
 
     name: Literal["mlp"] = "mlp"
     hidden: tuple[int, ...] = Field((128,), description="widths of the hidden layers")
-    activation: Literal["relu", "tanh", "sigmoid"] = Field("relu", description="between the layers")
+    activation: Literal["relu", "tanh", "sigmoid", "sign"] = Field("relu", description="between the layers")
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Sequential:
         """Make the network from inputs of shape (n, *shape) to logits (n, classes)."""

@@ -11,11 +11,16 @@ from torch import Tensor, nn
 from hpcopt.config import Config
 from hpcopt.models.deep_resnet import DeepResNetConfig
 from hpcopt.models.mlp import MlpConfig
+from hpcopt.models.nmf import FactorMlpConfig
 from hpcopt.models.resnet import ResNetConfig
 from hpcopt.solvers.solver import Batch, OutputLoss
 from hpcopt.workloads.images import ImageWorkload
 
+<<<<<<< HEAD
 ModelConfig = Annotated[MlpConfig | ResNetConfig | DeepResNetConfig, Field(discriminator="name")]
+=======
+ModelConfig = Annotated[MlpConfig | ResNetConfig | FactorMlpConfig, Field(discriminator="name")]
+>>>>>>> a7c8113 (DeepFacto: an NMF layer inside a network, trained with it by Block-ADMM; scores of its factors)
 
 FEW_CLASSES = 10
 

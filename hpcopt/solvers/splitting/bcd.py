@@ -50,6 +50,7 @@ class Bcd(FullBatchSolver):
         """Raises JobError: the model or the ranks do not suit the method."""
         super().__init__("bcd", model, loss, world, config.init_std, config.init_bias)
         self._config = config
+        self._gram: Tensor | None = None
 
     @torch.no_grad()
     def step(self, batch: Batch) -> StepStats:
@@ -97,7 +98,9 @@ class Bcd(FullBatchSolver):
         c, layer = self._config, self.layers[i]
         inputs = torch.cat([below, below.new_ones(len(below), 1)], 1)
         old = torch.cat([layer.weight, layer.bias[:, None]], 1)
-        system = c.rho * inputs.T @ inputs + c.alpha * torch.eye(inputs.shape[1], dtype=inputs.dtype)
+        gram = inputs.T @ inputs if i or self._gram is None else self._gram
+        self._gram = self._gram if i else gram  # of the data, which stay
+        system = c.rho * gram + c.alpha * torch.eye(inputs.shape[1], dtype=inputs.dtype)
         new = torch.linalg.solve(system, (c.rho * self.tensors[f"U{i}"].T @ inputs + c.alpha * old).T).T
         layer.weight.copy_(new[:, :-1])
         layer.bias.copy_(new[:, -1])

@@ -1,0 +1,253 @@
+"""DeepFacto (arXiv:2105.00339): a network learns features that a non-negative factorisation explains.
+
+The model is f, an NMF layer with basis B, and g. Features, codes and both networks are trained together::
+
+    min  gamma loss(g(S), y) + lam/2 |Z - S B|^2    so that  Z = f(x),  S >= 0,  B >= 0,  rows of B no longer than 1
+
+by Block-ADMM with the multiplier u (divided by rho) of the one constraint. A batch:
+
+1. S  <- projected gradient steps on ``gamma loss(g(S)) + lam/2 |f(x) + u - S B|^2``, from the label-free codes
+2. Z  <- max(0, (lam S B + rho (f(x) + u)) / (lam + rho))
+3. B  <- one HALS sweep on running sums of S^T S and S^T Z
+4. f  <- one optimizer step on ``rho/2 |f(x) - Z + u|^2``;  g on ``loss(g(S)) + loss(g(label-free S))``
+5. u  <- u + f(x) - Z
+
+From a random start the features collapse; so f is first trained plainly, under a linear head that is thrown away, then
+B comes from an NMF of its features. At inference the codes see no label: the model is its own forward pass.
+
+Over ranks the samples are shared out: gradients and the sums for B are added up, B is the same everywhere.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from hpcopt.comm.world import World
+from hpcopt.config import Config
+from hpcopt.errors import CheckpointError, JobError
+from hpcopt.exchange.dense import ExchangeConfig
+from hpcopt.exchange.flat import FlatGradients
+from hpcopt.models.nmf import Nmf, codes, factorize, update_basis
+from hpcopt.optim import OptimizerConfig, ScheduleConfig
+from hpcopt.optim.first_order import AdamWConfig
+from hpcopt.phases import PhaseClock
+from hpcopt.solvers.block_admm.goal import Fit, Match
+from hpcopt.solvers.block_admm.samples import SampleTable
+from hpcopt.solvers.solver import Batch, Loss, OutputLoss, StepStats, Tree
+
+RECENT = 32  # batches whose features the first basis is made from
+HEAD_STEPS = 200
+
+
+class DeepFactoConfig(Config):
+    """Block-ADMM for a model with one NMF layer."""
+
+    name: Literal["deepfacto"] = "deepfacto"
+    plain: float = Field(0.4, ge=0, lt=1, description="fraction of the steps that train the features plainly at first")
+    rho: float = Field(1.0, gt=0, description="weight of the features' constraint")
+    fit: float = Field(1.0, gt=0, description="lam: weight of the factorisation's error")
+    label: float = Field(10.0, ge=0, description="gamma: weight of the labels in the codes")
+    code_steps: int = Field(10, ge=1, description="projected gradient steps on a batch's codes")
+    memory: float = Field(
+        0.97, ge=0, lt=1, description="how much of the basis's running sums lasts from batch to batch"
+    )
+    sweeps: int = Field(30, ge=1, description="HALS sweeps of the first factorisation")
+    criterion_curvature: float = Field(
+        0.5, gt=0, description="largest second derivative of a sample's loss in the outputs; 1/2 for cross-entropy"
+    )
+    optimizer: OptimizerConfig = Field(AdamWConfig(weight_decay=0), description="the optimizer of f and g")
+    schedule: ScheduleConfig = Field(ScheduleConfig(), description="learning rate over the run")
+
+    def build(
+        self, model: nn.Module, loss: Loss, world: World, exchange: ExchangeConfig, steps: int, clock: PhaseClock
+    ) -> "DeepFacto":
+        """Make the solver. Collective.
+
+        Raises:
+            JobError: the model has no NMF layer with layers on both sides, or its loss cannot be taken apart.
+        """
+        return DeepFacto(self, model, loss, world, exchange, steps, clock)
+
+
+class DeepFacto:
+    """The solver."""
+
+    def __init__(
+        self,
+        config: DeepFactoConfig,
+        model: nn.Module,
+        loss: Loss,
+        world: World,
+        exchange: ExchangeConfig,
+        steps: int,
+        clock: PhaseClock,
+    ) -> None:
+        """Start from rank 0's parameters. Collective."""
+        if not isinstance(loss, OutputLoss):
+            raise JobError("DeepFacto needs a workload whose loss is a function of the model's outputs and the batch")
+        self.model, self._loss, self._config, self._world, self._clock = model, loss, config, world, clock
+        self.data_rank, self.data_size = world.rank, world.size
+        self._f, self._nmf, self._g = _parts(model)
+        classes = model(loss.example).shape[1]
+        self._head = nn.Linear(self._nmf.basis.shape[1], classes)
+        for tensor in [*model.state_dict().values(), *self._head.state_dict().values()]:
+            world.broadcast(tensor)
+        parameters = [*self._f.parameters(), *self._head.parameters(), *self._g.parameters()]
+        self._gradients, self._exchange = FlatGradients(parameters), exchange.build(world)
+        self._optimizer = config.optimizer.build(parameters)
+        self._recent: deque[Tensor] = deque(maxlen=RECENT)
+        factors, features = self._nmf.basis.shape
+        self._a, self._b = torch.zeros(factors, factors), torch.zeros(factors, features)
+        self._multipliers = SampleTable((features,), self._nmf.basis.dtype)
+        self._steps, self._step = steps, 0
+        self._plain_steps = round(config.plain * steps)
+
+    def step(self, batch: Batch) -> StepStats:
+        """Plain training of the features at first; then everything together."""
+        x = self._loss.inputs(batch)
+        self._gradients.zero()
+        if self._step < self._plain_steps:
+            self._recent.append(x)
+            with self._clock("backward"):
+                loss = self._loss.criterion(self._head(self._f(x)), batch) * batch.weight
+                loss.backward()  # type: ignore[no-untyped-call]
+            error = 0.0
+        else:
+            if self._step == self._plain_steps:
+                self._recent.append(x)
+                self._factorize(batch)
+            loss, error = self._joint(x, batch)
+        with self._clock("exchange"):
+            self._exchange.sum(self._gradients)
+        lr = self._config.optimizer.lr * self._config.schedule.factor(self._step, self._steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        with self._clock("update"):
+            self._optimizer.step()
+            if self._step >= self._plain_steps:
+                self._update_dual(x, batch)
+        self._step += 1
+        return StepStats(loss.item(), lr, {"reconstruction_error": error})
+
+    def _joint(self, x: Tensor, batch: Batch) -> tuple[Tensor, float]:
+        """Steps 1 to 3, and the gradients of step 4; give the label-free loss and the reconstruction's error."""
+        c, n = self._config, len(batch)
+        with self._clock("forward"), torch.no_grad():
+            out = self._f(x)
+            self._u = self._multipliers.read(batch.indices) / c.rho
+            free = codes(out, self._nmf.basis, self._nmf.steps)
+            s = self._codes((out + self._u).clamp_min(0), free, batch)
+            rebuilt = s @ self._nmf.basis
+            self._z = ((c.fit * rebuilt + c.rho * (out + self._u)) / (c.fit + c.rho)).clamp_min(0)
+            error = float((out - free @ self._nmf.basis).square().sum() / out.square().sum().clamp_min(1e-30))
+        with self._clock("exchange"):
+            for total, part in ((self._a, s.T @ s), (self._b, s.T @ self._z)):
+                total.mul_(c.memory).add_(self._world.all_reduce(part.contiguous()))
+        update_basis(self._nmf.basis, self._a, self._b)
+        with self._clock("backward"):
+            known, unseen = (self._loss.criterion(self._g(code), batch) for code in (s, free))
+            goal = Match(self._z - self._u, c.rho)(self._f(x)) / n
+            total_loss: Tensor = (goal + known + unseen) * batch.weight
+            total_loss.backward()  # type: ignore[no-untyped-call]
+        return unseen.detach() * batch.weight, error
+
+    def _codes(self, h: Tensor, start: Tensor, batch: Batch) -> Tensor:
+        """Codes that know the labels: projected gradient steps whose length bounds both terms' curvature."""
+        c, basis = self._config, self._nmf.basis
+        gram, right = basis @ basis.T, h @ basis.T
+        weights = [p.detach() for p in self._g.parameters() if p.dim() == 2]
+        slope_bound = float(torch.stack([torch.linalg.matrix_norm(w, 2) for w in weights]).prod()) ** 2
+        curvature = c.fit * float(torch.linalg.matrix_norm(gram, 2)) + c.label * c.criterion_curvature * slope_bound
+        fit = Fit(self._loss.criterion, batch, c.criterion_curvature)
+        s = start
+        for _ in range(c.code_steps):
+            with torch.enable_grad():
+                leaf = s.detach().requires_grad_()
+                (pull,) = torch.autograd.grad(fit(self._g(leaf)), leaf)
+            s = (s - (c.fit * (s @ gram - right) + c.label * pull) / curvature).clamp_min(0)
+        return s
+
+    @torch.no_grad()
+    def _update_dual(self, x: Tensor, batch: Batch) -> None:
+        gap = self._f(x) - self._z
+        self._multipliers.write(batch.indices, self._config.rho * (self._u + gap))
+
+    def _factorize(self, batch: Batch) -> None:
+        """The first basis: rank 0's, from the features of its latest batches; the first g: what the throw-away head
+        said of them.
+        """
+        with torch.no_grad():
+            features = self._f(torch.cat(list(self._recent)))
+            generator = torch.Generator().manual_seed(0)
+            s, basis = factorize(features, len(self._nmf.basis), self._config.sweeps, generator)
+            self._nmf.basis.copy_(basis)
+            told = self._head(features).softmax(1)
+        head = torch.optim.Adam(self._g.parameters(), 0.01)
+        for _ in range(HEAD_STEPS):
+            head.zero_grad()
+            missed = -(told * self._g(s).log_softmax(1)).sum(1).mean()
+            missed.backward()
+            head.step()
+        self._gradients.zero()
+        for tensor in [self._nmf.basis, *self._g.state_dict().values()]:
+            self._world.broadcast(tensor)
+        self._recent.clear()
+
+    def gather(self) -> None:
+        """Every rank has it all."""
+
+    def plan(self) -> dict[str, str]:
+        sent = sum(self._exchange.planned_bytes(buffer) for buffer in self._gradients.buffers)
+        factors, features = self._nmf.basis.shape
+        return {
+            "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",
+            "factors": f"{factors} of {features} features",
+            "plain steps": f"{self._plain_steps:,}",
+            "bytes a step": f"{sent:,} sent by each rank for the gradients",
+        }
+
+    def state_dict(self) -> Tree:
+        return {
+            "step": self._step,
+            "ranks": self._world.size,
+            "model": self.model.state_dict(),
+            "head": self._head.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "sums": {"a": self._a, "b": self._b},
+        }
+
+    def rank_state_dict(self) -> Tree:
+        return {"multipliers": self._multipliers.state_dict(), "recent": list(self._recent)}
+
+    def load_state_dict(self, shared: Tree, parts: Sequence[Tree]) -> None:
+        try:
+            with torch.no_grad():
+                self.model.load_state_dict(shared["model"])
+                self._head.load_state_dict(shared["head"])
+            self._optimizer.load_state_dict(shared["optimizer"])
+            self._a, self._b = shared["sums"]["a"], shared["sums"]["b"]
+            same = shared["ranks"] == self._world.size
+            for part in [parts[self._world.rank]] if same else parts:
+                self._multipliers.add_state_dict(part["multipliers"])
+                if same:
+                    self._recent.extend(part["recent"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint does not fit the job's model: {error}") from error
+        self._step = shared["step"]
+
+
+def _parts(model: nn.Module) -> tuple[nn.Sequential, Nmf, nn.Sequential]:
+    """The model as f, NMF layer and g."""
+    layers = list(model) if isinstance(model, nn.Sequential) else []
+    at = [index for index, layer in enumerate(layers) if isinstance(layer, Nmf)]
+    if len(at) != 1 or not 0 < at[0] < len(layers) - 1:
+        raise JobError(
+            'DeepFacto needs an nn.Sequential with one NMF layer inside, such as [workload.model] "factor_mlp"'
+        )
+    nmf = layers[at[0]]
+    assert isinstance(nmf, Nmf)
+    return nn.Sequential(*layers[: at[0]]), nmf, nn.Sequential(*layers[at[0] + 1 :])
