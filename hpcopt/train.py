@@ -134,7 +134,8 @@ def plan(job: "Job", ranks: int) -> str:
     check_size(job, world)
     steps = job.run.total_steps(workload.steps_per_epoch)
     solver = job.solver.build(workload.model, workload.loss, world, job.exchange, steps, PhaseClock())
-    least, most = job.workload.batch // ranks, -(-job.workload.batch // ranks)
+    parts = solver.data_size
+    least, most = job.workload.batch // parts, -(-job.workload.batch // parts)
     lines = {
         "ranks": f"{ranks}",
         "data": f"{workload.train_samples:,} training and {workload.test_samples:,} test samples",

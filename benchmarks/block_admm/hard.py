@@ -1,0 +1,97 @@
+"""Where back-propagation suffers: a sigmoid network of 10 layers, whose gradient vanishes on the way down, and a network
+of sign activations, which have none. 20,000 images of Fashion-MNIST, batches of 128.
+
+    python -m benchmarks.block_admm.hard --methods sigmoid-admm sign-ste --seeds 0 1 2      run and record
+    python -m benchmarks.block_admm.hard                                                     the tables
+"""
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.block_admm.bench import fashion_mnist, options, record, recorded, spread, train
+from hpcopt.models.nondifferentiable import Sign
+from hpcopt.optim import ScheduleConfig, SgdConfig
+from hpcopt.optim.first_order import AdamWConfig
+from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
+from hpcopt.solvers.data_parallel import DataParallelConfig
+
+SAMPLES, EPOCHS = 20000, 6
+COSINE = ScheduleConfig(name="cosine")
+ADAM = AdamWConfig(lr=1e-3, weight_decay=0)
+
+
+class StraightThrough(torch.autograd.Function):
+    """Sign with the derivative of the clipped identity (arXiv:1308.3432, arXiv:1602.02830)."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor) -> Tensor:
+        ctx.save_for_backward(z)
+        return torch.where(z >= 0, 1.0, -1.0)
+
+    @staticmethod
+    def backward(ctx, slope: Tensor) -> Tensor:
+        (z,) = ctx.saved_tensors
+        return slope * (z.abs() <= 1)
+
+
+class StraightThroughSign(nn.Module):
+    """Sign for back-propagation."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return StraightThrough.apply(z)
+
+
+def sigmoid_network() -> nn.Sequential:
+    """Ten linear layers, nine sigmoids."""
+    return stack([784, *[128] * 9, 10], nn.Sigmoid)
+
+
+def stack(widths: list[int], activation: type[nn.Module]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in itertools.pairwise(widths):
+        layers += [nn.Linear(fan_in, fan_out), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+def sign_network(activation: type[nn.Module]) -> nn.Sequential:
+    """Two hidden layers of signs."""
+    return stack([784, 256, 256, 10], activation)
+
+
+METHODS = {
+    "sigmoid-sgd": (sigmoid_network, DataParallelConfig(optimizer=SgdConfig(lr=0.05), schedule=COSINE)),
+    "sigmoid-adam": (sigmoid_network, DataParallelConfig(optimizer=ADAM, schedule=COSINE)),
+    "sigmoid-admm": (sigmoid_network, BlockAdmmConfig(form="online", rho=1, z_steps=3, optimizer=ADAM, schedule=COSINE)),
+    "sign-adam": (lambda: sign_network(Sign), DataParallelConfig(optimizer=ADAM, schedule=COSINE)),
+    "sign-ste": (lambda: sign_network(StraightThroughSign), DataParallelConfig(optimizer=ADAM, schedule=COSINE)),
+    "sign-admm": (
+        lambda: sign_network(Sign),
+        BlockAdmmConfig(form="online", rho=0.1, optimizer=ADAM, schedule=COSINE),
+    ),
+}
+
+
+def main() -> None:
+    choice = options(__doc__ or "", list(METHODS))
+    if choice.methods:
+        torch.set_num_threads(1)
+        data = fashion_mnist(SAMPLES)
+        for method, seed in itertools.product(choice.methods, choice.seeds):
+            make, config = METHODS[method]
+            torch.manual_seed(seed)
+            figures = train(config, make(), *data, batch=128, epochs=EPOCHS, seed=seed)
+            record("hard", method, seed, figures)
+        return
+    print("| network and solver | seeds | test accuracy after each epoch, mean | at the end, mean (range) | seconds |")
+    print("|---|---|---|---|---|")
+    for method, runs in recorded("hard").items():
+        epochs = " ".join(f"{sum(column) / len(column):.3f}" for column in zip(*(r["accuracy"] for r in runs), strict=True))
+        final = spread([float(run["accuracy"][-1]) for run in runs])
+        seconds = sum(run["train_s"] for run in runs) / len(runs)
+        print(f"| {method} | {len(runs)} | {epochs} | {final} | {seconds:.0f} |")
+
+
+if __name__ == "__main__":
+    main()
