@@ -4,7 +4,7 @@ Block t with layers f has the inputs z and a goal for its outputs, ``goal(f(z))`
 differentiates, and nothing in it sees another block's parameters.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from hpcopt.comm.world import World
 from hpcopt.errors import JobError
 from hpcopt.exchange import Exchange, ExchangeConfig
 from hpcopt.optim import OptimizerConfig
+from hpcopt.phases import PhaseClock
 from hpcopt.solvers.block_admm.cut import is_proximal
 from hpcopt.solvers.block_admm.goal import Goal, Match
 from hpcopt.solvers.solver import Tree
@@ -33,12 +34,13 @@ class Block:
         peers: World,
         exchange: ExchangeConfig,
         curvature: float,
+        clock: PhaseClock,
     ) -> None:
         """``curvature`` is the squared norm of the Jacobian, 0 if it is to be estimated."""
         self.layers = layers
         self._peers = peers
         parameters = [p for p in layers.parameters() if p.requires_grad]
-        self._exchange = Exchange(peers, layers.named_parameters(), exchange)
+        self._exchange = Exchange(peers, layers.named_parameters(), exchange, clock=clock)
         self._config = optimizer
         self._optimizer = optimizer.build(parameters) if parameters else None
         self._fixed = curvature
@@ -141,8 +143,13 @@ class Block:
         optimizer = self._optimizer.state_dict() if self._optimizer else None
         return {"optimizer": optimizer, "direction": self._direction, "jacobian_square": self._jacobian_square}
 
-    def load_state_dict(self, state: Tree) -> None:
-        """Restore what ``state_dict`` gave."""
+    def exchange_state_dict(self) -> Tree:
+        """What this rank's exchange of gradients keeps."""
+        return self._exchange.rank_state_dict()
+
+    def load_state_dict(self, state: Tree, exchanges: Sequence[Tree]) -> None:
+        """Restore what ``state_dict`` gave, and what the exchanges of all saved peers kept."""
+        self._exchange.load_state_dict(exchanges)
         if self._optimizer:
             self._optimizer.load_state_dict(state["optimizer"])
         self._direction, self._jacobian_square = state["direction"], state["jacobian_square"]

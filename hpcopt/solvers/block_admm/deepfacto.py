@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from hpcopt.comm.world import World
 from hpcopt.config import Config
 from hpcopt.errors import CheckpointError, JobError
-from hpcopt.exchange.dense import ExchangeConfig
-from hpcopt.exchange.flat import FlatGradients
+from hpcopt.exchange import Exchange, ExchangeConfig
+from hpcopt.exchange.reducer import Entries
 from hpcopt.models.nmf import Nmf, codes, factorize, update_basis
 from hpcopt.optim import OptimizerConfig, ScheduleConfig
 from hpcopt.optim.first_order import AdamWConfig
@@ -96,8 +96,9 @@ class DeepFacto:
         self._head = nn.Linear(self._nmf.basis.shape[1], classes)
         for tensor in [*model.state_dict().values(), *self._head.state_dict().values()]:
             world.broadcast(tensor)
-        parameters = [*self._f.parameters(), *self._head.parameters(), *self._g.parameters()]
-        self._gradients, self._exchange = FlatGradients(parameters), exchange.build(world)
+        trained = nn.ModuleDict({"f": self._f, "head": self._head, "g": self._g})
+        parameters = list(trained.parameters())
+        self._exchange = Exchange(world, trained.named_parameters(), exchange, clock=clock)
         self._optimizer = config.optimizer.build(parameters)
         self._recent: deque[Tensor] = deque(maxlen=RECENT)
         factors, features = self._nmf.basis.shape
@@ -109,7 +110,10 @@ class DeepFacto:
     def step(self, batch: Batch) -> StepStats:
         """Plain training of the features at first; then everything together."""
         x = self._loss.inputs(batch)
-        self._gradients.zero()
+        if self._step == self._plain_steps:
+            self._recent.append(x)
+            self._factorize()
+        self._exchange.zero()
         if self._step < self._plain_steps:
             self._recent.append(x)
             with self._clock("backward"):
@@ -117,12 +121,8 @@ class DeepFacto:
                 loss.backward()  # type: ignore[no-untyped-call]
             error = 0.0
         else:
-            if self._step == self._plain_steps:
-                self._recent.append(x)
-                self._factorize(batch)
             loss, error = self._joint(x, batch)
-        with self._clock("exchange"):
-            self._exchange.sum(self._gradients)
+        self._exchange.finish()
         lr = self._config.optimizer.lr * self._config.schedule.factor(self._step, self._steps)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
@@ -176,7 +176,7 @@ class DeepFacto:
         gap = self._f(x) - self._z
         self._multipliers.write(batch.indices, self._config.rho * (self._u + gap))
 
-    def _factorize(self, batch: Batch) -> None:
+    def _factorize(self) -> None:
         """The first basis: rank 0's, from the features of its latest batches; the first g: what the throw-away head
         said of them.
         """
@@ -186,13 +186,13 @@ class DeepFacto:
             s, basis = factorize(features, len(self._nmf.basis), self._config.sweeps, generator)
             self._nmf.basis.copy_(basis)
             told = self._head(features).softmax(1)
-        head = torch.optim.Adam(self._g.parameters(), 0.01)
+        parameters = list(self._g.parameters())
+        optimizer = torch.optim.Adam(parameters, 0.01)
         for _ in range(HEAD_STEPS):
-            head.zero_grad()
             missed = -(told * self._g(s).log_softmax(1)).sum(1).mean()
-            missed.backward()
-            head.step()
-        self._gradients.zero()
+            for p, slope in zip(parameters, torch.autograd.grad(missed, parameters), strict=True):
+                p.grad = slope
+            optimizer.step()
         for tensor in [self._nmf.basis, *self._g.state_dict().values()]:
             self._world.broadcast(tensor)
         self._recent.clear()
@@ -201,7 +201,7 @@ class DeepFacto:
         """Every rank has it all."""
 
     def plan(self) -> dict[str, str]:
-        sent = sum(self._exchange.planned_bytes(buffer) for buffer in self._gradients.buffers)
+        sent = self._exchange.planned_bytes()
         factors, features = self._nmf.basis.shape
         return {
             "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",
@@ -221,7 +221,11 @@ class DeepFacto:
         }
 
     def rank_state_dict(self) -> Tree:
-        return {"multipliers": self._multipliers.state_dict(), "recent": list(self._recent)}
+        return {
+            "multipliers": self._multipliers.state_dict(),
+            "recent": list(self._recent),
+            "exchange": self._exchange.rank_state_dict(),
+        }
 
     def load_state_dict(self, shared: Tree, parts: Sequence[Tree]) -> None:
         try:
@@ -230,6 +234,7 @@ class DeepFacto:
                 self._head.load_state_dict(shared["head"])
             self._optimizer.load_state_dict(shared["optimizer"])
             self._a, self._b = shared["sums"]["a"], shared["sums"]["b"]
+            self._exchange.load_state_dict(Entries(parts, "exchange"))
             same = shared["ranks"] == self._world.size
             for part in [parts[self._world.rank]] if same else parts:
                 self._multipliers.add_state_dict(part["multipliers"])

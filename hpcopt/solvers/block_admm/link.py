@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from hpcopt.comm.transport import Request, Transport
-from hpcopt.compress.codec import Codec
+from hpcopt.compress import Codec
+from hpcopt.compress.seeds import derive
 from hpcopt.phases import PhaseClock
 
 UP, DOWN = 1, 2
@@ -21,17 +22,16 @@ class Link:
     """This rank's end of a boundary to one neighbour."""
 
     def __init__(
-        self, transport: Transport, neighbour: int, codec: Codec | None, under_way: int, clock: PhaseClock
+        self, transport: Transport, neighbour: int, codec: Codec | None, seed: int, under_way: int, clock: PhaseClock
     ) -> None:
         """Let ``under_way`` sends be pending before one is waited for."""
         self._transport, self._neighbour, self._codec, self._clock = transport, neighbour, codec, clock
-        self._under_way = under_way
+        self._seed, self._under_way = seed, under_way
         self._sends: deque[tuple[Request, Tensor]] = deque()
-        self._messages = 0
 
-    def send(self, x: Tensor, tag: int, reference: Tensor | None = None) -> None:
-        """Send auxiliaries of shape (n, ...); with a codec, what they are beyond the reference. Costs one message of
-        its bytes, with a codec a second one of eight bytes.
+    def send(self, x: Tensor, tag: int, number: int, reference: Tensor | None = None) -> None:
+        """Send the auxiliaries of batch ``number``, shape (n, ...); with a codec, what they are beyond the reference.
+        Costs one message of their bytes, with a codec a second one of eight bytes.
         """
         self._transport.traffic.dense_bytes += x.numel() * x.element_size()
         if self._codec is None:
@@ -39,7 +39,8 @@ class Link:
             return
         with self._clock("encode"):
             flat = (x if reference is None else x - reference).detach().reshape(-1).float()
-            payload = self._codec.encode(flat, seed=self._next_seed(tag))
+            seed = derive(self._seed, number, self._transport.rank, "up" if tag == UP else "down")
+            payload = self._codec.encode(flat, seed=seed)
         self._post(torch.tensor([payload.numel()]), tag)
         self._post(payload, tag)
 
@@ -70,8 +71,3 @@ class Link:
             while len(self._sends) > self._under_way:
                 self._sends.popleft()[0].wait()
             self._sends.append((self._transport.send(x, self._neighbour, tag), x))
-
-    def _next_seed(self, tag: int) -> int:
-        """A seed that no other message of this rank has."""
-        self._messages += 1
-        return (self._messages << 22) + (self._transport.rank << 2) + tag

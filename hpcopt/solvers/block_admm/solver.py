@@ -30,9 +30,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hpcopt.comm.world import World
+from hpcopt.compress import CodecConfig
 from hpcopt.config import Config
 from hpcopt.errors import CheckpointError, JobError
 from hpcopt.exchange import ExchangeConfig
+from hpcopt.exchange.reducer import Chosen, Entries
 from hpcopt.optim import OptimizerConfig, ScheduleConfig
 from hpcopt.optim.first_order import AdamWConfig
 from hpcopt.phases import PhaseClock
@@ -79,6 +81,8 @@ class BlockAdmmConfig(Config):
     measure_every: int = Field(10, ge=1, description="steps between two estimates of the curvature")
     optimizer: OptimizerConfig = Field(AdamWConfig(weight_decay=0), description="the optimizer that every block has")
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="learning rate over the run")
+    codec: CodecConfig | None = Field(None, description="what the messages between stages are encoded with")
+    codec_seed: int = Field(0, ge=0, description="decides what the codec draws at random")
 
     def build(
         self, model: nn.Module, loss: Loss, world: World, exchange: ExchangeConfig, steps: int, clock: PhaseClock
@@ -144,14 +148,14 @@ class BlockAdmm:
         self._dtype, self._shapes, self._owned = example.dtype, shapes, layout.owned(layout.stage)
         peers = world if layout.stages == 1 else world.split(layout.stage, world.rank)
         self._blocks = [
-            Block(self._all[t], config.optimizer, peers, exchange, config.curvature or 0.0) for t in self._owned
+            Block(self._all[t], config.optimizer, peers, exchange, config.curvature or 0.0, clock) for t in self._owned
         ]
         self._is_first, self._is_last = self._owned[0] == 0, self._owned[-1] == len(self._all) - 1
         boundaries = [t for t in self._owned if t < len(self._all) - 1]
         self._duals = {t: SampleTable(shapes[t + 1], self._dtype) for t in boundaries}
         self._stored = {t: SampleTable(shapes[t], self._dtype) for t in self._owned if t > 0}
-        self._below = None if self._is_first else Link(world.transport, world.rank - 1, None, config.in_flight, clock)
-        self._above = None if self._is_last else Link(world.transport, world.rank + 1, None, config.in_flight, clock)
+        self._below = None if self._is_first else self._link(world.rank - 1)
+        self._above = None if self._is_last else self._link(world.rank + 1)
         self._flights: deque[Flight] = deque()
         self._steps, self._step = steps, 0
 
@@ -197,7 +201,7 @@ class BlockAdmm:
                 flight.duals.append(self._duals[t].read(indices) / flight.rho)
                 flight.anchors.append(block.forward(z) + flight.duals[-1])
         if self._above:
-            self._above.send(flight.anchors[-1], UP)
+            self._above.send(flight.anchors[-1], UP, flight.number)
 
     def _finish(self) -> StepStats:
         """Take the oldest batch in flight down: auxiliaries, then parameters and duals."""
@@ -234,7 +238,7 @@ class BlockAdmm:
             if i > 0:
                 goals.insert(0, Match(flight.inputs[i] - flight.duals[i - 1], flight.rho))
         if self._below:
-            self._below.send(flight.inputs[0], DOWN, flight.anchors[0])
+            self._below.send(flight.inputs[0], DOWN, flight.number, flight.anchors[0])
         if config.auxiliaries == "stored":
             for t, z in zip(self._owned, flight.inputs, strict=True):
                 if t > 0:
@@ -255,6 +259,10 @@ class BlockAdmm:
                 multiplier = flight.rho * (dual + self._config.dual_step * gap)
                 self._duals[t].write(flight.batch.indices, multiplier)
         return missed / scale if scale else 0.0
+
+    def _link(self, neighbour: int) -> Link:
+        c = self._config
+        return Link(self._world.transport, neighbour, c.codec, c.codec_seed, c.in_flight, self._clock)
 
     def _shape(self, t: int, flight: Flight) -> tuple[int, ...]:
         return (len(flight.batch), *self._shapes[t])
@@ -281,19 +289,24 @@ class BlockAdmm:
     def rank_state_dict(self) -> Tree:
         return {
             "blocks": {str(t): block.state_dict() for t, block in zip(self._owned, self._blocks, strict=True)},
+            "exchanges": {
+                str(t): block.exchange_state_dict() for t, block in zip(self._owned, self._blocks, strict=True)
+            },
             "multipliers": {str(t): table.state_dict() for t, table in self._duals.items()},
             "auxiliaries": {str(t): table.state_dict() for t, table in self._stored.items()},
         }
 
     def load_state_dict(self, shared: Tree, parts: Sequence[Tree]) -> None:
-        same = list(shared["ranks"]) == [self._layout.size, self._layout.stages]
+        size, stages = shared["ranks"]
+        same = (size, stages) == (self._layout.size, self._layout.stages)
         try:
             with torch.no_grad():
                 self.model.load_state_dict(shared["model"])
+            for t, block in zip(self._owned, self._blocks, strict=True):
+                first = Layout(0, size, len(self._all), stages).owner(t)
+                peers = Chosen(parts, range(first, size, stages))
+                block.load_state_dict(peers[0]["blocks"][str(t)], Entries(Entries(peers, "exchanges"), str(t)))
             for part in [parts[self._world.rank]] if same else parts:
-                for t, block in zip(self._owned, self._blocks, strict=True):
-                    if str(t) in part["blocks"]:
-                        block.load_state_dict(part["blocks"][str(t)])
                 for name, tables in (("multipliers", self._duals), ("auxiliaries", self._stored)):
                     for t, table in tables.items():
                         if str(t) in part[name]:

@@ -10,7 +10,7 @@ from torch import nn
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World, alone
 from hpcopt.errors import CheckpointError, JobError
-from hpcopt.exchange.dense import RingConfig
+from hpcopt.exchange import RingConfig
 from hpcopt.models.disentangling import reconstruction_error
 from hpcopt.models.nmf import FactorMlpConfig
 from hpcopt.optim.first_order import AdamWConfig

@@ -8,6 +8,7 @@ from torch import nn
 
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World, connect
+from hpcopt.compress import QSGD, Half
 from hpcopt.errors import JobError
 from hpcopt.optim.first_order import AdamWConfig, SgdConfig
 from hpcopt.solvers.block_admm.layout import Layout
@@ -63,6 +64,18 @@ def test_boundaries_cost_what_they_should():
     first, middle, last = (sent for _, _, sent in trained(CONFIG.model_copy(update={"blocks": 3, "stages": 3}), 3))
     boundary = STEPS * BATCH * width * 8
     assert (first, middle, last) == (boundary, 2 * boundary, boundary)
+
+
+@pytest.mark.parametrize("codec", [Half(), QSGD(bits=8)])
+def test_messages_go_through_a_codec(codec):
+    """Fewer bytes, nearly the same path; the same again, whatever it draws."""
+    exact, coded = (trained(CONFIG.model_copy(update={"stages": LAYERS, "codec": c}), LAYERS) for c in (None, codec))
+    assert coded[0][2] == STEPS * (8 + codec.encode(torch.randn(BATCH * 7), seed=0).numel())
+    assert coded[0][2] < 0.4 * exact[0][2]
+    start = parameters(network(LAYERS))
+    assert float((coded[0][0] - exact[0][0]).norm() / (exact[0][0] - start).norm()) < 0.1
+    again = trained(CONFIG.model_copy(update={"stages": LAYERS, "codec": codec}), LAYERS)
+    assert torch.equal(again[0][0], coded[0][0])
 
 
 def in_flight_oracle(in_flight: int) -> torch.Tensor:
