@@ -16,11 +16,7 @@ from hpcopt.models.resnet import ResNetConfig
 from hpcopt.solvers.solver import Batch, OutputLoss
 from hpcopt.workloads.images import ImageWorkload
 
-<<<<<<< HEAD
-ModelConfig = Annotated[MlpConfig | ResNetConfig | DeepResNetConfig, Field(discriminator="name")]
-=======
-ModelConfig = Annotated[MlpConfig | ResNetConfig | FactorMlpConfig, Field(discriminator="name")]
->>>>>>> a7c8113 (DeepFacto: an NMF layer inside a network, trained with it by Block-ADMM; scores of its factors)
+ModelConfig = Annotated[MlpConfig | ResNetConfig | DeepResNetConfig | FactorMlpConfig, Field(discriminator="name")]
 
 FEW_CLASSES = 10
 
