@@ -91,3 +91,21 @@ def usable_threads(local_size: int, environment: Mapping[str, str] = os.environ)
             return max(1, int(environment[name]))
     mine, installed = len(os.sched_getaffinity(0)), os.cpu_count() or 1
     return mine if mine < installed else max(1, mine // local_size)
+
+
+def gpu_of(local_rank: int, visible: int) -> int | None:
+    """Which of the GPUs that it sees a rank takes, or None where it sees none.
+
+    SLURM may show a rank its own GPU alone, which then is number 0 whatever the local rank, or all of the host's.
+
+    Raises:
+        LaunchError: the host has more ranks than GPUs.
+    """
+    if visible <= 1:
+        return 0 if visible else None
+    if local_rank >= visible:
+        raise LaunchError(
+            f"local rank {local_rank} finds {visible} GPUs on its host: start at most as many ranks as GPUs, "
+            f"--ntasks-per-node={visible}"
+        )
+    return local_rank

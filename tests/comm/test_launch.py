@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpcopt.comm.launch import Launch, check_launch, launch_from, leave_exit_code, usable_threads
+from hpcopt.comm.launch import Launch, check_launch, gpu_of, launch_from, leave_exit_code, usable_threads
 from hpcopt.errors import LaunchError
 
 OPEN_MPI = "Open MPI v5.0.11, package: x"
@@ -63,3 +63,11 @@ def test_exit_code_is_left_for_the_batch_script_by_the_first_rank(tmp_path):
     assert (tmp_path / "exit").read_text() == "1\n"
     leave_exit_code(0, {})
     leave_exit_code(0, {"HPCOPT_EXIT_FILE": str(tmp_path / "no" / "folder")})
+
+
+def test_a_rank_takes_the_gpu_it_was_given_or_that_of_its_local_rank():
+    assert gpu_of(3, 0) is None
+    assert [gpu_of(local_rank, 1) for local_rank in range(4)] == [0, 0, 0, 0]
+    assert [gpu_of(local_rank, 4) for local_rank in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(LaunchError, match="--ntasks-per-node=2"):
+        gpu_of(2, 2)
