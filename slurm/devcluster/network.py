@@ -75,6 +75,8 @@ def _connect(host: str) -> None:
             run("ip", "link", "delete", link)
         run("ip", "link", "add", link, "type", "veth", "peer", "name", "e0", "netns", namespace)
     run("ip", "link", "set", link, "master", BRIDGE, "up")
+    # A link made anew keeps its hardware address, so that nobody's ARP cache misleads.
+    run("ip", "-n", namespace, "link", "set", "e0", "address", f"02:00:0a:4d:00:{int(host[1:]):02x}")
     run("ip", "-n", namespace, "address", "replace", f"{address(host)}/24", "dev", "e0")
     run("ip", "-n", namespace, "link", "set", "lo", "up")
     run("ip", "-n", namespace, "link", "set", "e0", "up")
