@@ -1,0 +1,60 @@
+"""The development cluster, up for as long as these tests run, and a folder like a checkout to submit from."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import require
+from tests.slurm.batch_job import slurm
+
+ROOT = Path(__file__).parents[2]
+
+
+def devcluster(action: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run the command behind make cluster-up, cluster-down and cluster-status."""
+    command = ["python3", "-m", "slurm.devcluster", action, *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="session")
+def own_cluster() -> Iterator[bool]:
+    """Four hosts at 1 Gbit/s; whether these tests brought them up, and so may take them down."""
+    found = devcluster("status").returncode == 0
+    up = devcluster("up")
+    require("slurm", up.returncode != 2, up.stderr.strip())
+    assert up.returncode == 0, up.stderr
+    yield not found
+    if not found:
+        devcluster("down")
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory, own_cluster: bool) -> Path:
+    """A folder with the scripts, the package, prepared digits and a job of 60 steps; its runs are the tests' own."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("hpcopt", "slurm", "jobs"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "logs").mkdir()
+    quickstart = (ROOT / "jobs/quickstart.toml").read_text()
+    assert "epochs = 30\n" in quickstart
+    (folder / "digits.toml").write_text(quickstart.replace("epochs = 30\n", "steps = 60\n"))
+    subprocess.run([sys.executable, "-m", "hpcopt.prepare", "digits"], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def cluster(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The cluster, ready for jobs of this Python submitted from the current folder; afterwards its queue is empty."""
+    monkeypatch.chdir(checkout)
+    monkeypatch.setenv("VIRTUAL_ENV", sys.prefix)
+    monkeypatch.setenv("SLURM_CONF", "/run/hpcopt-devcluster/slurm.conf")
+    for name in ("LAUNCHER", "MPI_KIND", "SITE", "RUN_DIR", "MAX_RESTARTS"):
+        monkeypatch.delenv(name, raising=False)
+    before = set(slurm("squeue", "--noheader", "--format=%A").split())
+    yield checkout
+    for job_id in set(slurm("squeue", "--noheader", "--format=%A").split()) - before:
+        subprocess.run(["scancel", "--signal=KILL", "--full", job_id], capture_output=True)
+        subprocess.run(["scancel", job_id], capture_output=True)
