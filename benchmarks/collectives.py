@@ -35,7 +35,7 @@ def ours(world: World) -> dict[str, Contender]:
 
     def low_rank(x: torch.Tensor) -> object:
         columns = 1 << (x.numel().bit_length() // 2)
-        layout = {"x": (x.numel() // columns, columns)}
+        layout = {f"{x.numel()} values": (x.numel() // columns, columns)}
         return rounds.all_reduce(t, x, powersgd, layout, seed=1)
 
     return {

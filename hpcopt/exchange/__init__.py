@@ -6,9 +6,20 @@ from pydantic import Field
 
 from hpcopt.exchange.dense import NativeConfig, RingConfig
 from hpcopt.exchange.exchange import Exchange
+from hpcopt.exchange.gossip import GossipConfig
 from hpcopt.exchange.two_phase import TwoPhaseConfig
 from hpcopt.exchange.vote import VoteConfig
 
-ExchangeConfig = Annotated[RingConfig | TwoPhaseConfig | VoteConfig | NativeConfig, Field(discriminator="name")]
+SumConfig = RingConfig | TwoPhaseConfig | VoteConfig | NativeConfig
+ExchangeConfig = Annotated[SumConfig | GossipConfig, Field(discriminator="name")]
 
-__all__ = ["Exchange", "ExchangeConfig", "NativeConfig", "RingConfig", "TwoPhaseConfig", "VoteConfig"]
+__all__ = [
+    "Exchange",
+    "ExchangeConfig",
+    "GossipConfig",
+    "NativeConfig",
+    "RingConfig",
+    "SumConfig",
+    "TwoPhaseConfig",
+    "VoteConfig",
+]

@@ -15,10 +15,11 @@ from torch import nn
 from hpcopt.comm.world import World
 from hpcopt.config import Config
 from hpcopt.errors import CheckpointError, JobError
-from hpcopt.exchange import Exchange, ExchangeConfig, VoteConfig
+from hpcopt.exchange import Exchange, ExchangeConfig, GossipConfig, SumConfig, VoteConfig
 from hpcopt.exchange.reducer import Entries
 from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig, SignumConfig
 from hpcopt.phases import PhaseClock
+from hpcopt.solvers.gossip import GossipSgd
 from hpcopt.solvers.solver import Batch, Loss, StepStats, Tree
 
 
@@ -33,12 +34,14 @@ class DataParallelConfig(Config):
 
     def build(
         self, model: nn.Module, loss: Loss, world: World, exchange: ExchangeConfig, steps: int, clock: PhaseClock
-    ) -> "DataParallel":
+    ) -> "DataParallel | GossipSgd":
         """Make the solver. Collective.
 
         Raises:
             JobError: the optimizer or the clipping does not fit the exchange.
         """
+        if isinstance(exchange, GossipConfig):
+            return GossipSgd(self, model, loss, world, exchange, steps, clock)
         if isinstance(exchange, VoteConfig):
             return self._behind_a_vote(exchange, model, loss, world, steps, clock)
         return DataParallel(self, model, loss, world, exchange, steps, clock)
@@ -67,7 +70,7 @@ class DataParallel:
         model: nn.Module,
         loss: Loss,
         world: World,
-        exchange: ExchangeConfig,
+        exchange: SumConfig,
         steps: int,
         clock: PhaseClock,
     ) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hpcopt.comm.world import World
 from hpcopt.errors import JobError
-from hpcopt.exchange import Exchange, ExchangeConfig
+from hpcopt.exchange import Exchange, SumConfig
 from hpcopt.optim import OptimizerConfig
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.block_admm.cut import is_proximal
@@ -32,7 +32,7 @@ class Block:
         layers: nn.Sequential,
         optimizer: OptimizerConfig,
         peers: World,
-        exchange: ExchangeConfig,
+        exchange: SumConfig,
         curvature: float,
         clock: PhaseClock,
     ) -> None:

@@ -33,7 +33,7 @@ from hpcopt.comm.world import World
 from hpcopt.compress import CodecConfig
 from hpcopt.config import Config
 from hpcopt.errors import CheckpointError, JobError
-from hpcopt.exchange import ExchangeConfig
+from hpcopt.exchange import ExchangeConfig, GossipConfig, VoteConfig
 from hpcopt.exchange.reducer import Chosen, Entries
 from hpcopt.optim import OptimizerConfig, ScheduleConfig
 from hpcopt.optim.first_order import AdamWConfig
@@ -137,6 +137,10 @@ class BlockAdmm:
         """Start from rank 0's parameters. Collective."""
         if not isinstance(loss, OutputLoss):
             raise JobError("Block-ADMM needs a workload whose loss is a function of the model's outputs and the batch")
+        if isinstance(exchange, GossipConfig | VoteConfig):
+            raise JobError(
+                f'Block-ADMM sums gradients, which [exchange] name = "{exchange.name}" does not: use "ring"'
+            ).everywhere()
         self.model, self._loss, self._config, self._world, self._clock = model, loss, config, world, clock
         example = loss.example.to(next(model.parameters()).dtype)
         self._all = cut(model, example, blocks=config.blocks, balance=config.balance, at=config.cuts)

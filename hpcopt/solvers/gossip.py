@@ -1,0 +1,146 @@
+"""Stochastic gradient push, and its kin on undirected graphs: every rank steps on its own gradient and mixes its
+parameters with a few neighbours' (Assran et al. 2019, arXiv:1811.10792, alg. 1).
+
+With Push-Sum: ``x_i <- x_i - lr grad F_i(z_i)``; x and w are mixed; ``z_i = x_i / w_i``. The gradient is taken at z,
+what the model holds; the optimizer moves x. No rank waits for all others, and the ranks' models differ while they
+train; an evaluation is of their mean.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from hpcopt.comm.gossip import Choco
+from hpcopt.comm.traffic import dense_all_reduce_bytes
+from hpcopt.comm.world import World
+from hpcopt.errors import CheckpointError, JobError
+from hpcopt.exchange.gossip import GossipConfig
+from hpcopt.phases import PhaseClock
+from hpcopt.solvers.solver import Batch, Loss, StepStats, Tree
+
+if TYPE_CHECKING:
+    from hpcopt.solvers.data_parallel import DataParallelConfig
+
+
+class GossipSgd:
+    """The solver."""
+
+    def __init__(
+        self,
+        config: "DataParallelConfig",
+        model: nn.Module,
+        loss: Loss,
+        world: World,
+        exchange: GossipConfig,
+        steps: int,
+        clock: PhaseClock,
+    ) -> None:
+        """Start from rank 0's parameters. Collective."""
+        self.model = model
+        self.data_rank, self.data_size = world.rank, world.size
+        self._config, self._loss, self._world, self._clock = config, loss, world, clock
+        for tensor in model.state_dict().values():
+            world.broadcast(tensor)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        if any(p.dtype != torch.float32 for p in parameters):
+            raise JobError('[exchange] name = "gossip" needs float32 parameters').everywhere()
+        self._z = _flatten(parameters)
+        self._transport = world.transport.duplicate()
+        self._mixer = exchange.build(self._transport, self._z.clone())
+        self._optimizer = config.optimizer.build(parameters)
+        self._steps, self._step = steps, 0
+
+    def step(self, batch: Batch) -> StepStats:
+        if self._mixer.step:
+            self._mixer.estimate(self._z)
+        self._optimizer.zero_grad()
+        total = 0.0
+        for micro in batch.split(self._config.accumulate):
+            with self._clock("forward"):
+                loss = self._loss(self.model, micro) * (len(micro) / len(batch))
+            with self._clock("backward"):
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item() * batch.weight
+        with self._clock("update"):
+            lr = self._update()
+        with self._clock("exchange"):
+            self._mixer.mix()
+        self._count()
+        self._step += 1
+        return StepStats(total, lr)
+
+    def gather(self) -> None:
+        """Put the mean over the ranks into the model; the next step goes on from this rank's own. Collective."""
+        self._mixer.drain()
+        self._world.all_reduce(self._z.copy_(self._mixer.x))
+        weights = self._world.all_reduce(torch.tensor([self._mixer.weight], dtype=torch.float64))
+        self._z.div_(float(weights))
+
+    def plan(self) -> dict[str, str]:
+        return {
+            "parameters": f"{self._z.numel():,}",
+            "bytes a step": f"{self._mixer.planned_bytes(self._world.rank):,} sent by each rank for the parameters",
+        }
+
+    def state_dict(self) -> Tree:
+        return {"step": self._step, "model": self.model.state_dict()}
+
+    def rank_state_dict(self) -> Tree:
+        mixer = self._mixer
+        mixing = {"x": mixer.x, "weight": mixer.weight, "step": mixer.step}
+        if isinstance(mixer, Choco):
+            mixing["copies"] = {str(rank): tensor for rank, tensor in mixer.copies.items()}
+        return {"mixing": mixing, "optimizer": self._optimizer.state_dict()}
+
+    def load_state_dict(self, shared: Tree, parts: Sequence[Tree]) -> None:
+        """With another number of ranks than saved, all go on from the mean."""
+        try:
+            with torch.no_grad():
+                self.model.load_state_dict(shared["model"])
+            own = parts[self._world.rank % len(parts)]
+            self._optimizer.load_state_dict(own["optimizer"])
+            if len(parts) == self._world.size:
+                self._resume(own["mixing"])
+            else:
+                self._mixer.x.copy_(self._z)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint does not fit the job's model or optimizer: {error}") from error
+        self._step = shared["step"]
+
+    def _resume(self, mixing: Tree) -> None:
+        self._mixer.weight, self._mixer.step = mixing["weight"], mixing["step"]
+        self._mixer.x.copy_(mixing["x"])
+        if isinstance(self._mixer, Choco):
+            for rank, tensor in self._mixer.copies.items():
+                tensor.copy_(mixing["copies"][str(rank)])
+
+    def _update(self) -> float:
+        """Move x by the gradient at z."""
+        if self._config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self._config.clip_norm)
+        lr = self._config.optimizer.lr * self._config.schedule.factor(self._step, self._steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._z.copy_(self._mixer.x)
+        self._optimizer.step()
+        self._mixer.x.copy_(self._z)
+        return lr
+
+    def _count(self) -> None:
+        counts = self._transport.traffic.lap()
+        counts.dense_bytes = dense_all_reduce_bytes(4 * self._z.numel(), self._world.size)
+        self._world.traffic.add(counts)
+        self._clock.add("encode", counts.encode_s)
+        self._clock.add("comm", counts.wire_s)
+        self._clock.add("decode", counts.decode_s)
+
+
+def _flatten(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Make the parameters views of one flat tensor, and give it."""
+    flat = torch.cat([p.detach().reshape(-1) for p in parameters]) if parameters else torch.empty(0)
+    pieces = torch.split(flat, [p.numel() for p in parameters])
+    for p, piece in zip(parameters, pieces, strict=True):
+        p.data = piece.view_as(p)
+    return flat

@@ -1,0 +1,150 @@
+"""Stochastic gradient push and its kin, against recurrences written down from the paper."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hpcopt.comm.loopback import run_ranks
+from hpcopt.comm.world import World
+from hpcopt.errors import JobError
+from hpcopt.exchange import GossipConfig
+from hpcopt.optim import SgdConfig
+from hpcopt.phases import PhaseClock
+from hpcopt.solvers.data_parallel import DataParallelConfig
+from hpcopt.solvers.solver import Batch
+
+STEPS = 9
+torch.manual_seed(3)
+MODEL = nn.Linear(4, 2)
+CONFIG = DataParallelConfig(optimizer=SgdConfig(lr=0.1, momentum=0.9))
+MIXINGS = [
+    GossipConfig(),
+    GossipConfig(graph="random", tau=2),
+    GossipConfig(mixing="metropolis", graph="ring"),
+    GossipConfig(mixing="choco", graph="ring"),
+]
+
+
+def loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    return F.mse_loss(model(batch.tensors["x"]), batch.tensors["y"])
+
+
+def network() -> nn.Module:
+    """A copy, since ranks on threads share torch's generator."""
+    return copy.deepcopy(MODEL)
+
+
+def batch(step: int, rank: int, size: int) -> Batch:
+    generator = torch.Generator().manual_seed(100 * step + rank)
+    x = torch.randn(5, 4, generator=generator)
+    return Batch({"x": x, "y": x[:, :2] - x[:, 2:]}, torch.arange(5), 5 * size)
+
+
+def solver(transport, exchange, model=None):
+    return CONFIG.build(model or network(), loss, World(transport), exchange, STEPS, PhaseClock())
+
+
+def flat(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in model.parameters()]).clone()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_steps_are_those_of_stochastic_gradient_push(size):
+    """One process computes alg. 1 for all ranks: gradient at z, step on x, column-stochastic mixing of x and w."""
+
+    def program(t):
+        s = solver(t, GossipConfig())
+        for step in range(STEPS):
+            s.step(batch(step, t.rank, size))
+        s.gather()
+        return flat(s.model)
+
+    start = flat(network())
+    x, w, u = start.repeat(size, 1), torch.ones(size), torch.zeros(size, len(start))
+    rounds = max(1, (size - 1).bit_length())
+    for step in range(STEPS):
+        for rank in range(size):
+            model = network()
+            torch.nn.utils.vector_to_parameters(x[rank] / w[rank], model.parameters())
+            loss(model, batch(step, rank, size)).backward()
+            u[rank] = 0.9 * u[rank] + torch.cat([p.grad.reshape(-1) for p in model.parameters()])
+            x[rank] -= 0.1 * u[rank]
+        if size > 1:
+            p = torch.zeros(size, size)
+            for rank in range(size):
+                p[rank, rank] = p[(rank + (1 << step % rounds)) % size, rank] = 0.5
+            x, w = p @ x, p @ w
+    expected = x.sum(0) / w.sum()
+    for result in run_ranks(size, program):
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("exchange", MIXINGS, ids=lambda e: f"{e.mixing}-{e.graph}-{e.tau}")
+def test_all_mixings_learn(exchange):
+    def program(t):
+        s = solver(t, exchange)
+        first = s.step(batch(0, t.rank, 4)).loss
+        for step in range(1, 60):
+            last = s.step(batch(step, t.rank, 4)).loss
+        s.gather()
+        return first, last, flat(s.model)
+
+    results = run_ranks(4, program)
+    assert sum(last for _, last, _ in results) < 0.05 * sum(first for first, _, _ in results)
+    assert all(torch.equal(model, results[0][2]) for _, _, model in results)
+
+
+@pytest.mark.parametrize("exchange", MIXINGS, ids=lambda e: f"{e.mixing}-{e.graph}-{e.tau}")
+def test_a_restart_continues_bit_for_bit(exchange):
+    def save(s):
+        s.gather()
+        return copy.deepcopy((s.state_dict(), s.rank_state_dict()))
+
+    def straight(t):
+        s = solver(t, exchange)
+        for step in range(6):
+            if step == 3:
+                saved = save(s)
+            s.step(batch(step, t.rank, 3))
+        s.gather()
+        return saved, flat(s.model)
+
+    results = run_ranks(3, straight)
+    parts = [saved[1] for saved, _ in results]
+
+    def resumed(t):
+        s = solver(t, exchange)
+        s.load_state_dict(results[0][0][0], parts)
+        for step in range(3, 6):
+            s.step(batch(step, t.rank, 3))
+        s.gather()
+        return flat(s.model)
+
+    assert all(torch.equal(result, results[0][1]) for result in run_ranks(3, resumed))
+
+
+def test_fewer_ranks_go_on_from_the_mean():
+    def saved(t):
+        s = solver(t, GossipConfig())
+        s.step(batch(0, t.rank, 3))
+        s.gather()
+        return copy.deepcopy((s.state_dict(), s.rank_state_dict())), flat(s.model)
+
+    states = run_ranks(3, saved)
+
+    def program(t):
+        s = solver(t, GossipConfig())
+        s.load_state_dict(states[0][0][0], [part for (_, part), _ in states])
+        s.gather()
+        return flat(s.model)
+
+    for result in run_ranks(2, program):
+        torch.testing.assert_close(result, states[0][1])
+
+
+def test_double_precision_is_refused():
+    with pytest.raises(JobError, match="float32"):
+        run_ranks(1, lambda t: solver(t, GossipConfig(), network().double()))
