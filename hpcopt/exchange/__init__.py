@@ -1,17 +1,11 @@
 """A model's gradients, exchanged between ranks."""
 
-from typing import Annotated
-
-from pydantic import Field
-
+from hpcopt.exchange.choice import ExchangeConfig, SumConfig, require_sums
 from hpcopt.exchange.dense import NativeConfig, RingConfig
 from hpcopt.exchange.exchange import Exchange
 from hpcopt.exchange.gossip import GossipConfig
 from hpcopt.exchange.two_phase import TwoPhaseConfig
 from hpcopt.exchange.vote import VoteConfig
-
-SumConfig = RingConfig | TwoPhaseConfig | VoteConfig | NativeConfig
-ExchangeConfig = Annotated[SumConfig | GossipConfig, Field(discriminator="name")]
 
 __all__ = [
     "Exchange",
@@ -22,4 +16,5 @@ __all__ = [
     "SumConfig",
     "TwoPhaseConfig",
     "VoteConfig",
+    "require_sums",
 ]

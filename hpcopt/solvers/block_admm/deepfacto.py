@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from hpcopt.comm.world import World
 from hpcopt.config import Config
 from hpcopt.errors import CheckpointError, JobError
-from hpcopt.exchange import Exchange, ExchangeConfig
+from hpcopt.exchange import Exchange, ExchangeConfig, require_sums
 from hpcopt.exchange.reducer import Entries
 from hpcopt.models.nmf import Nmf, codes, factorize, update_basis
 from hpcopt.optim import OptimizerConfig, ScheduleConfig
@@ -98,7 +98,7 @@ class DeepFacto:
             world.broadcast(tensor)
         trained = nn.ModuleDict({"f": self._f, "head": self._head, "g": self._g})
         parameters = list(trained.parameters())
-        self._exchange = Exchange(world, trained.named_parameters(), exchange, clock=clock)
+        self._exchange = Exchange(world, trained.named_parameters(), require_sums(exchange, config.name), clock=clock)
         self._optimizer = config.optimizer.build(parameters)
         self._recent: deque[Tensor] = deque(maxlen=RECENT)
         factors, features = self._nmf.basis.shape

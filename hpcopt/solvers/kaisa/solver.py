@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hpcopt.comm.world import World
 from hpcopt.errors import JobError
-from hpcopt.exchange import ExchangeConfig
+from hpcopt.exchange import ExchangeConfig, require_sums
 from hpcopt.exchange.reducer import Entries
 from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
 from hpcopt.phases import PhaseClock
@@ -79,7 +79,8 @@ class KaisaSolver(DataParallel):
                 '[solver] fisher = "sampled" needs a workload whose loss is a function of the model\'s outputs alone; '
                 'use fisher = "empirical"'
             ).everywhere()
-        super().__init__(config.inner(), model, self._sampling if sampled else loss, world, exchange, steps, clock)
+        sums = require_sums(exchange, config.name)
+        super().__init__(config.inner(), model, self._sampling if sampled else loss, world, sums, steps, clock)
         self._kaisa_config, self._whole_loss, self._terms = config, loss, 1.0
         self._seed = world.rank
         self._ranks = world.size
