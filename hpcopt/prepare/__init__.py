@@ -4,6 +4,7 @@ prepare() when the digits are missing.
 
 import os
 import shutil
+import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,7 +55,7 @@ def prepare(name: str, data_dir: Path, *, force: bool = False, source: Path | No
     if not force and is_prepared(name, data_dir):
         return folder
     data = SOURCES[name](source)
-    fresh = folder.with_name(f".{name}.{os.getpid()}.tmp")
+    fresh = folder.with_name(f".{name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         made = {"hpcopt_version": __version__, "date_created": datetime.now(UTC).isoformat(timespec="seconds")}
         for split in SPLITS:
@@ -67,8 +68,12 @@ def prepare(name: str, data_dir: Path, *, force: bool = False, source: Path | No
                 attributes=attributes,
                 about=data.about,
             )
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.rename(folder)
+        try:
+            fresh.rename(folder)
+        except OSError:  # there is one, perhaps of another job that was first and reads it already
+            if force or not is_prepared(name, data_dir):
+                shutil.rmtree(folder)
+                fresh.rename(folder)
     except OSError as cause:
         raise DataError(f"cannot write {folder} ({cause}): name a writable folder with --data-dir") from cause
     finally:

@@ -3,7 +3,7 @@
 import pytest
 
 from hpcopt.errors import DataError
-from hpcopt.prepare import is_prepared, prepare
+from hpcopt.prepare import SOURCES, is_prepared, prepare
 from hpcopt.prepare.__main__ import main
 from hpcopt.store.shards import shard_path
 
@@ -41,3 +41,19 @@ def test_a_data_dir_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["digits", "--data-dir", str(tmp_path / "file")]) == 2
     assert "--data-dir" in capsys.readouterr().err
+
+
+def test_another_job_that_was_first_keeps_its_files(tmp_path, monkeypatch):
+    read = SOURCES["digits"]
+    first = []
+
+    def overtaken(source):
+        monkeypatch.setitem(SOURCES, "digits", read)
+        first.append(prepare("digits", tmp_path).stat().st_ino)
+        return read(source)
+
+    monkeypatch.setitem(SOURCES, "digits", overtaken)
+    folder = prepare("digits", tmp_path)
+    assert [folder.stat().st_ino] == first
+    assert is_prepared("digits", tmp_path)
+    assert list(tmp_path.iterdir()) == [folder]
