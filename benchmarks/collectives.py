@@ -60,8 +60,7 @@ def peers(world: World, names: set[str]) -> dict[str, Contender]:
         hvd.init()
         found["Horovod"] = lambda x: hvd.allreduce_(x, op=hvd.Sum, name=f"x{x.numel()}")
     if "gloo" in names:
-        addresses = world.gather_text(os.environ.get("BENCH_ADDRESS", "127.0.0.1"))
-        os.environ.update(MASTER_ADDR=addresses[0], MASTER_PORT=os.environ.get("BENCH_PORT", "29511"))
+        os.environ.update(MASTER_ADDR=world.hosts[0], MASTER_PORT=os.environ.get("BENCH_PORT", "29511"))
         dist.init_process_group("gloo", rank=world.rank, world_size=world.size)
         found["gloo"] = dist.all_reduce
         found["torch PowerSGD hook"] = torch_powersgd()

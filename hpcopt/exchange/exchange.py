@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from hpcopt.comm.traffic import dense_all_reduce_bytes
 from hpcopt.comm.world import World
 from hpcopt.errors import HpcoptError
+from hpcopt.exchange.adversary import AdversaryConfig
 from hpcopt.exchange.bucket import Bucket, make_buckets
 from hpcopt.exchange.reducer import Entries, Reducer, Tree
 from hpcopt.phases import PhaseClock
@@ -38,6 +39,8 @@ class ReducerConfig(Protocol):
     def bucket_mb(self) -> float: ...
     @property
     def overlap(self) -> bool: ...
+    @property
+    def adversary(self) -> AdversaryConfig | None: ...
     def build(self) -> Reducer: ...
 
 
@@ -64,7 +67,7 @@ class Exchange:
             clock: counts the exchange's phases.
         """
         self._world, self._mean, self._clock = world, mean, clock or PhaseClock()
-        self._reducer = config.build()
+        self._reducer, self._adversary = config.build(), config.adversary
         parameters = [(name, p) for name, p in named_parameters if p.requires_grad]
         self.buckets = make_buckets(parameters, int(config.bucket_mb * 1e6), self._reducer.kind, self._reducer.grain)
         self._bucket_of = {p: bucket for bucket in self.buckets for p in bucket.views}
@@ -170,6 +173,8 @@ class Exchange:
     def _reduce(self, bucket: Bucket) -> None:
         dense_bytes = bucket.values.numel() * bucket.values.element_size()
         self._transport.traffic.dense_bytes += dense_all_reduce_bytes(dense_bytes, self._world.size)
+        if self._adversary is not None:
+            self._adversary.falsify(bucket, self._world.rank, self._step)
         self._reducer.reduce(self._transport, bucket, self._step)
         if self._mean:
             bucket.values.div_(self._world.size)

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from hpcopt.config import Config
+from hpcopt.exchange.adversary import AdversaryConfig
 
 
 class Overlap(Config):
@@ -10,3 +11,4 @@ class Overlap(Config):
 
     bucket_mb: float = Field(4.0, gt=0, description="MB of gradients in one bucket, about")
     overlap: bool = Field(True, description="exchange buckets while the backward pass goes on")
+    adversary: AdversaryConfig | None = Field(None, description="ranks that misbehave, for experiments")
