@@ -1,0 +1,143 @@
+"""DeepFacto on 10,000 images of Fashion-MNIST: factors trained inside the network beside the same network with an NMF
+added afterwards, both after 7 epochs; and with four coarse labels in place of ten, scored on the ten it never saw.
+
+    python -m benchmarks.block_admm.factors --methods deepfacto posthoc --seeds 0 1 2    run and record
+    python -m benchmarks.block_admm.factors --methods picture --seeds 0                  what each factor looks at
+    python -m benchmarks.block_admm.factors                                              the table
+"""
+
+import copy
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.block_admm.bench import Images, fashion_mnist, options, record, recorded, spread, train
+from hpcopt.models.disentangling import best_factor_auc, reconstruction_error, sparsity
+from hpcopt.models.nmf import FactorMlpConfig, Nmf, factorize
+from hpcopt.optim import ScheduleConfig
+from hpcopt.optim.first_order import AdamWConfig
+from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
+from hpcopt.solvers.data_parallel import DataParallelConfig
+
+SAMPLES, FACTORS, EPOCHS = 10000, 20, 7
+COARSE = torch.tensor([0, 1, 0, 0, 0, 2, 0, 2, 3, 2])  # clothes for the upper body and dresses, trousers, shoes, bags
+ADAM, COSINE = AdamWConfig(lr=1e-3, weight_decay=0), ScheduleConfig(name="cosine")
+METHODS = ["deepfacto", "posthoc", "deepfacto-weak", "posthoc-weak"]
+PICTURE = Path("docs/factors.html")
+
+
+def network(seed: int, classes: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return FactorMlpConfig(hidden=(256, 128), factors=FACTORS).build((784,), classes)
+
+
+def deepfacto(data: tuple[Images, Images], classes: int, seed: int) -> nn.Sequential:
+    """Three epochs of plain training, four of everything together."""
+    model = network(seed, classes)
+    config = DeepFactoConfig(plain=3 / EPOCHS, optimizer=ADAM, schedule=COSINE)
+    train(config, model, *data, batch=128, epochs=EPOCHS, seed=seed)
+    return model
+
+
+def posthoc(data: tuple[Images, Images], classes: int, seed: int) -> nn.Sequential:
+    """As many epochs of plain training; then an NMF of all training features, and a classifier of the codes that is
+    trained to the end.
+    """
+    model = network(seed, classes)
+    nmf = next(layer for layer in model if isinstance(layer, Nmf))
+    plain = nn.Sequential(*list(model[:-2]), nn.Linear(nmf.basis.shape[1], classes))
+    train(DataParallelConfig(optimizer=ADAM, schedule=COSINE), plain, *data, batch=128, epochs=EPOCHS, seed=seed)
+    with torch.no_grad():
+        features = plain[:-1](data[0].x)
+        _, basis = factorize(features, FACTORS, 60, torch.Generator().manual_seed(0))
+        nmf.basis.copy_(basis)
+        codes = nmf(features)
+    head, generator = torch.optim.Adam(model[-1].parameters(), 3e-3), torch.Generator().manual_seed(0)
+    for _ in range(40):
+        for rows in torch.randperm(SAMPLES, generator=generator).split(128):
+            head.zero_grad()
+            F.cross_entropy(model[-1](codes[rows]), data[0].y[rows]).backward()
+            head.step()
+    return model
+
+
+@torch.no_grad()
+def scores(model: nn.Sequential, test: Images, fine: Tensor) -> dict[str, Any]:
+    """Accuracy on the labels it was trained on; scores of its codes against the fine ones, which may be others."""
+    features = model[:-2](test.x)
+    codes = model[-2](features)
+    aucs = best_factor_auc(codes, fine)
+    return {
+        "accuracy": test.accuracy(model),
+        "reconstruction_error": reconstruction_error(features, codes, model[-2].basis),
+        "auc_mean": float(aucs.mean()),
+        "auc_min": float(aucs.min()),
+        "sparsity": sparsity(codes),
+        "smallest": min(float(codes.min()), float(model[-2].basis.min())),
+    }
+
+
+def picture(model: nn.Sequential, test: Images) -> None:
+    """A row a factor: where raising a pixel raises it, its mean image, and the images that it is largest on."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    features, basis = model[:-2], model[-2].basis
+    with torch.no_grad():
+        codes = model[-2](features(test.x))
+    shown = [int(k) for k in codes.sum(0).argsort(descending=True) if codes[:, k].sum() > 0][:12]
+    titles = ["sensitivity", "mean", "1st", "2nd", "3rd", "4th"]
+    figure = make_subplots(len(shown), 6, column_titles=titles, row_titles=[f"factor {k}" for k in shown],
+                           vertical_spacing=0.01, horizontal_spacing=0.01)  # fmt: skip
+    for row, k in enumerate(shown, start=1):
+        top = codes[:, k].argsort(descending=True)
+        x = test.x[top[:64]].clone().requires_grad_()
+        (slope,) = torch.autograd.grad((features(x) @ basis[k]).sum(), x)
+        mean = (codes[:, k, None] * test.x).sum(0) / codes[:, k].sum()
+        panels = [slope.mean(0), mean, *test.x[top[:4]]]
+        for column, panel in enumerate(panels, start=1):
+            scale = {"colorscale": "RdBu", "zmid": 0} if column == 1 else {"colorscale": "gray"}
+            figure.add_trace(go.Heatmap(z=panel.view(28, 28).flip(0).numpy(), showscale=False, **scale), row, column)
+    figure.update_xaxes(visible=False).update_yaxes(visible=False, scaleanchor="x")
+    figure.update_layout(width=720, height=110 * len(shown), title="What each factor looks at", margin={"t": 60})
+    figure.write_html(PICTURE, include_plotlyjs="cdn")
+    print(f"wrote {PICTURE}")
+
+
+def main() -> None:
+    choice = options(__doc__ or "", [*METHODS, "picture"])
+    if not choice.methods:
+        table()
+        return
+    torch.set_num_threads(1)
+    data = fashion_mnist(SAMPLES)
+    fine = data[1].y
+    for method, seed in itertools.product(choice.methods, choice.seeds):
+        weak = method.endswith("-weak")
+        used = tuple(dataclasses.replace(part, y=COARSE[part.y]) for part in data) if weak else copy.copy(data)
+        make = posthoc if method.startswith("posthoc") else deepfacto
+        model = make(used, 4 if weak else 10, seed)
+        if method == "picture":
+            picture(model, data[1])
+        else:
+            record("factors", method, seed, scores(model, used[1], fine))
+
+
+def table() -> None:
+    print("| method | seeds | accuracy | reconstruction error | best-factor AUC, mean | smallest | zeros in codes |")
+    print("|---|---|---|---|---|---|---|")
+    for method, runs in recorded("factors").items():
+        columns = {key: [float(run[key]) for run in runs] for key in runs[0]}
+        print(
+            f"| {method} | {len(runs)} | {spread(columns['accuracy'])} | {spread(columns['reconstruction_error'])} "
+            f"| {spread(columns['auc_mean'], 3)} | {min(columns['auc_min']):.3f} | {spread(columns['sparsity'], 2)} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
