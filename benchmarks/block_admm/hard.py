@@ -80,6 +80,17 @@ METHODS = {
     ),
 }
 
+LABELS = {
+    "sigmoid-sgd": "10 sigmoid layers, SGD with momentum",
+    "sigmoid-adam": "10 sigmoid layers, Adam 1e-3",
+    "sigmoid-adam-fast": "10 sigmoid layers, Adam 5e-3",
+    "sigmoid-admm": "10 sigmoid layers, Block-ADMM, rho 0.1 to 100",
+    "sigmoid-admm-rho1": "10 sigmoid layers, Block-ADMM, rho 1",
+    "sign-adam": "signs, back-propagation (reaches the last layer only)",
+    "sign-ste": "signs, straight-through estimator",
+    "sign-admm": "signs, Block-ADMM",
+}
+
 
 def main() -> None:
     choice = options(__doc__ or "", list(METHODS))
@@ -91,16 +102,20 @@ def main() -> None:
             torch.manual_seed(seed)
             figures = train(config, make(), *data, batch=128, epochs=EPOCHS, seed=seed)
             record("hard", method, seed, figures)
-        return
-    print("| network and solver | seeds | test accuracy after each epoch, mean | at the end, mean (range) | seconds |")
-    print("|---|---|---|---|---|")
-    for method, runs in recorded("hard").items():
-        epochs = " ".join(
-            f"{sum(column) / len(column):.3f}" for column in zip(*(r["accuracy"] for r in runs), strict=True)
-        )
-        final = spread([float(run["accuracy"][-1]) for run in runs])
-        seconds = sum(run["train_s"] for run in runs) / len(runs)
-        print(f"| {method} | {len(runs)} | {epochs} | {final} | {seconds:.0f} |")
+    else:
+        table()
+
+
+def table() -> None:
+    results = recorded("hard")
+    print("| network and solver | seeds | test accuracy after each epoch, mean | at the end, mean (range) |")
+    print("|---|---|---|---|")
+    for method in METHODS:
+        if method in results:
+            curves = zip(*(run["accuracy"] for run in results[method]), strict=True)
+            epochs = " ".join(f"{sum(column) / len(column):.3f}" for column in curves)
+            final = spread([float(run["accuracy"][-1]) for run in results[method]])
+            print(f"| {LABELS[method]} | {len(results[method])} | {epochs} | {final} |")
 
 
 if __name__ == "__main__":

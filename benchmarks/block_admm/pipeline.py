@@ -12,7 +12,7 @@ import time
 import torch
 from torch import nn
 
-from benchmarks.block_admm.bench import LOSS, Images, fashion_mnist, record
+from benchmarks.block_admm.bench import LOSS, Images, fashion_mnist, record, recorded
 from hpcopt.comm.world import World, connect
 from hpcopt.compress import Half
 from hpcopt.exchange import RingConfig
@@ -80,6 +80,17 @@ def main() -> None:
             figures["ratio"] = figures["samples_per_s"] / first
             record("pipeline", f"{world.nodes} hosts, M={in_flight}, {choice.codec}", repeat, figures)
     world.close()
+
+
+def table() -> None:
+    print("| where | samples/s | idle share of ranks 0 to 3 | KiB a step sent by each rank | accuracy |")
+    print("|---|---|---|---|---|")
+    for where, runs in recorded("pipeline").items():
+        for run in runs:
+            idle = ", ".join(f"{share:.0%}" for share in run["idle"])
+            kib = ", ".join(f"{sent / 1024:.0f}" for sent in run["sent_bytes_per_step"])
+            rate = f"{run['samples_per_s']:.0f} ({run['ratio']:.2f} x)"
+            print(f"| {where} | {rate} | {idle} | {kib} | {run['accuracy']:.4f} |")
 
 
 if __name__ == "__main__":
