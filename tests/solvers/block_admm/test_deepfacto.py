@@ -16,6 +16,7 @@ from hpcopt.models.nmf import FactorMlpConfig
 from hpcopt.optim.first_order import AdamWConfig
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.block_admm.deepfacto import DeepFacto, DeepFactoConfig
+from hpcopt.store.checkpoint import Checkpoints
 from tests.solvers.block_admm.problem import LOSS, batches, parameters
 
 STEPS = 120
@@ -144,3 +145,22 @@ def test_what_does_not_fit_is_refused():
     other = FactorMlpConfig(hidden=(24, 16), factors=5).build((6,), 3)
     with pytest.raises(CheckpointError, match="does not fit"):
         solver(model=other).load_state_dict(state, [{}])
+
+
+def test_a_restart_from_a_checkpoint_file_continues_bit_for_bit(tmp_path):
+    straight, first = solver(), solver()
+    for batch in data(80):
+        straight.step(batch)
+    for batch in data(70):
+        first.step(batch)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.begin(70)
+    checkpoints.write_part(70, "shared", first.state_dict())
+    checkpoints.write_part(70, "rank00000", first.rank_state_dict())
+    checkpoints.commit(70, ["shared", "rank00000"])
+    second = solver()
+    second.load_state_dict(checkpoints.read_part(70, "shared"), [checkpoints.read_part(70, "rank00000")])
+    for batch in data(80)[70:]:
+        second.step(batch)
+    assert torch.equal(parameters(straight.model), parameters(second.model))
+    assert torch.equal(straight._nmf.basis, second._nmf.basis)

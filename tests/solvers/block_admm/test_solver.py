@@ -12,6 +12,7 @@ from hpcopt.errors import CheckpointError, JobError
 from hpcopt.models.nondifferentiable import Sign, TopK
 from hpcopt.optim.first_order import AdamWConfig, SgdConfig
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
+from hpcopt.store.checkpoint import Checkpoints
 from tests.solvers.block_admm.problem import LOSS, batches, network, parameters, solver
 
 PLAIN = SgdConfig(lr=1e-12, momentum=0.0)  # leaves the weights where they are, and a gradient to look at
@@ -225,3 +226,23 @@ def test_what_does_not_fit_is_refused():
     ends = nn.Sequential(nn.Linear(6, 3), Sign()).double()
     with pytest.raises(JobError, match="end the model with a linear layer"):
         solver(BlockAdmmConfig(), ends).step(batches(1)[0])
+
+
+def test_a_restart_from_a_checkpoint_file_continues_bit_for_bit(tmp_path):
+    config = BlockAdmmConfig(auxiliaries="stored", rho_end=1.0)
+    straight, first = solver(config, network()), solver(config, network())
+    for batch in batches(12):
+        straight.step(batch)
+    for batch in batches(7):
+        first.step(batch)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.begin(7)
+    checkpoints.write_part(7, "shared", first.state_dict())
+    checkpoints.write_part(7, "rank00000", first.rank_state_dict())
+    checkpoints.commit(7, ["shared", "rank00000"])
+    second = solver(config, network())
+    second.load_state_dict(checkpoints.read_part(7, "shared"), [checkpoints.read_part(7, "rank00000")])
+    for batch in batches(12)[7:]:
+        second.step(batch)
+    assert torch.equal(parameters(straight.model), parameters(second.model))
+    assert torch.equal(straight._stored[1].state_dict()["rows"], second._stored[1].state_dict()["rows"])
