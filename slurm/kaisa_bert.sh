@@ -1,9 +1,11 @@
 #!/bin/bash
-# Pretrain BERT with KAISA: phase 1 on short sequences, then phase 2 on long ones, a second job that waits for the first.
+# Pretrain BERT with KAISA: phase 1 on short sequences, then phase 2 on long ones, a second job that waits for the first
+# and begins with its weights.
 #
 #   sbatch slurm/kaisa_bert.sh [JOB.toml] [options of hpcopt.train]     (default: jobs/kaisa_bert.toml)
 #   PHASE=2 PHASE1_DIR=runs/... sbatch slurm/kaisa_bert.sh              phase 2 alone
 #
+# The job of phase 2 is JOB_phase2.toml. A job that reads data/bert gets it made, by all ranks, if it is not there.
 # Submit from the top of the checkout; what to edit, and how preemption works, is as in slurm/train.sh.
 #
 #SBATCH --job-name=kaisa_bert
@@ -27,13 +29,15 @@ if [[ ${1:-} == *.toml ]]; then
     JOB=$1
     shift
 fi
-[[ -r $JOB ]] || refuse "there is no $JOB; this version of hpcopt may not have the KAISA solver and BERT yet"
 PHASE=${PHASE:-1}
 RUN_DIR=${RUN_DIR:-runs/$(basename "$JOB" .toml)-phase$PHASE-$SLURM_JOB_ID}
-phase=(--set "workload.phase=$PHASE")
+job_file=$JOB begin_with=() runs=("$RUN_DIR")
+((PHASE == 1)) || job_file=${JOB%.toml}_phase2.toml
+[[ -r $job_file ]] || refuse "there is no $job_file"
 
 if ((PHASE == 2)); then
-    phase+=(--set "workload.start_from=${PHASE1_DIR:?the run directory of phase 1}")
+    begin_with=(--set "workload.start_from=${PHASE1_DIR:?the run directory of phase 1}")
+    runs=("$PHASE1_DIR" "$RUN_DIR")
 elif ((${SLURM_RESTART_COUNT:-0} == 0)); then
     export PHASE1_DIR=$RUN_DIR
     env --unset=RUN_DIR PHASE=2 sbatch --dependency="afterok:$SLURM_JOB_ID" --kill-on-invalid-dep=yes \
@@ -42,5 +46,12 @@ elif ((${SLURM_RESTART_COUNT:-0} == 0)); then
         slurm/kaisa_bert.sh "$JOB" "$@"
 fi
 
-run_ranks "$SLURM_NTASKS" python -m hpcopt.train "$JOB" --run-dir "$RUN_DIR" "${phase[@]}" "$@"
+if [[ ! -e data/bert ]] && grep --quiet '^data = "data/bert/' "$job_file"; then
+    ranks=$SLURM_NTASKS nodes=$SLURM_JOB_NUM_NODES
+    (start_"$LAUNCHER" python -m hpcopt.prepare bert)
+fi
+run_ranks "$SLURM_NTASKS" python -m hpcopt.train "$job_file" --run-dir "$RUN_DIR" "${begin_with[@]}" "$@"
+if ((EXIT_CODE == 0)); then
+    python -m hpcopt.report "${runs[@]}" --html "$RUN_DIR/report.html"
+fi
 finish
