@@ -52,6 +52,7 @@ if [[ ! -e data/bert ]] && grep --quiet '^data = "data/bert/' "$job_file"; then
 fi
 run_ranks "$SLURM_NTASKS" python -m hpcopt.train "$job_file" --run-dir "$RUN_DIR" "${begin_with[@]}" "$@"
 if ((EXIT_CODE == 0)); then
+    python -m hpcopt.report "${runs[@]}"
     python -m hpcopt.report "${runs[@]}" --html "$RUN_DIR/report.html"
 fi
 finish
