@@ -15,9 +15,11 @@ In a loop of one's own:
         optimizer.step()
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -25,10 +27,11 @@ from torch import Tensor, nn
 
 from hpcopt.comm.traffic import dense_all_reduce_bytes
 from hpcopt.comm.world import World
-from hpcopt.errors import HpcoptError
+from hpcopt.errors import HpcoptError, PeerError
 from hpcopt.exchange.adversary import AdversaryConfig
 from hpcopt.exchange.bucket import Bucket, make_buckets
 from hpcopt.exchange.reducer import Entries, Reducer, Tree
+from hpcopt.exchange.trace import Trace
 from hpcopt.phases import PhaseClock
 
 
@@ -41,6 +44,8 @@ class ReducerConfig(Protocol):
     def overlap(self) -> bool: ...
     @property
     def adversary(self) -> AdversaryConfig | None: ...
+    @property
+    def trace(self) -> Path | None: ...
     def build(self) -> Reducer: ...
 
 
@@ -65,11 +70,16 @@ class Exchange:
         Args:
             mean: give means over the ranks in place of sums.
             clock: counts the exchange's phases.
+
+        Raises:
+            PeerError: the ranks' parameters differ in name, shape or dtype, or their exchanges in settings.
         """
         self._world, self._mean, self._clock = world, mean, clock or PhaseClock()
         self._reducer, self._adversary = config.build(), config.adversary
+        self._trace = Trace(config.trace, world.rank)
         parameters = [(name, p) for name, p in named_parameters if p.requires_grad]
         self.buckets = make_buckets(parameters, int(config.bucket_mb * 1e6), self._reducer.kind, self._reducer.grain)
+        self._require_same_schedule()
         self._bucket_of = {p: bucket for bucket in self.buckets for p in bucket.views}
         self._transport = world.transport.duplicate()
         self._thread = ThreadPoolExecutor(1, "exchange") if config.overlap else None
@@ -93,7 +103,7 @@ class Exchange:
         Raises:
             HpcoptError: what went wrong in the exchange of a bucket.
         """
-        with self._clock("exchange"):
+        with self._clock("exchange"), self._trace("finish", "training", step=self._step):
             for p, passes in self._passes_left.items():
                 if passes and p.grad is None:
                     self._bucket_of[p].views[p].zero_()
@@ -131,6 +141,18 @@ class Exchange:
             rank, size = self._world.rank, self._world.size
             self._step = parts[rank % len(parts)]["step"]
             self._reducer.load_state_dict(Entries(parts, "reducer"), rank, size)
+
+    def _require_same_schedule(self) -> None:
+        """Ranks that would run other collectives than rank 0 must say so now, and not hang later. Collective."""
+        schedule = [f"{b.name}: {b.values.dtype}, {b.kind}, {dict(b.layout)}" for b in self.buckets]
+        digest = hashlib.blake2b("\n".join(schedule).encode(), digest_size=8).hexdigest()
+        digests = self._world.gather_text(digest)
+        different = [rank for rank, theirs in enumerate(digests) if theirs != digests[0]]
+        if different:
+            raise PeerError(
+                f"ranks {different} would exchange other buckets than rank 0: do all ranks build the same model, "
+                "from the same job file?"
+            ).everywhere()
 
     def _rearm(self, backwards: int) -> None:
         self._passes_left = dict.fromkeys(self._bucket_of, backwards)
@@ -175,7 +197,8 @@ class Exchange:
         self._transport.traffic.dense_bytes += dense_all_reduce_bytes(dense_bytes, self._world.size)
         if self._adversary is not None:
             self._adversary.falsify(bucket, self._world.rank, self._step)
-        self._reducer.reduce(self._transport, bucket, self._step)
+        with self._trace(bucket.name, "exchange", step=self._step, values=bucket.values.numel()):
+            self._reducer.reduce(self._transport, bucket, self._step)
         if self._mean:
             bucket.values.div_(self._world.size)
 

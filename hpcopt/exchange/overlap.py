@@ -1,5 +1,7 @@
 """What all exchanges that overlap with backward have in common in a job file."""
 
+from pathlib import Path
+
 from pydantic import Field
 
 from hpcopt.config import Config
@@ -11,4 +13,5 @@ class Overlap(Config):
 
     bucket_mb: float = Field(4.0, gt=0, description="MB of gradients in one bucket, about")
     overlap: bool = Field(True, description="exchange buckets while the backward pass goes on")
+    trace: Path | None = Field(None, description="folder for a timeline of every bucket, for chrome://tracing")
     adversary: AdversaryConfig | None = Field(None, description="ranks that misbehave, for experiments")

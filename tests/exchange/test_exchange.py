@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import time
 
 import pytest
@@ -24,7 +25,7 @@ from hpcopt.compress import (
     Sign,
     TopK,
 )
-from hpcopt.errors import HpcoptError
+from hpcopt.errors import HpcoptError, PeerError
 from hpcopt.exchange import Exchange, NativeConfig, RingConfig, TwoPhaseConfig, VoteConfig
 from hpcopt.exchange.bucket import make_buckets
 
@@ -255,6 +256,27 @@ def test_planned_bytes_are_what_is_sent(config):
         assert counts.sent_bytes <= planned + 8
         assert variable or counts.sent_bytes == pytest.approx(planned, abs=8)
         assert counts.dense_bytes > 0
+
+
+def test_ranks_with_unlike_models_are_told_at_once():
+    models = [network(), network(), nn.Linear(6, 3)]
+
+    def program(transport):
+        Exchange(World(transport), models[transport.rank].named_parameters(), RingConfig())
+
+    with pytest.raises(PeerError, match=r"ranks \[2\] would exchange other buckets"):
+        run_ranks(3, program)
+
+
+def test_a_timeline_has_every_bucket_of_every_step(tmp_path):
+    trained(2, RingConfig(bucket_mb=0.002, trace=tmp_path), steps=3)
+    for rank in range(2):
+        lines = (tmp_path / f"trace-{rank}.json").read_text().removesuffix(",\n") + "]"
+        events = json.loads(lines)
+        assert [e["args"]["step"] for e in events if e["name"] == "finish"] == [0, 1, 2]
+        buckets = [(e["args"]["step"], e["name"]) for e in events if e["tid"] == "exchange"]
+        assert len(buckets) == len(set(buckets)) >= 6
+        assert all(e["dur"] >= 0 and e["pid"] == rank for e in events)
 
 
 def test_random_delays_change_nothing():
