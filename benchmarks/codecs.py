@@ -14,6 +14,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -73,9 +74,10 @@ def decoding(codec: Codec, add: bool = False) -> Callable[[torch.Tensor], Callab
 def feeding_back(codec: Codec) -> Callable[[torch.Tensor], Callable[[], object]]:
     def make(x: torch.Tensor) -> Callable[[], object]:
         slot, residual = torch.zeros(codec.max_bytes(x.numel()), dtype=torch.uint8), torch.zeros_like(x)
-        for step in range(10):  # so that the residual is as large as it is in training
-            codec.encode_feedback(x.roll(step * 977), residual, seed=step, out=slot)
-        return lambda: codec.encode_feedback(x, residual, seed=1, out=slot)
+        gradients = cycle([x.roll(977 * k) for k in range(4)])  # that differ from step to step, as in training
+        for _ in range(8):
+            codec.encode_feedback(next(gradients), residual, seed=1, out=slot)
+        return lambda: codec.encode_feedback(next(gradients), residual, seed=1, out=slot)
 
     return make
 

@@ -2,10 +2,11 @@
 
     python benchmarks/low_rank.py [--data /usr/share/datasets/fashion-mnist] [--out low_rank.h5]
 
-Eight ranks each hold the gradient of their own part of a batch; every matrix (a convolution as outputs x inputs 9) is sent with
-r (rows + columns) floats. Reported are the relative error of the mean gradient, ``|estimate - mean| / |mean|``, over all matrices,
-and the time of encoding and decoding on one rank. PowerSGD runs cold (a random start), warm (started from its last result, as it is
-used; its error feedback is left out here, for what is compared is one gradient) and ATOMO with the same budget of singular vectors.
+Eight ranks each hold the gradient of their own part of a batch; every matrix (a convolution as outputs x inputs 9) is
+sent with r (rows + columns) floats. Reported are the relative error of the mean gradient,
+``|estimate - mean| / |mean|``, over all matrices, and the time of encoding and decoding on one rank. PowerSGD runs
+cold (a random start), warm (started from its last result, as it is used; its error feedback is left out here, for
+what is compared is one gradient) and ATOMO with the same budget of singular vectors.
 """
 
 import argparse
@@ -51,13 +52,16 @@ def batches(folder: Path, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
     random = np.random.default_rng(0)
     for _ in range(steps):
         chosen = random.choice(labels.size, RANKS * BATCH, replace=False)
-        yield torch.from_numpy((images[chosen] / np.float32(255) - np.float32(0.286)) / np.float32(0.353)), torch.from_numpy(
-            labels[chosen].astype(np.int64)
+        yield (
+            torch.from_numpy((images[chosen] / np.float32(255) - np.float32(0.286)) / np.float32(0.353)),
+            torch.from_numpy(labels[chosen].astype(np.int64)),
         )
 
 
 def train(folder: Path) -> tuple[Layout, dict[int, list[Tensor]], float]:
-    """Train, and return the layout of the matrices, every rank's flat gradient at the watched steps, and the last loss."""
+    """Train, and return the layout of the matrices, every rank's flat gradient at the watched steps, and the last
+    loss.
+    """
     torch.manual_seed(0)
     model = ResNetConfig(blocks=1, width=16).build((1, 28, 28), 10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
@@ -67,7 +71,9 @@ def train(folder: Path) -> tuple[Layout, dict[int, list[Tensor]], float]:
         if step in WATCHED:
             kept[step] = []
             for images, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
-                grads = torch.autograd.grad(F.cross_entropy(model(images), labels), [p for p in model.parameters() if p.dim() > 1])
+                grads = torch.autograd.grad(
+                    F.cross_entropy(model(images), labels), [p for p in model.parameters() if p.dim() > 1]
+                )
                 kept[step].append(torch.cat([g.reshape(-1) for g in grads]))
         optimizer.zero_grad()
         loss = F.cross_entropy(model(x[:64]), y[:64])
@@ -85,7 +91,9 @@ def powersgd(layout: Layout, kept: dict[int, list[Tensor]], rank: int, warm: boo
             for state in states:
                 state.load_state_dict({k: t for k, t in state.state_dict().items() if k.startswith("right/")})
             buckets = [g.clone() for g in gradients]
-            rounds = [state.rounds(bucket, layout, seed=step + again) for state, bucket in zip(states, buckets, strict=True)]
+            rounds = [
+                state.rounds(bucket, layout, seed=step + again) for state, bucket in zip(states, buckets, strict=True)
+            ]
             start, sent, spent = time.thread_time(), 0, 0.0
             while True:
                 start = time.thread_time()
@@ -102,7 +110,13 @@ def powersgd(layout: Layout, kept: dict[int, list[Tensor]], rank: int, warm: boo
             mean = torch.stack(gradients).mean(0)
         errors.append(float((buckets[0] / RANKS - mean).norm() / mean.norm()))
         seconds.append(spent)
-    return Result(f"PowerSGD, {'warm' if warm else 'cold'}", rank, sent / 1e6, float(np.mean(errors)), 1e3 * float(np.median(seconds)))
+    return Result(
+        f"PowerSGD, {'warm' if warm else 'cold'}",
+        rank,
+        sent / 1e6,
+        float(np.mean(errors)),
+        1e3 * float(np.median(seconds)),
+    )
 
 
 def by_codec(layout: Layout, kept: dict[int, list[Tensor]], rank: int, method: str) -> Result:
@@ -131,7 +145,9 @@ def by_codec(layout: Layout, kept: dict[int, list[Tensor]], rank: int, method: s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), help="folder of the IDX files")
+    parser.add_argument(
+        "--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), help="folder of the IDX files"
+    )
     parser.add_argument("--out", help="HDF5 file to write the table to")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,4 +1,6 @@
-"""What one would write in plain numpy or torch: the peers of ``benchmarks/codecs.py``. Each does the work of our codec with its own layout."""
+"""What one would write in plain numpy or torch: the peers of ``benchmarks/codecs.py``. Each does the work of our
+codec with its own layout.
+"""
 
 from collections.abc import Callable
 
@@ -56,7 +58,9 @@ def numpy_qsgd(x: torch.Tensor) -> Callable[[], object]:
 
     def encode() -> object:
         scales = np.abs(blocks).max(1, keepdims=True)
-        codes = (np.floor(blocks * (7 / scales) + random.random(blocks.shape, np.float32)) + 7).astype(np.uint8).reshape(-1)
+        codes = (
+            (np.floor(blocks * (7 / scales) + random.random(blocks.shape, np.float32)) + 7).astype(np.uint8).reshape(-1)
+        )
         return scales, codes[::2] | codes[1::2] << 4
 
     return encode

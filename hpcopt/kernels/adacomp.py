@@ -10,6 +10,13 @@ GROUP = 32  # words of a stretch that stays in the first-level cache: each step 
 
 
 @njit(nogil=True, cache=True)
+def add_in_place(total, term):
+    """``total += term``."""
+    for j in range(total.size):
+        total[j] += term[j]
+
+
+@njit(nogil=True, cache=True)
 def encode(x, residue, bin_size, reach, minus, counts, entries):
     """Fill counts (one a bin) and entries (offset in the bin, with the bit ``minus`` for a negative residue).
 
@@ -24,11 +31,12 @@ def encode(x, residue, bin_size, reach, minus, counts, entries):
     done, worst, total = 0, np.int32(0), 0.0
     for start in range(0, counts.size, group):
         stop = min(start + group, counts.size)
+        add_in_place(residue[start * bin_size : stop * bin_size], x[start * bin_size : stop * bin_size])
         for b in range(start, stop):
             end = min((b + 1) * bin_size, x.size)
             top = np.int32(0)
             for i in range(b * bin_size, end, LANES):
-                top = max(top, masks.add_and_largest(x, residue, i, np.int32(min(end - i, LANES))))
+                top = max(top, masks.largest(residue, i, np.int32(min(end - i, LANES))))
             tops[b - start] = top
             worst = max(worst, top)
             total += np.float64(np.int32(top).view(np.float32))
@@ -47,7 +55,10 @@ def encode(x, residue, bin_size, reach, minus, counts, entries):
                 while word != 0:
                     j = masks.trailing_zeros(word)
                     word &= word - np.uint64(1)
-                    entries[done] = (piece * LANES + j) | (minus if negative >> np.uint64(j) & np.uint64(1) else 0)
+                    sign = np.int64(
+                        negative >> np.uint64(j) & np.uint64(1)
+                    )  # a branch would be guessed wrong half the time
+                    entries[done] = (piece * LANES + j) | minus * sign
                     done += 1
             counts[b] = done - before
     scale = np.float32(total / counts.size) if counts.size > 0 else np.float32(0)
@@ -67,6 +78,6 @@ def add(counts, entries, scale, bin_size, minus, out):
             i = b * bin_size + (entry & (minus - 1))
             if i >= out.size:
                 return False
-            out[i] += -scale if entry & minus else scale
+            out[i] += scale * np.float32(1 - 2 * np.int64((entry & minus) != 0))
         done = end
     return True

@@ -95,7 +95,7 @@ def _part(context, builder, array_type, array, index, count):
     inside = builder.icmp_signed("<", ir.Constant(INTS, list(range(LANES))), _splat(builder, count, INTS))
     kind = ir.FunctionType(FLOATS, [address.type, ir.IntType(32), BITS, FLOATS])
     load = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.load.v{LANES}f32.p0")
-    return builder.call(load, [address, ir.IntType(32)(4), inside, ir.Constant(FLOATS, [0.0] * LANES)]), address, inside
+    return builder.call(load, [address, ir.IntType(32)(4), inside, ir.Constant(FLOATS, [0.0] * LANES)])
 
 
 def _magnitudes(builder, values):
@@ -103,21 +103,16 @@ def _magnitudes(builder, values):
 
 
 @intrinsic
-def add_and_largest(typingctx, x, owed, i, count):
-    """``owed[i + j] += x[i + j]`` for j < count <= 64; the largest magnitude among these sums, as bits."""
+def largest(typingctx, x, i, count):
+    """The largest magnitude among ``x[i : i + count]``, count <= 64, as bits; the memory behind is not touched."""
 
     def codegen(context, builder, signature, args):
-        fresh, _, _ = _part(context, builder, signature.args[0], args[0], args[2], args[3])
-        held, address, inside = _part(context, builder, signature.args[1], args[1], args[2], args[3])
-        total = builder.fadd(held, fresh)
-        kind = ir.FunctionType(ir.VoidType(), [FLOATS, address.type, ir.IntType(32), BITS])
-        store = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.store.v{LANES}f32.p0")
-        builder.call(store, [total, address, ir.IntType(32)(4), inside])
+        values = _part(context, builder, signature.args[0], *args)
         kind = ir.FunctionType(ir.IntType(32), [INTS])
         reduce = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.smax.v{LANES}i32")
-        return builder.call(reduce, [_magnitudes(builder, total)])
+        return builder.call(reduce, [_magnitudes(builder, values)])
 
-    return types.int32(x, owed, i, types.int32), codegen
+    return types.int32(x, i, types.int32), codegen
 
 
 @intrinsic
@@ -126,8 +121,8 @@ def reaching(typingctx, x, owed, i, count, reach, threshold):
     at least the threshold (> 0, as bits), and which owed values are below 0."""
 
     def codegen(context, builder, signature, args):
-        fresh, _, _ = _part(context, builder, signature.args[0], args[0], args[2], args[3])
-        held, _, _ = _part(context, builder, signature.args[1], args[1], args[2], args[3])
+        fresh = _part(context, builder, signature.args[0], args[0], args[2], args[3])
+        held = _part(context, builder, signature.args[1], args[1], args[2], args[3])
         reached = builder.fadd(held, builder.fmul(_splat(builder, args[4], FLOATS), fresh))
         above = builder.icmp_signed(">=", _magnitudes(builder, reached), _splat(builder, args[5], INTS))
         zero = ir.Constant(FLOATS, [0.0] * LANES)

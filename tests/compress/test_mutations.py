@@ -98,8 +98,8 @@ MUTATIONS: dict[str, tuple[str, str, str, list[str], Callable[[], None]]] = {
     ),
     "a residue that starts anew": (
         "adacomp",
-        "            tops[b - start] = top",
-        "            residue[b * bin_size : end] = x[b * bin_size : end]\n            tops[b - start] = top",
+        "total[j] += term[j]",
+        "total[j] = term[j]",
         [],
         lambda: check_telescoping(AdaComp(bin=50)),
     ),
