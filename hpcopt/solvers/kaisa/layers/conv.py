@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpcopt.solvers.kaisa import symmetric
-from hpcopt.solvers.kaisa.layers.autocorrelation import patch_covariance
+from hpcopt.solvers.kaisa.layers.autocorrelation import Geometry, patch_covariance, patch_sums
 from hpcopt.solvers.kaisa.layers.layer import Layer, Options, Sums
 
 CHUNK_VALUES = 1 << 18  # patches are formed a few samples at a time, to stay in the cache
@@ -61,8 +61,11 @@ class Conv(Layer):
         pad_h, pad_w = self.padding
         if self.mode != "constant":
             x, pad_h, pad_w = self._padded(x), (0, 0), (0, 0)
-        matrix, column_sums, positions = patch_covariance(x, self.kernel, self.dilation, pad_h, pad_w)
+        size, kernel, dilation = (x.shape[2], x.shape[3]), self.kernel, self.dilation
+        geometry = Geometry(size, (kernel[0], kernel[1]), (dilation[0], dilation[1]), pad_h, pad_w)
+        matrix, positions = patch_covariance(x, geometry), len(x) * geometry.outputs[0] * geometry.outputs[1]
         if self.bias is not None:
+            column_sums = patch_sums(x, geometry)
             border = torch.cat([column_sums, column_sums.new_full((1,), positions)])
             matrix = torch.cat([torch.cat([matrix, column_sums[None]]), border[:, None]], 1)
         symmetric.add_matrix(sums.a, matrix[None])

@@ -27,10 +27,11 @@ class ScaleShift(Layer):
 
     def record(self, sums: Sums, x: Tensor, gradient: Tensor) -> None:
         x, g = x.detach().to(self.dtype), gradient.detach().to(self.dtype)
-        pairs = [g * self._normalised(x)] if self.bias is None else [g * self._normalised(x), g]
-        rows = torch.stack([self._per_sample(part) for part in pairs], 2)  # samples, channels, 2
-        sums.rows += len(rows)
-        self.g.add_rows(sums.g, rows.flatten(1).unsqueeze(0))
+        rows = self._layer_rows(x, g) if isinstance(self._module, nn.LayerNorm) else self._channel_rows(x, g)
+        sums.rows += len(rows[0])
+        pairs = torch.stack(rows[: len(self.parameters())], 2)  # samples, channels, scale and bias
+        weight = x.shape[self.options.batch_dim if x.ndim > 2 else 0] / max(1, len(rows[0]))
+        self._add_gradient_rows(sums, pairs.flatten(1), weight)
 
     def gradient(self) -> Tensor:
         return torch.stack([p.grad.detach().flatten() for p in self.parameters() if p.grad is not None], 1).view(
@@ -46,21 +47,40 @@ class ScaleShift(Layer):
     def numel(self) -> int:
         return self.g.features
 
-    def _normalised(self, x: Tensor) -> Tensor:
+    def _layer_rows(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Each sample's sums of g xhat and of g over its positions, shape (samples, channels)."""
         module = self._module
-        if isinstance(module, nn.LayerNorm):
-            return F.layer_norm(x, module.normalized_shape, eps=module.eps)
-        if isinstance(module, nn.GroupNorm):
-            return F.group_norm(x, module.num_groups, eps=module.eps)
-        mean, variance = module.running_mean, module.running_var
-        if module.training or mean is None or variance is None:
-            return F.batch_norm(x, None, None, training=True, eps=module.eps)
-        return F.batch_norm(x, mean.to(x.dtype), variance.to(x.dtype), eps=module.eps)
+        assert isinstance(module, nn.LayerNorm)
+        dims = len(module.normalized_shape)
+        if x.ndim - dims > 1:
+            x, g = x.movedim(self.options.batch_dim, 0), g.movedim(self.options.batch_dim, 0)
+        x, g = x[:: self.options.batch_every], g[:: self.options.batch_every]
+        scaled = g * F.layer_norm(x, module.normalized_shape, eps=module.eps)
+        total, plain = (t.reshape(len(t), -1, self.channels).sum(1) for t in (scaled, g))
+        return total, plain
 
-    def _per_sample(self, x: Tensor) -> Tensor:
-        """Sum over positions: shape (samples, channels)."""
-        if isinstance(self._module, nn.LayerNorm):
-            dims = len(self._module.normalized_shape)
-            x = x.flatten(x.ndim - dims)
-            return x.movedim(self.options.batch_dim, 0).flatten(1, -2).sum(1) if x.ndim > 2 else x
-        return x.flatten(2).sum(2) if x.ndim > 2 else x
+    def _channel_rows(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """The same where a channel's positions share their mean and deviation, which then leave the sum."""
+        x, g = x.reshape(len(x), self.channels, -1), g.reshape(len(g), self.channels, -1)
+        every = self.options.batch_every
+        mean, deviation = self._moments(x, every)
+        x, g = x[::every], g[::every]
+        total = g.sum(2)
+        return ((g * x).sum(2) - mean * total) / deviation, total
+
+    def _moments(self, x: Tensor, every: int) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of x, shape (samples, channels, positions), for every channel that is kept."""
+        module = self._module
+        if isinstance(module, nn.GroupNorm):
+            groups = x[::every].reshape(-1, module.num_groups, x[0].numel() // module.num_groups)
+            variance, mean = torch.var_mean(groups, 2, correction=0)
+            of_group = self.channels // module.num_groups
+            mean, variance = mean.repeat_interleave(of_group, 1), variance.repeat_interleave(of_group, 1)
+        else:
+            assert not isinstance(module, nn.LayerNorm)
+            kept_mean, kept_variance = module.running_mean, module.running_var
+            if module.training or kept_mean is None or kept_variance is None:
+                variance, mean = torch.var_mean(x, (0, 2), correction=0)
+            else:
+                mean, variance = kept_mean.to(x.dtype), kept_variance.to(x.dtype)
+        return mean, (variance + module.eps).sqrt()
