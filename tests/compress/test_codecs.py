@@ -4,10 +4,8 @@ import subprocess
 import sys
 
 import numpy as np
-import oracle
 import pytest
 import torch
-from properties import gaussian
 from pydantic import TypeAdapter, ValidationError
 
 from hpcopt.compress import (
@@ -30,6 +28,8 @@ from hpcopt.compress import (
 )
 from hpcopt.compress.atomo import comb, probabilities
 from hpcopt.compress.seeds import EVERY_RANK, derive
+from tests.compress import oracle
+from tests.compress.properties import gaussian
 
 SIZES = [1, 7, 63, 64, 65, 511, 512, 513, 1300]
 of_every_size = pytest.mark.parametrize("n", SIZES)

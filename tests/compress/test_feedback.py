@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from properties import gaussian
 from pydantic import TypeAdapter
 
 from hpcopt.compress import EF21, Codec, Dense, ErrorFeedback, Feedback, FeedbackConfig, NoFeedback, RandomK, Sign, TopK
 from hpcopt.errors import CheckpointError
+from tests.compress.properties import gaussian
 
 LAYOUT = {"x": (3,)}
 SLOPES = torch.tensor([[-3.0, 2.0, 2.0], [2.0, -3.0, 2.0], [2.0, 2.0, -3.0]])

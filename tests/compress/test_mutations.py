@@ -11,11 +11,11 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-import test_codecs
-from properties import check_bound, check_mean, check_telescoping, check_variance, gaussian, hard_cases
 
 from hpcopt import kernels
 from hpcopt.compress import QSGD, AdaComp, ExponentialDithering, Natural, RandomK, Sign, TernGrad, TopK
+from tests.compress import test_codecs
+from tests.compress.properties import check_bound, check_mean, check_telescoping, check_variance, gaussian, hard_cases
 
 X = gaussian(700)
 

@@ -4,7 +4,10 @@ from contextlib import suppress
 
 import pytest
 import torch
-from properties import (
+
+from hpcopt.compress import QSGD, Codec, Dense, Half, SignBits, TernGrad
+from hpcopt.errors import NonFiniteError, PayloadError, UnsupportedError
+from tests.compress.properties import (
     CODECS,
     check_bound,
     check_mean,
@@ -15,9 +18,6 @@ from properties import (
     hard_cases,
     label,
 )
-
-from hpcopt.compress import QSGD, Codec, Dense, Half, SignBits, TernGrad
-from hpcopt.errors import NonFiniteError, PayloadError, UnsupportedError
 
 SIZES = [0, 1, 7, 511, 512, 513, 1_000_000]
 CARRY = (Dense, Half)

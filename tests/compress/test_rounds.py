@@ -4,7 +4,6 @@ from itertools import zip_longest
 
 import pytest
 import torch
-from properties import gaussian
 from torch import Tensor
 
 from hpcopt.compress import (
@@ -20,6 +19,7 @@ from hpcopt.compress import (
 )
 from hpcopt.compress.residuals import Layout, layout_numel
 from hpcopt.errors import NonFiniteError, UnsupportedError
+from tests.compress.properties import gaussian
 
 LAYOUT: Layout = {"conv": (16, 8, 3, 3), "bias": (16,), "linear": (40, 30), "scalar": (), "empty": (0, 4)}
 N = layout_numel(LAYOUT)

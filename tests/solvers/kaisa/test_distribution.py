@@ -7,14 +7,14 @@ import re
 
 import pytest
 import torch
-from test_layers import mean_loss
-from test_preconditioner import Net, net_and_words
 from torch import Tensor
 
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World, alone
 from hpcopt.errors import CheckpointError, JobError
 from hpcopt.solvers.kaisa.preconditioner import Kaisa
+from tests.solvers.kaisa.test_layers import mean_loss
+from tests.solvers.kaisa.test_preconditioner import Net, net_and_words
 
 SAMPLES = 12  # in every global batch
 SETTINGS = {"damping": 0.2, "kl_clip": 1e-3, "factor_every": 1, "inverse_every": 2}

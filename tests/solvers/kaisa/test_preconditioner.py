@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from test_layers import CONVS, LINEARS, NORMS, SAMPLES, gram, mean_loss, rows_by_jacobian
 from torch import nn
 
 from hpcopt.comm.world import alone
 from hpcopt.solvers.kaisa.preconditioner import Kaisa
+from tests.solvers.kaisa.test_layers import CONVS, LINEARS, NORMS, SAMPLES, gram, mean_loss, rows_by_jacobian
 
 DAMPING = 0.2
 
