@@ -15,7 +15,7 @@ from hpcopt.phases import PHASES, PhaseClock
 from hpcopt.solvers.solver import StepStats
 from hpcopt.store.metrics import MetricsFile
 
-BLOCK_STEPS = 64
+BLOCK_STEPS = 512  # for 128 ranks, an append then costs .05 ms of processor time a step; one of 64 steps .17 ms
 
 
 class Recorder:
