@@ -34,8 +34,11 @@ MAX_RESTARTS=${MAX_RESTARTS:-20}
 RANKS_PER_NODE=${SLURM_NTASKS_PER_NODE:-${SLURM_TASKS_PER_NODE%%[(,]*}} # "2(x4)", or "2,1" if ragged: the first
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 export TERM=dumb # Open MPI gives the ranks a pseudo-terminal, but nobody watches: no progress bar into the log
+# The plain id of an array's last task is that of the whole array.
+JOB_ID=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+JOB_ID=${JOB_ID:-$SLURM_JOB_ID}
 # Where the ranks leave their exit code. Open MPI's mpirun may say 0 when a node is lost, or crash after a checkpoint.
-export HPCOPT_EXIT_FILE=logs/$SLURM_JOB_ID.exit
+export HPCOPT_EXIT_FILE=logs/$JOB_ID.exit
 
 # run_ranks N COMMAND...: start N ranks, RANKS_PER_NODE on a node; pass USR1 and TERM on to them as USR1, on which they
 # checkpoint and end (TERM would make Open MPI's mpirun kill them); set EXIT_CODE to theirs.
@@ -81,8 +84,8 @@ start_mpirun() {
 
 # finish: report, put the job back into the queue if its ranks asked for that, and end with their exit code.
 finish() {
-    sacct --jobs="$SLURM_JOB_ID" --format=jobid,elapsed,maxrss,state 2>/dev/null ||
-        squeue --noheader --jobs="$SLURM_JOB_ID" --format="launch: job %i, elapsed %M on %D nodes"
+    sacct --jobs="$JOB_ID" --format=jobid,elapsed,maxrss,state 2>/dev/null ||
+        squeue --noheader --jobs="$JOB_ID" --format="launch: job %i, elapsed %M on %D nodes"
     if ((EXIT_CODE == EXIT_REQUEUE)); then
         requeue
     fi
@@ -92,14 +95,14 @@ finish() {
 
 requeue() {
     local restarts=${SLURM_RESTART_COUNT:-0}
-    if ! scontrol show job "$SLURM_JOB_ID" | grep --quiet "JobState=RUNNING"; then
+    if ! scontrol show job "$JOB_ID" | grep --quiet "JobState=RUNNING"; then
         echo "launch: checkpointed; SLURM is ending this job, so it is not put back into the queue here"
     elif ((restarts >= MAX_RESTARTS)); then
         echo "launch: checkpointed, but this was restart $restarts of at most $MAX_RESTARTS; to go on, submit again with" \
             "the same run directory" >&2
     else
         echo "launch: checkpointed; back into the queue"
-        scontrol requeue "$SLURM_JOB_ID"
+        scontrol requeue "$JOB_ID"
         sleep 60 # SLURM ends this script, and nothing after this line runs
     fi
 }

@@ -11,6 +11,13 @@ from tests.conftest import require
 from tests.slurm.batch_job import slurm
 
 ROOT = Path(__file__).parents[2]
+CONFIG = "/run/hpcopt-devcluster/slurm.conf"
+
+
+def queue() -> list[tuple[str, str]]:
+    """Id and folder of every job in the queue, whose ever it is."""
+    lines = slurm("squeue", "--noheader", "--array", "--format=%A %Z", SLURM_CONF=CONFIG).splitlines()
+    return [(job_id, folder) for job_id, folder in (line.split(" ", 1) for line in lines)]
 
 
 REFUSED: list[str] = []  # why there is no cluster here
@@ -37,7 +44,7 @@ def own_cluster() -> Iterator[bool]:
         require("slurm", False, "no development cluster")
     assert up.returncode == 0, up.stderr
     yield not found
-    if not found:
+    if not found and not queue():  # somebody may have found it useful meanwhile
         devcluster("down")
 
 
@@ -60,11 +67,10 @@ def cluster(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The cluster, ready for jobs of this Python submitted from the current folder; afterwards its queue is empty."""
     monkeypatch.chdir(checkout)
     monkeypatch.setenv("VIRTUAL_ENV", sys.prefix)
-    monkeypatch.setenv("SLURM_CONF", "/run/hpcopt-devcluster/slurm.conf")
+    monkeypatch.setenv("SLURM_CONF", CONFIG)
     for name in ("LAUNCHER", "MPI_KIND", "SITE", "RUN_DIR", "MAX_RESTARTS"):
         monkeypatch.delenv(name, raising=False)
-    before = set(slurm("squeue", "--noheader", "--format=%A").split())
     yield checkout
-    for job_id in set(slurm("squeue", "--noheader", "--format=%A").split()) - before:
+    for job_id in [job_id for job_id, folder in queue() if folder == str(checkout)]:
         subprocess.run(["scancel", "--signal=KILL", "--full", job_id], capture_output=True)
         subprocess.run(["scancel", job_id], capture_output=True)

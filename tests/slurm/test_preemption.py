@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.slurm.batch_job import BatchJob, slurm
+from tests.slurm.batch_job import BatchJob, losses, slurm
 from tests.slurm.conftest import devcluster
 
 pytestmark = pytest.mark.slurm
@@ -81,3 +81,15 @@ def test_a_lost_host_costs_no_more_than_the_steps_since_the_last_checkpoint(clus
     assert resumed > done - 20
     job.wait(lambda: len(job.steps()) > resumed)
     assert np.isfinite(job.steps()).all()
+
+
+def test_one_task_of_an_array_is_requeued_alone(cluster):
+    array = BatchJob(
+        "--nodes=1", "--time=10", "--array=0-1", "slurm/scaling_sweep.sh", *ENDLESS, NODES="1", SEEDS="1 2"
+    )
+    first, last = (
+        BatchJob.existing(f"{array.id}_{task}") for task in (0, 1)
+    )  # SLURM gives the last the array's own id
+    last.wait(lambda: len(losses(Path(f"runs/sweep-{array.id}/nodes1-seed2/metrics.h5"))) > 0)
+    last.checkpoint()
+    assert (first.restarts, last.restarts) == (0, 1)
