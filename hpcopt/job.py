@@ -55,9 +55,11 @@ class Job(Config):
     @model_validator(mode="before")
     @classmethod
     def _default_exchange(cls, sections: Any) -> Any:
-        if isinstance(sections, dict) and "exchange" not in sections:
+        exchange = sections.get("exchange", {}) if isinstance(sections, dict) else None
+        if isinstance(exchange, dict) and "name" not in exchange:
             backend = sections["run"].get("backend") if isinstance(sections.get("run"), dict) else None
-            return {**sections, "exchange": {"name": "native" if backend == "horovod" else "ring"}}
+            name = "native" if backend == "horovod" else "ring"
+            return {**sections, "exchange": {"name": name, **exchange}}
         return sections
 
     @model_validator(mode="after")

@@ -110,3 +110,8 @@ def test_every_setting_is_described():
 
     definitions = json.loads(schema())
     assert [u for name, d in definitions["$defs"].items() for u in undescribed(d, name)] == []
+
+
+def test_an_exchange_without_a_name_is_the_backends_own(path):
+    assert read_job(path, ["exchange.bucket_mb=1"]).exchange.name == "ring"
+    assert read_job(path, ["run.backend=horovod", "exchange.overlap=false"]).exchange.name == "native"
