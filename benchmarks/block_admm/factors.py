@@ -28,7 +28,7 @@ SAMPLES, FACTORS, EPOCHS = 10000, 20, 7
 COARSE = torch.tensor([0, 1, 0, 0, 0, 2, 0, 2, 3, 2])  # clothes for the upper body and dresses, trousers, shoes, bags
 ADAM, COSINE = AdamWConfig(lr=1e-3, weight_decay=0), ScheduleConfig(name="cosine")
 METHODS = ["deepfacto", "posthoc", "deepfacto-weak", "posthoc-weak"]
-PICTURE = Path("docs/factors.html")
+PICTURE = Path("docs/factors.png")
 
 
 def network(seed: int, classes: int) -> nn.Sequential:
@@ -83,30 +83,41 @@ def scores(model: nn.Sequential, test: Images, fine: Tensor) -> dict[str, Any]:
 
 
 def picture(model: nn.Sequential, test: Images) -> None:
-    """A row a factor: where raising a pixel raises it, its mean image, and the images that it is largest on."""
-    import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
+    """A row a factor: the pixels it is sensitive to (red raises it, blue lowers it), its mean image, and the five
+    images that it is largest on.
+    """
+    from PIL import Image
 
     features, basis = model[:-2], model[-2].basis
     with torch.no_grad():
         codes = model[-2](features(test.x))
-    shown = [int(k) for k in codes.sum(0).argsort(descending=True) if codes[:, k].sum() > 0][:12]
-    titles = ["sensitivity", "mean", "1st", "2nd", "3rd", "4th"]
-    figure = make_subplots(len(shown), 6, column_titles=titles, row_titles=[f"factor {k}" for k in shown],
-                           vertical_spacing=0.01, horizontal_spacing=0.01)  # fmt: skip
-    for row, k in enumerate(shown, start=1):
+    rows = []
+    for k in codes.sum(0).argsort(descending=True).tolist():
         top = codes[:, k].argsort(descending=True)
         x = test.x[top[:64]].clone().requires_grad_()
         (slope,) = torch.autograd.grad((features(x) @ basis[k]).sum(), x)
-        mean = (codes[:, k, None] * test.x).sum(0) / codes[:, k].sum()
-        panels = [slope.mean(0), mean, *test.x[top[:4]]]
-        for column, panel in enumerate(panels, start=1):
-            scale = {"colorscale": "RdBu", "zmid": 0} if column == 1 else {"colorscale": "gray"}
-            figure.add_trace(go.Heatmap(z=panel.view(28, 28).flip(0).numpy(), showscale=False, **scale), row, column)
-    figure.update_xaxes(visible=False).update_yaxes(visible=False, scaleanchor="x")
-    figure.update_layout(width=720, height=110 * len(shown), title="What each factor looks at", margin={"t": 60})
-    figure.write_html(PICTURE, include_plotlyjs="cdn")
+        mean = (codes[:, k, None] * test.x).sum(0) / codes[:, k].sum().clamp_min(1e-12)
+        panels = [red_blue(slope.mean(0)), *(gray(panel) for panel in (mean, *test.x[top[:5]]))]
+        rows.append(torch.cat(panels, 1))
+    half = -(-len(rows) // 2)
+    rows += [torch.full_like(rows[0], 255)] * (2 * half - len(rows))
+    columns = [torch.cat(rows[:half]), torch.full((half * 28, 14, 3), 255), torch.cat(rows[half:])]
+    pixels = torch.cat(columns, 1).to(torch.uint8).numpy()
+    mosaic = Image.fromarray(pixels)
+    mosaic.resize((2 * mosaic.width, 2 * mosaic.height), Image.Resampling.NEAREST).save(PICTURE)
     print(f"wrote {PICTURE}")
+
+
+def gray(image: Tensor) -> Tensor:
+    """Pixels (784,) as (28, 28, 3) from black to white."""
+    scaled = 255 * (image - image.min()) / (image.max() - image.min()).clamp_min(1e-12)
+    return scaled.view(28, 28, 1).expand(28, 28, 3)
+
+
+def red_blue(image: Tensor) -> Tensor:
+    """Values (784,) as (28, 28, 3): red above zero, blue below, white at it."""
+    part = (image / image.abs().max().clamp_min(1e-12)).view(28, 28)
+    return 255 * torch.stack([1 + part.clamp(max=0), 1 - part.abs(), 1 - part.clamp(min=0)], 2)
 
 
 def main() -> None:

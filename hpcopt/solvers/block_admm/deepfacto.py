@@ -59,6 +59,7 @@ class DeepFactoConfig(Config):
     criterion_curvature: float = Field(
         0.5, gt=0, description="largest second derivative of a sample's loss in the outputs; 1/2 for cross-entropy"
     )
+    classifier_rate: float = Field(1.0, gt=0, description="learning rate of g as a multiple of that of f")
     optimizer: OptimizerConfig = Field(AdamWConfig(weight_decay=0), description="the optimizer of f and g")
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="learning rate over the run")
 
@@ -97,9 +98,11 @@ class DeepFacto:
         for tensor in [*model.state_dict().values(), *self._head.state_dict().values()]:
             world.broadcast(tensor)
         trained = nn.ModuleDict({"f": self._f, "head": self._head, "g": self._g})
-        parameters = list(trained.parameters())
         self._exchange = Exchange(world, trained.named_parameters(), require_sums(exchange, config.name), clock=clock)
-        self._optimizer = config.optimizer.build(parameters)
+        self._optimizers = {
+            "features": config.optimizer.build([*self._f.parameters(), *self._head.parameters()]),
+            "classifier": config.optimizer.build(self._g.parameters()),
+        }
         self._recent: deque[Tensor] = deque(maxlen=RECENT)
         factors, features = self._nmf.basis.shape
         self._a, self._b = torch.zeros(factors, factors), torch.zeros(factors, features)
@@ -124,10 +127,11 @@ class DeepFacto:
             loss, error = self._joint(x, batch)
         self._exchange.finish()
         lr = self._config.optimizer.lr * self._config.schedule.factor(self._step, self._steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
         with self._clock("update"):
-            self._optimizer.step()
+            for name, optimizer in self._optimizers.items():
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * (self._config.classifier_rate if name == "classifier" else 1.0)
+                optimizer.step()
             if self._step >= self._plain_steps:
                 self._update_dual(x, batch)
         self._step += 1
@@ -216,7 +220,7 @@ class DeepFacto:
             "ranks": self._world.size,
             "model": self.model.state_dict(),
             "head": self._head.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
             "sums": {"a": self._a, "b": self._b},
         }
 
@@ -232,7 +236,8 @@ class DeepFacto:
             with torch.no_grad():
                 self.model.load_state_dict(shared["model"])
                 self._head.load_state_dict(shared["head"])
-            self._optimizer.load_state_dict(shared["optimizer"])
+            for name, optimizer in self._optimizers.items():
+                optimizer.load_state_dict(shared["optimizers"][name])
             self._a, self._b = shared["sums"]["a"], shared["sums"]["b"]
             self._exchange.load_state_dict(Entries(parts, "exchange"))
             same = shared["ranks"] == self._world.size

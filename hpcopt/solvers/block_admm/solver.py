@@ -33,7 +33,7 @@ from hpcopt.comm.world import World
 from hpcopt.compress import CodecConfig
 from hpcopt.config import Config
 from hpcopt.errors import CheckpointError, JobError
-from hpcopt.exchange import ExchangeConfig, GossipConfig, VoteConfig
+from hpcopt.exchange import ExchangeConfig, require_sums
 from hpcopt.exchange.reducer import Chosen, Entries
 from hpcopt.optim import OptimizerConfig, ScheduleConfig
 from hpcopt.optim.first_order import AdamWConfig
@@ -137,10 +137,7 @@ class BlockAdmm:
         """Start from rank 0's parameters. Collective."""
         if not isinstance(loss, OutputLoss):
             raise JobError("Block-ADMM needs a workload whose loss is a function of the model's outputs and the batch")
-        if isinstance(exchange, GossipConfig | VoteConfig):
-            raise JobError(
-                f'Block-ADMM sums gradients, which [exchange] name = "{exchange.name}" does not: use "ring"'
-            ).everywhere()
+        sums = require_sums(exchange, config.name)
         self.model, self._loss, self._config, self._world, self._clock = model, loss, config, world, clock
         example = loss.example.to(next(model.parameters()).dtype)
         self._all = cut(model, example, blocks=config.blocks, balance=config.balance, at=config.cuts)
@@ -152,7 +149,7 @@ class BlockAdmm:
         self._dtype, self._shapes, self._owned = example.dtype, shapes, layout.owned(layout.stage)
         peers = world if layout.stages == 1 else world.split(layout.stage, world.rank)
         self._blocks = [
-            Block(self._all[t], config.optimizer, peers, exchange, config.curvature or 0.0, clock) for t in self._owned
+            Block(self._all[t], config.optimizer, peers, sums, config.curvature or 0.0, clock) for t in self._owned
         ]
         self._is_first, self._is_last = self._owned[0] == 0, self._owned[-1] == len(self._all) - 1
         boundaries = [t for t in self._owned if t < len(self._all) - 1]
