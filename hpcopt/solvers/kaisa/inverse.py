@@ -22,7 +22,7 @@ from hpcopt.solvers.kaisa.layers.layer import FactorShape, Layer
 MORE_DAMPING = 10.0
 ATTEMPTS = 3  # in the factors' own precision; then in float64
 
-MethodName = Literal["cholesky", "eigen"]
+MethodName = Literal["cholesky", "eigen", "ekfac"]
 
 
 @dataclass
@@ -47,11 +47,6 @@ class Method(Protocol):
 
     def seconds(self, size: int) -> float:
         """Rough time to invert one matrix of so many rows, relative to 1e11 floating point operations a second."""
-
-
-def method(name: MethodName) -> Method:
-    """The method of a name."""
-    return Cholesky() if name == "cholesky" else Eigen()
 
 
 class Cholesky:
@@ -88,14 +83,14 @@ class Eigen:
         return 15 * size**3 / 1e11
 
     def invert(self, layer: Layer, a: Tensor, g: Tensor, damping: float, out: Tensor, failures: Failures) -> None:
-        for shape, packed, (vectors, values) in zip((layer.a, layer.g), (a, g), self._kept(layer, out), strict=True):
+        for shape, packed, (vectors, values) in zip((layer.a, layer.g), (a, g), self.pairs(layer, out), strict=True):
             if shape.blocks:
                 d, q = _eigh(symmetric.unpack(packed, shape.size, _at_least_float32(packed.dtype)), failures)
                 vectors.copy_(q)
                 values.copy_(d.clamp(min=0))
 
     def apply(self, layer: Layer, kept: Tensor, w: Tensor, damping: float) -> Tensor:
-        (q_a, d_a), (q_g, d_g) = self._kept(layer, kept)
+        (q_a, d_a), (q_g, d_g) = self.pairs(layer, kept)
         w = _left(layer.g, w, lambda x: q_g.transpose(1, 2) @ x)
         if not layer.a.blocks:
             return _left(layer.g, w / (d_g.reshape(1, -1, 1) + damping), lambda x: q_g @ x)
@@ -104,7 +99,7 @@ class Eigen:
         w = _left(layer.g, w, lambda x: q_g @ x)
         return _left(layer.a, w.transpose(1, 2), lambda x: q_a @ x).transpose(1, 2)
 
-    def _kept(self, layer: Layer, kept: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def pairs(self, layer: Layer, kept: Tensor) -> list[tuple[Tensor, Tensor]]:
         """For A and for G: eigenvectors, shape (matrices, size, size), and eigenvalues, (matrices, size), views."""
         split = _eigen_numel(layer.a)
         pairs = []

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from hpcopt.comm.ragged import exchange, reduce_to_owners
 from hpcopt.comm.world import World
-from hpcopt.errors import CheckpointError
+from hpcopt.errors import CheckpointError, JobError
 from hpcopt.solvers.kaisa import inverse
 from hpcopt.solvers.kaisa.averages import Averages
+from hpcopt.solvers.kaisa.ekfac import Ekfac, has_moments
 from hpcopt.solvers.kaisa.layers.find import Layers
 from hpcopt.solvers.kaisa.layers.layer import Layer
 from hpcopt.solvers.kaisa.memory import Memory, Widths, choose, predict
@@ -25,7 +26,11 @@ from hpcopt.solvers.kaisa.settings import DTYPES, KaisaSettings
 MULTIPLY_PER_S = 5e10  # for placement only ratios count
 WIRE_BYTES_PER_S = 1e9
 
-Schedule = Callable[[int], float]
+METHODS: dict[str, Callable[[], inverse.Method]] = {
+    "cholesky": inverse.Cholesky,
+    "eigen": inverse.Eigen,
+    "ekfac": Ekfac,
+}
 
 
 class Kaisa:
@@ -63,8 +68,10 @@ class Kaisa:
         self._world, self._lr, self._averaged = world, lr, averaged
         self.layers = Layers(model, s.options(), s.skip)
         self._found = self.layers.found
-        self._method = inverse.method(s.method)
+        self._method = METHODS[s.method]()
         self.plan, self.memory = self._make_plan()
+        if s.method == "ekfac" and self.plan.placement.grid.columns > 1:
+            raise JobError('method = "ekfac" needs fraction = 1: every rank looks at its own samples').everywhere()
         self._averages = Averages(self._found, self.plan.owned, self._dtype(s.factor_dtype))
         self._inverses = torch.zeros(self.plan.inverses.numel, dtype=self._dtype(s.inverse_dtype))
         self._refresher = Refresher(self._method, self._found, self.plan, self._averages, s.refresh_tolerance)
@@ -76,6 +83,9 @@ class Kaisa:
         self._recorder = Recorder(
             model, self.layers, self.plan.sums, s.fisher == "sampled", lambda: model.training and self.factors_due
         )
+        self._moments: Tensor | None = None
+        if isinstance(self._method, Ekfac):
+            self._recorder.also = self._add_moments
 
     @property
     def factors_due(self) -> bool:
@@ -136,8 +146,8 @@ class Kaisa:
         self.steps += 1
 
     def _refresh_factors(self, terms: float | None, grad_scale: float) -> None:
-        scale = (terms or self._recorder.terms) / grad_scale**2
-        flat = self._recorder.take(scale / self._world.size if self._averaged else scale)
+        scale = (terms or self._recorder.terms) / grad_scale**2 / (self._world.size if self._averaged else 1)
+        flat = self._recorder.take(scale)
         plan, size = self.plan.sums, self._world.size
         if flat is None:
             flat = torch.zeros(plan.numel, dtype=self._found[0].dtype if self._found else torch.float32)
@@ -146,6 +156,30 @@ class Kaisa:
         start = plan.segments[self._world.rank].start
         pieces = {i: own[plan.pieces[i].start - start : plan.pieces[i].stop - start] for i in self.plan.owned}
         self._averages.add_sums(pieces, self.settings.factor_decay)
+        self._refresh_moments(scale)
+
+    def _add_moments(self, layer: Layer, x: Tensor, gradient: Tensor) -> None:
+        """EKFAC: add one use of a layer to the second moments, laid out like the gradients."""
+        if not (self._inverted and isinstance(self._method, Ekfac) and has_moments(layer)):
+            return
+        if self._moments is None:
+            self._moments = torch.zeros(self.plan.gradients.numel, dtype=layer.dtype)
+        i = self._found.index(layer)
+        kept = self._inverses[self.plan.inverses.pieces[i]]
+        self._moments[self.plan.gradients.pieces[i]] += self._method.second_moments(layer, kept, x, gradient)
+
+    def _refresh_moments(self, scale: float) -> None:
+        if not (self._inverted and isinstance(self._method, Ekfac)):
+            return
+        moments = self._moments
+        if moments is None:
+            moments = torch.zeros(self.plan.gradients.numel, dtype=self._found[0].dtype)
+        self._world.all_reduce(moments.mul_(scale))
+        self._moments = None
+        for i, layer in enumerate(self._found):
+            batch = moments[self.plan.gradients.pieces[i]]
+            if has_moments(layer) and batch.any():
+                self._method.add(layer, self._inverses[self.plan.inverses.pieces[i]], batch, self.settings.factor_decay)
 
     def _refresh_inverses(self) -> None:
         lag, refreshed = self.settings.inverse_lag, False

@@ -20,6 +20,7 @@ class Recorder:
     """Adds up statistics while the model runs.
 
     Attributes:
+        also: called as well, with a layer, its input and the gradient of its output.
         terms: samples that went through the model since the last ``take``, by its first input's first dimension.
     """
 
@@ -30,6 +31,7 @@ class Recorder:
         self._pending: list[tuple[Layer, Tensor, GradientEdge, int]] = []
         self._paused = False
         self.terms = 0
+        self.also: Callable[[Layer, Tensor, Tensor], None] | None = None
         layers.watch(self._active, self._used)
         self._model = model
         model.register_forward_pre_hook(self._count, with_kwargs=True)
@@ -65,7 +67,7 @@ class Recorder:
         gradients = torch.autograd.grad(outputs, edges, gradient, retain_graph=True, allow_unused=True)
         for (layer, x, _, first), g in zip(self._pending, gradients, strict=True):
             if g is not None:
-                add(layer, self._into(layer), x, g, first)
+                self._add(layer, x, g, first)
         self._pending = []
 
     def _active(self) -> bool:
@@ -81,8 +83,13 @@ class Recorder:
             self._pending.append((layer, x.detach(), get_gradient_edge(output), first))
         else:
             output.register_hook(  # type: ignore[no-untyped-call]
-                lambda g: add(layer, self._into(layer), x, g, first)
+                lambda g: self._add(layer, x, g, first)
             )
+
+    def _add(self, layer: Layer, x: Tensor, gradient: Tensor, first: int) -> None:
+        add(layer, self._into(layer), x, gradient, first)
+        if self.also is not None:
+            self.also(layer, x, gradient)
 
     def _into(self, layer: Layer) -> Sums:
         if self._flat is None:

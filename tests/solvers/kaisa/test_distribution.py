@@ -75,7 +75,13 @@ def test_mpi_moves_the_same():
         assert_same(found, expected, 1e-9)
 
 
-WAYS = [{}, {"method": "eigen"}, {"inverse_lag": 2}, {"refresh_tolerance": 0.3}, {"factor_dtype": "bfloat16"}]
+WAYS = [
+    {},
+    {"method": "eigen"},
+    {"inverse_lag": 2},
+    {"refresh_tolerance": 0.3},
+    {"factor_dtype": "bfloat16"},
+]
 
 
 @pytest.mark.parametrize("settings", WAYS, ids=str)
@@ -160,6 +166,23 @@ def test_a_budget_picks_the_fraction():
         assert grid.columns == columns
     with pytest.raises(JobError, match=re.escape("1/4")):
         run_ranks(4, lambda t: Kaisa(equal_layers(), World(t), memory_budget="1kB"))
+
+
+def test_ekfac_continues_on_other_ranks_in_the_basis_it_had():
+    settings = {"method": "ekfac", "inverse_every": 10}
+
+    def first_half(t):
+        net, kaisa = train(World(t), torch.float64, 2, **settings)
+        return copy.deepcopy((net.state_dict(), kaisa.state_dict(), kaisa.rank_state_dict()))
+
+    halves = run_ranks(2, first_half)
+    state = (*halves[0][:2], [part for _, _, part in halves])
+    expected = run_ranks(2, lambda t: train(World(t), torch.float64, 4, **settings)[0])[0]
+    for size in (1, 3):
+        found = run_ranks(size, lambda t: train(World(t), torch.float64, 2, state, **settings)[0])
+        assert_same(found[-1], expected, 1e-9)
+    with pytest.raises(JobError, match="fraction"):
+        run_ranks(2, lambda t: Kaisa(equal_layers(), World(t), method="ekfac", fraction=0.5))
 
 
 def test_background_inverses_are_those_of_the_step_that_began_them():

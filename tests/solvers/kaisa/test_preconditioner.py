@@ -243,3 +243,23 @@ def test_subsampled_statistics_are_those_of_the_samples_kept():
     kaisa.step()
     for name in ("conv.weight", "head.bias", "body.3.weight", "attention.in_proj_weight", "attention.out_proj.weight"):
         torch.testing.assert_close(dict(net.named_parameters())[name].grad, found[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("module, shape", [*LINEARS[:3], CONVS[0], CONVS[8], CONVS[10]], ids=str)
+def test_ekfac_scales_by_the_second_moments_of_samples_gradients(module, shape):
+    """Second step: basis of the first step's factors, eigenvalues from the explicit per-sample gradients."""
+    torch.manual_seed(0)
+    module, x = example(module, shape)
+    a, g = rows_by_jacobian(module, x, getattr(module, "groups", 1))
+    own = torch.einsum("bnso,bnsi->bnoi", g, a)
+    factor_a, factor_g = gram(a) / (a.shape[1] * a.shape[2]), gram(g) / SAMPLES
+    q_a, q_g = (torch.linalg.eigh(f).eigenvectors for f in (factor_a, factor_g))
+    rotated = torch.einsum("bpo,bnpq,bqi->bnoi", q_g, own, q_a)
+    scaled = rotated.mean(1) / (rotated.square().mean(1) + DAMPING)
+    expected = torch.einsum("bpo,boi,bqi->bpq", q_g, scaled, q_a)
+    kaisa = Kaisa(module, alone(), damping=DAMPING, kl_clip=None, method="ekfac", factor_every=1, inverse_every=9)
+    for _ in range(2):
+        module.zero_grad()
+        mean_loss(module(x)).backward()
+        kaisa.step()
+    torch.testing.assert_close(kaisa.layers.found[0].gradient(), expected, rtol=1e-6, atol=1e-10)

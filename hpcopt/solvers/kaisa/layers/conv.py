@@ -35,7 +35,7 @@ class Conv(Layer):
         x = self._padded(x)
         values = self.inputs * self.batch * max(1, x[0, 0].numel()) if len(x) else 1
         for part in torch.split(x, max(1, CHUNK_VALUES // values)):
-            self._add_input_rows(sums, self._patches(part))
+            self._add_input_rows(sums, self._patches(part, self.options.position_every))
 
     def record_gradient(self, sums: Sums, gradient: Tensor) -> None:
         gradient = self._batched(gradient)
@@ -44,6 +44,11 @@ class Conv(Layer):
         g = gradient[(slice(None, None, self.options.batch_every), slice(None), *every)]
         rows = g.reshape(len(g), self.batch, self.outputs, -1).permute(1, 0, 3, 2).to(self.dtype)
         self._add_gradient_rows(sums, rows.flatten(1, 2), total / max(1, g.numel()))
+
+    def rows(self, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """All rows of an input and of a gradient, shape (groups, samples * positions, features of a group)."""
+        g = gradient.reshape(len(gradient), self.batch, self.outputs, -1).permute(1, 0, 3, 2).flatten(1, 2)
+        return self._patches(self._padded(x), 1), g
 
     def _by_autocorrelation(self, x: Tensor) -> bool:
         return (
@@ -78,9 +83,9 @@ class Conv(Layer):
         sides = [side for pair in reversed(self.padding) for side in pair]
         return F.pad(x, sides, mode=self.mode) if any(sides) else x
 
-    def _patches(self, x: Tensor) -> Tensor:
+    def _patches(self, x: Tensor, every: int) -> Tensor:
         """Patches of a padded input, shape (groups, samples * positions, channels of a group * kernel values)."""
-        every, spatial = self.options.position_every, x.shape[2:]
+        spatial = x.shape[2:]
         reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True)]
         step = [s * every for s in self.stride]
         positions = [(n - r - 1) // s + 1 for n, r, s in zip(spatial, reach, step, strict=True)]

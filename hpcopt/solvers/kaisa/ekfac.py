@@ -1,0 +1,78 @@
+"""EKFAC: eigenvectors of the Kronecker factors, eigenvalues of the Fisher (George et al. 2018, arXiv:1806.03884).
+
+In the basis Q_A (x) Q_G the best diagonal is the second moment of the samples' own gradients::
+
+    S = M sum over samples of (Q_G^T dW_n Q_A)^2,   P = Q_G ((Q_G^T W Q_A) / (S + damping)) Q_A^T
+
+with dW_n sample n's part of the mean loss's gradient. S is averaged like a factor from the step after its basis was
+made; until then, and for layers other than linear maps and convolutions, it is the product of the factors' eigenvalues.
+Every rank must know every basis, for its own samples: the fraction must be 1. Where eigenvalues coincide, as in the
+null space of a factor of few rows, the basis is arbitrary, and S with it: another number of ranks, which rounds sums
+otherwise, then finds another P.
+"""
+
+import torch
+from torch import Tensor
+
+from hpcopt.solvers.kaisa.inverse import Eigen, Failures
+from hpcopt.solvers.kaisa.layers.conv import Conv
+from hpcopt.solvers.kaisa.layers.layer import Layer
+
+
+class Ekfac(Eigen):
+    """Keeps what Eigen keeps, then S, shape (batch, outputs, inputs), and how many batches it has averaged."""
+
+    def numel(self, layer: Layer) -> int:
+        return super().numel(layer) + (layer.numel + 1 if has_moments(layer) else 0)
+
+    def invert(self, layer: Layer, a: Tensor, g: Tensor, damping: float, out: Tensor, failures: Failures) -> None:
+        super().invert(layer, a, g, damping, out, failures)
+        if has_moments(layer):
+            (_, d_a), (_, d_g) = self.pairs(layer, out)
+            self.moments(layer, out).copy_(d_g.reshape(layer.batch, -1, 1) * d_a.reshape(layer.batch, 1, -1))
+            out[-1] = 0
+
+    def apply(self, layer: Layer, kept: Tensor, w: Tensor, damping: float) -> Tensor:
+        if not has_moments(layer):
+            return super().apply(layer, kept, w, damping)
+        (q_a, _), (q_g, _) = self.pairs(layer, kept)
+        inner = q_g.transpose(1, 2) @ w @ q_a / (self.moments(layer, kept) + damping)
+        return q_g @ inner @ q_a.transpose(1, 2)
+
+    def moments(self, layer: Layer, kept: Tensor) -> Tensor:
+        """S, a view."""
+        return kept[-1 - layer.numel : -1].view(layer.batch, layer.g.features, layer.a.features)
+
+    def add(self, layer: Layer, kept: Tensor, batch: Tensor, decay: float) -> None:
+        """Average in a batch's second moments, flat."""
+        if torch.isfinite(batch).all():
+            kept[-1] += 1
+            new = 1 - min(1 - 1 / float(kept[-1]), decay)
+            self.moments(layer, kept).view(-1).lerp_(batch.to(kept.dtype), new)
+
+    def second_moments(self, layer: Layer, kept: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
+        """Sum over samples of the squared gradient in the layer's basis, flat, from one use of it."""
+        (q_a, _), (q_g, _) = self.pairs(layer, kept)
+        total = torch.zeros(layer.batch, layer.g.features, layer.a.features, dtype=layer.dtype)
+        for a, g in _samples(layer, x.detach(), gradient.detach()):
+            own = (g @ q_g.to(g.dtype)).transpose(1, 2) @ (a @ q_a.to(a.dtype))
+            total += own.square()
+        return total.flatten()
+
+
+def has_moments(layer: Layer) -> bool:
+    """Whether a layer's samples can be told apart, and its factors are dense."""
+    return type(layer) in (Layer, Conv) and layer.a.blocks == layer.g.blocks == 1
+
+
+def _samples(layer: Layer, x: Tensor, gradient: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """For each sample: its inputs, shape (batch, positions, inputs), and gradients, (batch, positions, outputs)."""
+    if isinstance(layer, Conv):
+        rows = [layer.rows(part, g) for part, g in zip(torch.split(x, 1), torch.split(gradient, 1), strict=True)]
+    else:
+        dim = layer.options.batch_dim if x.ndim > 2 else 0
+        parts = zip(x.unbind(dim), gradient.unbind(dim), strict=True)
+        rows = [(a.reshape(1, -1, a.shape[-1]), g.reshape(1, -1, g.shape[-1])) for a, g in parts]
+    if layer.bias is not None:
+        rows = [(torch.cat([a, a.new_ones(*a.shape[:2], 1)], 2), g) for a, g in rows]
+    return [(a.to(layer.dtype), g.to(layer.dtype)) for a, g in rows]
