@@ -142,6 +142,19 @@ def held_bytes(kaisa: Kaisa) -> int:
     return sum(n for pointer, n in storages.items() if pointer not in model)
 
 
+def test_factors_travel_in_bfloat16_at_half_the_bytes():
+    def program(t, **settings):
+        world = World(t)
+        net, kaisa = train(world, torch.float32, 1, fraction=1 / 3, **settings)
+        return net, world.traffic.sent_bytes, sum(kaisa.plan.sums.lengths) - kaisa.plan.sums.lengths[world.rank]
+
+    exact = run_ranks(3, program)
+    rounded = run_ranks(3, lambda t: program(t, wire_dtype="bfloat16"))
+    for (net, sent, values), (other, less, _) in zip(exact, rounded, strict=True):
+        assert_same(other, net, 0.02)
+        assert sent - less == 2 * values
+
+
 def equal_layers() -> torch.nn.Module:
     return torch.nn.Sequential(*(torch.nn.Linear(20, 20) for _ in range(8)))
 

@@ -263,3 +263,18 @@ def test_ekfac_scales_by_the_second_moments_of_samples_gradients(module, shape):
         mean_loss(module(x)).backward()
         kaisa.step()
     torch.testing.assert_close(kaisa.layers.found[0].gradient(), expected, rtol=1e-6, atol=1e-10)
+
+
+def test_autocast_activations_are_summed_in_single_precision():
+    net, x = net_and_words(dtype=torch.float32)
+    exact, _ = preconditioned(net, x)
+    kaisa = Kaisa(net, alone(), damping=DAMPING, kl_clip=None)
+    net.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = net(x)
+    mean_loss(y.float()).backward()
+    kaisa.step()
+    found = torch.cat([p.grad.flatten() for p in net.parameters()])
+    expected = torch.cat([g.flatten() for g in exact.values()])
+    assert (found - expected).norm() <= 0.1 * expected.norm()
+    assert all(average.g.dtype == torch.float32 for average in kaisa._averages.of.values())
