@@ -37,33 +37,37 @@ def network(seed: int, classes: int) -> nn.Sequential:
 
 
 def deepfacto(data: tuple[Images, Images], classes: int, seed: int) -> nn.Sequential:
-    """Three epochs of plain training, four of everything together."""
+    """Five epochs of plain training, two of everything together."""
     model = network(seed, classes)
-    config = DeepFactoConfig(plain=3 / EPOCHS, optimizer=ADAM, schedule=COSINE)
+    config = DeepFactoConfig(plain=5 / EPOCHS, label=100, optimizer=ADAM, schedule=COSINE)
     train(config, model, *data, batch=128, epochs=EPOCHS, seed=seed)
+    fit_classifier(model, data[0])
     return model
 
 
 def posthoc(data: tuple[Images, Images], classes: int, seed: int) -> nn.Sequential:
-    """As many epochs of plain training; then an NMF of all training features, and a classifier of the codes that is
-    trained to the end.
-    """
+    """As many epochs of plain training; then an NMF of all training features."""
     model = network(seed, classes)
     nmf = next(layer for layer in model if isinstance(layer, Nmf))
     plain = nn.Sequential(*list(model[:-2]), nn.Linear(nmf.basis.shape[1], classes))
     train(DataParallelConfig(optimizer=ADAM, schedule=COSINE), plain, *data, batch=128, epochs=EPOCHS, seed=seed)
     with torch.no_grad():
-        features = plain[:-1](data[0].x)
-        _, basis = factorize(features, FACTORS, 60, torch.Generator().manual_seed(0))
+        _, basis = factorize(plain[:-1](data[0].x), FACTORS, 60, torch.Generator().manual_seed(0))
         nmf.basis.copy_(basis)
-        codes = nmf(features)
-    head, generator = torch.optim.Adam(model[-1].parameters(), 3e-3), torch.Generator().manual_seed(0)
-    for _ in range(40):
-        for rows in torch.randperm(SAMPLES, generator=generator).split(128):
-            head.zero_grad()
-            F.cross_entropy(model[-1](codes[rows]), data[0].y[rows]).backward()
-            head.step()
+    fit_classifier(model, data[0])
     return model
+
+
+def fit_classifier(model: nn.Sequential, data: Images) -> None:
+    """Train the classifier alone to the end, on label-free codes."""
+    codes = model[:-1](data.x).detach()
+    optimizer, generator = torch.optim.Adam(model[-1].parameters(), 3e-3), torch.Generator().manual_seed(0)
+    for _ in range(40):
+        for rows in torch.randperm(len(codes), generator=generator).split(128):
+            slopes = torch.autograd.grad(F.cross_entropy(model[-1](codes[rows]), data.y[rows]), model[-1].parameters())
+            for p, slope in zip(model[-1].parameters(), slopes, strict=True):
+                p.grad = slope
+            optimizer.step()
 
 
 @torch.no_grad()

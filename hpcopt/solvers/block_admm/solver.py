@@ -185,12 +185,19 @@ class BlockAdmm:
                     self._world.broadcast(tensor, self._layout.owner(t))
 
     def _up(self, flight: Flight) -> None:
-        """Seed the auxiliaries: each block's outputs, plus the dual, are the next one's inputs."""
-        indices = flight.batch.indices
+        """Seed the auxiliaries of a batch and send the last ones on."""
         if self._below:
-            flight.anchors.append(self._below.receive(self._shape(self._owned[0], flight), self._dtype, UP))
+            start = self._below.receive(self._shape(self._owned[0], flight), self._dtype, UP)
         else:
-            flight.anchors.append(self._loss.inputs(flight.batch).to(self._dtype))
+            start = self._loss.inputs(flight.batch).to(self._dtype)
+        self._seed(flight, start)
+        if self._above:
+            self._above.send(flight.anchors[-1], UP, flight.number)
+
+    def _seed(self, flight: Flight, start: Tensor) -> None:
+        """Each block's outputs, plus the dual, are the next one's inputs."""
+        indices = flight.batch.indices
+        flight.inputs, flight.anchors, flight.duals = [], [start], []
         for t, block in zip(self._owned, self._blocks, strict=True):
             z = flight.anchors[-1]
             if self._config.auxiliaries == "stored" and t > 0:
@@ -201,8 +208,6 @@ class BlockAdmm:
             if t in self._duals:
                 flight.duals.append(self._duals[t].read(indices) / flight.rho)
                 flight.anchors.append(block.forward(z) + flight.duals[-1])
-        if self._above:
-            self._above.send(flight.anchors[-1], UP, flight.number)
 
     def _finish(self) -> StepStats:
         """Take the oldest batch in flight down: auxiliaries, then parameters and duals."""
@@ -223,6 +228,12 @@ class BlockAdmm:
         if self._above:
             shape = self._shape(self._owned[-1] + 1, flight)
             above = self._above.receive(shape, self._dtype, DOWN, flight.anchors[-1])
+            if self._layout.delay(config.in_flight):
+                # The weights have moved since the batch went up. The rank above moved z away from what they gave then;
+                # the same move away from what they give now keeps z from calling the newer updates back.
+                then = flight.anchors[-1]
+                self._seed(flight, flight.anchors[0])
+                above = above + (flight.anchors[-1] - then)
             goal = Match(above - flight.duals[-1], flight.rho)
         else:
             goal = Fit(self._loss.criterion, batch, config.criterion_curvature)
