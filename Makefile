@@ -18,7 +18,7 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
 endif
 
-.PHONY: train test check clean
+.PHONY: train test packages check clean
 .DEFAULT_GOAL := train
 
 train: $(VENV)/ready data/digits
@@ -29,6 +29,10 @@ test: $(VENV)/ready-to-test check
 	$(PYTHON) -m pytest -m "parallel[1] and not slurm"
 	for n in 2 3 4; do timeout 900 $(MPIRUN) -n $$n $(PYTHON) -m pytest -m "parallel[$$n] and not slurm" || exit 1; done
 	$(PYTHON) -m pytest -m slurm
+
+# Debian packages of the parts that pip cannot bring: SLURM, Fashion-MNIST, a browser for the report's page.
+packages: cluster-packages
+	DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium
 
 check: $(VENV)/ready-to-test
 	$(PYTHON) -m ruff check --quiet .
