@@ -43,18 +43,18 @@ class MpiTransport(Transport):
 
     def broadcast(self, x: Tensor, root: int = 0) -> None:
         self.traffic.sent_bytes += x.numel() * x.element_size() if self.rank == root and self.size > 1 else 0
-        self._comm.Bcast(_bytes(x), root)
+        _poll(self._comm.Ibcast(_bytes(x), root))
 
     def all_gather(self, x: Tensor, out: Tensor) -> None:
         self.traffic.sent_bytes += x.numel() * x.element_size() * (self.size - 1)
-        self._comm.Allgather(_bytes(x), _bytes(out))
+        _poll(self._comm.Iallgather(_bytes(x), _bytes(out)))
 
     def all_to_all(self, x: Tensor, out: Tensor) -> None:
         self.traffic.sent_bytes += x.numel() * x.element_size() * (self.size - 1) // self.size
         self._comm.Alltoall(_bytes(x), _bytes(out))
 
     def barrier(self) -> None:
-        self._comm.Barrier()
+        _poll(self._comm.Ibarrier())
 
     def split(self, color: int, key: int) -> "MpiTransport":
         return MpiTransport(self._comm.Split(color, key), self.traffic)
@@ -78,16 +78,21 @@ class _MpiRequest:
         self._request, self._expected_bytes, self._peer = request, expected_bytes, peer
 
     def wait(self) -> int:
-        """Poll, and give the core away in between: MPI's own wait spins, which starves the awaited rank where ranks
-        share cores.
-        """
-        status = MPI.Status()
-        while not self._request.Test(status):
-            os.sched_yield()
+        status = _poll(self._request)
         received_bytes: int = status.Get_count(MPI.BYTE)
         if self._expected_bytes not in (None, received_bytes):
             raise PeerError(f"rank {self._peer} sent {received_bytes} bytes, not {self._expected_bytes}")
         return received_bytes
+
+
+def _poll(request: MPI.Request) -> MPI.Status:
+    """Wait, and give the core away meanwhile: MPI's own wait spins, which starves the awaited rank where ranks share
+    cores.
+    """
+    status = MPI.Status()
+    while not request.Test(status):
+        os.sched_yield()
+    return status
 
 
 def _bytes(x: Tensor) -> np.ndarray:
