@@ -191,6 +191,7 @@ def train(job: "Job", world: "World", options: argparse.Namespace, signals: Stop
                 start_metrics(file, job, world, position.step)
         recorder = Recorder(world, file, clock, position.elapsed_s)
         trainer = Trainer(world, job.run, workload, solver, checkpoints, recorder, progress, clock, position, signals)
+        gc.collect()
         gc.freeze()
         gc.enable()
         return trainer.train().exit_code
