@@ -4,15 +4,11 @@ Payloads that may be summed on the way ride the ring or, when they are short, re
 again at a hop, but for half-precision payloads, which each hop adds in float32 and rounds.
 """
 
-import torch
 from torch import Tensor
 
-from hpcopt.comm import doubling, ring
-from hpcopt.comm.traffic import dense_all_reduce_bytes
+from hpcopt.comm import dense
 from hpcopt.comm.transport import Transport
 from hpcopt.compress import Layout, Reduction, RoundCompressor
-
-SHORT_BYTES = 64 * 1024  # below this, latency counts and not bandwidth
 
 
 def all_reduce(transport: Transport, x: Tensor, compressor: RoundCompressor, layout: Layout, *, seed: int) -> Tensor:
@@ -43,21 +39,5 @@ def reduce(transport: Transport, reduction: Reduction) -> None:
     op, x = reduction
     if op == "broadcast":
         transport.broadcast(x)
-    elif x.numel() * x.element_size() < SHORT_BYTES:
-        doubling.all_reduce(transport, x, op)
     else:
-        ring.all_reduce(transport, x, op)
-
-
-def planned_bytes(values_bytes: int, size: int, rank: int) -> int:
-    """Bytes that a rank sends for the sum of a tensor; around the ring, to a few values where P does not divide it."""
-    if values_bytes < SHORT_BYTES:
-        return doubling.planned_bytes(values_bytes, size, rank)
-    return dense_all_reduce_bytes(values_bytes, size)
-
-
-def dense_all_reduce(transport: Transport, x: Tensor, wire: torch.dtype | None = None) -> Tensor:
-    """Sum x over all ranks in place: short tensors by recursive doubling as they are, others around the ring."""
-    if x.numel() * x.element_size() < SHORT_BYTES:
-        return doubling.all_reduce(transport, x)
-    return ring.all_reduce(transport, x, wire=wire)
+        dense.all_reduce(transport, x, op)

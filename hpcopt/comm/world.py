@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hpcopt.comm import doubling, ring
+from hpcopt.comm import dense
 from hpcopt.comm.launch import check_launch, launch_from
 from hpcopt.comm.loopback import LoopbackHub, LoopbackTransport
 from hpcopt.comm.traffic import Traffic
@@ -17,8 +17,6 @@ from hpcopt.comm.transport import Op, Transport
 from hpcopt.errors import HpcoptError, PeerError
 
 Backend = Literal["mpi", "horovod"]
-
-SHORT_BYTES = 64 * 1024  # below this, latency counts and not bandwidth
 
 
 class World:
@@ -53,12 +51,10 @@ class World:
         Short tensors go by recursive doubling, others around the ring; over a transport without messages, by its own
         all-reduce.
         """
-        if not self.transport.point_to_point:
-            self.transport.all_reduce(x, op)
-        elif x.numel() * x.element_size() < SHORT_BYTES:
-            doubling.all_reduce(self.transport, x, op)
+        if self.transport.point_to_point:
+            dense.all_reduce(self.transport, x, op)
         else:
-            ring.all_reduce(self.transport, x, op)
+            self.transport.all_reduce(x, op)
         return x
 
     def broadcast(self, x: Tensor, root: int = 0) -> Tensor:

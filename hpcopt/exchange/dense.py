@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from hpcopt.comm import rounds
+from hpcopt.comm import dense, rounds
 from hpcopt.comm.traffic import dense_all_reduce_bytes
 from hpcopt.comm.transport import Transport
 from hpcopt.compress import Dense, Half, LinearRounds, PowerSGD, RandomK, RoundCompressor, SharedTernGrad, SharedTopK
@@ -67,12 +67,12 @@ class RingReducer(Reducer):
 
     def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
         wire = self._wire if bucket.values.dtype == torch.float32 else None
-        rounds.dense_all_reduce(transport, bucket.values, wire)
+        dense.all_reduce(transport, bucket.values, wire=wire)
 
     def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
         whole_bytes = bucket.values.numel() * bucket.values.element_size()
-        if self._wire is None or whole_bytes < rounds.SHORT_BYTES or bucket.values.dtype != torch.float32:
-            return rounds.planned_bytes(whole_bytes, size, rank)
+        if self._wire is None or whole_bytes < dense.SHORT_BYTES or bucket.values.dtype != torch.float32:
+            return dense.planned_bytes(whole_bytes, size, rank)
         return dense_all_reduce_bytes(bucket.values.numel() * self._wire.itemsize, size)
 
 
@@ -97,7 +97,7 @@ class RoundsReducer(Reducer):
                 '[exchange.codec] sums = "int16" takes more'
             ).everywhere()
         if bucket.values.dtype != torch.float32:
-            rounds.dense_all_reduce(transport, bucket.values)
+            dense.all_reduce(transport, bucket.values)
             return
         seed = derive(self._seed, step, EVERY_RANK if self._shared_seed else transport.rank, bucket.name)
         rounds.all_reduce(transport, bucket.values, self._compressor, bucket.layout, seed=seed)
@@ -105,12 +105,12 @@ class RoundsReducer(Reducer):
     def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
         """Found by going through the rounds once, with zeros."""
         if bucket.values.dtype != torch.float32:
-            return rounds.planned_bytes(bucket.values.numel() * bucket.values.element_size(), size, rank)
+            return dense.planned_bytes(bucket.values.numel() * bucket.values.element_size(), size, rank)
         rehearsal = LinearRounds(self._codec) if isinstance(self._codec, RandomK) else self._codec.build()
         total = 0
         for op, buffer in rehearsal.rounds(torch.zeros_like(bucket.values), bucket.layout, seed=0):
             buffer_bytes = buffer.numel() * buffer.element_size()
-            total += buffer_bytes * (rank == 0) if op == "broadcast" else rounds.planned_bytes(buffer_bytes, size, rank)
+            total += buffer_bytes * (rank == 0) if op == "broadcast" else dense.planned_bytes(buffer_bytes, size, rank)
         return total if size > 1 else 0
 
     def state_dict(self) -> Tree:

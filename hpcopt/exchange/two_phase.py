@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from hpcopt.comm import rounds, two_phase
+from hpcopt.comm import dense, two_phase
 from hpcopt.comm.transport import Transport
 from hpcopt.compress import QSGD, Codec, CodecConfig, Dense, PerTensor, Residuals
 from hpcopt.compress.seeds import EVERY_RANK, derive
@@ -48,7 +48,7 @@ class TwoPhaseReducer(Reducer):
     def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
         codec = bucket.kind
         if not isinstance(codec, Codec) or isinstance(codec, Dense):
-            rounds.dense_all_reduce(transport, bucket.values)
+            dense.all_reduce(transport, bucket.values)
             return
         feedback = self._config.feedback == "error_feedback" or (self._config.feedback == "auto" and not codec.unbiased)
         sender = EVERY_RANK if codec.shared_seed else transport.rank
@@ -65,7 +65,7 @@ class TwoPhaseReducer(Reducer):
     def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
         if isinstance(bucket.kind, Codec) and not isinstance(bucket.kind, Dense):
             return two_phase.planned_bytes(bucket.values.numel(), size, rank, bucket.kind)
-        return rounds.planned_bytes(bucket.values.numel() * bucket.values.element_size(), size, rank)
+        return dense.planned_bytes(bucket.values.numel() * bucket.values.element_size(), size, rank)
 
     def state_dict(self) -> Tree:
         return {"sender": self._sender.state_dict(), "owner": self._owner.state_dict()}

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from hpcopt.comm.dense import SHORT_BYTES
 from hpcopt.comm.loopback import run_ranks
-from hpcopt.comm.world import SHORT_BYTES, World, alone
+from hpcopt.comm.world import World, alone
 from hpcopt.errors import DataError, HpcoptError, PeerError
 
 

@@ -1,0 +1,27 @@
+"""Which of our all-reduces a tensor takes: recursive doubling where latency counts, the ring where bandwidth does."""
+
+import torch
+from torch import Tensor
+
+from hpcopt.comm import doubling, ring
+from hpcopt.comm.traffic import dense_all_reduce_bytes
+from hpcopt.comm.transport import Op, Transport
+
+SHORT_BYTES = 64 * 1024  # below this, latency counts and not bandwidth
+
+
+def all_reduce(transport: Transport, x: Tensor, op: Op = "sum", *, wire: torch.dtype | None = None) -> Tensor:
+    """Replace x, contiguous, by its reduction over all ranks, bit-equal on all of them; give x back. Collective.
+
+    A long tensor may travel as a shorter dtype, ``wire``; a short one travels as it is.
+    """
+    if x.numel() * x.element_size() < SHORT_BYTES:
+        return doubling.all_reduce(transport, x, op)
+    return ring.all_reduce(transport, x, op, wire=wire)
+
+
+def planned_bytes(values_bytes: int, size: int, rank: int) -> int:
+    """Bytes that a rank sends for the sum of a tensor; around the ring, to a few values where P does not divide it."""
+    if values_bytes < SHORT_BYTES:
+        return doubling.planned_bytes(values_bytes, size, rank)
+    return dense_all_reduce_bytes(values_bytes, size)
