@@ -6,6 +6,7 @@
         sent_bytes dense_bytes                                    (step, rank)   sent, and what dense would have been
     evaluations/    step time_s and a column a score              (step,)
     starts/         step time_s ranks date_created reason attributes   (step,)   the first row is the first start
+    choices/        step bucket bytes algorithm predicted_s measured_s ...   (step,)   if the exchange chose by itself
 
 The root's attributes say what ran where. One process writes, in blocks; every block is one change that takes effect as
 a whole (hpcopt/store/journal.py). All columns of a group have the same length; what was not measured is NaN, or -1 in
@@ -35,8 +36,8 @@ T = TypeVar("T")
 SCHEMA_VERSION = 1
 CHUNK_BYTES, CHUNK_ROWS = 1 << 18, 512
 ENVIRONMENT = ("SLURM_", "OMP_", "NCCL_", "OMPI_MCA_", "UCX_", "MPIR_CVAR_", "FI_", "CUDA_VISIBLE_DEVICES", "HOROVOD_")
-INTEGERS = ("step", "samples", "ranks")
-UNITS = {"step": "1", "epoch": "1", "time_s": "s", "step_s": "s", "samples": "1", "ranks": "1"}
+INTEGERS = ("step", "samples", "ranks", "bucket", "bytes", "steps")
+UNITS = {"step": "1", "epoch": "1", "time_s": "s", "step_s": "s", "samples": "1", "ranks": "1", "bytes": "byte"}
 MEANINGS = {
     "step": "number of steps done",
     "epoch": "passes over the training data done",
@@ -49,6 +50,11 @@ MEANINGS = {
     "phase_s": "wall time of each phase of the step on each rank",
     "sent_bytes": "bytes that each rank sent in the step",
     "dense_bytes": "bytes that uncompressed collectives would have sent",
+    "bytes": "bytes of the bucket's values",
+    "algorithm": "collective that the bucket takes",
+    "predicted_s": "time of the bucket's collective as the calibration has it",
+    "measured_s": "time of the bucket's collective, mean over the steps of the shortest of the ranks",
+    "steps": "steps that were measured",
 }
 
 
@@ -110,6 +116,29 @@ class MetricsFile:
         with journal.changing(self.path) as file:
             _append(file["evaluations"], {name: np.array([value]) for name, value in row.items()})
 
+    def put_choices(
+        self, step: int, algorithms: Sequence[str], columns: Mapping[str, np.ndarray], calibration: str
+    ) -> None:
+        """Write what the exchange chose at the start at ``step``, in place of what was known of that start before.
+
+        Args:
+            step: number of the step that the start continued from.
+            algorithms: of every bucket, (k,).
+            columns: scalars by name, each (k,).
+            calibration: what the choice rests on, as JSON.
+        """
+        with journal.changing(self.path) as file:
+            group = file.require_group("choices")
+            if "step" not in group:
+                _column(group, "step", np.int64)
+                _column(group, "algorithm", h5py.string_dtype())
+            before = int(np.searchsorted(group["step"][:], step, side="left"))
+            for _, dataset in _tables(group):
+                dataset.resize(before, axis=0)
+            _append(group, {"step": np.full(len(algorithms), step), **columns})
+            group["algorithm"][before:] = list(algorithms)
+            hdf5.set_attributes(group, {"calibration": calibration})
+
     def restart(self, step: int, ranks: int, attributes: Mapping[str, Any], reason: str = "resumed") -> None:
         """Continue from a checkpoint of `step`: drop all that was measured after it, and note the new start.
 
@@ -117,7 +146,7 @@ class MetricsFile:
         NaN, or -1 bytes.
         """
         with journal.changing(self.path) as file:
-            for group in (file["steps"], file["evaluations"]):
+            for group in (file[name] for name in ("steps", "evaluations", "choices") if name in file):
                 rows = int(np.searchsorted(group["step"][:], step, side="right"))
                 for _, dataset in _tables(group):
                     dataset.resize(rows, axis=0)
@@ -234,9 +263,13 @@ def _tables(group: h5py.Group) -> list[tuple[str, h5py.Dataset]]:
 
 def _column(group: h5py.Group, name: str, dtype: Any) -> None:
     """Make an empty column with a row a step; `step` itself becomes the dimension of the others."""
-    _table(group, name, dtype, ("step",), UNITS.get(name, "1"))
+    _table(group, name, dtype, ("step",), _units(name))
     if name == "step":
         group[name].make_scale("step")
+
+
+def _units(name: str) -> str:
+    return UNITS.get(name, "s" if name.endswith("_s") else "1")
 
 
 def _table(group: h5py.Group, name: str, dtype: Any, dims: Sequence[str], units: str) -> None:

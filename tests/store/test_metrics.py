@@ -213,3 +213,22 @@ def test_read_while_written_and_after_kills(file):
     assert seen == sorted(seen)
     assert seen[-1] >= 2 * KILLS * 7
     assert interrupted
+
+
+def test_choices_are_those_of_each_start(file):
+    file.append_steps(*block(1, 20, 2))
+    columns = {"bucket": np.arange(2), "bytes": np.array([400, 8]), "predicted_s": np.array([0.5, 0.25])}
+    file.put_choices(0, ["ring", "native"], {**columns, "measured_s": np.full(2, np.nan)}, "{}")
+    file.put_choices(0, ["ring", "native"], {**columns, "measured_s": np.array([0.75, 0.125])}, '{"reduce": 1}')
+    file.restart(10, 2, {})
+    file.put_choices(10, ["ring", "ring", "native"], {"bucket": np.arange(3), "predicted_ring_s": np.ones(3)}, "{}")
+    found = read(file.path, everything)
+    np.testing.assert_array_equal(found["choices/step"], [0, 0, 10, 10, 10])
+    np.testing.assert_array_equal(found["choices/bucket"], [0, 1, 0, 1, 2])
+    np.testing.assert_array_equal(found["choices/bytes"], [400, 8, -1, -1, -1])
+    np.testing.assert_array_equal(found["choices/measured_s"], [0.75, 0.125, np.nan, np.nan, np.nan])
+    assert found["choices/algorithm"].tolist() == [b"ring", b"native", b"ring", b"ring", b"native"]
+    units = read(file.path, lambda f: {name: f["choices"][name].attrs["units"] for name in f["choices"]})
+    assert units["measured_s"] == units["predicted_ring_s"] == b"s" and units["bytes"] == b"byte"
+    file.restart(5, 2, {})
+    np.testing.assert_array_equal(read(file.path, everything)["choices/step"], [0, 0])
