@@ -79,6 +79,7 @@ class BatchJob:
 
     def checkpoint(self) -> None:
         """Ask for what a preemption asks for, and wait until the job is back in the queue."""
+        self.wait(lambda: self.state == "RUNNING")  # in any other state scancel tries again for minutes
         restarts = self.restarts
         slurm("scancel", "--batch", "--signal=USR1", self.id)
         self.wait(lambda: self.restarts > restarts)
