@@ -33,13 +33,16 @@ def room_of(module: str) -> str:
     return module.split(".")[1]
 
 
-def modules() -> list[tuple[str, Path]]:
-    found = []
+def modules() -> dict[str, Path]:
+    found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         name = ".".join(("hpcopt", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
         if name != "hpcopt":
-            found.append((name, path))
+            found[name] = path
     return found
+
+
+MODULES = modules()
 
 
 def imports(path: Path) -> set[str]:
@@ -49,14 +52,12 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            if node.module == "hpcopt":
-                names |= {f"hpcopt.{alias.name}" for alias in node.names if alias.name in FLOOR}
-            else:
-                names.add(node.module)
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= (members & MODULES.keys()) or {node.module}
     return {name for name in names if name.startswith("hpcopt.")}
 
 
-@pytest.mark.parametrize(("name", "path"), modules(), ids=[name for name, _ in modules()])
+@pytest.mark.parametrize(("name", "path"), MODULES.items(), ids=MODULES)
 def test_imports_point_down(name, path):
     here = room_of(name)
     assert here in FLOOR, f"{here} has no place on the page"
@@ -65,6 +66,15 @@ def test_imports_point_down(name, path):
         assert there == here or FLOOR[there] > FLOOR[here], (
             f"{name} imports {imported}, which stands above or beside it"
         )
+
+
+def test_no_circles():
+    """Within a room too, and counting imports for annotations alone."""
+    rest = {name: imports(path) for name, path in MODULES.items()}
+    while leaves := [name for name, imported in rest.items() if not imported & (rest.keys() - {name})]:
+        for name in leaves:
+            del rest[name]
+    assert not rest
 
 
 def test_the_rule_sees_imports():

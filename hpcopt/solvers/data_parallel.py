@@ -9,28 +9,23 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from hpcopt.comm.world import World
-from hpcopt.config import Config
 from hpcopt.errors import CheckpointError, JobError
 from hpcopt.exchange import Exchange, ExchangeConfig, GossipConfig, SumConfig, VoteConfig
 from hpcopt.exchange.reducer import Entries
-from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig, SignumConfig
+from hpcopt.optim import SignumConfig
 from hpcopt.phases import PhaseClock
+from hpcopt.solvers.first_order import FirstOrder
 from hpcopt.solvers.gossip import GossipSgd
 from hpcopt.solvers.solver import Batch, Loss, StepStats, Tree
 
 
-class DataParallelConfig(Config):
+class DataParallelConfig(FirstOrder):
     """Any torch optimizer on gradients summed over the ranks."""
 
     name: Literal["data_parallel"] = "data_parallel"
-    optimizer: OptimizerConfig = Field(SgdConfig(), description="the optimizer that every rank runs")
-    schedule: ScheduleConfig = Field(ScheduleConfig(), description="learning rate over the run")
-    accumulate: int = Field(1, ge=1, description="micro-batches that a rank's share of a batch is cut into")
-    clip_norm: float | None = Field(None, gt=0, description="largest Euclidean norm of the summed gradient")
 
     def build(
         self, model: nn.Module, loss: Loss, world: World, exchange: ExchangeConfig, steps: int, clock: PhaseClock
@@ -66,7 +61,7 @@ class DataParallel:
 
     def __init__(
         self,
-        config: DataParallelConfig,
+        config: FirstOrder,
         model: nn.Module,
         loss: Loss,
         world: World,
@@ -105,7 +100,7 @@ class DataParallel:
             norm = float(self._exchange.norm())
             if norm > self._config.clip_norm:
                 self._exchange.scale(self._config.clip_norm / norm)
-        lr = self._config.optimizer.lr * self._config.schedule.factor(self._step, self._steps)
+        lr = self._config.learning_rate(self._step, self._steps)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.step()

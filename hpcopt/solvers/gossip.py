@@ -7,7 +7,6 @@ train; an evaluation is of their mean.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +17,8 @@ from hpcopt.comm.world import World
 from hpcopt.errors import CheckpointError, JobError
 from hpcopt.exchange.gossip import GossipConfig
 from hpcopt.phases import PhaseClock
+from hpcopt.solvers.first_order import FirstOrder
 from hpcopt.solvers.solver import Batch, Loss, StepStats, Tree
-
-if TYPE_CHECKING:
-    from hpcopt.solvers.data_parallel import DataParallelConfig
 
 
 class GossipSgd:
@@ -29,7 +26,7 @@ class GossipSgd:
 
     def __init__(
         self,
-        config: "DataParallelConfig",
+        config: FirstOrder,
         model: nn.Module,
         loss: Loss,
         world: World,
@@ -120,7 +117,7 @@ class GossipSgd:
         """Move x by the gradient at z."""
         if self._config.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self._config.clip_norm)
-        lr = self._config.optimizer.lr * self._config.schedule.factor(self._step, self._steps)
+        lr = self._config.learning_rate(self._step, self._steps)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._z.copy_(self._mixer.x)
