@@ -22,7 +22,7 @@ from hpcopt.solvers.kaisa.layers.layer import FactorShape, Layer
 MORE_DAMPING = 10.0
 ATTEMPTS = 3  # in the factors' own precision; then in float64
 
-MethodName = Literal["cholesky", "eigen", "ekfac"]
+MethodName = Literal["cholesky", "low_rank", "eigen", "ekfac"]
 
 
 @dataclass
@@ -48,6 +48,9 @@ class Method(Protocol):
     def seconds(self, size: int) -> float:
         """Rough time to invert one matrix of so many rows, relative to 1e11 floating point operations a second."""
 
+    def products(self, size: int) -> int:
+        """Multiplications for each value of W that a factor of so many rows takes to apply."""
+
 
 class Cholesky:
     """Factored damping; keeps the packed inverses of A and G."""
@@ -58,6 +61,9 @@ class Cholesky:
     def seconds(self, size: int) -> float:
         return 3 * size**3 / 1e11
 
+    def products(self, size: int) -> int:
+        return size
+
     def invert(self, layer: Layer, a: Tensor, g: Tensor, damping: float, out: Tensor, failures: Failures) -> None:
         kept_a, kept_g = _parts(layer, out)
         damping_a, damping_g = factored_damping(layer, a, g, damping)
@@ -67,9 +73,9 @@ class Cholesky:
 
     def apply(self, layer: Layer, kept: Tensor, w: Tensor, damping: float) -> Tensor:
         kept_a, kept_g = _parts(layer, kept)
-        w = _left(layer.g, w, lambda x: symmetric.multiply(kept_g, x))
+        w = apply_left(layer.g, w, lambda x: symmetric.multiply(kept_g, x))
         if layer.a.blocks:
-            w = _left(layer.a, w.transpose(1, 2), lambda x: symmetric.multiply(kept_a, x)).transpose(1, 2)
+            w = apply_left(layer.a, w.transpose(1, 2), lambda x: symmetric.multiply(kept_a, x)).transpose(1, 2)
         return w
 
 
@@ -82,6 +88,9 @@ class Eigen:
     def seconds(self, size: int) -> float:
         return 15 * size**3 / 1e11
 
+    def products(self, size: int) -> int:
+        return 2 * size
+
     def invert(self, layer: Layer, a: Tensor, g: Tensor, damping: float, out: Tensor, failures: Failures) -> None:
         for shape, packed, (vectors, values) in zip((layer.a, layer.g), (a, g), self.pairs(layer, out), strict=True):
             if shape.blocks:
@@ -91,13 +100,13 @@ class Eigen:
 
     def apply(self, layer: Layer, kept: Tensor, w: Tensor, damping: float) -> Tensor:
         (q_a, d_a), (q_g, d_g) = self.pairs(layer, kept)
-        w = _left(layer.g, w, lambda x: q_g.transpose(1, 2) @ x)
+        w = apply_left(layer.g, w, lambda x: q_g.transpose(1, 2) @ x)
         if not layer.a.blocks:
-            return _left(layer.g, w / (d_g.reshape(1, -1, 1) + damping), lambda x: q_g @ x)
-        w = _left(layer.a, w.transpose(1, 2), lambda x: q_a.transpose(1, 2) @ x).transpose(1, 2)
+            return apply_left(layer.g, w / (d_g.reshape(1, -1, 1) + damping), lambda x: q_g @ x)
+        w = apply_left(layer.a, w.transpose(1, 2), lambda x: q_a.transpose(1, 2) @ x).transpose(1, 2)
         w = w / (d_g.reshape(layer.batch, -1, 1) * d_a.reshape(layer.batch, 1, -1) + damping)
-        w = _left(layer.g, w, lambda x: q_g @ x)
-        return _left(layer.a, w.transpose(1, 2), lambda x: q_a @ x).transpose(1, 2)
+        w = apply_left(layer.g, w, lambda x: q_g @ x)
+        return apply_left(layer.a, w.transpose(1, 2), lambda x: q_a @ x).transpose(1, 2)
 
     def pairs(self, layer: Layer, kept: Tensor) -> list[tuple[Tensor, Tensor]]:
         """For A and for G: eigenvectors, shape (matrices, size, size), and eigenvalues, (matrices, size), views."""
@@ -150,7 +159,7 @@ def _parts(layer: Layer, kept: Tensor) -> tuple[Tensor, Tensor]:
     return a, kept[split : split + layer.g.numel].view(layer.g.matrices, -1)
 
 
-def _left(shape: FactorShape, w: Tensor, multiply: Callable[[Tensor], Tensor]) -> Tensor:
+def apply_left(shape: FactorShape, w: Tensor, multiply: Callable[[Tensor], Tensor]) -> Tensor:
     """Multiply W, shape (batch, features, k), from the left by a factor's matrices, block by block."""
     return multiply(w.reshape(shape.matrices, shape.size, w.shape[2])).view(w.shape)
 

@@ -16,6 +16,7 @@ from hpcopt.solvers.kaisa.averages import Averages
 from hpcopt.solvers.kaisa.ekfac import Ekfac, has_moments
 from hpcopt.solvers.kaisa.layers.find import Layers
 from hpcopt.solvers.kaisa.layers.layer import Layer
+from hpcopt.solvers.kaisa.low_rank import LowRank
 from hpcopt.solvers.kaisa.memory import Memory, Widths, choose, predict
 from hpcopt.solvers.kaisa.placement import Cost, Grid, place
 from hpcopt.solvers.kaisa.plan import Message, Plan, Sizes
@@ -26,10 +27,11 @@ from hpcopt.solvers.kaisa.settings import DTYPES, KaisaSettings
 MULTIPLY_PER_S = 5e10  # for placement only ratios count
 WIRE_BYTES_PER_S = 1e9
 
-METHODS: dict[str, Callable[[], inverse.Method]] = {
-    "cholesky": inverse.Cholesky,
-    "eigen": inverse.Eigen,
-    "ekfac": Ekfac,
+METHODS: dict[str, Callable[[KaisaSettings], inverse.Method]] = {
+    "cholesky": lambda s: inverse.Cholesky(),
+    "low_rank": lambda s: LowRank(s.rank),
+    "eigen": lambda s: inverse.Eigen(),
+    "ekfac": lambda s: Ekfac(),
 }
 
 
@@ -68,7 +70,7 @@ class Kaisa:
         self._world, self._lr, self._averaged = world, lr, averaged
         self.layers = Layers(model, s.options(), s.skip)
         self._found = self.layers.found
-        self._method = METHODS[s.method]()
+        self._method = METHODS[s.method](s)
         self.plan, self.memory = self._make_plan()
         if s.method == "ekfac" and self.plan.placement.grid.columns > 1:
             raise JobError('method = "ekfac" needs fraction = 1: every rank looks at its own samples').everywhere()
@@ -251,7 +253,7 @@ class Kaisa:
     def _cost(self, layer: Layer, widths: Widths) -> Cost:
         shapes = (layer.a, layer.g)
         invert_s = sum(f.matrices * self._method.seconds(f.size) for f in shapes)
-        products = sum(2 * layer.numel * f.size for f in shapes if f.blocks)
+        products = sum(2 * layer.numel * self._method.products(f.size) for f in shapes if f.blocks)
         send_s = self._method.numel(layer) * widths.inverse / WIRE_BYTES_PER_S
         every = self.settings.inverse_every
         return Cost(invert_s / every, products / MULTIPLY_PER_S, send_s / every)

@@ -37,6 +37,7 @@ class KaisaSettings(Config):
     kl_clip: float | None = Field(1e-3, gt=0, description="largest lr^2 <P, gradient> of a step; None: no clipping")
     graft: bool = Field(False, description="give each layer's preconditioned gradient the norm of its gradient")
     method: MethodName = Field("cholesky", description="how factors are inverted")
+    rank: int = Field(64, ge=1, description="with low_rank: leading eigenvectors kept of a factor")
     fisher: Literal["empirical", "sampled"] = Field("empirical", description="gradients of true or of sampled targets")
     sharing: Literal["expand", "reduce"] = Field("expand", description="whether a sequence's positions are rows")
     skip: tuple[str, ...] = Field((), description="patterns of names or classes of modules to leave out")

@@ -77,6 +77,7 @@ def test_mpi_moves_the_same():
 
 WAYS = [
     {},
+    {"method": "low_rank", "rank": 3},
     {"method": "eigen"},
     {"inverse_lag": 2},
     {"refresh_tolerance": 0.3},

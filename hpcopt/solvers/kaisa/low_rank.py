@@ -1,0 +1,90 @@
+"""Inverses from a factor's leading eigenvectors: narrow products, no cubic work (Puiu 2022, arXiv:2206.15397).
+
+Damped as for Cholesky, a factor F is taken as its ``rank`` largest eigenpairs (U, d) and a multiple of the identity for
+the others, mu their mean::
+
+    (F + damping)^-1 ~ (I - U diag((d - mu) / (d + damping)) U^T) / (mu + damping)
+
+so that the trace is kept and a direction is badly served only if its eigenvalue is far from mu in units of the damping.
+U comes from subspace iteration, which starts at the U before. A product with W, shape (outputs, inputs), takes
+``2 rank`` multiplications for each of its values, where the whole inverse takes as many as the factor has rows; a
+factor of at most ``2 rank`` rows, for which that is no gain, is inverted whole.
+"""
+
+import torch
+from torch import Tensor
+
+from hpcopt.solvers.kaisa import symmetric
+from hpcopt.solvers.kaisa.inverse import Failures, apply_left, factored_damping, invert_packed
+from hpcopt.solvers.kaisa.layers.layer import FactorShape, Layer
+
+ITERATIONS = 2
+
+
+class LowRank:
+    """Keeps, for each large matrix, U transposed, (d - mu) / (d + damping), and 1 / (mu + damping)."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+
+    def numel(self, layer: Layer) -> int:
+        return self._numel(layer.a) + self._numel(layer.g)
+
+    def seconds(self, size: int) -> float:
+        return (2 * ITERATIONS + 2) * size**2 * self._rank / 1e11 if self._cut(size) else 3 * size**3 / 1e11
+
+    def products(self, size: int) -> int:
+        return 2 * self._rank if self._cut(size) else size
+
+    def invert(self, layer: Layer, a: Tensor, g: Tensor, damping: float, out: Tensor, failures: Failures) -> None:
+        kept = torch.split(out, [self._numel(layer.a), self._numel(layer.g)])
+        dampings = factored_damping(layer, a, g, damping)
+        for shape, packed, own, part in zip((layer.a, layer.g), (a, g), dampings, kept, strict=True):
+            if not shape.blocks:
+                continue
+            rows = part.view(shape.matrices, -1)
+            if self._cut(shape.size):
+                self._decompose(packed, shape.size, own, rows)
+            else:
+                invert_packed(packed, shape.size, own, rows, failures)
+
+    def apply(self, layer: Layer, kept: Tensor, w: Tensor, damping: float) -> Tensor:
+        of_a, of_g = torch.split(kept, [self._numel(layer.a), self._numel(layer.g)])
+        w = apply_left(layer.g, w, lambda x: self._multiply(layer.g, of_g, x))
+        if layer.a.blocks:
+            w = apply_left(layer.a, w.transpose(1, 2), lambda x: self._multiply(layer.a, of_a, x)).transpose(1, 2)
+        return w
+
+    def _cut(self, size: int) -> bool:
+        return size > 2 * self._rank
+
+    def _numel(self, shape: FactorShape) -> int:
+        return shape.matrices * (self._rank * (shape.size + 1) + 1) if self._cut(shape.size) else shape.numel
+
+    def _parts(self, rows: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Views: U transposed, (matrices, rank, size); coefficients, (matrices, rank, 1); scales, (matrices, 1, 1)."""
+        n = self._rank * size
+        return rows[:, :n].view(-1, self._rank, size), rows[:, n:-1].unsqueeze(2), rows[:, -1:].unsqueeze(2)
+
+    def _decompose(self, packed: Tensor, size: int, damping: float, rows: Tensor) -> None:
+        full = symmetric.unpack(packed, size, torch.promote_types(packed.dtype, torch.float32))
+        kept_u, coefficients, scales = self._parts(rows, size)
+        basis = kept_u.transpose(1, 2).to(full.dtype)
+        if not basis.any():
+            generator = torch.Generator().manual_seed(size)
+            basis = torch.randn(basis.shape, generator=generator, dtype=torch.float64).to(full.dtype)
+        for _ in range(ITERATIONS):
+            basis = torch.linalg.qr(full @ basis).Q
+        d, v = torch.linalg.eigh(basis.transpose(1, 2) @ (full @ basis))
+        trace = full.diagonal(dim1=1, dim2=2).sum(1)
+        mean = ((trace - d.sum(1)) / (size - self._rank)).clamp(min=0).unsqueeze(1)
+        kept_u.copy_((basis @ v).transpose(1, 2))
+        coefficients.copy_(((d - mean) / (d + damping)).unsqueeze(2))
+        scales.copy_((1 / (mean + damping)).unsqueeze(2))
+
+    def _multiply(self, shape: FactorShape, kept: Tensor, x: Tensor) -> Tensor:
+        rows = kept.view(shape.matrices, -1)
+        if not self._cut(shape.size):
+            return symmetric.multiply(rows, x)
+        u, coefficients, scales = (part.to(x.dtype) for part in self._parts(rows, shape.size))
+        return torch.baddbmm(x, u.transpose(1, 2), (u @ x) * coefficients, alpha=-1).mul_(scales)
