@@ -138,8 +138,10 @@ def fresh(folder: Path) -> None:
 def compare(folder: Path, state: State, repeats: int) -> dict[str, tuple[float, float]]:
     """Median seconds to write and to read, by contender."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in CONTENDERS}
-    for _ in range(repeats):
-        for name, contender in CONTENDERS.items():
+    for repeat in range(repeats):
+        order = list(CONTENDERS.items())
+        first = repeat % len(order)  # nobody always comes after the same one
+        for name, contender in order[first:] + order[:first]:
             fresh(folder / name)
             write_s = slowest_s(lambda c=contender, n=name: c.write(folder / n, state))
             drop_pages(folder / name)
@@ -151,8 +153,10 @@ def compare(folder: Path, state: State, repeats: int) -> dict[str, tuple[float, 
     return {name: tuple(map(statistics.median, zip(*each, strict=True))) for name, each in times.items()}
 
 
-def in_background(folder: Path, state: State) -> tuple[float, float, float]:
-    """Seconds that training stands still, seconds of the whole write, and the time of a product while over before."""
+def in_background(folder: Path, state: State, repeats: int) -> tuple[float, float, float]:
+    """Seconds that training stands still, seconds of the whole write, and the time of a product while over before:
+    medians over repeats, the slowest rank's.
+    """
     a = torch.randn(512, 512)
 
     def products(until: Callable[[], bool]) -> float:
@@ -167,19 +171,20 @@ def in_background(folder: Path, state: State) -> tuple[float, float, float]:
     before_s = products(lambda: time.perf_counter() > end)
     checkpoints = Checkpoints(folder / "background", keep=1)
     writer = BackgroundWriter(checkpoints)
-    stall_s = []
-    for step in range(3):
+    stall_s, whole_s, meanwhile_s = [], [], []
+    for step in range(repeats + 1):  # the first allocates the copy
         if RANK == 0:
             checkpoints.begin(step)
         start = time.perf_counter()
         stall_s.append(slowest_s(lambda s=step: writer.write(s, {rank_part(RANK): state})))
-        meanwhile_s = products(lambda: not writer.busy)
+        meanwhile_s.append(products(lambda: not writer.busy))
         writer.wait()
         COMM.barrier()
-        whole_s = COMM.allreduce(time.perf_counter() - start, MPI.MAX)
+        whole_s.append(COMM.allreduce(time.perf_counter() - start, MPI.MAX))
         if RANK == 0:
             checkpoints.commit(step, [rank_part(rank) for rank in range(RANKS)])
-    return stall_s[-1], whole_s, COMM.allreduce(meanwhile_s / before_s, MPI.MAX)
+    slower = COMM.allreduce(statistics.median(meanwhile_s[1:]) / before_s, MPI.MAX)
+    return statistics.median(stall_s[1:]), statistics.median(whole_s[1:]), slower
 
 
 def main() -> None:
@@ -197,7 +202,7 @@ def main() -> None:
     state = state_of(options.bytes / RANKS)
     total = COMM.allreduce(sum(t.nbytes for t in state.values()))
     times = compare(options.folder, state, options.repeats)
-    stall_s, whole_s, slower = in_background(options.folder, state)
+    stall_s, whole_s, slower = in_background(options.folder, state, options.repeats)
     if RANK == 0:
         print(
             f"{total / 1e9:.2f} GB on {RANKS} ranks, median of {options.repeats}; ratios are bandwidths over tofile's"

@@ -24,7 +24,7 @@ from hpcopt.errors import CheckpointError
 from hpcopt.store import hdf5
 from hpcopt.store.tree import REMEDY, read_tree, tree_checksum, verify_tree, write_tree
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SHARED = "shared"
 MANIFEST = "manifest.json"
 LATEST = "latest"
@@ -100,7 +100,7 @@ class Checkpoints:
         about = {}
         for name in parts:
             path = unfinished / f"{name}.h5"
-            about[name] = {"sha256": tree_checksum(path), "bytes": path.stat().st_size}
+            about[name] = {"crc32": tree_checksum(path), "bytes": path.stat().st_size}
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "step": step,
@@ -157,7 +157,7 @@ class Checkpoints:
         return self.folder / f"step_{step:08d}.tmp"
 
     def manifest(self, step: int) -> dict[str, Any]:
-        """What the manifest of a committed checkpoint says: `date_created`, and `bytes` and `sha256` of its `parts`.
+        """What the manifest of a committed checkpoint says: `date_created`, and `bytes` and `crc32` of its `parts`.
 
         Raises:
             CheckpointError: no such checkpoint, or its manifest is damaged.
@@ -168,7 +168,7 @@ class Checkpoints:
             if manifest["schema_version"] != SCHEMA_VERSION or manifest["step"] != step:
                 raise ValueError(f"it is of schema {manifest['schema_version']}, step {manifest['step']}")
             for part in manifest["parts"].values():
-                int(part["bytes"]), str(part["sha256"])
+                int(part["bytes"]), str(part["crc32"])
             str(manifest["date_created"])
         except FileNotFoundError as cause:
             raise CheckpointError(f"{path} is missing: {REMEDY}") from cause
@@ -181,7 +181,7 @@ class Checkpoints:
         path, parts = self.path(step) / f"{name}.h5", self.manifest(step)["parts"]
         if name not in parts:
             raise CheckpointError(f"{path.parent / MANIFEST} knows no part {name}, only {', '.join(parts)}: {REMEDY}")
-        if tree_checksum(path) != parts[name]["sha256"] or path.stat().st_size != parts[name]["bytes"]:
+        if tree_checksum(path) != parts[name]["crc32"] or path.stat().st_size != parts[name]["bytes"]:
             raise CheckpointError(f"{path} is not the file that {MANIFEST} was written for: {REMEDY}")
         return path
 

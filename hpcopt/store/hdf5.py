@@ -2,7 +2,7 @@
 
 All files are of the format of HDF5 1.10, whose headers carry checksums. Shards and checkpoints are written once and
 hold no variable-length value (HDF5 keeps those in a heap without a checksum); their arrays are contiguous and carry a
-sha256 of their bytes. So every byte of such a file is guarded.
+checksum of their bytes. So every byte of such a file is guarded.
 """
 
 import contextlib
