@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hpcopt
-from hpcopt.comm.launch import launch_from, leave_exit_code, usable_threads
+from hpcopt.comm.launch import launch_from, leave_exit_code, machine, usable_threads
 from hpcopt.errors import EXIT_BUG, EXIT_DONE, HpcoptError, JobError
 from hpcopt.trainer.signals import StopSignals
 
@@ -185,10 +185,11 @@ def train(job: "Job", world: "World", options: argparse.Namespace, signals: Stop
             raise JobError(f"--resume, but {directory.checkpoints} has no checkpoint").everywhere()
         position.take_over(job.as_dict(), world.size)
         file = MetricsFile(directory.metrics)
+        load = world.threads_per_core(torch.get_num_threads(), machine())
         with world.together():
             if world.rank == 0:
                 directory.job.write_text(job.as_toml())
-                start_metrics(file, job, world, position.step)
+                start_metrics(file, job, world, position.step, load)
         recorder = Recorder(world, file, clock, position.elapsed_s)
         trainer = Trainer(world, job.run, workload, solver, checkpoints, recorder, progress, clock, position, signals)
         gc.collect()
@@ -254,7 +255,7 @@ def prepare_data(job: "Job", world: "World") -> None:
             prepare.prepare(folder.name, folder.parent)
 
 
-def start_metrics(file: Any, job: "Job", world: "World", step: int) -> None:
+def start_metrics(file: Any, job: "Job", world: "World", step: int, threads_per_core: float) -> None:
     """Create metrics.h5, or mark a restart in it."""
     import torch
     from mpi4py import MPI
@@ -271,7 +272,8 @@ def start_metrics(file: Any, job: "Job", world: "World", step: int) -> None:
         "torch_version": torch.__version__,
         "threads": torch.get_num_threads(),
         "seed": job.run.seed,
-        "oversubscribed": world.local_size * torch.get_num_threads() > (os.cpu_count() or 1),
+        "threads_per_core": threads_per_core,
+        "oversubscribed": threads_per_core > 1,
     }
     if file.path.exists():
         file.restart(step, world.size, attributes)

@@ -7,6 +7,7 @@ claim.
 """
 
 import os
+import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -91,6 +92,16 @@ def usable_threads(local_size: int, environment: Mapping[str, str] = os.environ)
             return max(1, int(environment[name]))
     mine, installed = len(os.sched_getaffinity(0)), os.cpu_count() or 1
     return mine if mine < installed else max(1, mine // local_size)
+
+
+def machine(boot_id: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
+    """A name for the machine under this host. Hosts that are containers or network namespaces of one machine run on one
+    kernel, so they give the same name.
+    """
+    try:
+        return boot_id.read_text().strip()
+    except OSError:
+        return socket.gethostname()
 
 
 def gpu_of(local_rank: int, visible: int) -> int | None:

@@ -1,6 +1,7 @@
 """What a rank knows of the others."""
 
 import hashlib
+import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -132,6 +133,16 @@ class World:
         different = [rank for rank, theirs in enumerate(digests) if theirs != digests[0]]
         if different:
             raise PeerError(f"{what} are not the same on all ranks: ranks {different} differ from rank 0").everywhere()
+
+    def threads_per_core(self, threads: int, machine: str) -> float:
+        """How many of the ranks' threads a core has to run, on the machine where they are most. Collective.
+
+        Args:
+            threads: of this rank.
+            machine: a name for the machine that this rank runs on, which may carry several hosts.
+        """
+        here = self.gather_text(machine).count(machine) * threads / (os.cpu_count() or 1)
+        return float(self.all_reduce(torch.tensor([here], dtype=torch.float64), "max"))
 
     def close(self) -> None:
         """Leave in order. Collective."""

@@ -36,6 +36,7 @@ T = TypeVar("T")
 SCHEMA_VERSION = 1
 CHUNK_BYTES, CHUNK_ROWS = 1 << 18, 512
 ENVIRONMENT = ("SLURM_", "OMP_", "NCCL_", "OMPI_MCA_", "UCX_", "MPIR_CVAR_", "FI_", "CUDA_VISIBLE_DEVICES", "HOROVOD_")
+DIMENSIONS = ("rank", "phase")  # beside step, which is a column too
 INTEGERS = ("step", "samples", "ranks", "bucket", "bytes", "steps")
 UNITS = {"step": "1", "epoch": "1", "time_s": "s", "step_s": "s", "samples": "1", "ranks": "1", "bytes": "byte"}
 MEANINGS = {
@@ -245,6 +246,10 @@ def _append(group: h5py.Group, columns: Mapping[str, Any]) -> None:
     """Lengthen all tables of a group by the rows of columns; new columns are made, missing ones stay without values."""
     before, count = len(group["step"]), len(columns["step"])
     for name in columns:
+        if "/" in name or name in ("", ".", *DIMENSIONS):
+            raise ValueError(
+                f"a column of {group.name} cannot be called {name!r}: HDF5 would take it for something else"
+            )
         if name not in group:
             _column(group, name, np.int64 if name in INTEGERS else np.float64)
     selected = h5py.h5s.create_simple((before + count,), (h5py.h5s.UNLIMITED,))
@@ -258,7 +263,7 @@ def _append(group: h5py.Group, columns: Mapping[str, Any]) -> None:
 
 def _tables(group: h5py.Group) -> list[tuple[str, h5py.Dataset]]:
     """The datasets with a row a step."""
-    return [(name, dataset) for name, dataset in group.items() if name not in ("rank", "phase")]
+    return [(name, dataset) for name, dataset in group.items() if name not in DIMENSIONS]
 
 
 def _column(group: h5py.Group, name: str, dtype: Any) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpcopt.comm.launch import Launch, check_launch, gpu_of, launch_from, leave_exit_code, usable_threads
+from hpcopt.comm.launch import Launch, check_launch, gpu_of, launch_from, leave_exit_code, machine, usable_threads
 from hpcopt.errors import LaunchError
 
 OPEN_MPI = "Open MPI v5.0.11, package: x"
@@ -54,6 +54,14 @@ def test_threads_follow_the_launcher():
     assert usable_threads(4, {"SLURM_CPUS_PER_TASK": "7"}) == 7
     assert usable_threads(4, {"OMP_NUM_THREADS": "3", "SLURM_CPUS_PER_TASK": "7"}) == 3
     assert usable_threads(10_000, {}) >= 1
+
+
+def test_hosts_of_one_kernel_are_one_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "n1")
+    here = machine()
+    monkeypatch.setattr("socket.gethostname", lambda: "n2")
+    assert machine() == here
+    assert machine(tmp_path / "not Linux") == "n2"
 
 
 def test_exit_code_is_left_for_the_batch_script_by_the_first_rank(tmp_path):

@@ -14,6 +14,13 @@ def test_ranks_of_one_host():
     assert [(w.local_rank, w.local_size, w.node, w.nodes) for w in worlds] == [(r, 3, 0, 1) for r in range(3)]
 
 
+@pytest.mark.parametrize(("cores", "threads", "expected"), [(4, 1, 1.0), (3, 1, 4 / 3), (16, 2, 0.5), (5, 2, 1.6)])
+def test_hosts_of_one_machine_share_its_cores(monkeypatch, cores, threads, expected):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    machines = ["big", "big", "small", "big", "small", "big"]  # four ranks on one machine, whatever their hosts
+    assert run_ranks(6, lambda t: World(t).threads_per_core(threads, machines[t.rank])) == [expected] * 6
+
+
 @pytest.mark.parametrize("n", [3, SHORT_BYTES // 4 + 5])
 def test_all_reduce_of_short_and_long(n):
     for result in run_ranks(4, lambda t: World(t).all_reduce(torch.full((n,), float(t.rank)))):

@@ -57,6 +57,18 @@ def test_columns_that_come_and_go(file):
     np.testing.assert_array_equal(found["steps/damping"], [np.nan, np.nan, 0.5, 0.5, np.nan])
 
 
+@pytest.mark.parametrize("name", ["damping/layer1", "", ".", "rank"])
+def test_a_column_that_hdf5_would_take_for_something_else_is_refused_and_nothing_is_written(file, name):
+    file.append_steps(*block(1, 3, 2))
+    before = file.path.read_bytes()
+    with pytest.raises(ValueError, match="cannot be called"):
+        file.append_steps(*block(4, 3, 2, **{name: 1.0}))
+    with pytest.raises(ValueError, match="cannot be called"):
+        file.append_evaluation(3, 0.3, {name: 1.0})
+    assert file.path.read_bytes() == before
+    file.append_steps(*block(4, 3, 2))
+
+
 def test_evaluations(file):
     file.append_evaluation(10, 1.5, {"test_accuracy": 0.5})
     file.append_evaluation(20, 2.5, {"test_accuracy": 0.75, "test_loss": 0.25})
