@@ -9,9 +9,10 @@ from pathlib import Path
 from rich.console import Console
 
 from hpcopt.errors import EXIT_DONE, HpcoptError, MetricsError
-from hpcopt.report import export, extra_p, html, pictures, terminal
+from hpcopt.report import export, extra_p, html, pictures, prediction_views, terminal
 from hpcopt.report.figure import write_tables
 from hpcopt.report.figures import figures_of
+from hpcopt.report.prediction import predict
 from hpcopt.report.read import read_run
 from hpcopt.report.summary import Runs, summarise
 
@@ -44,19 +45,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs = _read(options.runs)
         console = Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
         if not _write_files(runs, options):
-            terminal.show(runs, console)
+            _show(runs, console)
         while options.follow and any(summary.state == "running" for _, summary in runs):
             time.sleep(FOLLOW_S)
             runs = _read(options.runs)
             _write_files(runs, options)
             console.clear()
-            terminal.show(runs, console)
+            _show(runs, console)
     except KeyboardInterrupt:
         pass
     except HpcoptError as error:
         print(f"hpcopt.report: {error}", file=sys.stderr)
         return error.exit_code
     return EXIT_DONE
+
+
+def _show(runs: Runs, console: Console) -> None:
+    terminal.show(runs, console)
+    if (prediction := predict(runs)) is not None:
+        console.print(prediction_views.in_terminal(prediction))
 
 
 def _read(paths: Sequence[Path]) -> Runs:

@@ -16,11 +16,12 @@ def phases(runs: Runs, names: list[str]) -> Figure | None:
     present = list(dict.fromkeys(phase for _, summary in runs for phase in summary.phases))
     if not present:
         return None
-    bars = [f"{name}, {run.ranks} ranks" for (run, _), name in zip(runs, names, strict=True)]
+    ranks = dict(zip(names, (run.ranks for run, _ in runs), strict=True))
+    bars = [name if f"{p} ranks" in name else f"{name}, {p} ranks" for name, p in ranks.items()]
     data: list[dict[str, Any]] = []
-    table: dict[str, list[Any]] = {"run": names, "ranks": [run.ranks for run, _ in runs]}
+    table: dict[str, list[Any]] = {"run": list(ranks), "ranks": list(ranks.values())}
     for index, phase in enumerate(present):
-        seconds = [summary.phases.get(phase, (0.0, 0.0))[0] for _, summary in runs]
+        seconds = _means(names, [summary.phases.get(phase, (0.0, 0.0))[0] for _, summary in runs])
         milliseconds = [s * 1e3 for s in seconds]
         data.append({"type": "bar", "name": phase, "x": milliseconds, "y": bars, "orientation": "h"})
         data[-1]["marker"] = {"color": GREY if phase == "other" else colour(index)}
@@ -30,9 +31,9 @@ def phases(runs: Runs, names: list[str]) -> Figure | None:
         "xaxis": {"title": {"text": "ms a step"}},
         "yaxis": {"autorange": "reversed"},
     }
-    layout["height"] = 180 + 34 * len(runs)
+    layout["height"] = 180 + 34 * len(bars)
     definition = (
-        "Mean seconds of a training step in each phase, over ranks and warm steps (not the first ten after a start). "
+        "Mean seconds of a training step in each phase, over ranks, repeats and warm steps (the first ten left out). "
         f"“other” is what no phase claims; {' and '.join(BESIDE_THE_STEP)} happen between steps and are left out."
     )
     return Figure("phases", "Where the time of a step goes", definition, data, layout, table)
@@ -41,14 +42,14 @@ def phases(runs: Runs, names: list[str]) -> Figure | None:
 def traffic(runs: Runs, names: list[str]) -> Figure | None:
     """Bytes sent beside what dense collectives would have sent."""
     table: dict[str, list[Any]] = {
-        "run": names,
-        "sent_bytes": [summary.sent_bytes for _, summary in runs],
-        "dense_bytes": [summary.dense_bytes for _, summary in runs],
+        "run": list(dict.fromkeys(names)),
+        "sent_bytes": _means(names, [summary.sent_bytes for _, summary in runs]),
+        "dense_bytes": _means(names, [summary.dense_bytes for _, summary in runs]),
     }
     if not any(value > 0 for value in table["dense_bytes"]):
         return None
     data = [
-        {"type": "bar", "name": name, "x": names, "y": plain(table[key]), "marker": {"color": shade}}
+        {"type": "bar", "name": name, "x": table["run"], "y": plain(table[key]), "marker": {"color": shade}}
         for name, key, shade in (("sent", "sent_bytes", COLOURS[0]), ("dense", "dense_bytes", GREY))
     ]
     layout = {"barmode": "group", "yaxis": {"title": {"text": "bytes a step, all ranks"}, "rangemode": "tozero"}}
@@ -56,15 +57,50 @@ def traffic(runs: Runs, names: list[str]) -> Figure | None:
     return Figure("bytes", "Bytes sent against dense", definition, data, layout, table)
 
 
+def collectives(runs: Runs, names: list[str]) -> Figure | None:
+    """A point a bucket: what the calibration expected of its collective, and what it took."""
+    keys = ("bucket", "bytes", "algorithm", "predicted_s", "measured_s")
+    table: dict[str, list[Any]] = {key: [] for key in ("run", *keys)}
+    for (run, _), name in zip(runs, names, strict=True):
+        for row in zip(*(run.choices.get(key, np.zeros(0)).tolist() for key in keys), strict=True):
+            if row[-2] > 0 and row[-1] > 0:
+                named = (name, row[0], row[1], row[2].decode(), *row[3:])
+                for key, value in zip(table, named, strict=True):
+                    table[key].append(value)
+    if not table["run"]:
+        return None
+    data: list[dict[str, Any]] = []
+    for index, name in enumerate(dict.fromkeys(table["run"])):
+        rows = [i for i, own in enumerate(table["run"]) if own == name]
+        what = [f"bucket {table['bucket'][i]}, {table['bytes'][i]:,} bytes, {table['algorithm'][i]}" for i in rows]
+        trace = {"x": [table["predicted_s"][i] for i in rows], "y": [table["measured_s"][i] for i in rows]}
+        data.append(
+            {**trace, "text": what, "name": name, "mode": "markers", "marker": {"color": colour(index), "size": 9}}
+        )
+    ends = [f(table["predicted_s"] + table["measured_s"]) for f in (min, max)]
+    equal = {"dash": "dot", "width": 1, "color": GREY}
+    data.append({"x": ends, "y": ends, "mode": "lines", "line": equal, "name": "equal", "hoverinfo": "skip"})
+    layout = {
+        "xaxis": {"title": {"text": "predicted seconds"}, "type": "log"},
+        "yaxis": {"title": {"text": "measured seconds"}, "type": "log"},
+    }
+    definition = (
+        "A point a bucket of gradients: the seconds that its collective was expected to take by the calibration at the "
+        "start, and took: the mean over steps of the shortest of the ranks' times."
+    )
+    return Figure("collectives", "Collectives, predicted and measured", definition, data, layout, table)
+
+
 def memory(runs: Runs, names: list[str]) -> Figure | None:
     """A box a run and a point a rank."""
     peaks = [np.atleast_1d(run.attributes.get("peak_memory_bytes", np.zeros(0))) for run, _ in runs]
     if not any(len(peak) for peak in peaks):
         return None
-    data = [
-        {"type": "box", "name": name, "y": plain(peak / 1e6), "boxpoints": "all", "marker": {"color": colour(index)}}
-        for index, (name, peak) in enumerate(zip(names, peaks, strict=True))
-    ]
+    data: list[dict[str, Any]] = []
+    for index, label in enumerate(dict.fromkeys(names)):
+        own = np.concatenate([peak for name, peak in zip(names, peaks, strict=True) if name == label])
+        data.append({"type": "box", "name": label, "y": plain(own / 1e6), "boxpoints": "all"})
+        data[-1]["marker"] = {"color": colour(index)}
     table: dict[str, list[Any]] = {
         "run": [name for name, peak in zip(names, peaks, strict=True) for _ in peak],
         "rank": [rank for peak in peaks for rank in range(len(peak))],
@@ -97,6 +133,13 @@ def waiting(run: Run, name: str) -> Figure | None:
         "the colour ends at the 99th percentile. A dark row among bright ones is a rank that the others wait for."
     )
     return Figure(f"waiting-{name}", f"Waiting for others: {name}", definition, data, layout, table)
+
+
+def _means(names: list[str], values: list[float]) -> list[float]:
+    """Means over runs of the same name, in the order of their first appearance."""
+    return [
+        float(np.mean([v for n, v in zip(names, values, strict=True) if n == name])) for name in dict.fromkeys(names)
+    ]
 
 
 def _tick(ranks: int) -> int:

@@ -20,12 +20,17 @@ def convergence(runs: Runs, names: list[str]) -> list[Figure]:
     for quantity, each in curves.items():
         data: list[dict[str, Any]] = []
         table: dict[str, list[Any]] = {key: [] for key in ("run", "step", "time_s", "sent_bytes", quantity)}
-        for index, (name, curve) in enumerate(zip(names, each, strict=True)):
+        shades = {name: colour(index) for index, name in enumerate(dict.fromkeys(names))}
+        listed: set[str] = set()
+        for name, curve in zip(names, each, strict=True):
             for axis, key in enumerate(("step", "time_s", "sent_bytes")):
                 suffix = str(axis + 1) if axis else ""
                 trace = {"x": plain(curve[key]), "y": plain(curve["value"]), "xaxis": f"x{suffix}", "yaxis": "y"}
-                line = {"color": colour(index), "width": 1.5}
-                data.append({**trace, "name": name, "legendgroup": name, "showlegend": axis == 0, "line": line})
+                line = {"color": shades[name], "width": 1.5}
+                data.append(
+                    {**trace, "name": name, "legendgroup": name, "showlegend": name not in listed, "line": line}
+                )
+                listed.add(name)
             table["run"] += [name] * len(curve["value"])
             for key in ("step", "time_s", "sent_bytes"):
                 table[key] += plain(curve[key])
@@ -41,7 +46,9 @@ def convergence(runs: Runs, names: list[str]) -> list[Figure]:
         definition = (
             f"{quantity} as the run measured it, against steps, wall seconds without the gaps between restarts, "
         )
-        definition += "and bytes sent so far by all ranks. Restarts are marked with vertical lines."
+        definition += (
+            "and bytes sent so far by all ranks; repeats in one colour. Restarts are marked with vertical lines."
+        )
         layout["shapes"] = [vertical_line(s.step) for run, _ in runs for s in run.starts[1:]]
         figures.append(Figure(quantity, quantity, definition, data, layout, table))
     return figures

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hpcopt.report.read import Run
+from hpcopt.report.scaling import series_names
 
 COLOURS = ("#0a84c6", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#7a6ff0", "#56b4e9")
 GREY = "#9a9a9a"
@@ -33,9 +34,20 @@ class Figure:
 
 
 def names_of(runs: Sequence[Run]) -> list[str]:
-    """Short names of runs, all different: the run directory's name, or its path."""
-    folders = [run.path.parent for run in runs]
-    return [f.name if [g.name for g in folders].count(f.name) == 1 else str(f) for f in folders]
+    """Short names of runs, all different: as much of the end of a run directory's path as tells them apart."""
+    folders = [run.path.parent.parts for run in runs]
+    ends = range(1, max(map(len, folders), default=1) + 1)
+    length = next((n for n in ends if len({f[-n:] for f in folders}) == len(folders)), ends[-1])
+    return [str(Path(*f[-length:])) for f in folders]
+
+
+def labels_of(runs: Sequence[Run]) -> list[str]:
+    """Names of runs, the same for repeats: runs that differ in nothing but the seed."""
+    batches = [run.config.get("workload", {}).get("batch") for run in runs]
+    labels = [f"{name}, {run.ranks} ranks" for name, run in zip(series_names(runs), runs, strict=True)]
+    if len(set(batches)) > 1:
+        labels = [f"{label}, batch {batch}" for label, batch in zip(labels, batches, strict=True)]
+    return labels if len(set(labels)) < len(labels) else names_of(runs)
 
 
 def colour(index: int) -> str:

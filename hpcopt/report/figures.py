@@ -1,20 +1,26 @@
 """All plots of a report."""
 
-from hpcopt.report import costs, curves, scaling_plots
-from hpcopt.report.figure import Figure, names_of
+from hpcopt.report import costs, curves, prediction_views, scaling_plots
+from hpcopt.report.figure import Figure, labels_of
+from hpcopt.report.prediction import predict
 from hpcopt.report.scaling import series_of
 from hpcopt.report.summary import Runs
 
-MAPS = 6  # runs whose waiting is drawn, each in a plot of its own
+MAPS = 6  # runs, each the first of its repeats, whose waiting is drawn, each in a plot of its own
 
 
 def figures_of(runs: Runs) -> list[Figure]:
     """All plots that the runs have the numbers for."""
-    names = names_of([run for run, _ in runs])
+    names = labels_of([run for run, _ in runs])
     found = [*curves.convergence(runs, names), costs.phases(runs, names), costs.traffic(runs, names)]
     found += [costs.memory(runs, names)]
-    found += [costs.waiting(run, name) for (run, _), name in list(zip(runs, names, strict=True))[:MAPS]]
+    first = {name: run for (run, _), name in reversed(list(zip(runs, names, strict=True)))}
+    maps = [costs.waiting(first[name], name) for name in dict.fromkeys(names)]
+    found += [figure for figure in maps if figure is not None][:MAPS]
     series = series_of(runs)
     for kind in ("strong", "weak"):
         found += scaling_plots.scaling([s for s in series if s.kind == kind], kind)
+    found.append(costs.collectives(runs, names))
+    if (prediction := predict(runs)) is not None:
+        found += prediction_views.figures(prediction)
     return [figure for figure in found if figure is not None]

@@ -14,6 +14,11 @@ from hpcopt.store import hdf5, metrics
 
 FILE = "metrics.h5"
 BESIDE_THE_STEP = ("evaluate", "checkpoint")  # phases that are not part of training steps
+BESIDE_THE_THREAD = (
+    "encode",
+    "comm",
+    "decode",
+)  # phases of an exchange in a thread of its own, or while one waits for it
 BLOCK_VALUES = 1 << 22
 
 
@@ -47,11 +52,13 @@ class Run:
         columns: by name, each (n,).
         phases: names of the phases.
         phase_s: mean over the ranks, (n, F), seconds.
-        rank_s: seconds of a rank's training step, largest over the ranks, (n,).
+        rank_s: seconds of a rank's training thread in its phases, largest over the ranks, (n,).
         rank_phase_s: mean over the warm steps, (R, F), seconds.
         wait_s: seconds that each rank waited for others, (n, R), float32.
         sent_bytes, dense_bytes: sums over the ranks, (n,).
         evaluations: by name, each (k,); `step`, `time_s` and the scores.
+        choices: by name, each (buckets,), of the newest start: what an exchange that chooses by itself chose, expected
+            and measured; empty for others.
         starts: the first is the first start.
         modified_s: when the file was last written, seconds since 1970.
     """
@@ -68,6 +75,7 @@ class Run:
     sent_bytes: np.ndarray
     dense_bytes: np.ndarray
     evaluations: dict[str, np.ndarray]
+    choices: dict[str, np.ndarray] = field(default_factory=dict)
     starts: tuple[Start, ...] = field(default=())
     modified_s: float = 0.0
 
@@ -129,9 +137,15 @@ def _extract(file: h5py.File, path: Path) -> Run:
         phases=phases,
         **_reduce(steps, phases),
         evaluations={name: d[:] for name, d in file["evaluations"].items()},
+        choices=_choices(file["choices"]) if "choices" in file else {},
         starts=tuple(_starts(file["starts"])),
         modified_s=path.stat().st_mtime,
     )
+
+
+def _choices(group: h5py.Group) -> dict[str, np.ndarray]:
+    newest = group["step"][:] == group["step"][-1:]
+    return {name: d[:][newest] for name, d in group.items()}
 
 
 def _starts(group: h5py.Group) -> list[Start]:
@@ -143,7 +157,7 @@ def _reduce(steps: h5py.Group, phases: tuple[str, ...]) -> dict[str, np.ndarray]
     """Read the tables with a value a rank in blocks of steps, keeping only what Run describes."""
     table = steps["phase_s"]
     n, ranks, count = table.shape
-    inside = np.array([phase not in BESIDE_THE_STEP for phase in phases])
+    inside = np.array([phase not in (*BESIDE_THE_STEP, *BESIDE_THE_THREAD) for phase in phases])
     waiting = phases.index("exchange") if "exchange" in phases else None
     found = {
         "phase_s": np.zeros((n, count)),

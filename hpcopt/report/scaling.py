@@ -11,6 +11,7 @@ With T(p) the step time at p ranks and p0 the fewest ranks of a series, which ne
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,18 +50,36 @@ class Series:
 def series_of(runs: Runs) -> list[Series]:
     """All series among the runs, leaving out those without steps and those whose times do not show scaling."""
     groups: dict[tuple[str, str, float], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for run, summary in runs:
+    for (run, summary), name in zip(runs, series_names([run for run, _ in runs]), strict=True):
         if summary.labels or not np.isfinite(summary.step_s):
             continue
         batch = run.config.get("workload", {}).get("batch", 0)
         for kind, size in (("strong", batch), ("weak", batch / run.ranks)):
-            groups[kind, _settings(run), size][run.ranks].append(summary.step_s)
+            groups[kind, name, size][run.ranks].append(summary.step_s)
     found = {key: times for key, times in groups.items() if len(times) > 1}
-    several = len({settings for _, settings, _ in found}) > 1
+    several = len({name for _, name, _ in found}) > 1
     return [
-        Series(kind, _name(kind, size, settings if several else "", [s for _, s, _ in found]), _points(kind, times))
-        for (kind, settings, size), times in found.items()
+        Series(kind, (f"{name}, " if several else "") + _batch(kind, size), _points(kind, times))
+        for (kind, name, size), times in found.items()
     ]
+
+
+def series_names(runs: Sequence[Run]) -> list[str]:
+    """A name for each run, shared by those that differ in ranks, batch and seed only: the job's name if that tells them
+    apart, else the settings in which they differ.
+    """
+    settings = [_settings(run) for run in runs]
+    titles: dict[str, list[str]] = defaultdict(list)
+    for run, own in zip(runs, settings, strict=True):
+        titles[own] = list(dict.fromkeys([*titles[own], run.name]))
+    names = {own: its[0] for own, its in titles.items()}
+    if any(len(its) > 1 for its in titles.values()) or len(set(names.values())) < len(names):
+        every = {own: flat(json.loads(own)) for own in titles}
+        keys = dict.fromkeys(key for each in every.values() for key in each)
+        differing = [key for key in keys if len({each.get(key) for each in every.values()}) > 1]
+        for own, each in every.items():
+            names[own] = ", ".join(each[key] for key in differing if key in each) or names[own]
+    return [names[own] for own in settings]
 
 
 def _settings(run: Run) -> str:
@@ -71,15 +90,8 @@ def _settings(run: Run) -> str:
     return json.dumps(config, sort_keys=True)
 
 
-def _name(kind: str, size: float, settings: str, all_settings: list[str]) -> str:
-    """A short name: the batch, and the settings in which the series differ."""
-    batch = f"batch {size:g}" if kind == "strong" else f"batch {size:g} a rank"
-    if not settings:
-        return batch
-    others = [flat(json.loads(s)) for s in all_settings]
-    mine = flat(json.loads(settings))
-    differing = [value for key, value in mine.items() if len({other.get(key) for other in others}) > 1]
-    return ", ".join([*differing, batch])
+def _batch(kind: str, size: float) -> str:
+    return f"batch {size:g}" if kind == "strong" else f"batch {size:g} a rank"
 
 
 def _points(kind: str, times: dict[int, list[float]]) -> tuple[Point, ...]:

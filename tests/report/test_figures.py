@@ -11,6 +11,7 @@ from hpcopt.report.__main__ import main
 from hpcopt.report.figures import figures_of
 from hpcopt.report.read import read_run
 from hpcopt.report.summary import summarise
+from hpcopt.store.metrics import MetricsFile
 from tests.report.conftest import append, make_run
 
 
@@ -60,6 +61,40 @@ def test_losses_that_are_not_finite_leave_gaps(tmp_path):
     run = read_run(tmp_path / "r")
     (loss, *_) = figures_of([(run, summarise(run))])
     assert loss.data[0]["y"][-2:] == [None, None]
+
+
+def test_collectives_as_predicted_and_as_measured(run_dir):
+    file = MetricsFile(run_dir / "metrics.h5")
+    columns = {"bucket": np.arange(3), "bytes": np.array([4, 8, 12]), "predicted_s": np.array([0.5, 1, 2])}
+    file.put_choices(0, ["ring", "vote", "ring"], {**columns, "measured_s": np.array([0.25, np.nan, 3])}, "{}")
+    run = read_run(run_dir)
+    figure = next(f for f in figures_of([(run, summarise(run))]) if f.name == "collectives")
+    assert figure.table == {
+        "run": ["known"] * 2,
+        "bucket": [0, 2],
+        "bytes": [4, 12],
+        "algorithm": ["ring", "ring"],
+        "predicted_s": [0.5, 2.0],
+        "measured_s": [0.25, 3.0],
+    }
+    assert (figure.data[0]["x"], figure.data[0]["y"]) == ([0.5, 2.0], [0.25, 3.0])
+
+
+def test_repeats_share_a_bar_and_a_colour(tmp_path):
+    runs = []
+    for seed in range(3):
+        for ranks in (2, 4):
+            config = json.dumps({"run": {"name": "known", "seed": seed}, "workload": {"batch": 8}})
+            make_run(tmp_path / f"{ranks}-{seed}", ranks=ranks, config=config)
+            run = read_run(tmp_path / f"{ranks}-{seed}")
+            runs.append((run, summarise(run)))
+    figures = {figure.name: figure for figure in figures_of(runs)}
+    assert figures["phases"].table["run"] == ["known, 2 ranks", "known, 4 ranks"]
+    assert figures["phases"].table["exchange_s"] == pytest.approx([0.005, 0.005])
+    assert figures["bytes"].table["sent_bytes"] == [200.0, 400.0]
+    assert len(figures["loss"].data) == 6 * 3
+    assert len({trace["line"]["color"] for trace in figures["loss"].data}) == 2
+    assert sum(trace["showlegend"] for trace in figures["loss"].data) == 2
 
 
 def test_tables_on_disk(runs, run_dir, tmp_path):
