@@ -138,6 +138,7 @@ def plan(job: "Job", ranks: int) -> str:
     workload = job.workload.build(job.run.seed)
     check_size(job, world)
     steps = job.run.total_steps(workload.steps_per_epoch)
+    flops = sample_flops(workload)
     solver = job.solver.build(workload.model, workload.loss, world, job.exchange, steps, PhaseClock())
     parts = solver.data_size
     least, most = job.workload.batch // parts, -(-job.workload.batch // parts)
@@ -146,10 +147,25 @@ def plan(job: "Job", ranks: int) -> str:
         "data": f"{workload.train_samples:,} training and {workload.test_samples:,} test samples",
         "batch": f"{job.workload.batch} samples, {least}{f' or {most}' if most > least else ''} a rank",
         "steps": f"{steps:,}, {workload.steps_per_epoch:,} an epoch",
-        **solver.plan(),
+        "computation": f"{flops:.3g} operations a sample, forward and backward",
+        **solver.plan(flops * most),
     }
-    table = "\n".join(f"  {name:<14} {text}" for name, text in lines.items())
+    under = "\n" + 17 * " "
+    table = "\n".join(f"  {name:<14} {text.replace(chr(10), under)}" for name, text in lines.items())
     return f"{job.as_toml()}\nplan\n{table}"
+
+
+def sample_flops(workload: "Workload") -> float:
+    """Floating-point operations of one sample's matrix products and convolutions, forward and backward (which has two
+    for each one forward), found by going forward once.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    batch = next(iter(workload.test_batches(0, 1)))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        workload.loss(workload.model, batch.split(len(batch))[0])
+    return 3.0 * counter.get_total_flops()
 
 
 def train(job: "Job", world: "World", options: argparse.Namespace, signals: StopSignals) -> int:

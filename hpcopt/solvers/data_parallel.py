@@ -110,7 +110,7 @@ class DataParallel:
     def gather(self) -> None:
         """Every rank has it all."""
 
-    def plan(self) -> dict[str, str]:
+    def plan(self, flops: float) -> dict[str, str]:
         sent = self._exchange.planned_bytes()
         return {
             "parameters": f"{sum(p.numel() for p in self._parameters):,}",

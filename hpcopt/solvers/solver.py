@@ -99,8 +99,12 @@ class Solver(Protocol):
         Collective.
         """
 
-    def plan(self) -> dict[str, str]:
-        """What a step will do, for a person: lines of (what, how much)."""
+    def plan(self, flops: float) -> dict[str, str]:
+        """What a step will do, for a person: lines of (what, how much).
+
+        Args:
+            flops: floating-point operations of this rank's forward and backward passes in a step.
+        """
 
     def state_dict(self) -> Tree:
         """The state that is the same on all ranks."""

@@ -204,7 +204,7 @@ class DeepFacto:
     def gather(self) -> None:
         """Every rank has it all."""
 
-    def plan(self) -> dict[str, str]:
+    def plan(self, flops: float) -> dict[str, str]:
         sent = self._exchange.planned_bytes()
         factors, features = self._nmf.basis.shape
         return {
