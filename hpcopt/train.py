@@ -165,7 +165,7 @@ def sample_flops(workload: "Workload") -> float:
     batch = next(iter(workload.test_batches(0, 1)))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         workload.loss(workload.model, batch.split(len(batch))[0])
-    return 3.0 * counter.get_total_flops()
+    return 3.0 * float(counter.get_total_flops())
 
 
 def train(job: "Job", world: "World", options: argparse.Namespace, signals: StopSignals) -> int:
