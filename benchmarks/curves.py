@@ -1,6 +1,6 @@
 """Learning curves of jobs beside each other: scores against steps and against CPU seconds.
 
-    [mpirun -n N] python benchmarks/curves.py run FILE.jsonl LABEL JOB.toml [--set SECTION.KEY=VALUE ...]
+    [mpirun -n N] python benchmarks/curves.py run FILE.jsonl LABEL JOB.toml [--set KEY=VALUE] [--grid KEY=V1,V2,...]
     python benchmarks/curves.py table FILE.jsonl SCORE --steps N --goal-of LABEL ... [--higher] [--picture FILE.png]
 
 ``run`` trains a job on one thread a rank, evaluates every ``run.evaluate_every`` steps off the clock, and adds a line
@@ -15,24 +15,43 @@ import math
 import statistics
 import time
 from collections import defaultdict
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpcopt.comm.world import World
 
 Curve = list[dict[str, float]]
 
 
-def run(file: Path, label: str, job_file: Path, settings: list[str]) -> None:
+def run(file: Path, label: str, job_file: Path, settings: list[str], grid: list[str]) -> None:
     import torch
 
     from hpcopt.comm.world import connect
+
+    torch.set_num_threads(1)
+    world = connect("mpi")
+    keys = [key for key, _ in (axis.split("=") for axis in grid)]
+    for point in product(*(axis.split("=")[1].split(",") for axis in grid)):
+        own = [*settings, *(f"{key}={value}" for key, value in zip(keys, point, strict=True))]
+        line = train(world, job_file, own)
+        if world.rank == 0:
+            with file.open("a") as lines:
+                lines.write(json.dumps({"label": label, **line}) + "\n")
+            print(label, *own, {k: round(v, 4) for k, v in line["curve"][-1].items()}, flush=True)
+    world.close()
+
+
+def train(world: "World", job_file: Path, settings: list[str]) -> dict[str, Any]:
+    """One run, as a line of the file."""
+    import torch
+
     from hpcopt.job import read_job
     from hpcopt.phases import PhaseClock
     from hpcopt.trainer.loop import evaluate
 
-    torch.set_num_threads(1)
     job = read_job(job_file, settings)
-    world = connect(job.run.backend)
     workload = job.workload.build(job.run.seed)
     torch.manual_seed(job.run.seed * 1_000_003 + world.rank)
     steps = job.run.total_steps(workload.steps_per_epoch)
@@ -51,15 +70,11 @@ def run(file: Path, label: str, job_file: Path, settings: list[str]) -> None:
             loss = float(world.all_reduce(torch.tensor(losses, dtype=torch.float64)).mean())
             curve.append({"step": step, "cpu_s": cpu_s, "wall_s": wall_s, "train_loss": loss, **scores})
             losses = []
-            if world.rank == 0:
-                print(label, *settings, {k: round(v, 4) for k, v in curve[-1].items()}, flush=True)
-    if world.rank == 0:
-        line = {"label": label, "job": job_file.name, "ranks": world.size, "seed": job.run.seed, "steps": steps}
-        line |= {"steps_per_epoch": workload.steps_per_epoch, "settings": settings, "curve": curve}
-        with file.open("a") as lines:
-            lines.write(json.dumps(line) + "\n")
     batches.close()  # type: ignore[attr-defined]
-    world.close()
+    return {
+        "job": job_file.name, "ranks": world.size, "seed": job.run.seed, "steps": steps,
+        "steps_per_epoch": workload.steps_per_epoch, "settings": settings, "curve": curve,
+    }  # fmt: skip
 
 
 def crossing(curve: Curve, score: str, goal: float, sign: int) -> tuple[float, float]:
@@ -138,6 +153,7 @@ def main() -> None:
     one.add_argument("label")
     one.add_argument("job", type=Path)
     one.add_argument("--set", dest="settings", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    one.add_argument("--grid", action="append", default=[], metavar="SECTION.KEY=VALUE,VALUE,...")
     all_ = commands.add_parser("table")
     all_.add_argument("file", type=Path)
     all_.add_argument("score")
@@ -147,7 +163,7 @@ def main() -> None:
     all_.add_argument("--picture", type=Path)
     o = p.parse_args()
     if o.command == "run":
-        run(o.file, o.label, o.job, o.settings)
+        run(o.file, o.label, o.job, o.settings, o.grid)
     else:
         table(o.file, o.score, 1 if o.higher else -1, o.steps, o.goal_of, o.picture)
 
