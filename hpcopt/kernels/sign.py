@@ -20,6 +20,7 @@ def pack(x, words):
     whole = x.size // LANES
     bad = np.uint64(0)
     for k in range(whole):
+        masks.prefetch(x, k * LANES + masks.AHEAD)
         words[k] = masks.negative(x, k * LANES)
         bad |= masks.at_least(bits, k * LANES, NOT_FINITE)
     if whole * LANES < x.size:
