@@ -227,6 +227,22 @@ def add_signed(typingctx, word, scale, out, i):
 
 
 @intrinsic
+def keep_and_add_signed(typingctx, word, scale, keep, out, i):
+    """Multiply ``out[i : i + 64]`` by keep, then as ``add_signed``; two roundings, as if done one after the other."""
+
+    def codegen(context, builder, signature, args):
+        bits, magnitude, factor, array, index = args
+        address = _address(context, builder, signature.args[3], array, index, FLOATS)
+        plus = _splat(builder, magnitude, FLOATS)
+        terms = builder.select(builder.bitcast(bits, BITS), builder.fneg(plus), plus)
+        kept = builder.fmul(builder.load(address, align=4), _splat(builder, factor, FLOATS))
+        builder.store(builder.fadd(kept, terms), address, align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.float32, types.float32, out, i), codegen
+
+
+@intrinsic
 def trailing_zeros(typingctx, word):
     """The place of the lowest set bit of a non-zero uint64."""
 

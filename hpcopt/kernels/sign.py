@@ -47,6 +47,18 @@ def unpack(words, scale, add, out):
         out[i] = out[i] + value if add else value
 
 
+@njit(nogil=True, cache=True)
+def step(words, scale, keep, x):
+    """``x <- keep x -+ scale`` for x, float32, (n,), plus where a bit is set: a step of signSGD in one sweep."""
+    whole = x.size // LANES
+    for k in range(whole):
+        masks.keep_and_add_signed(words[k], -scale, keep, x, k * LANES)
+    for i in range(whole * LANES, x.size):
+        down = words[whole] >> np.uint64(i - whole * LANES) & np.uint64(1)
+        kept = np.float32(keep * x[i])
+        x[i] = kept + scale if down else kept - scale
+
+
 @njit(inline="always")
 def _mean(sums, values):
     """The mean magnitude of values, given 64 running sums, which are added up by halves: the same order on any
