@@ -95,7 +95,7 @@ def guarded(options: argparse.Namespace, signals: StopSignals) -> int:
 
         from hpcopt.comm.world import connect
 
-        world = connect(job.run.backend)
+        world = connect(job.run.backend, job.run.debug)
         exit_code = train(job, world, options, signals)
     except HpcoptError as error:
         if launch.rank == 0 or (world is not None and not error.on_every_rank):
@@ -172,6 +172,7 @@ def train(job: "Job", world: "World", options: argparse.Namespace, signals: Stop
     """Run the job on a world of ranks; give the exit code. Collective."""
     import torch
 
+    from hpcopt.comm.stall import StallWatch
     from hpcopt.phases import PhaseClock
     from hpcopt.store.checkpoint import Checkpoints
     from hpcopt.store.metrics import MetricsFile
@@ -189,7 +190,10 @@ def train(job: "Job", world: "World", options: argparse.Namespace, signals: Stop
     torch.manual_seed(job.run.seed * 1_000_003 + world.rank)  # what a rank draws from here on is its own
     steps = job.run.total_steps(workload.steps_per_epoch)
     clock = PhaseClock()
-    with Progress(directory.log, speaks=world.rank == 0, total=steps, every_s=job.run.log_every_s) as progress:
+    watch = StallWatch(directory.path / "stalls", world.rank, world.hosts, job.run.stall_s)
+    progress = Progress(directory.log, speaks=world.rank == 0, total=steps, every_s=job.run.log_every_s)
+    with watch, progress:
+        world.watch = watch
         progress.say(
             f"hpcopt {hpcopt.__version__}: {job.run.name}, {world.size} ranks on {world.nodes} hosts, "
             f"{job.run.backend}, {torch.get_num_threads()} threads a rank, {steps} steps, into {directory.path}"

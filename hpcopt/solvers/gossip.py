@@ -62,7 +62,7 @@ class GossipSgd:
             total += loss.item() * batch.weight
         with self._clock("update"):
             lr = self._update()
-        with self._clock("exchange"):
+        with self._clock("exchange"), self._world.watch(f"gossip of step {self._step}", self._world.ranks):
             self._mixer.mix()
         self._count()
         self._step += 1

@@ -152,7 +152,8 @@ class Kaisa:
         if flat is None:
             flat = torch.zeros(plan.numel, dtype=self._found[0].dtype if self._found else torch.float32)
         wire = DTYPES[self.settings.wire_dtype] if self.settings.wire_dtype != "float32" else None
-        own = reduce_to_owners(self._world.transport, flat, plan.lengths, wire) if size > 1 else flat
+        with self._world.watch(f"sums of factors, step {self.steps}", self._world.ranks):
+            own = reduce_to_owners(self._world.transport, flat, plan.lengths, wire) if size > 1 else flat
         start = plan.segments[self._world.rank].start
         pieces = {i: own[plan.pieces[i].start - start : plan.pieces[i].stop - start] for i in self.plan.owned}
         self._averages.add_sums(pieces, self.settings.factor_decay)
@@ -225,7 +226,9 @@ class Kaisa:
 
     def _exchange(self, flat: Tensor, outgoing: Sequence[Message], incoming: Sequence[Message]) -> None:
         pairs = [[(flat[m.start : m.stop], m.peer) for m in messages] for messages in (outgoing, incoming)]
-        exchange(self._world.transport, pairs[0], pairs[1])
+        what = "inverses" if flat is self._inverses else "preconditioned gradients"
+        with self._world.watch(f"{what}, step {self.steps}", self._world.ranks):
+            exchange(self._world.transport, pairs[0], pairs[1])
 
     def _dtype(self, name: str) -> torch.dtype | None:
         """A settings' dtype; float32 stands for the layers' own."""
