@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from hpcopt.exchange.choices import Choices
+
 Tree = Any  # dicts, lists and tuples of tensors, numbers, strings, booleans and None: what a checkpoint holds
 
 
@@ -49,11 +51,13 @@ class StepStats:
         loss: this rank's summand of the global mean loss.
         learning_rate: of this step.
         extra: further scalars by name, for the metrics file; the same names on all ranks.
+        choices: which collectives carry the gradients, if the exchange chose them.
     """
 
     loss: float
     learning_rate: float
     extra: dict[str, float] = field(default_factory=dict)
+    choices: Choices | None = None
 
 
 Loss = Callable[[nn.Module, Batch], Tensor]  # mean over the batch's samples
