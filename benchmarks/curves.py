@@ -1,12 +1,13 @@
-"""Learning curves of jobs beside each other: scores against steps and against CPU seconds.
+"""Learning curves of jobs beside each other: scores against steps and against seconds.
 
     [mpirun -n N] python benchmarks/curves.py run FILE.jsonl LABEL JOB.toml [--set KEY=VALUE] [--grid KEY=V1,V2,...]
     python benchmarks/curves.py table FILE.jsonl SCORE --steps N --goal-of LABEL ... [--higher] [--picture FILE.png]
 
 ``run`` trains a job on one thread a rank, evaluates every ``run.evaluate_every`` steps off the clock, and adds a line
-to the file: what was set, the curve, and the CPU seconds of rank 0 (what others do to the machine hardly shows in
-them). Evaluations are of the test samples. ``table`` prints for every label the grid that was run and, of its best
-settings, the mean over seeds, where it reaches the best final score of the labels named first, and how long that took.
+to the file: what was set, the curve, and rank 0's seconds by the clock and of its CPU (what others do to the machine
+hardly shows in those). Evaluations are of the test samples. ``table`` prints for every label the settings that were
+run and, of the best, the mean over seeds, where it reaches the best final score of the labels named first, and how
+long that took.
 """
 
 import argparse
@@ -77,12 +78,12 @@ def train(world: "World", job_file: Path, settings: list[str]) -> dict[str, Any]
     }  # fmt: skip
 
 
-def crossing(curve: Curve, score: str, goal: float, sign: int) -> tuple[float, float]:
-    """Steps and CPU seconds at which a curve first has reached a score, interpolated; not-a-number if never."""
+def crossing(curve: Curve, score: str, goal: float, sign: int, clock: str) -> tuple[float, float]:
+    """Steps and seconds at which a curve first has reached a score, interpolated; not-a-number if never."""
     for a, b in pairwise(curve):
         if sign * b[score] >= sign * goal:
             part = (goal - a[score]) / (b[score] - a[score])
-            return tuple(a[k] + part * (b[k] - a[k]) for k in ("step", "cpu_s"))  # type: ignore[return-value]
+            return tuple(a[k] + part * (b[k] - a[k]) for k in ("step", clock))  # type: ignore[return-value]
     return float("nan"), float("nan")
 
 
@@ -106,7 +107,7 @@ def final(runs: list[dict[str, Any]], score: str) -> float:
     return statistics.fmean(r["curve"][-1][score] for r in runs)
 
 
-def table(file: Path, score: str, sign: int, steps: int, first: list[str], picture: Path | None) -> None:
+def table(file: Path, score: str, sign: int, steps: int, first: list[str], clock: str, picture: Path | None) -> None:
     best: dict[str, list[dict[str, Any]]] = {}
     print(f"| | settings | seeds | {score} at the end |\n|---|---|---|---|")
     for label, by_settings in grids(file).items():
@@ -118,25 +119,25 @@ def table(file: Path, score: str, sign: int, steps: int, first: list[str], pictu
     goal = sign * max(sign * curves[label][-1][score] for label in first)
     print(f"\nBest of each over {steps} steps. Goal: {score} = {goal:.4f}, the best end of {' and '.join(first)}.\n")
     print("| | seeds | " + " | ".join(f"step {p['step']:g}" for p in next(iter(curves.values()))[1:]), end="")
-    print(" | steps to the goal | CPU s to it | CPU s a step |")
+    print(f" | steps to the goal | {clock} to it | {clock} a step |")
     print("|---" * (len(next(iter(curves.values()))) + 4) + "|")
     for label, curve in curves.items():
-        to = crossing(curve, score, goal, sign)
+        to = crossing(curve, score, goal, sign, clock)
         cells = [label, str(len(best[label])), *(f"{p[score]:.3f}" for p in curve[1:])]
-        cells += [*("never" if math.isnan(x) else f"{x:.0f}" for x in to), f"{curve[-1]['cpu_s'] / steps:.3f}"]
+        cells += [*("never" if math.isnan(x) else f"{x:.0f}" for x in to), f"{curve[-1][clock] / steps:.3f}"]
         print("| " + " | ".join(cells) + " |")
     if picture is not None:
-        draw(curves, score, picture)
+        draw(curves, score, clock, picture)
 
 
-def draw(curves: dict[str, Curve], score: str, path: Path) -> None:
+def draw(curves: dict[str, Curve], score: str, clock: str, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
-    for axis, key, name in zip(axes, ("step", "cpu_s"), ("steps", "CPU seconds"), strict=True):
+    for axis, key, name in zip(axes, ("step", clock), ("steps", clock), strict=True):
         for label, curve in curves.items():
             axis.plot([p[key] for p in curve], [p[score] for p in curve], label=label)
         axis.set_xlabel(name)
@@ -160,12 +161,13 @@ def main() -> None:
     all_.add_argument("--higher", action="store_true", help="a higher score is better")
     all_.add_argument("--steps", type=int, required=True, help="length of the runs that are compared")
     all_.add_argument("--goal-of", nargs="+", required=True, help="labels whose best end is the goal")
+    all_.add_argument("--clock", choices=["cpu_s", "wall_s"], default="cpu_s")
     all_.add_argument("--picture", type=Path)
     o = p.parse_args()
     if o.command == "run":
         run(o.file, o.label, o.job, o.settings, o.grid)
     else:
-        table(o.file, o.score, 1 if o.higher else -1, o.steps, o.goal_of, o.picture)
+        table(o.file, o.score, 1 if o.higher else -1, o.steps, o.goal_of, o.clock, o.picture)
 
 
 if __name__ == "__main__":
