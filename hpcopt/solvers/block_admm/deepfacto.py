@@ -204,13 +204,14 @@ class DeepFacto:
     def gather(self) -> None:
         """Every rank has it all."""
 
-    def plan(self, flops: float) -> dict[str, str]:
+    def plan(self) -> dict[str, str]:
+        sent = self._exchange.planned_bytes()
         factors, features = self._nmf.basis.shape
         return {
             "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",
             "factors": f"{factors} of {features} features",
             "plain steps": f"{self._plain_steps:,}",
-            **self._exchange.plan(),
+            "bytes a step": f"{sent:,} sent by each rank for the gradients",
         }
 
     def state_dict(self) -> Tree:

@@ -1,0 +1,157 @@
+"""What runs.jsonl holds, as tables in docs/kaisa.md and curves in docs/convergence.png.
+
+    python benchmarks/kaisa/curves.py
+
+Of each optimizer the settings with most seeds count, the lowest held-out loss deciding between equals. Losses at which
+optimizers are compared are the first-order ones' own mean losses at their ends.
+"""
+
+import json
+import re
+import statistics
+from collections import defaultdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+RUNS = Path(__file__).with_name("runs.jsonl")
+DOCS = Path(__file__).parents[2] / "docs"
+NAMES = {"sgd": "SGD, Nesterov", "adamw": "AdamW", "kaisa": "K-FAC"}
+COLOURS = {"sgd": "#e69f00", "adamw": "#0a84c6", "kaisa": "#009e73"}
+
+Run = dict[str, Any]
+
+
+def crossing(run: Run, loss: float, clock: str) -> float:
+    """Steps or seconds at which a run's curve first is at a loss, interpolated; infinite if it never is."""
+    for a, b in pairwise(run["curve"]):
+        if b["loss"] <= loss:
+            part = max(0.0, (a["loss"] - loss) / (a["loss"] - b["loss"]))
+            return float(a[clock] + part * (b[clock] - a[clock]))
+    return float("inf")
+
+
+def final_loss(run: Run) -> float:
+    return float(run["curve"][-1]["loss"])
+
+
+def spread(values: list[float], digits: str = ".4g") -> str:
+    """Mean and standard deviation."""
+    mean = f"{statistics.fmean(values):{digits}}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.2g}"
+
+
+def one_a_seed(runs: list[Run]) -> list[Run]:
+    """One run a seed, those on a quiet machine left out where the seed was also run otherwise."""
+    by_seed: dict[int, Run] = {}
+    for run in sorted(runs, key=lambda r: -r["quiet"]):
+        by_seed[run["seed"]] = run
+    return list(by_seed.values())
+
+
+def chosen(runs: list[Run]) -> dict[str, list[Run]]:
+    """For each optimizer its runs of the settings that count."""
+    groups: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        groups[run["optimizer"]][json.dumps([run["steps"], run["settings"]], sort_keys=True)].append(run)
+    best = {}
+    for name, by_settings in groups.items():
+        key = lambda group: (-len({r["seed"] for r in group}), statistics.fmean(map(final_loss, group)))  # noqa: E731
+        best[name] = min(by_settings.values(), key=key)
+    return {name: best[name] for name in NAMES if name in best}
+
+
+def words(settings: Run) -> str:
+    return ", ".join(f"{key} {value}" for key, value in settings.items())
+
+
+def results(best: dict[str, list[Run]]) -> str:
+    """What each optimizer ends at, and where K-FAC is there."""
+    accuracy = "accuracy" in next(iter(best.values()))[0]["test"]
+    heads = ["optimizer", "settings", "seeds", "steps", "test loss", *["test accuracy"] * accuracy, "CPU s"]
+    heads += ["K-FAC there after: steps", "ratio", "CPU s", "ratio", "wall s, quiet machine", "ratio"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    ours = best.get("kaisa", [])
+    for name, runs in best.items():
+        seeds, quiet = one_a_seed(runs), [r for r in runs if r["quiet"]]
+        cells = [NAMES[name], words(runs[0]["settings"]), str(len(seeds)), str(runs[0]["steps"])]
+        cells.append(spread([r["test"]["loss"] for r in seeds]))
+        if accuracy:
+            cells.append(spread([r["test"]["accuracy"] for r in seeds]))
+        cells.append(spread([r["curve"][-1]["cpu_s"] for r in seeds], ".3g"))
+        target = statistics.fmean(map(final_loss, seeds))
+        for clock, theirs, own in (
+            ("step", seeds, one_a_seed(ours)),
+            ("cpu_s", seeds, one_a_seed(ours)),
+            ("wall_s", quiet, [r for r in ours if r["quiet"]]),
+        ):
+            if name == "kaisa" or not theirs or not own:
+                cells += ["", ""]
+                continue
+            there = [crossing(r, target, clock) for r in own]
+            whole = statistics.fmean(r["curve"][-1][clock] for r in theirs)
+            cells += [spread(there, ".3g"), spread([t / whole for t in there], ".2f")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def trials(runs: list[Run]) -> str:
+    """Every setting that was tried with seed 0, by what it reached on the held-out images."""
+    lines = ["| optimizer | steps | trials | settings: held-out loss |", "|---|---|---|---|"]
+    groups: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
+    for run in runs:
+        if run["seed"] == 0:
+            groups[run["optimizer"], run["steps"]][json.dumps(run["settings"])] = final_loss(run)
+    for (name, steps), losses in sorted(groups.items(), key=lambda item: (list(NAMES).index(item[0][0]), item[0][1])):
+        settings = [json.loads(key) for key in losses]
+        same = (
+            {k: v for k, v in settings[0].items() if all(s.get(k) == v for s in settings)} if len(settings) > 1 else {}
+        )
+        told = sorted(zip(losses.values(), settings, strict=True), key=lambda pair: pair[0])
+        each = [f"{words({k: v for k, v in s.items() if k not in same}) or 'these'}: {loss:.4g}" for loss, s in told]
+        always = f" (always {words(same)})" if same else ""
+        lines.append(f"| {NAMES[name]} | {steps} | {len(losses)} | {'; '.join(each)}{always} |")
+    return "\n".join(lines)
+
+
+def picture(best: dict[str, dict[str, list[Run]]]) -> None:
+    """Held-out loss against steps and against CPU seconds, a row a task, a line a run."""
+    from plotly import subplots
+
+    titles = [f"{task}: held-out loss by {clock}" for task in best for clock in ("steps", "CPU seconds")]
+    figure = subplots.make_subplots(rows=len(best), cols=2, subplot_titles=titles, vertical_spacing=0.13)
+    for row, (task, optimizers) in enumerate(best.items(), 1):
+        for name, runs in optimizers.items():
+            for i, run in enumerate(one_a_seed(runs)):
+                for column, clock in enumerate(("step", "cpu_s"), 1):
+                    figure.add_scatter(
+                        x=[p[clock] for p in run["curve"]], y=[p["loss"] for p in run["curve"]], row=row, col=column,
+                        mode="lines", line={"color": COLOURS[name], "width": 2}, name=NAMES[name], legendgroup=name,
+                        showlegend=(row, column, i) == (1, 1, 0),
+                    )  # fmt: skip
+        floor = min(final_loss(run) for runs in optimizers.values() for run in runs)
+        figure.update_yaxes(
+            range=[0.98 * floor, 1.35 * floor] if task == "autoencoder" else [0.9 * floor, 3 * floor], row=row
+        )
+    figure.update_layout(
+        template="plotly_white", font_size=15, legend={"orientation": "h", "y": 1.06, "yanchor": "bottom"},
+        margin={"l": 60, "r": 20, "t": 90, "b": 40},
+    )  # fmt: skip
+    figure.write_image(DOCS / "convergence.png", width=1100, height=400 * len(best) + 60, scale=1.5)
+
+
+def main() -> None:
+    runs = [json.loads(line) for line in RUNS.read_text().splitlines()]
+    tasks = sorted({run["task"] for run in runs})
+    best = {task: chosen([r for r in runs if r["task"] == task]) for task in tasks}
+    page = (DOCS / "kaisa.md").read_text()
+    for task in tasks:
+        text = f"{results(best[task])}\n\nAll trials, seed 0:\n\n{trials([r for r in runs if r['task'] == task])}"
+        begin, end = f"<!-- begin {task}: benchmarks/kaisa/curves.py -->", f"<!-- end {task} -->"
+        page = re.sub(f"{begin}.*?{end}", lambda _, t=text, b=begin, e=end: f"{b}\n{t}\n{e}", page, flags=re.DOTALL)
+    (DOCS / "kaisa.md").write_text(page)
+    picture(best)
+
+
+if __name__ == "__main__":
+    main()
