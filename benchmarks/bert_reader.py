@@ -25,7 +25,7 @@ def resident_bytes() -> int:
 def raw(folder: Path) -> int:
     rows = 0
     for path in sorted(folder.glob("*.hdf5")):
-        with h5py.File(path) as file:
+        with h5py.File(path, locking=False) as file:  # as ours, whose reader may still be at it
             rows += len({name: file[name][:] for name in file}["input_ids"])
     return rows
 

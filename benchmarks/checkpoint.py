@@ -1,14 +1,16 @@
 """Checkpoints against plain files, torch.save and torch.distributed.checkpoint, in one run on the same ranks.
 
     mpirun -n 4 python benchmarks/checkpoint.py [--bytes 1e9] [--folder runs/benchmarks] [--out FILE.h5]
- Every rank holds its part of a state of so many bytes, in float32 tensors as a transformer has them. A time is the
-median over repeats of the slowest rank's, from a barrier; contenders take turns. All writes end on disk (fsync); before
-a read the file's pages are dropped from the cache. The last lines are of writing in the background: how long training
-stands still, and how much slower a loop of matrix products runs meanwhile.
+
+Every rank holds its part of a state of so many bytes, in float32 tensors as a transformer has them. A time is the
+median over repeats of the slowest rank's, from a barrier; contenders take turns in random order. All writes end on disk
+(fsync); before a read the file's pages are dropped from the cache. The last lines are of writing in the background: how
+long training stands still, and how much slower a loop of matrix products runs meanwhile.
 """
 
 import argparse
 import os
+import random
 import shutil
 import statistics
 import time
@@ -140,8 +142,8 @@ def compare(folder: Path, state: State, repeats: int) -> dict[str, tuple[float, 
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in CONTENDERS}
     for repeat in range(repeats):
         order = list(CONTENDERS.items())
-        first = repeat % len(order)  # nobody always comes after the same one
-        for name, contender in order[first:] + order[:first]:
+        random.Random(repeat).shuffle(order)  # the same on all ranks; nobody always comes after the same one
+        for name, contender in order:
             fresh(folder / name)
             write_s = slowest_s(lambda c=contender, n=name: c.write(folder / n, state))
             drop_pages(folder / name)

@@ -95,7 +95,7 @@ def guarded(options: argparse.Namespace, signals: StopSignals) -> int:
 
         from hpcopt.comm.world import connect
 
-        world = connect(job.run.backend)
+        world = connect(job.run.backend, job.run.debug)
         exit_code = train(job, world, options, signals)
     except HpcoptError as error:
         if launch.rank == 0 or (world is not None and not error.on_every_rank):
@@ -138,6 +138,7 @@ def plan(job: "Job", ranks: int) -> str:
     workload = job.workload.build(job.run.seed)
     check_size(job, world)
     steps = job.run.total_steps(workload.steps_per_epoch)
+    flops = sample_flops(workload)
     solver = job.solver.build(workload.model, workload.loss, world, job.exchange, steps, PhaseClock())
     parts = solver.data_size
     least, most = job.workload.batch // parts, -(-job.workload.batch // parts)
@@ -146,16 +147,32 @@ def plan(job: "Job", ranks: int) -> str:
         "data": f"{workload.train_samples:,} training and {workload.test_samples:,} test samples",
         "batch": f"{job.workload.batch} samples, {least}{f' or {most}' if most > least else ''} a rank",
         "steps": f"{steps:,}, {workload.steps_per_epoch:,} an epoch",
-        **solver.plan(),
+        "computation": f"{flops:.3g} operations a sample, forward and backward",
+        **solver.plan(flops * most),
     }
-    table = "\n".join(f"  {name:<14} {text}" for name, text in lines.items())
+    under = "\n" + 17 * " "
+    table = "\n".join(f"  {name:<14} {text.replace(chr(10), under)}" for name, text in lines.items())
     return f"{job.as_toml()}\nplan\n{table}"
+
+
+def sample_flops(workload: "Workload") -> float:
+    """Floating-point operations of one sample's matrix products and convolutions, forward and backward (which has two
+    for each one forward), found by going forward once.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    batch = next(iter(workload.test_batches(0, 1)))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        workload.loss(workload.model, batch.split(len(batch))[0])
+    return 3.0 * float(counter.get_total_flops())
 
 
 def train(job: "Job", world: "World", options: argparse.Namespace, signals: StopSignals) -> int:
     """Run the job on a world of ranks; give the exit code. Collective."""
     import torch
 
+    from hpcopt.comm.stall import StallWatch
     from hpcopt.phases import PhaseClock
     from hpcopt.store.checkpoint import Checkpoints
     from hpcopt.store.metrics import MetricsFile
@@ -173,7 +190,10 @@ def train(job: "Job", world: "World", options: argparse.Namespace, signals: Stop
     torch.manual_seed(job.run.seed * 1_000_003 + world.rank)  # what a rank draws from here on is its own
     steps = job.run.total_steps(workload.steps_per_epoch)
     clock = PhaseClock()
-    with Progress(directory.log, speaks=world.rank == 0, total=steps, every_s=job.run.log_every_s) as progress:
+    watch = StallWatch(directory.path / "stalls", world.rank, world.hosts, job.run.stall_s)
+    progress = Progress(directory.log, speaks=world.rank == 0, total=steps, every_s=job.run.log_every_s)
+    with watch, progress:
+        world.watch = watch
         progress.say(
             f"hpcopt {hpcopt.__version__}: {job.run.name}, {world.size} ranks on {world.nodes} hosts, "
             f"{job.run.backend}, {torch.get_num_threads()} threads a rank, {steps} steps, into {directory.path}"

@@ -1,5 +1,6 @@
 """The front door, end to end: one process here, several under mpirun; what goes wrong is said, and nothing is lost."""
 
+import json
 import os
 import re
 import shutil
@@ -75,6 +76,25 @@ def test_a_run_leaves_its_files_and_says_its_figures(job, tmp_path, capsys):
     assert main([str(run / "job.toml"), "--run-dir", str(run)]) == 0  # the resolved job is a job; nothing is left to do
     assert "resumed at step 12" in capsys.readouterr().out
     assert len(losses(run)) == 12
+
+
+def test_what_auto_chose_is_in_the_metrics_and_outlives_a_restart(job, tmp_path, capsys):
+    run = tmp_path / "run"
+    auto = [job, "--run-dir", str(run), "--set", "exchange.name=auto", "--set", "exchange.bucket_mb=0.001"]
+    assert main([*auto, "--set", "run.steps=6"]) == 0
+    assert "exchange: buckets" in capsys.readouterr().out
+    assert main(auto) == 0
+    assert "as in the checkpoint" in capsys.readouterr().out
+    with h5py.File(run / "metrics.h5") as file:
+        choices = {name: column[:] for name, column in file["choices"].items()}
+        assert json.loads(file["choices"].attrs["calibration"])["nodes"] == [0]
+    buckets = len(choices["step"]) // 2
+    assert buckets > 1
+    np.testing.assert_array_equal(choices["step"], [0] * buckets + [6] * buckets)
+    np.testing.assert_array_equal(choices["bucket"], [*range(buckets)] * 2)
+    np.testing.assert_array_equal(choices["steps"], np.full(2 * buckets, 6))
+    assert choices["bytes"][:buckets].sum() == 4 * parameters(run).numel()
+    assert (choices["measured_s"] > 0).all() and np.isfinite(choices["predicted_s"]).all()
 
 
 def test_stopping_and_resuming_changes_no_bit(job, tmp_path):
@@ -218,7 +238,7 @@ def test_a_checkpoint_of_other_samples(job, tmp_path, capsys):
 
 
 @pytest.mark.parallel([2, 3, 4])
-@pytest.mark.parametrize("backend", ["mpi", "horovod"])
+@pytest.mark.parametrize("backend", ["mpi", "mpi auto", "horovod"])
 def test_any_number_of_ranks_draws_the_same_curve(backend, request, shared_tmp_path):
     if backend == "horovod":
         request.getfixturevalue("horovod")
@@ -229,7 +249,8 @@ def test_any_number_of_ranks_draws_the_same_curve(backend, request, shared_tmp_p
         (shared_tmp_path / "job.toml").write_text(JOB.replace("DATA", str(shared_tmp_path)))
     MPI.COMM_WORLD.barrier()
     run = shared_tmp_path / "run"
-    settings = ["--set", f"run.backend={backend}", "--set", "run.steps=50"]
+    settings = ["--set", f"run.backend={backend.split()[0]}", "--set", "run.steps=50"]
+    settings += ["--set", "exchange.name=auto", "--set", "exchange.bucket_mb=0.001"] if "auto" in backend else []
     assert main([str(shared_tmp_path / "job.toml"), "--run-dir", str(run), *settings]) == 0
     if MPI.COMM_WORLD.rank == 0:
         np.testing.assert_allclose(losses(run), serial_losses(shared_tmp_path, 50), rtol=1e-4)

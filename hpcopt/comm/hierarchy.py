@@ -42,6 +42,11 @@ class Hierarchy:
         lane = transport.split(self.node.rank if on_lane else self.lanes, transport.rank)
         self.lane = lane if on_lane else None
 
+    @property
+    def place(self) -> list[int]:
+        """What decides which values this rank finishes: its place on its node, the lanes, its place on its lane."""
+        return [self.node.rank, self.lanes, *((self.lane.rank, self.lane.size) if self.lane else ())]
+
     def reduce_scatter(self, x: Tensor, cut: int = 1) -> Tensor | None:
         """Sum x over the node; give the finished chunk of this rank's lane, a view of x. Collective: over the node."""
         chunks = [x[s] for s in shards(x.numel(), self.lanes, cut)]
@@ -99,6 +104,15 @@ class Hierarchy:
         self.all_gather(x, cut)
         return x
 
+    def planned_bytes(self, n: int, codec: Codec) -> int:
+        """The most bytes that this rank sends in ``two_phase`` of n values."""
+        if self.lane is None:
+            return 4 * n
+        mine = shards(n, self.lanes, grain(codec))[self.node.rank]
+        own: int = mine.stop - mine.start
+        inside = 4 * (n - own) + 4 * own * (self.node.size - 1)
+        return inside + two_phase.planned_bytes(own, self.lane.size, self.lane.rank, codec)
+
     def vote(self, x: Tensor, weights: Sequence[int] | None = None) -> Tensor:
         """As ``vote.all_reduce``, bit for bit, with counts between nodes. Collective: over all ranks.
 
@@ -113,6 +127,19 @@ class Hierarchy:
         self.majority(words, weights)
         unpack(words, x)
         return x
+
+    def planned_vote_bytes(self, n: int, weights: Sequence[int] | None = None) -> int:
+        """The bytes that this rank sends in ``majority`` of n values; ``weights`` of the ranks of this node."""
+        words = ballot_words(n)
+        if self.lane is None:
+            return 8 * words
+        mine = shards(words, self.lanes, GRAIN)[self.node.rank]
+        chunk: int = mine.stop - mine.start
+        part = shards(chunk, self.lane.size, GRAIN)[self.lane.rank]
+        own: int = part.stop - part.start
+        planes = sum(weights or [1] * self.node.size).bit_length()
+        inside = words - chunk + chunk * (self.node.size - 1)
+        return 8 * (inside + planes * (chunk - own) + (self.lane.size - 1) * (own + 1))
 
     def majority(self, words: Tensor, weights: Sequence[int] | None = None) -> Tensor:
         """Replace a ballot, shape (words,), int64, by the outcome. Collective: over all ranks; ``weights`` as above."""

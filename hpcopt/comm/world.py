@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from hpcopt.comm import dense
+from hpcopt.comm.agreement import require_same_call
 from hpcopt.comm.launch import check_launch, launch_from
 from hpcopt.comm.loopback import LoopbackHub, LoopbackTransport
+from hpcopt.comm.stall import Watch, unwatched
 from hpcopt.comm.traffic import Traffic
 from hpcopt.comm.transport import Op, Transport
 from hpcopt.errors import HpcoptError, PeerError
@@ -30,12 +32,18 @@ class World:
         node, nodes: index of this rank's host among the job's hosts, and their number.
         local_rank, local_size: this rank among those of its host, and how many they are.
         traffic: what this rank has sent.
+        ranks: number in the job of each of these ranks.
+        watch: is told of every collective.
+        debug: compare what the ranks are about to do before each collective.
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, debug: bool = False) -> None:
         """Collective: the ranks tell each other their host names."""
-        self.transport = transport
+        self.transport, self.debug = transport, debug
         self.rank, self.size = transport.rank, transport.size
+        self.ranks: Sequence[int] = range(self.size)
+        self.watch: Watch = unwatched
+        self._name, self._calls = "all ranks", 0
         self.hosts = self.gather_text(socket.gethostname())
         distinct = list(dict.fromkeys(self.hosts))
         neighbours = [rank for rank, host in enumerate(self.hosts) if host == self.hosts[self.rank]]
@@ -52,21 +60,24 @@ class World:
         Short tensors go by recursive doubling, others around the ring; over a transport without messages, by its own
         all-reduce.
         """
-        if self.transport.point_to_point:
-            dense.all_reduce(self.transport, x, op)
-        else:
-            self.transport.all_reduce(x, op)
+        with self._collective(f"all_reduce ({op})", x):
+            if self.transport.point_to_point:
+                dense.all_reduce(self.transport, x, op)
+            else:
+                self.transport.all_reduce(x, op)
         return x
 
     def broadcast(self, x: Tensor, root: int = 0) -> Tensor:
         """Replace x, contiguous, on every rank by rank root's. Collective."""
-        self.transport.broadcast(x, root)
+        with self._collective(f"broadcast from rank {root}", x):
+            self.transport.broadcast(x, root)
         return x
 
     def all_gather(self, x: Tensor) -> Tensor:
         """Give every rank's x, of one shape everywhere, as a tensor of shape (P, *x.shape). Collective."""
         out = x.new_empty(self.size, *x.shape)
-        self.transport.all_gather(x.contiguous(), out)
+        with self._collective("all_gather", x):
+            self.transport.all_gather(x.contiguous(), out)
         return out
 
     def gather_text(self, text: str) -> list[str]:
@@ -86,11 +97,16 @@ class World:
 
     def barrier(self) -> None:
         """Return once every rank has come here. Collective."""
-        self.transport.barrier()
+        with self._collective("barrier"):
+            self.transport.barrier()
 
     def split(self, color: int, key: int = 0) -> "World":
         """Give the world of the ranks that named the same color, ordered by (key, rank). Collective."""
-        return World(self.transport.split(color, key))
+        with self._collective("split"):
+            part = World(self.transport.split(color, key), self.debug)
+        part.ranks = part.all_gather(torch.tensor([self.ranks[self.rank]])).ravel().tolist()
+        part.watch, part._name = self.watch, f"group {color} of {self._name}, split {self._calls}"
+        return part
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -144,13 +160,28 @@ class World:
         here = self.gather_text(machine).count(machine) * threads / (os.cpu_count() or 1)
         return float(self.all_reduce(torch.tensor([here], dtype=torch.float64), "max"))
 
+    @contextmanager
+    def _collective(self, operation: str, x: Tensor | None = None) -> Iterator[None]:
+        """Around each collective: somebody may watch, and in debug mode ranks that would do different things say so."""
+        self._calls += 1
+        values = "" if x is None else f" of {tuple(x.shape)} {x.dtype}"
+        what = f"call {self._calls} of {self._name}: {operation}{values}"
+        with self.watch(what, self.ranks):
+            if self.debug:
+                require_same_call(self.transport, what)
+            yield
+
     def close(self) -> None:
         """Leave in order. Collective."""
-        self.transport.close()
+        with self._collective("close"):
+            self.transport.close()
 
 
-def connect(backend: Backend = "mpi") -> World:
+def connect(backend: Backend = "mpi", debug: bool = False) -> World:
     """Start the transport and find the other ranks. Collective: over all ranks of the job.
+
+    Args:
+        debug: compare what the ranks are about to do before each collective.
 
     Raises:
         LaunchError: the launcher meant this job to have another number of ranks.
@@ -161,10 +192,10 @@ def connect(backend: Backend = "mpi") -> World:
     if backend == "horovod":
         from hpcopt.comm.horovod import HorovodTransport
 
-        return World(HorovodTransport())
+        return World(HorovodTransport(), debug)
     from hpcopt.comm.mpi import MpiTransport
 
-    return World(MpiTransport())
+    return World(MpiTransport(), debug)
 
 
 def alone() -> World:

@@ -53,15 +53,15 @@ class AdaComp(Codec):
         counts, entries = self._parts(payload, x.size)
         end = self._counts_end(x.size)
         payload[end - 4 : end] = 0  # the padding after the counts
+        sent = np.zeros(x.size // 64 + 2, np.uint64)
         number, scale, worst = kernels.adacomp.encode(
-            x, residual, self._bin, np.float32(self.scale - 1), self._minus, counts, entries
+            x, residual, self._bin, np.float32(self.scale - 1), counts, entries, sent
         )
         require_finite(worst, self)
         payload[:4].view(np.float32)[0] = scale
         payload[4:8].view(np.uint32)[0] = number
-        size = end + self._code.itemsize * int(number)
-        self._decode(payload[:size], residual, -1.0, True)
-        return size
+        kernels.adacomp.settle(sent, scale, residual)
+        return end + self._code.itemsize * int(number)
 
     def _decode(self, payload: Bytes, out: Floats, weight: float, add: bool) -> None:
         require_bytes(payload, self._counts_end(out.size), self)

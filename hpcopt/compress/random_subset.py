@@ -1,13 +1,14 @@
 """Random choices of values: random-k and adaptive random sparsification.
 
-- ``random_k``: one value in each of k equal stretches of the tensor, drawn from the seed, so that no places are sent;
-  with the same seed on all ranks it is linear. ``scaled`` multiplies by the stretch's length L: unbiased, omega = L -
-  1. Unscaled it contracts with delta = 1 / L (arXiv:2002.12410, sec. 2: d/k).
+- ``random_k``: k of n values, each with probability k / n, drawn from the seed, so that no places are sent; with the
+  same seed on all ranks it is linear. ``scaled`` multiplies by n / k: unbiased, ``E |C(x) - x|^2 = (n / k - 1)
+  |x|^2`` exactly. Unscaled it contracts with delta = k / n (arXiv:2002.12410, sec. 2).
 - ``adaptive_random`` (ibid.): in each bucket one value, drawn with probability ``|x_i| / |x|_1`` and sent as it is:
   ``E |C(x) - x|^2 <= (1 - 1/bucket) |x|^2``.
 
-Payload, version 1: random_k writes the seed and ``first`` (int64 each), then k float32; only the latter are summed.
-adaptive_random writes, over all buckets, uint32 offsets in the bucket, then float32 values.
+Payload: random_k (version 2: places on a turned ring) writes the seed and ``first`` (int64 each), then k float32;
+only the latter are summed. adaptive_random (version 1) writes, over all buckets, uint32 offsets in the bucket, then
+float32 values.
 """
 
 from typing import ClassVar, Literal
@@ -30,6 +31,7 @@ class RandomK(Codec):
     fraction: float = Field(0.01, gt=0, le=1, description="of the values that is sent")
     scaled: bool = Field(True, description="unbiased, rather than contracting")
 
+    wire_version: ClassVar[int] = 2
     linear: ClassVar[bool] = True
     shared_seed: ClassVar[bool] = True
 
@@ -38,11 +40,11 @@ class RandomK(Codec):
         return min(n, max(1, round(self.fraction * n)))
 
     def variance(self, n: int) -> float | None:
-        """``ceil(n / k) - 1``, or None if not scaled."""
-        return self._stretch(n) - 1.0 if self.scaled else None
+        """``n / k - 1``, or None if not scaled."""
+        return self._stretch(n) - 1 if self.scaled else None
 
     def contraction(self, n: int) -> float | None:
-        """``1 / ceil(n / k)`` if not scaled."""
+        """``k / n`` if not scaled."""
         return super().contraction(n) if self.scaled else 1 / self._stretch(n)
 
     def max_bytes(self, n: int) -> int:
@@ -56,33 +58,33 @@ class RandomK(Codec):
     def _encode(self, x: Floats, seed: int, first: int, payload: Bytes) -> int:
         require_finite(kernels.qsgd.worst(x), self)
         payload[:16].view(np.int64)[:] = seed, first
-        places, lengths = self._places(x.size, seed, first)
+        places = self._places(x.size, seed, first)
         values = payload[16:].view(np.float32)
         values[:] = x[places]
         if self.scaled:
             with np.errstate(over="ignore"):
-                values *= lengths
+                values *= np.float32(self._stretch(x.size))
             require_finite(kernels.qsgd.worst(values), self)
         return payload.size
 
     def _decode(self, payload: Bytes, out: Floats, weight: float, add: bool) -> None:
         require_bytes(payload, self.max_bytes(out.size), self)
         seed, first = payload[:16].view(np.int64).tolist()
-        places, _ = self._places(out.size, seed, first)
+        places = self._places(out.size, seed, first)
         if not add:
             out[:] = 0
         values = payload[16 : self.max_bytes(out.size)].view(np.float32)
         kernels.sparse.scatter(values, places, np.float32(weight), out)
 
-    def _places(self, n: int, seed: int, first: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The places drawn, all different, and the lengths of the stretches they stand for."""
-        k = self.k(n)
-        places = np.empty(k, np.int64)
-        kernels.sampling.one_in_each(n, k, seed, first, places)
-        return places, np.diff(np.arange(k + 1) * n // max(1, k)).astype(np.float32)
+    def _places(self, n: int, seed: int, first: int) -> NDArray[np.int64]:
+        """The places drawn, all different."""
+        places = np.empty(self.k(n), np.int64)
+        kernels.sampling.one_in_each(n, places.size, seed, first, places)
+        return places
 
-    def _stretch(self, n: int) -> int:
-        return -(-n // self.k(n)) if n else 1
+    def _stretch(self, n: int) -> float:
+        """How many values one stands for."""
+        return n / self.k(n) if n else 1.0
 
 
 class AdaptiveRandom(Codec):

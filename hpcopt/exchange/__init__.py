@@ -1,5 +1,6 @@
 """A model's gradients, exchanged between ranks."""
 
+from hpcopt.exchange.auto import AutoConfig
 from hpcopt.exchange.choice import ExchangeConfig, SumConfig, require_sums
 from hpcopt.exchange.dense import NativeConfig, RingConfig
 from hpcopt.exchange.exchange import Exchange
@@ -8,6 +9,7 @@ from hpcopt.exchange.two_phase import TwoPhaseConfig
 from hpcopt.exchange.vote import VoteConfig
 
 __all__ = [
+    "AutoConfig",
     "Exchange",
     "ExchangeConfig",
     "GossipConfig",

@@ -16,6 +16,7 @@ In a loop of one's own:
 """
 
 import hashlib
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -25,19 +26,24 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from hpcopt.comm.agreement import require_same_call
 from hpcopt.comm.traffic import dense_all_reduce_bytes
 from hpcopt.comm.world import World
-from hpcopt.errors import HpcoptError, PeerError
+from hpcopt.errors import HpcoptError, PeerError, UnsupportedError
 from hpcopt.exchange.adversary import AdversaryConfig
 from hpcopt.exchange.bucket import Bucket, make_buckets
+from hpcopt.exchange.choices import Choices
 from hpcopt.exchange.reducer import Entries, Reducer, Tree
 from hpcopt.exchange.trace import Trace
+from hpcopt.exchange.vote import VoteReducer
 from hpcopt.phases import PhaseClock
 
 
 class ReducerConfig(Protocol):
     """Any of the exchange's sections of a job."""
 
+    @property
+    def name(self) -> str: ...
     @property
     def bucket_mb(self) -> float: ...
     @property
@@ -75,13 +81,15 @@ class Exchange:
             PeerError: the ranks' parameters differ in name, shape or dtype, or their exchanges in settings.
         """
         self._world, self._mean, self._clock = world, mean, clock or PhaseClock()
-        self._reducer, self._adversary = config.build(), config.adversary
+        self._operation, self._reducer, self._adversary = config.name, config.build(), config.adversary
         self._trace = Trace(config.trace, world.rank)
         parameters = [(name, p) for name, p in named_parameters if p.requires_grad]
         self.buckets = make_buckets(parameters, int(config.bucket_mb * 1e6), self._reducer.kind, self._reducer.grain)
         self._require_same_schedule()
         self._bucket_of = {p: bucket for bucket in self.buckets for p in bucket.views}
         self._transport = world.transport.duplicate()
+        self._reducer.prepare(world, self._transport, self.buckets)
+        self._seconds = [0.0] * len(self.buckets)
         self._thread = ThreadPoolExecutor(1, "exchange") if config.overlap else None
         self._step = 0
         self._rearm(1)
@@ -104,6 +112,8 @@ class Exchange:
             HpcoptError: what went wrong in the exchange of a bucket.
         """
         with self._clock("exchange"), self._trace("finish", "training", step=self._step):
+            if self._world.debug:
+                self._world.require_same(list(self._bucket_of), f"before the update of step {self._step} parameters")
             for p, passes in self._passes_left.items():
                 if passes and p.grad is None:
                     self._bucket_of[p].views[p].zero_()
@@ -114,8 +124,25 @@ class Exchange:
                 for p, view in bucket.views.items():
                     p.grad = view
         self._count()
+        if self.choices is not None:
+            self.choices.record(self._seconds)
         self._step += 1
         self._rearm(1)
+
+    @property
+    def choices(self) -> Choices | None:
+        """What each bucket takes, if that was measured."""
+        return self._reducer.choices
+
+    def outcome(self, p: nn.Parameter) -> Tensor:
+        """What a vote that leaves its outcomes packed decided for a parameter, for ``Signum``.
+
+        Raises:
+            UnsupportedError: the exchange is no vote.
+        """
+        if not isinstance(self._reducer, VoteReducer):
+            raise UnsupportedError(f"the exchange {self._operation!r} decides no signs: use a VoteConfig").everywhere()
+        return self._reducer.outcome(self._bucket_of[p], p)
 
     def norm(self) -> Tensor:
         """Euclidean norm over all gradients, as a float64 scalar."""
@@ -130,6 +157,11 @@ class Exchange:
     def planned_bytes(self) -> int:
         """Bytes that this rank sends in a step, at most."""
         return sum(self._reducer.planned_bytes(b, self._world.size, self._world.rank) for b in self.buckets)
+
+    def plan(self) -> dict[str, str]:
+        """What a step will do, for a person: lines of (what, how much)."""
+        lines = {"bytes a step": f"{self.planned_bytes():,} sent by each rank for the gradients"}
+        return {"exchange": self._reducer.plan(), **lines} if self._reducer.plan() else lines
 
     def rank_state_dict(self) -> Tree:
         """This rank's own state (residuals, momentum), by parameter name."""
@@ -197,8 +229,15 @@ class Exchange:
         self._transport.traffic.dense_bytes += dense_all_reduce_bytes(dense_bytes, self._world.size)
         if self._adversary is not None:
             self._adversary.falsify(bucket, self._world.rank, self._step)
-        with self._trace(bucket.name, "exchange", step=self._step, values=bucket.values.numel()):
+        operation = self.choices.buckets[bucket.index].algorithm if self.choices else self._operation
+        what = f"{operation} of {bucket.name}, step {self._step}: {bucket.values.numel()} x {bucket.values.dtype}"
+        trace = self._trace(bucket.name, "exchange", step=self._step, values=bucket.values.numel())
+        with trace, self._world.watch(what, self._world.ranks):
+            if self._world.debug:
+                require_same_call(self._transport, what)
+            start_s = time.perf_counter()
             self._reducer.reduce(self._transport, bucket, self._step)
+            self._seconds[bucket.index] = time.perf_counter() - start_s
         if self._mean:
             bucket.values.div_(self._world.size)
 

@@ -7,7 +7,9 @@ from typing import Any
 from torch import nn
 
 from hpcopt.comm.transport import Transport
+from hpcopt.comm.world import World
 from hpcopt.exchange.bucket import Bucket
+from hpcopt.exchange.choices import Choices
 
 Tree = Any  # dicts of tensors, as a checkpoint holds them
 
@@ -17,13 +19,23 @@ class Reducer(ABC):
 
     Attributes:
         grain: values; each parameter begins at a multiple of it in its bucket.
+        choices: what each bucket takes, if that was measured.
     """
 
     grain = 1
+    choices: Choices | None = None
 
     def kind(self, name: str, parameter: nn.Parameter) -> Hashable:
         """What parameters must have in common to share a bucket."""
         return None
+
+    def prepare(self, world: World, transport: Transport, buckets: Sequence[Bucket]) -> None:
+        """Get ready for these buckets, before the first of them. Collective.
+
+        Args:
+            transport: of the exchange's thread, over the world's ranks.
+        """
+        return
 
     @abstractmethod
     def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
@@ -34,6 +46,10 @@ class Reducer(ABC):
         """Bytes that a rank of ``size`` sends for the bucket; where the payload's length depends on the values, the
         most that it can be.
         """
+
+    def plan(self) -> str:
+        """How buckets go, for a person, where the job does not say it already."""
+        return ""
 
     def state_dict(self) -> Tree:
         """This rank's own state, by parameter name."""

@@ -1,6 +1,7 @@
 """Exchange of payloads that cannot be summed on the way: two-phase, with error feedback where the codec needs it."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -8,7 +9,9 @@ from pydantic import Field
 from torch import nn
 
 from hpcopt.comm import dense, two_phase
+from hpcopt.comm.hierarchy import Hierarchy
 from hpcopt.comm.transport import Transport
+from hpcopt.comm.world import World
 from hpcopt.compress import QSGD, Codec, CodecConfig, Dense, PerTensor, Residuals
 from hpcopt.compress.seeds import EVERY_RANK, derive
 from hpcopt.exchange.bucket import Bucket
@@ -26,6 +29,7 @@ class TwoPhaseConfig(Overlap):
     feedback: Literal["auto", "error_feedback", "none"] = Field(
         "auto", description="keep what payloads lack for the next step; auto: where the codec is biased"
     )
+    by_nodes: bool = Field(False, description="dense inside each node, the codec between nodes only")
     seed: int = Field(0, ge=0, description="decides what codecs draw at random")
 
     def build(self) -> Reducer:
@@ -39,44 +43,78 @@ class TwoPhaseReducer(Reducer):
     def __init__(self, config: TwoPhaseConfig) -> None:
         self._config = config
         self._sender, self._owner = Residuals(), Residuals()
+        self._hierarchy: Hierarchy | None = None
+        self._node = 0
 
     def kind(self, name: str, parameter: nn.Parameter) -> Hashable:
         if parameter.dtype != torch.float32:
             return Dense()
         return self._config.codec.for_tensor(name, tuple(parameter.shape))
 
+    def prepare(self, world: World, transport: Transport, buckets: Sequence[Bucket]) -> None:
+        """Find the nodes, unless this is a rehearsal."""
+        if self._config.by_nodes and transport.point_to_point:
+            self._hierarchy, self._node = Hierarchy(transport, world.node), world.node
+
     def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
         codec = bucket.kind
         if not isinstance(codec, Codec) or isinstance(codec, Dense):
             dense.all_reduce(transport, bucket.values)
             return
-        feedback = self._config.feedback == "error_feedback" or (self._config.feedback == "auto" and not codec.unbiased)
-        sender = EVERY_RANK if codec.shared_seed else transport.rank
-        two_phase.all_reduce(
-            transport,
+        feedback = self.keeps_residuals(codec)
+        owed = self._sender.flat(bucket.layout) if feedback else None
+        sender = transport.rank
+        all_reduce: Callable[..., object] = partial(two_phase.all_reduce, transport)
+        if self._hierarchy is not None:
+            sender, all_reduce = self._node, self._hierarchy.two_phase
+            if owed is not None:  # only this lane's chunk would count, and a debt may be of other lanes than these
+                bucket.values += owed
+                owed.zero_()
+        all_reduce(
             bucket.values,
             codec,
-            sender_seed=derive(self._config.seed, step, sender, bucket.name),
+            sender_seed=derive(self._config.seed, step, EVERY_RANK if codec.shared_seed else sender, bucket.name),
             owner_seed=derive(self._config.seed, step, EVERY_RANK, f"sum of {bucket.name}"),
-            sender_residual=self._sender.flat(bucket.layout) if feedback else None,
+            sender_residual=owed,
             owner_residual=self._owner.flat(bucket.layout) if feedback else None,
         )
 
+    def keeps_residuals(self, codec: Codec) -> bool:
+        """Whether what this codec's payloads lack is kept."""
+        feedback = self._config.feedback
+        return feedback == "error_feedback" or (feedback == "auto" and not codec.unbiased)
+
+    def settle(self, bucket: Bucket) -> None:
+        """Add what is owed for a bucket to its values, for one that goes another way from now on."""
+        for residuals in (self._sender, self._owner):
+            if residuals.state_dict().keys() & bucket.layout.keys():
+                owed = residuals.flat(bucket.layout)
+                bucket.values += owed
+                owed.zero_()
+
     def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
         if isinstance(bucket.kind, Codec) and not isinstance(bucket.kind, Dense):
+            if self._config.by_nodes:
+                return by_nodes_bytes(self._hierarchy, bucket.values.numel(), size, bucket.kind)
             return two_phase.planned_bytes(bucket.values.numel(), size, rank, bucket.kind)
         return dense.planned_bytes(bucket.values.numel() * bucket.values.element_size(), size, rank)
 
     def state_dict(self) -> Tree:
-        return {"sender": self._sender.state_dict(), "owner": self._owner.state_dict()}
+        state = {"sender": self._sender.state_dict(), "owner": self._owner.state_dict()}
+        return state if self._hierarchy is None else {**state, "place": self._hierarchy.place}
 
     def load_state_dict(self, parts: Sequence[Tree], rank: int, size: int) -> None:
         """Shares out what was owed. An owner's residual counts on its own shard only: with other shards than the saved
         ones it becomes the sender's debt.
         """
         sender, owner = shared_out(parts, "sender", rank, size), shared_out(parts, "owner", rank, size)
-        if len(parts) != size:
+        if len(parts) != size or (self._hierarchy and parts[rank].get("place") != self._hierarchy.place):
             sender = {name: sender[name] + owner[name] for name in sender}
             owner = {}
         self._sender.load_state_dict(sender)
         self._owner.load_state_dict(owner)
+
+
+def by_nodes_bytes(hierarchy: Hierarchy | None, n: int, size: int, codec: Codec) -> int:
+    """The most bytes that a rank sends; in a rehearsal, which knows of no nodes, those of a dense sum."""
+    return dense.planned_bytes(4 * n, size, 0) if hierarchy is None else hierarchy.planned_bytes(n, codec)

@@ -5,14 +5,17 @@
 ``signum``, then does ``x <- x - lr (V + weight_decay x)``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor, nn
 
 from hpcopt.comm import vote
+from hpcopt.comm.hierarchy import Hierarchy
 from hpcopt.comm.transport import Transport
+from hpcopt.comm.world import World
 from hpcopt.compress import Residuals
 from hpcopt.errors import UnsupportedError
 from hpcopt.exchange.bucket import Bucket
@@ -27,38 +30,76 @@ class VoteConfig(Overlap):
     weights: tuple[int, ...] | None = Field(
         None, description="votes of each rank, integers of at least 0; by default one each"
     )
+    by_nodes: bool = Field(False, description="send nodes' counts between nodes; the outcome is the same")
     momentum: float = Field(0.0, ge=0, lt=1, description="set by the solver: that of signum, each rank's own")
+    packed: bool = Field(
+        False, description="set by the solver: outcomes stay packed, for signum, and gradients as they are"
+    )
 
-    def build(self) -> Reducer:
+    def build(self) -> "VoteReducer":
         """Make the reducer."""
         return VoteReducer(self)
 
 
 class VoteReducer(Reducer):
-    """Owner of this rank's momentum."""
+    """Owner of this rank's momentum, and of the last outcomes."""
 
     grain = vote.WORD
 
     def __init__(self, config: VoteConfig) -> None:
         self._config = config
         self._momentum = Residuals()
+        self._words: dict[int, Tensor] = {}
+        self._hierarchy: Hierarchy | None = None
+        self._neighbours: Sequence[int] = ()
+
+    def prepare(self, world: World, transport: Transport, buckets: Sequence[Bucket]) -> None:
+        """Find the nodes, unless this is a rehearsal."""
+        if self._config.by_nodes and transport.point_to_point:
+            self._hierarchy = Hierarchy(transport, world.node)
+            self._neighbours = [rank for rank, host in enumerate(world.hosts) if host == world.hosts[world.rank]]
 
     def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
-        weights, beta = self._config.weights, self._config.momentum
+        weights, beta, values = self._config.weights, self._config.momentum, bucket.values
         if weights is not None and len(weights) != transport.size:
             raise UnsupportedError(
                 f"[exchange] weights names {len(weights)} ranks, the job has {transport.size}"
             ).everywhere()
         with transport.traffic.encoding():
-            if bucket.values.dtype != torch.float32:
-                raise UnsupportedError(f"votes need float32 parameters, not {bucket.values.dtype}").everywhere()
+            if values.dtype != torch.float32:
+                raise UnsupportedError(f"votes need float32 parameters, not {values.dtype}").everywhere()
             if beta:
-                momentum = self._momentum.flat(bucket.layout)
-                momentum.mul_(beta).add_(bucket.values, alpha=1 - beta)
-                bucket.values.copy_(momentum)
-        vote.all_reduce(transport, bucket.values, weights)
+                values = self._momentum.flat(bucket.layout).mul_(beta).add_(values, alpha=1 - beta)
+        if bucket.index not in self._words:
+            self._words[bucket.index] = torch.empty(vote.ballot_words(values.numel()), dtype=torch.int64)
+        words = self._words[bucket.index]
+        for where in self._decided(transport, values, words):
+            if not self._config.packed:
+                with transport.traffic.decoding():
+                    vote.unpack(words[where], bucket.values[vote.WORD * where.start : vote.WORD * where.stop])
+
+    def outcome(self, bucket: Bucket, parameter: nn.Parameter) -> Tensor:
+        """The majority's signs for a parameter, shape (ceil(n / 64),), int64; a set bit is minus."""
+        first = bucket.offsets[parameter] // vote.WORD
+        return self._words[bucket.index][first : first + vote.ballot_words(parameter.numel())]
+
+    def _decided(self, transport: Transport, values: Tensor, words: Tensor) -> Iterator[slice]:
+        """Vote, and give each stretch of words once it is decided."""
+        if self._hierarchy is None:
+            yield from vote.vote(transport, values, words, self._config.weights)
+            return
+        with transport.traffic.encoding():
+            vote.pack(values, words)
+        self._hierarchy.majority(words, self._weights_of_node())
+        yield slice(0, words.numel())
+
+    def _weights_of_node(self) -> Sequence[int] | None:
+        weights = self._config.weights
+        return None if weights is None else [weights[rank] for rank in self._neighbours]
 
     def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
+        if self._hierarchy is not None:
+            return self._hierarchy.planned_vote_bytes(bucket.values.numel(), self._weights_of_node())
         return vote.planned_bytes(bucket.values.numel(), size, rank)
 
     def state_dict(self) -> Tree:

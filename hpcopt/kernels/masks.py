@@ -11,9 +11,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 LANES = 64
+AHEAD = 3072  # values, three pages: how far ahead of its use memory is asked for; hardware alone looks less far
 FLOATS = ir.VectorType(ir.FloatType(), LANES)
 INTS = ir.VectorType(ir.IntType(32), LANES)
 BITS = ir.VectorType(ir.IntType(1), LANES)
+BYTES = ir.VectorType(ir.IntType(8), LANES)
 WORD = ir.IntType(LANES)
 
 
@@ -25,6 +27,23 @@ def _address(context, builder, array_type, array, index, vector):
 def _splat(builder, scalar, vector):
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(one, one, ir.Constant(INTS, [0] * LANES))
+
+
+@intrinsic
+def prefetch(typingctx, x, i):
+    """Have ``x[i : i + 64]``, float32, brought into the cache; i may be past the end."""
+
+    def codegen(context, builder, signature, args):
+        byte, flag = ir.IntType(8), ir.IntType(32)
+        start = builder.bitcast(_address(context, builder, signature.args[0], *args, FLOATS), byte.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [start.type, flag, flag, flag])
+        ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        for line in range(0, 4 * LANES, 64):
+            place = builder.gep(start, [ir.Constant(ir.IntType(64), line)])
+            builder.call(ask, [place, flag(0), flag(3), flag(1)])  # to read, into the first level, data
+        return context.get_dummy_value()
+
+    return types.void(x, i), codegen
 
 
 @intrinsic
@@ -134,6 +153,51 @@ def reaching(typingctx, x, owed, i, count, reach, threshold):
 
 
 @intrinsic
+def places(typingctx, word, minus, base, out, i):
+    """For every set bit j of word, in order, put ``base + j`` into out from i on, with the top bit of an entry set if
+    bit j of minus is.
+
+    out is uint8 or uint16, base a multiple of 64. Whatever word is, ``out[i : i + 64]`` is written; what is behind
+    the last place has no meaning.
+    """
+
+    def codegen(context, builder, signature, args):
+        entry = ir.IntType(signature.args[3].dtype.bitwidth)
+        entries = ir.VectorType(entry, LANES)
+        lanes, signed = (ir.Constant(BYTES, [bit + j for j in range(LANES)]) for bit in (0, 128))
+        codes = builder.select(builder.bitcast(args[1], BITS), signed, lanes)
+        kind = ir.FunctionType(BYTES, [BYTES, BITS, BYTES])
+        name = f"llvm.experimental.vector.compress.v{LANES}i8"
+        compress = cgutils.get_or_insert_function(builder.module, kind, name)
+        codes = builder.call(compress, [codes, builder.bitcast(args[0], BITS), ir.Constant(BYTES, ir.Undefined)])
+        if entry.width > 8:  # LLVM 22's code for compressing 64 entries of 16 bits crashes
+            twice = builder.mul(builder.zext(codes, entries), ir.Constant(entries, [0x101] * LANES))
+            codes = builder.and_(twice, ir.Constant(entries, [0x803F] * LANES))
+        codes = builder.add(codes, _splat(builder, builder.trunc(args[2], entry), entries))
+        address = _address(context, builder, signature.args[3], args[3], args[4], entries)
+        builder.store(codes, address, align=entry.width // 8)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.uint64, types.int64, out, i), codegen
+
+
+@intrinsic
+def step_down(typingctx, word, step, out, i):
+    """Where a bit of word is set, subtract step with the sign of ``out[i + j]`` from it."""
+
+    def codegen(context, builder, signature, args):
+        bits, size, array, index = args
+        address = _address(context, builder, signature.args[2], array, index, FLOATS)
+        values, plus = builder.load(address, align=4), _splat(builder, size, FLOATS)
+        below = builder.fcmp_ordered("<", values, ir.Constant(FLOATS, [0.0] * LANES))
+        moved = builder.fsub(values, builder.select(below, builder.fneg(plus), plus))
+        builder.store(builder.select(builder.bitcast(bits, BITS), moved, values), address, align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.float32, out, i), codegen
+
+
+@intrinsic
 def signed(typingctx, word, scale, out, i):
     """Store ``-scale`` where a bit of word is set and ``scale`` elsewhere in ``out[i : i + 64]``."""
 
@@ -163,10 +227,36 @@ def add_signed(typingctx, word, scale, out, i):
 
 
 @intrinsic
+def keep_and_add_signed(typingctx, word, scale, keep, out, i):
+    """Multiply ``out[i : i + 64]`` by keep, then as ``add_signed``; two roundings, as if done one after the other."""
+
+    def codegen(context, builder, signature, args):
+        bits, magnitude, factor, array, index = args
+        address = _address(context, builder, signature.args[3], array, index, FLOATS)
+        plus = _splat(builder, magnitude, FLOATS)
+        terms = builder.select(builder.bitcast(bits, BITS), builder.fneg(plus), plus)
+        kept = builder.fmul(builder.load(address, align=4), _splat(builder, factor, FLOATS))
+        builder.store(builder.fadd(kept, terms), address, align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.float32, types.float32, out, i), codegen
+
+
+@intrinsic
 def trailing_zeros(typingctx, word):
     """The place of the lowest set bit of a non-zero uint64."""
 
     def codegen(context, builder, signature, args):
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.uint64), codegen
+
+
+@intrinsic
+def population(typingctx, word):
+    """How many bits of a uint64 are set."""
+
+    def codegen(context, builder, signature, args):
+        return builder.ctpop(args[0])
 
     return types.int64(types.uint64), codegen

@@ -1,6 +1,4 @@
-"""Random choices of coordinates, one in each of k equal stretches of the tensor: distinct by construction, at no cost
-for sorting.
-"""
+"""Random choices of coordinates, one in each of k equal stretches: distinct by construction, at no cost for sorting."""
 
 import numpy as np
 from numba import njit
@@ -10,11 +8,17 @@ from hpcopt.kernels import rng
 
 @njit(nogil=True, cache=True)
 def one_in_each(n, k, seed, first, indices):
-    """Fill indices, int64, (k,): index j is uniform in ``[floor(j n / k), floor((j + 1) n / k))``."""
+    """Fill indices, int64, (k,), with different places, each of the n with probability k / n.
+
+    The tensor, bent into a ring and turned by a random shift, is cut at ``floor(j n / k)``. Without the turn, places
+    in the longer stretches would be drawn less often where k does not divide n.
+    """
     low, high = rng.words(seed)
+    shift = np.int64(rng.uniform(first + k, low, high) * n)
     for j in range(k):
         begin, end = j * n // k, (j + 1) * n // k
-        indices[j] = begin + np.int64(rng.uniform(first + j, low, high) * (end - begin))
+        place = begin + np.int64(rng.uniform(first + j, low, high) * (end - begin)) + shift
+        indices[j] = place - n if place >= n else place
 
 
 @njit(nogil=True, cache=True)

@@ -20,6 +20,7 @@ def pack(x, words):
     whole = x.size // LANES
     bad = np.uint64(0)
     for k in range(whole):
+        masks.prefetch(x, k * LANES + masks.AHEAD)
         words[k] = masks.negative(x, k * LANES)
         bad |= masks.at_least(bits, k * LANES, NOT_FINITE)
     if whole * LANES < x.size:
@@ -44,6 +45,18 @@ def unpack(words, scale, add, out):
     for i in range(whole * LANES, out.size):
         value = -scale if words[whole] >> np.uint64(i - whole * LANES) & np.uint64(1) else scale
         out[i] = out[i] + value if add else value
+
+
+@njit(nogil=True, cache=True)
+def step(words, scale, keep, x):
+    """``x <- keep x -+ scale`` for x, float32, (n,), plus where a bit is set: a step of signSGD in one sweep."""
+    whole = x.size // LANES
+    for k in range(whole):
+        masks.keep_and_add_signed(words[k], -scale, keep, x, k * LANES)
+    for i in range(whole * LANES, x.size):
+        down = words[whole] >> np.uint64(i - whole * LANES) & np.uint64(1)
+        kept = np.float32(keep * x[i])
+        x[i] = kept + scale if down else kept - scale
 
 
 @njit(inline="always")

@@ -1,17 +1,26 @@
 """Signum: steps of one size, in the direction of the sign of the momentum (Bernstein et al. 2018, arXiv:1802.04434).
 
 ``m <- momentum m + (1 - momentum) g``; ``x <- x - lr (sign(m) + weight_decay x)``. Zero counts as plus, as in a vote.
+
+Signs may also come packed, one bit a value, as a vote leaves them: then the step is one sweep of memory, and no vector
+of +1 and -1 is made. It is the same step, bit for bit.
 """
 
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, overload
 
+import numpy as np
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
+from hpcopt import kernels
 from hpcopt.config import Config
 from hpcopt.optim.groups import decay_matrices_only
+
+Outcome = Callable[
+    [nn.Parameter], Tensor
+]  # a parameter's packed signs, shape (ceil(n / 64),), int64; a set bit is minus
 
 
 class SignumConfig(Config):
@@ -22,19 +31,32 @@ class SignumConfig(Config):
     momentum: float = Field(0.9, ge=0, lt=1, description="decay of the running mean of gradients")
     weight_decay: float = Field(0.0, ge=0, description="decoupled decay of weights of two or more dimensions")
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Make the optimizer of these parameters."""
+    def build(self, parameters: Iterable[nn.Parameter], outcome: Outcome | None = None) -> torch.optim.Optimizer:
+        """Make the optimizer of these parameters; see ``Signum`` for ``outcome``."""
         groups = decay_matrices_only(parameters, self.weight_decay)
-        return Signum(groups, self.lr, self.momentum)
+        return Signum(groups, self.lr, self.momentum, outcome=outcome)
 
 
 class Signum(torch.optim.Optimizer):
     """The optimizer. State by parameter: ``momentum``, of its shape, unless momentum is 0."""
 
     def __init__(
-        self, params: Iterable[Any], lr: float = 1e-3, momentum: float = 0.9, weight_decay: float = 0.0
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        *,
+        outcome: Outcome | None = None,
     ) -> None:
+        """Args as in the paper.
+
+        Args:
+            outcome: gives the signs that a parameter moves by, in place of its gradient and momentum; the parameters
+                are then float32.
+        """
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self._outcome = outcome
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -50,6 +72,9 @@ class Signum(torch.optim.Optimizer):
         for group in self.param_groups:
             beta, lr, decay = group["momentum"], group["lr"], group["weight_decay"]
             for p in group["params"]:
+                if self._outcome is not None:
+                    _move(p, self._outcome(p), lr, decay)
+                    continue
                 if p.grad is None:
                     continue
                 direction = p.grad
@@ -61,3 +86,12 @@ class Signum(torch.optim.Optimizer):
                 p.mul_(1 - lr * decay)
                 p.sub_(torch.where(direction < 0, -lr, lr))
         return loss
+
+
+def _move(p: nn.Parameter, words: Tensor, lr: float, decay: float) -> None:
+    """``p <- (1 - lr decay) p -+ lr``, straight from the words."""
+    values = p.detach().contiguous()
+    signs = words.numpy().view(np.uint64)
+    kernels.sign.step(signs, np.float32(lr), np.float32(1 - lr * decay), values.view(-1).numpy())
+    if values.data_ptr() != p.data_ptr():
+        p.copy_(values)

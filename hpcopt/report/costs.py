@@ -4,11 +4,25 @@ from typing import Any
 
 import numpy as np
 
-from hpcopt.report.figure import COLOURS, GREY, Figure, colour, plain
-from hpcopt.report.read import BESIDE_THE_STEP, Run
+from hpcopt.report.figure import COLOURS, GREY, Figure, colour, log_axis, plain, ranks_text
+from hpcopt.report.read import BESIDE_THE_STEP, BESIDE_THE_THREAD, Run
 from hpcopt.report.summary import Runs
 
 MAP_COLUMNS = 400  # of a heat map
+PHASE_COLOURS = {
+    "data": "#7a6ff0",
+    "forward": "#56b4e9",
+    "backward": "#0a84c6",
+    "factor": "#cc79a7",
+    "inverse": "#8a5a83",
+    "precondition": "#e9b7d5",
+    "exchange": "#d55e00",
+    "encode": "#f0b84a",
+    "comm": "#e69f00",
+    "decode": "#b97f00",
+    "update": "#009e73",
+    "other": GREY,
+}
 
 
 def phases(runs: Runs, names: list[str]) -> Figure | None:
@@ -17,15 +31,16 @@ def phases(runs: Runs, names: list[str]) -> Figure | None:
     if not present:
         return None
     ranks = dict(zip(names, (run.ranks for run, _ in runs), strict=True))
-    bars = [name if f"{p} ranks" in name else f"{name}, {p} ranks" for name, p in ranks.items()]
+    bars = [name if ranks_text(p) in name else f"{name}, {ranks_text(p)}" for name, p in ranks.items()]
+    beside = any(sum(share for _, share in summary.phases.values()) > 1.02 for _, summary in runs)
     data: list[dict[str, Any]] = []
     table: dict[str, list[Any]] = {"run": list(ranks), "ranks": list(ranks.values())}
     for index, phase in enumerate(present):
         seconds = _means(names, [summary.phases.get(phase, (0.0, 0.0))[0] for _, summary in runs])
-        milliseconds = [s * 1e3 for s in seconds]
-        data.append({"type": "bar", "name": phase, "x": milliseconds, "y": bars, "orientation": "h"})
-        data[-1]["marker"] = {"color": GREY if phase == "other" else colour(index)}
         table[f"{phase}_s"] = seconds
+        if not beside or phase not in BESIDE_THE_THREAD:
+            data.append({"type": "bar", "name": phase, "x": [s * 1e3 for s in seconds], "y": bars, "orientation": "h"})
+            data[-1]["marker"] = {"color": PHASE_COLOURS.get(phase) or colour(index)}
     layout: dict[str, Any] = {
         "barmode": "stack",
         "xaxis": {"title": {"text": "ms a step"}},
@@ -35,6 +50,7 @@ def phases(runs: Runs, names: list[str]) -> Figure | None:
     definition = (
         "Mean seconds of a training step in each phase, over ranks, repeats and warm steps (the first ten left out). "
         f"“other” is what no phase claims; {' and '.join(BESIDE_THE_STEP)} happen between steps and are left out."
+        + (f" {', '.join(BESIDE_THE_THREAD)} of gradients pass beside these, and are in the table only." * beside)
     )
     return Figure("phases", "Where the time of a step goes", definition, data, layout, table)
 
@@ -81,8 +97,8 @@ def collectives(runs: Runs, names: list[str]) -> Figure | None:
     equal = {"dash": "dot", "width": 1, "color": GREY}
     data.append({"x": ends, "y": ends, "mode": "lines", "line": equal, "name": "equal", "hoverinfo": "skip"})
     layout = {
-        "xaxis": {"title": {"text": "predicted seconds"}, "type": "log"},
-        "yaxis": {"title": {"text": "measured seconds"}, "type": "log"},
+        "xaxis": log_axis("predicted seconds", table["predicted_s"]),
+        "yaxis": log_axis("measured seconds", table["measured_s"]),
     }
     definition = (
         "A point a bucket of gradients: the seconds that its collective was expected to take by the calibration at the "
@@ -119,8 +135,8 @@ def waiting(run: Run, name: str) -> Figure | None:
     blocks = np.array_split(np.arange(len(run.wait_s)), columns)
     means = np.array([np.nanmean(np.nan_to_num(run.wait_s[rows]), axis=0) for rows in blocks])
     steps = [int(run.columns["step"][rows[0]]) for rows in blocks]
-    colours = {"colorscale": "Viridis", "colorbar": {"title": {"text": "ms"}}, "zmin": 0}
-    colours["zmax"] = float(np.quantile(means, 0.99)) * 1e3
+    colours = {"colorscale": "Viridis", "colorbar": {"title": {"text": "ms"}, "xpad": 36}, "zmin": 0}
+    colours["zmax"] = float(np.quantile(means, 0.95)) * 1e3
     data = [{"type": "heatmap", "x": steps, "z": np.round(means.T * 1e3, 4).tolist(), **colours}]
     layout = {
         "xaxis": {"title": {"text": "step"}},
@@ -130,9 +146,9 @@ def waiting(run: Run, name: str) -> Figure | None:
     table |= {f"rank{rank}_s": means[:, rank].tolist() for rank in range(means.shape[1])}
     definition = (
         "Seconds that each rank's training thread waited for other ranks, a row a rank, means over neighbouring steps; "
-        "the colour ends at the 99th percentile. A dark row among bright ones is a rank that the others wait for."
+        "the colour ends at the 95th percentile. A dark row among bright ones is a rank that the others wait for."
     )
-    return Figure(f"waiting-{name}", f"Waiting for others: {name}", definition, data, layout, table)
+    return Figure(f"waiting-{name.rstrip('*')}", f"Waiting for others: {name}", definition, data, layout, table)
 
 
 def _means(names: list[str], values: list[float]) -> list[float]:

@@ -4,11 +4,13 @@ from typing import Any
 
 import numpy as np
 
-from hpcopt.report.figure import Figure, colour, plain, vertical_line
+from hpcopt.report.figure import COLOURS, Figure, colour, log_axis, plain, vertical_line
 from hpcopt.report.read import Run
+from hpcopt.report.scaling import series_names
 from hpcopt.report.summary import Runs
 
 POINTS = 1000  # of a curve that are drawn
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
 def convergence(runs: Runs, names: list[str]) -> list[Figure]:
@@ -20,13 +22,13 @@ def convergence(runs: Runs, names: list[str]) -> list[Figure]:
     for quantity, each in curves.items():
         data: list[dict[str, Any]] = []
         table: dict[str, list[Any]] = {key: [] for key in ("run", "step", "time_s", "sent_bytes", quantity)}
-        shades = {name: colour(index) for index, name in enumerate(dict.fromkeys(names))}
+        looks = _looks(runs, names)
         listed: set[str] = set()
         for name, curve in zip(names, each, strict=True):
             for axis, key in enumerate(("step", "time_s", "sent_bytes")):
                 suffix = str(axis + 1) if axis else ""
                 trace = {"x": plain(curve[key]), "y": plain(curve["value"]), "xaxis": f"x{suffix}", "yaxis": "y"}
-                line = {"color": shades[name], "width": 1.5}
+                line = {**looks[name], "width": 1.5}
                 data.append(
                     {**trace, "name": name, "legendgroup": name, "showlegend": name not in listed, "line": line}
                 )
@@ -37,9 +39,9 @@ def convergence(runs: Runs, names: list[str]) -> list[Figure]:
             table[quantity] += plain(curve["value"])
         if not table["run"]:
             continue
-        layout: dict[str, Any] = {"yaxis": {"title": {"text": quantity}}}
-        if "loss" in quantity:
-            layout["yaxis"]["type"] = "log"
+        layout: dict[str, Any] = {
+            "yaxis": log_axis(quantity, table[quantity]) if "loss" in quantity else {"title": {"text": quantity}}
+        }
         for axis, title in enumerate(("step", "seconds", "bytes sent, all ranks")):
             edges = [axis * 0.35, axis * 0.35 + 0.3]
             layout[f"xaxis{axis + 1 if axis else ''}"] = {"title": {"text": title}, "domain": edges}
@@ -52,6 +54,19 @@ def convergence(runs: Runs, names: list[str]) -> list[Figure]:
         layout["shapes"] = [vertical_line(s.step) for run, _ in runs for s in run.starts[1:]]
         figures.append(Figure(quantity, quantity, definition, data, layout, table))
     return figures
+
+
+def _looks(runs: Runs, names: list[str]) -> dict[str, dict[str, str]]:
+    """A colour a name; if there are too few colours, one a series, and a dash for its number of ranks."""
+    distinct = list(dict.fromkeys(names))
+    if len(distinct) <= len(COLOURS):
+        return {name: {"color": colour(index)} for index, name in enumerate(distinct)}
+    series, ranks = series_names([run for run, _ in runs]), sorted({run.ranks for run, _ in runs})
+    order = list(dict.fromkeys(series))
+    return {
+        name: {"color": colour(order.index(own)), "dash": DASHES[ranks.index(run.ranks) % len(DASHES)]}
+        for name, own, (run, _) in zip(names, series, runs, strict=True)
+    }
 
 
 def _loss_curve(run: Run) -> dict[str, np.ndarray]:

@@ -44,10 +44,25 @@ def names_of(runs: Sequence[Run]) -> list[str]:
 def labels_of(runs: Sequence[Run]) -> list[str]:
     """Names of runs, the same for repeats: runs that differ in nothing but the seed."""
     batches = [run.config.get("workload", {}).get("batch") for run in runs]
-    labels = [f"{name}, {run.ranks} ranks" for name, run in zip(series_names(runs), runs, strict=True)]
+    labels = [f"{name}, {ranks_text(run.ranks)}" for name, run in zip(series_names(runs), runs, strict=True)]
     if len(set(batches)) > 1:
         labels = [f"{label}, batch {batch}" for label, batch in zip(labels, batches, strict=True)]
     return labels if len(set(labels)) < len(labels) else names_of(runs)
+
+
+def ranks_text(ranks: int) -> str:
+    """1 rank, 2 ranks."""
+    return f"{ranks} rank" + "s" * (ranks != 1)
+
+
+def log_axis(title: str, values: Sequence[float | None]) -> dict[str, Any]:
+    """A logarithmic axis with round numbers at its ticks, the closer the fewer decades the values span."""
+    known = np.array([v for v in values if v is not None and np.isfinite(v) and v > 0])
+    low, high = (known.min(), known.max()) if known.size else (1.0, 10.0)
+    steps = (1, 1.5, 2, 3, 4, 5, 6, 8) if high < 8 * low else (1, 2, 5) if high < 1000 * low else (1,)
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    ticks = [step * 10.0**decade for decade in decades for step in steps]
+    return {"title": {"text": title}, "type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
 def colour(index: int) -> str:

@@ -11,7 +11,8 @@ MAPS = 6  # runs, each the first of its repeats, whose waiting is drawn, each in
 
 def figures_of(runs: Runs) -> list[Figure]:
     """All plots that the runs have the numbers for."""
-    names = labels_of([run for run, _ in runs])
+    marks = ["*" if summary.labels else "" for _, summary in runs]
+    names = [label + mark for label, mark in zip(labels_of([run for run, _ in runs]), marks, strict=True)]
     found = [*curves.convergence(runs, names), costs.phases(runs, names), costs.traffic(runs, names)]
     found += [costs.memory(runs, names)]
     first = {name: run for (run, _), name in reversed(list(zip(runs, names, strict=True)))}

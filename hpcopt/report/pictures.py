@@ -12,7 +12,7 @@ LOOK: dict[str, Any] = {
     "template": "plotly_white",
     "font": {"size": 15},
     "margin": {"l": 80, "r": 20, "t": 50, "b": 50},
-    "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+    "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
 }
 
 

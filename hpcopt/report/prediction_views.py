@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from hpcopt.report.figure import Figure, colour
+from hpcopt.report.figure import Figure, colour, log_axis
 from hpcopt.report.prediction import Prediction, Row
 from hpcopt.report.step_model import INTERVAL, Estimate
 from hpcopt.report.terminal import duration
@@ -57,7 +57,7 @@ def _figure(prediction: Prediction, kind: str, rows: list[Row]) -> Figure:
     sizes = [row.ranks for row in rows]
     axis: dict[str, Any] = {"title": {"text": "ranks"}, "type": "log", "tickvals": sizes}
     axis |= {"ticktext": [f"{p:,}" for p in sizes], "range": [math.log10(sizes[0]) - 0.2, math.log10(sizes[-1]) + 0.2]}
-    layout = {"xaxis": axis, "yaxis": {"title": {"text": "seconds a step"}, "type": "log"}}
+    layout = {"xaxis": axis, "yaxis": log_axis("seconds a step", [*table["step_s"], *table["low_s"], *table["high_s"]])}
     fastest = "; ".join(f"on {row.ranks:,} ranks {row.fastest}" for row in rows if row.fastest)
     definition = f"Not measured: {_model(prediction)} {' '.join(_held_out(prediction))} Here: {KINDS[kind]}, {ASSUMED}."
     definition += f" Fastest: {fastest}." if fastest else ""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hpcopt.report.figure import Figure, colour, vertical_line
+from hpcopt.report.figure import Figure, colour, log_axis, vertical_line
 from hpcopt.report.scaling import Series
 
 
@@ -31,7 +31,7 @@ def scaling(series: list[Series], kind: str) -> list[Figure]:
         "weak": "The same batch a rank, so the global batch grows, which changes the problem. Dotted: T(p0).",
     }[kind]
     definition += " Median over repeats of the median step time, bars from the fastest to the slowest repeat."
-    time_layout = {"xaxis": axis, "yaxis": {"title": {"text": "seconds a step"}, "type": "log"}}
+    time_layout = {"xaxis": axis, "yaxis": log_axis("seconds a step", [*table["low_s"], *table["high_s"]])}
     title = f"{kind.capitalize()} scaling"
     figures = [Figure(f"{kind}-time", f"{title}: step time", definition, times, time_layout, table)]
     formula = {"strong": "E = p0 T(p0) / (p T(p))", "weak": "E = T(p0) / T(p)"}[kind]

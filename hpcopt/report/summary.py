@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcopt.report.read import BESIDE_THE_STEP, Run
+from hpcopt.report.read import BESIDE_THE_STEP, BESIDE_THE_THREAD, Run
 
 QUIET_S = 300  # a run that wrote nothing for so long is not called running any more
 
@@ -18,7 +18,7 @@ class Summary:
 
     Attributes:
         phases: name -> (mean seconds a step, share of the step time), over ranks and warm steps; "other" is what no
-            phase claims.
+            phase claims. They add up to more than the step if an exchange ran beside the training thread.
         beside: name -> total seconds of what happens between steps, mean over ranks.
         scores: of the last evaluation.
         sent_bytes, dense_bytes: mean bytes a step, over all ranks.
@@ -91,11 +91,18 @@ def summarise(run: Run) -> Summary:
 
 
 def differing_settings(runs: list[Run]) -> dict[str, list[str]]:
-    """Keys of the jobs, and the number of ranks, that are not the same in all runs, with each run's value."""
+    """Keys of the jobs, and the number of ranks, that are not the same in all runs, with each run's value. The jobs'
+    names stand for several settings that go with them.
+    """
     every = [{"ranks": str(run.ranks), **flat(run.config)} for run in runs]
     keys = dict.fromkeys(key for settings in every for key in settings)
     values = {key: [settings.get(key, "") for settings in every] for key in keys}
-    return {key: each for key, each in values.items() if len(set(each)) > 1 and key != "run.name"}
+    differing = {key: each for key, each in values.items() if len(set(each)) > 1}
+    named = differing.pop("run.name", [])
+    told = {key: each for key, each in differing.items() if len(set(zip(named, each, strict=False))) == len(set(named))}
+    if len(told) > 2 and len(set(named)) < len(runs):  # the jobs' names say it in one column
+        differing = {"run.name": named, **{key: each for key, each in differing.items() if key not in told}}
+    return differing
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -139,7 +146,8 @@ def _phases(run: Run, warm: np.ndarray, step_s: np.ndarray) -> dict[str, tuple[f
         for index, phase in enumerate(run.phases)
         if phase not in BESIDE_THE_STEP
     }
-    seconds["other"] = max(0.0, whole - sum(seconds.values()))
+    beside = BESIDE_THE_THREAD if sum(seconds.values()) > whole else ()
+    seconds["other"] = max(0.0, whole - sum(s for phase, s in seconds.items() if phase not in beside))
     return {phase: (s, s / whole) for phase, s in seconds.items() if s > 0}
 
 

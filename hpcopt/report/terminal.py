@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console, Group, RenderableType
@@ -10,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from hpcopt.report.figure import names_of
 from hpcopt.report.read import Run
 from hpcopt.report.summary import Summary, differing_settings
 
@@ -43,8 +43,7 @@ def several(runs: Sequence[tuple[Run, Summary]]) -> RenderableType:
     """Several runs: a row each, with the settings in which their jobs differ."""
     settings = differing_settings([run for run, _ in runs])
     scores = list(dict.fromkeys(name for _, summary in runs for name in summary.scores))
-    paths = [Path(summary.path) for _, summary in runs]
-    names = [path.name if [p.name for p in paths].count(path.name) == 1 else str(path) for path in paths]
+    names = names_of([run for run, _ in runs])
     table = Table(box=None, header_style="bold", padding=(0, 1))
     for heading in ["run", "state", *(key.split(".", 1)[-1] for key in settings)]:
         table.add_column(heading)

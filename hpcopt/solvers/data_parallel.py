@@ -50,7 +50,7 @@ class DataParallelConfig(FirstOrder):
                 '[exchange] name = "vote" leaves nothing of a gradient but its sign: '
                 'use [solver.optimizer] name = "signum", without [solver] clip_norm'
             ).everywhere()
-        exchange = exchange.model_copy(update={"momentum": self.optimizer.momentum})
+        exchange = exchange.model_copy(update={"momentum": self.optimizer.momentum, "packed": True})
         optimizer = self.optimizer.model_copy(update={"momentum": 0.0})
         config = self.model_copy(update={"optimizer": optimizer})
         return DataParallel(config, model, loss, world, exchange, steps, clock)
@@ -75,7 +75,10 @@ class DataParallel:
         self._config, self._loss, self._clock = config, loss, clock
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._exchange = Exchange(world, model.named_parameters(), exchange, clock=clock)
-        self._optimizer = config.optimizer.build(self._parameters)
+        if isinstance(config.optimizer, SignumConfig) and isinstance(exchange, VoteConfig):
+            self._optimizer = config.optimizer.build(self._parameters, self._exchange.outcome)
+        else:
+            self._optimizer = config.optimizer.build(self._parameters)
         self._steps, self._step = steps, 0
         for tensor in model.state_dict().values():
             world.broadcast(tensor)
@@ -93,7 +96,7 @@ class DataParallel:
         self._exchange.finish()
         with self._clock("update"):
             lr = self._update()
-        return StepStats(total, lr)
+        return StepStats(total, lr, choices=self._exchange.choices)
 
     def _update(self) -> float:
         if self._config.clip_norm is not None:
@@ -110,12 +113,8 @@ class DataParallel:
     def gather(self) -> None:
         """Every rank has it all."""
 
-    def plan(self) -> dict[str, str]:
-        sent = self._exchange.planned_bytes()
-        return {
-            "parameters": f"{sum(p.numel() for p in self._parameters):,}",
-            "bytes a step": f"{sent:,} sent by each rank for the gradients",
-        }
+    def plan(self, flops: float) -> dict[str, str]:
+        return {"parameters": f"{sum(p.numel() for p in self._parameters):,}", **self._exchange.plan()}
 
     def state_dict(self) -> Tree:
         return {"step": self._step, "model": self.model.state_dict(), "optimizer": self._optimizer.state_dict()}

@@ -62,7 +62,7 @@ class GossipSgd:
             total += loss.item() * batch.weight
         with self._clock("update"):
             lr = self._update()
-        with self._clock("exchange"):
+        with self._clock("exchange"), self._world.watch(f"gossip of step {self._step}", self._world.ranks):
             self._mixer.mix()
         self._count()
         self._step += 1
@@ -75,7 +75,7 @@ class GossipSgd:
         weights = self._world.all_reduce(torch.tensor([self._mixer.weight], dtype=torch.float64))
         self._z.div_(float(weights))
 
-    def plan(self) -> dict[str, str]:
+    def plan(self, flops: float) -> dict[str, str]:
         return {
             "parameters": f"{self._z.numel():,}",
             "bytes a step": f"{self._mixer.planned_bytes(self._world.rank):,} sent by each rank for the parameters",

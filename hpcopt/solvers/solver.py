@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from hpcopt.exchange.choices import Choices
+
 Tree = Any  # dicts, lists and tuples of tensors, numbers, strings, booleans and None: what a checkpoint holds
 
 
@@ -49,11 +51,13 @@ class StepStats:
         loss: this rank's summand of the global mean loss.
         learning_rate: of this step.
         extra: further scalars by name, for the metrics file; the same names on all ranks.
+        choices: which collectives carry the gradients, if the exchange chose them.
     """
 
     loss: float
     learning_rate: float
     extra: dict[str, float] = field(default_factory=dict)
+    choices: Choices | None = None
 
 
 Loss = Callable[[nn.Module, Batch], Tensor]  # mean over the batch's samples
@@ -99,8 +103,12 @@ class Solver(Protocol):
         Collective.
         """
 
-    def plan(self) -> dict[str, str]:
-        """What a step will do, for a person: lines of (what, how much)."""
+    def plan(self, flops: float) -> dict[str, str]:
+        """What a step will do, for a person: lines of (what, how much).
+
+        Args:
+            flops: floating-point operations of this rank's forward and backward passes in a step.
+        """
 
     def state_dict(self) -> Tree:
         """The state that is the same on all ranks."""

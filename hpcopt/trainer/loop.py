@@ -9,6 +9,7 @@ import torch
 
 from hpcopt.comm.world import World
 from hpcopt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_REQUEUE, DivergedError
+from hpcopt.exchange.choices import Choices
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.solver import Solver, StepStats
 from hpcopt.store.checkpoint import Checkpoints
@@ -56,6 +57,7 @@ class Trainer:
         self._total = run.total_steps(workload.steps_per_epoch)
         self._evaluate_every = run.evaluate_every or workload.steps_per_epoch
         self._checkpoint_every = run.checkpoint_every or workload.steps_per_epoch
+        self._choices: Choices | None = None
         self._start_s = time.monotonic()
         self._saver = Saver(world, checkpoints, run.checkpoint_in_background, position.step)
 
@@ -127,6 +129,9 @@ class Trainer:
 
     def _record(self, loss: float, stats: StepStats) -> None:
         step = self._position.step
+        if stats.choices is not self._choices and stats.choices is not None:
+            self._choices = stats.choices
+            self._progress.say("\n".join(stats.choices.lines()))
         epoch = step / self._workload.steps_per_epoch
         phases = self._recorder.step(step, epoch, step * self._workload.batch, loss, stats)
         step_s = self._recorder.step_times_s[-1]

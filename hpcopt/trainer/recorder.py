@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from hpcopt.comm.world import World
+from hpcopt.exchange.choices import Choices
 from hpcopt.phases import PHASES, PhaseClock
 from hpcopt.solvers.solver import StepStats
 from hpcopt.store.metrics import MetricsFile
@@ -30,6 +31,7 @@ class Recorder:
         self._mine: list[list[float]] = []  # phases, bytes sent, bytes dense: a row a step
         self._start_s = time.monotonic() - elapsed_s
         self._last_step_s = self._last_flush_s = time.monotonic()
+        self._measured = _Measured()
         self.step_times_s: list[float] = []
         self.sent_bytes = self.dense_bytes = 0
 
@@ -60,6 +62,7 @@ class Recorder:
         for name, value in row.items():
             self._columns.setdefault(name, []).append(value)
         self._mine.append([*(phases[name] for name in PHASES), traffic.sent_bytes, traffic.dense_bytes])
+        self._measured.of(stats.choices, step)
         self.step_times_s.append(step_s)
         self.sent_bytes += traffic.sent_bytes
         self.dense_bytes += traffic.dense_bytes
@@ -71,8 +74,10 @@ class Recorder:
         """Write what is buffered. Collective."""
         if self._mine:
             everyones = self._world.all_gather(torch.tensor(self._mine, dtype=torch.float64)).numpy()
+            self._measured.gather(self._world)
             if self._world.rank == 0:
                 self._append(np.swapaxes(everyones, 0, 1))
+                self._measured.write(self._file)
             self._columns, self._mine = {}, []
         self._last_flush_s = time.monotonic()
 
@@ -99,3 +104,42 @@ class Recorder:
             sent_bytes=rows[:, :, count].astype(np.int64),
             dense_bytes=rows[:, :, count + 1].astype(np.int64),
         )
+
+
+class _Measured:
+    """What the exchange's choices took, from the first step of this start on."""
+
+    def __init__(self) -> None:
+        self._choices: Choices | None = None
+        self._first_step = self._steps = 0
+        self._sum_s = torch.zeros(0, dtype=torch.float64)
+
+    def of(self, choices: Choices | None, step: int) -> None:
+        """Take note of what a step went by."""
+        if self._choices is None and choices is not None:
+            self._choices, self._first_step = choices, step
+            self._sum_s = torch.zeros(len(choices.buckets), dtype=torch.float64)
+
+    def gather(self, world: World) -> None:
+        """Of every step and bucket the shortest time over the ranks: of the rank that waited for none. Collective."""
+        if self._choices is not None:
+            times_s = world.all_reduce(self._choices.lap(), "min")
+            self._sum_s += times_s.sum(0)
+            self._steps += len(times_s)
+
+    def write(self, file: MetricsFile) -> None:
+        if self._choices is None:
+            return
+        buckets = self._choices.buckets
+        algorithms = [choice.algorithm for choice in buckets]
+        columns = {
+            "bucket": np.arange(len(buckets)),
+            "bytes": np.array([choice.values_bytes for choice in buckets]),
+            "predicted_s": np.array([choice.predicted_s.get(choice.algorithm, np.nan) for choice in buckets]),
+            "measured_s": self._sum_s.numpy() / self._steps if self._steps else np.full(len(buckets), np.nan),
+            "steps": np.full(len(buckets), self._steps),
+        }
+        for name in sorted({name for choice in buckets for name in choice.predicted_s}):
+            times_s = [choice.predicted_s.get(name, np.nan) for choice in buckets]
+            columns[f"predicted_{name}_s"] = np.array(times_s)
+        file.put_choices(self._first_step - 1, algorithms, columns, self._choices.calibration())

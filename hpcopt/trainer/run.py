@@ -64,7 +64,12 @@ class RunConfig(Config):
     )
     threads: int | None = Field(None, ge=1, description="torch threads of a rank; by default its share of the cores")
     log_every_s: float = Field(10.0, gt=0, description="seconds between progress lines in the log")
-    debug: bool = Field(False, description="compare the parameters of all ranks bit by bit at every evaluation")
+    stall_s: float = Field(
+        60.0, gt=0, description="seconds that a collective may wait before the ranks missing from it are named"
+    )
+    debug: bool = Field(
+        False, description="compare what the ranks are about to do before each collective, and their parameters"
+    )
 
     @model_validator(mode="after")
     def _has_a_length(self) -> "RunConfig":

@@ -73,3 +73,38 @@ def test_different_bits_are_found():
 
     with pytest.raises(PeerError, match=r"ranks \[2\] differ"):
         run_ranks(3, program)
+
+
+def test_in_debug_mode_different_calls_are_told_before_they_hang():
+    """Ranks that call different operations, of different sizes, or dtypes, would hang or mix up bytes."""
+
+    def size(world):
+        world.all_reduce(torch.ones(3 if world.rank else 4))
+
+    def dtype(world):
+        world.all_reduce(torch.ones(3, dtype=torch.float64 if world.rank == 2 else torch.float32))
+
+    def operation(world):
+        world.all_reduce(torch.ones(2)) if world.rank < 2 else world.broadcast(torch.ones(2))
+
+    def order(world):
+        if world.rank == 1:
+            world.barrier()
+        world.all_reduce(torch.ones(2))
+
+    for program, said in (
+        (size, r"ranks \[0\] '.*all_reduce \(sum\) of \(4,\) torch.float32'; ranks \[1, 2\] '.* of \(3,\)"),
+        (dtype, r"ranks \[0, 1\] '.*torch.float32'; ranks \[2\] '.*torch.float64'"),
+        (operation, r"ranks \[0, 1\] '.*all_reduce.*'; ranks \[2\] '.*broadcast from rank 0"),
+        (order, r"ranks \[0, 2\] '.*all_reduce.*'; ranks \[1\] '.*barrier'"),
+    ):
+        with pytest.raises(PeerError, match=f"about to run different collectives: {said}"):
+            run_ranks(3, lambda t, program=program: program(World(t, debug=True)))
+
+
+def test_groups_know_their_numbers_in_the_job():
+    def program(t):
+        half = World(t).split(t.rank % 2, -t.rank)
+        return half.ranks, half.split(0).ranks
+
+    assert run_ranks(5, program) == [([4, 2, 0],) * 2, ([3, 1],) * 2] * 2 + [([4, 2, 0],) * 2]

@@ -189,16 +189,19 @@ def test_topk_with_a_second_codec():
     assert coded.encode(x, seed=0).numel() < 0.65 * dense.encode(x, seed=0).numel()
 
 
-def test_random_k_draws_one_value_in_each_stretch():
+@pytest.mark.parametrize("fraction", [0.1, 0.15])
+def test_random_k_draws_every_place_as_often(fraction):
     x = torch.arange(1.0, 1001.0)
-    codec = RandomK(fraction=0.1, scaled=False)
-    hits = torch.zeros(1000)
+    codec = RandomK(fraction=fraction, scaled=False)
+    hits, pairs = torch.zeros(1000), 0
     for seed in range(400):
         decoded = codec.decode(codec.encode(x, seed=seed), 1000)
-        assert ((decoded.view(100, 10) != 0).sum(1) == 1).all()
-        assert torch.equal(decoded[decoded != 0], x[decoded != 0])
-        hits += decoded != 0
-    assert (hits - 40).abs().max() < 5 * (400 * 0.1 * 0.9) ** 0.5
+        sent = decoded != 0
+        assert sent.sum() == codec.k(1000) and torch.equal(decoded[sent], x[sent])
+        hits += sent
+        pairs += int((sent & sent.roll(10)).sum())
+    assert (hits - 400 * fraction).abs().max() < 5 * (400 * fraction * (1 - fraction)) ** 0.5
+    assert pairs / hits.sum() == pytest.approx(fraction, rel=0.05)  # places 10 apart know nothing of each other
 
 
 @of_every_size
@@ -250,7 +253,9 @@ def test_atomo_reproduces_one_level_qsgd_and_terngrad():
     size = np.abs(gaussian(300).double().numpy())
     l2, top = np.sqrt((size**2).sum()), size.max()
     assert probabilities(size, size.sum() / l2) == pytest.approx(size / l2, rel=1e-9)
-    assert probabilities(size, size.sum() / top) == pytest.approx(size / top, rel=1e-9)
+    p = probabilities(size, size.sum() / top)
+    assert p == pytest.approx(size / top, rel=1e-9)
+    assert (size**2 / p).sum() == pytest.approx(top * size.sum(), rel=1e-9)  # TernGrad's second moment
 
 
 def test_atomo_draws_with_its_probabilities_and_sends_its_budget():

@@ -108,7 +108,21 @@ MUTATIONS: dict[str, tuple[str, str, str, list[str], Callable[[], None]]] = {
         "rng.uniform(first + j, low, high)",
         "0.0",
         [],
-        lambda: check_mean(RandomK(fraction=0.1), X, count=300),
+        lambda: test_codecs.test_random_k_draws_every_place_as_often(0.1),
+    ),
+    "stretches that do not turn": (
+        "sampling",
+        "shift = np.int64(rng.uniform(first + k, low, high) * n)",
+        "shift = 0",
+        [],
+        lambda: check_mean(RandomK(fraction=0.4), gaussian(7)),
+    ),
+    "a residue that keeps what was sent": (
+        "adacomp",
+        "_mark(word, i, sent)\n                number",
+        "_mark(word & ~np.uint64(1), i, sent)\n                number",
+        [],
+        lambda: check_telescoping(AdaComp(bin=50)),
     ),
 }
 

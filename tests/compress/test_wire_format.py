@@ -42,7 +42,7 @@ PINNED: list[tuple[Codec, int, str]] = [
     (ExponentialDithering(), 1, "0996a0688e7dd6da"),
     (TopK(), 1, "eba42e1205ac8878"),
     (TopK(fraction=0.1, values=QSGD(bits=8)), 1, "013998245e29d0ed"),
-    (RandomK(), 1, "c53a107d2118f8e4"),
+    (RandomK(), 2, "6d91bf2e760e728d"),
     (AdaptiveRandom(), 1, "eef0ee059033de95"),
     (AdaComp(bin=50), 1, "a3442de66be3b6c8"),
     (AdaComp(bin=500), 1, "32e519fb2c33285f"),

@@ -28,6 +28,7 @@ from hpcopt.compress import (
 from hpcopt.errors import HpcoptError, PeerError
 from hpcopt.exchange import Exchange, NativeConfig, RingConfig, TwoPhaseConfig, VoteConfig
 from hpcopt.exchange.bucket import make_buckets
+from tests.comm.test_calibration import on_hosts
 
 SMALL = PerTensor(otherwise=QSGD(bits=4), rules=(Rule(max_dims=1),))
 EXCHANGES = [
@@ -302,3 +303,68 @@ def test_buckets_hold_every_parameter_once_last_first():
 def test_dense_codec_is_exact_in_two_phases():
     ring, two_phase = trained(2, RingConfig(), 3), trained(2, TwoPhaseConfig(codec=Dense()), 3)
     assert torch.equal(ring[0], two_phase[0])
+
+
+def test_in_debug_mode_a_bucket_out_of_step_is_told_before_it_hangs():
+    """One rank has done a step more: its buckets are those of another step."""
+
+    def program(transport):
+        exchange = Exchange(World(transport, debug=True), network().named_parameters(), RingConfig(overlap=False))
+        exchange.load_state_dict([{"step": 7 + rank // 2, "reducer": {}} for rank in range(3)])
+        exchange.finish()
+
+    with pytest.raises(PeerError, match=r"ranks \[0, 1\] 'ring of bucket 0, step 7: .*ranks \[2\] '.*step 8"):
+        run_ranks(3, program)
+
+
+def test_in_debug_mode_replicas_that_differ_are_told_before_the_update():
+    def program(transport):
+        model = network()
+        exchange = Exchange(World(transport, debug=True), model.named_parameters(), RingConfig())
+        for step in range(3):
+            if transport.rank == 1 and step == 2:
+                model[0].bias.data[0] += 1e-7
+            exchange.zero()
+            exchange.finish()
+
+    with pytest.raises(PeerError, match=r"step 2 parameters are not the same on all ranks: ranks \[1\] differ"):
+        run_ranks(3, program)
+
+
+BY_NODES = [
+    TwoPhaseConfig(codec=TopK(fraction=0.1), by_nodes=True),
+    TwoPhaseConfig(codec=QSGD(bits=4), by_nodes=True),
+    VoteConfig(momentum=0.9, by_nodes=True),
+]
+
+
+@pytest.mark.parametrize("hosts", [["a", "a", "b", "b", "b"], ["a", "b", "c"], ["a", "a"]])
+@pytest.mark.parametrize("config", BY_NODES, ids=label)
+def test_by_nodes_replicas_stay_equal_and_bytes_are_those_planned(config, hosts):
+    models = [nn.Sequential(nn.Linear(6, 900), nn.Linear(900, 3)) for _ in hosts]
+    for model in models[1:]:
+        model.load_state_dict(models[0].state_dict())
+
+    def program(transport):
+        world, model = on_hosts(transport, hosts), models[transport.rank]
+        exchange = Exchange(world, model.named_parameters(), config, mean=config.name != "vote")
+        world.traffic.lap()
+        descend(world, exchange, range(6), model, 0.01)
+        return flat(model), world.traffic.lap().sent_bytes / 6, exchange.planned_bytes()
+
+    results = run_ranks(len(hosts), program)
+    assert all(torch.equal(parameters, results[0][0]) for parameters, _, _ in results)
+    for _, sent, planned in results:  # loopback's own all-gather of electorates, 8 bytes a lane, sends no messages
+        assert sent == pytest.approx(planned, abs=16 + 0.002 * planned)
+
+
+def test_a_vote_by_nodes_is_the_flat_vote():
+    flat_vote = trained(4, VoteConfig(momentum=0.9, weights=(1, 2, 1, 3)), 6)
+    config, models = VoteConfig(momentum=0.9, weights=(1, 2, 1, 3), by_nodes=True), [network() for _ in range(4)]
+
+    def program(transport):
+        world = on_hosts(transport, ["a", "b", "a", "b"])
+        train(world, config, 6, models[transport.rank])
+        return flat(models[transport.rank])
+
+    assert all(torch.equal(a, b) for a, b in zip(run_ranks(4, program), flat_vote, strict=True))

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from hpcopt.comm import vote
 from hpcopt.optim.signum import Signum, SignumConfig
 
 
@@ -36,3 +38,28 @@ def test_only_matrices_decay():
     optimizer.step()
     assert weight[0, 0].item() == 0.0
     assert bias[0].item() == 0.5
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+@pytest.mark.parametrize("n", [0, 1, 63, 64, 65, 1000])
+def test_packed_signs_make_the_same_step_bit_for_bit(n, decay):
+    generator = torch.Generator().manual_seed(n)
+    g, x = torch.randn(n, generator=generator), torch.randn(n, generator=generator)
+    g[::7], g[3::11] = 0.0, -0.0
+    x[::5] *= 1e-40  # subnormal
+    if n > 100:
+        x[5], x[6], x[7], g[9] = float("inf"), float("-inf"), float("nan"), float("nan")
+    words = torch.zeros(-(-n // 64), dtype=torch.int64)
+    vote.pack(g, words)
+    plain, packed = nn.Parameter(x.clone()), nn.Parameter(x.clone())
+    plain.grad = g
+    Signum([plain], lr=0.013, momentum=0.0, weight_decay=decay).step()
+    Signum([packed], lr=0.013, momentum=0.0, weight_decay=decay, outcome=lambda _p: words).step()
+    assert torch.equal(plain.detach().view(torch.int32), packed.detach().view(torch.int32))
+
+
+def test_packed_signs_of_a_parameter_that_is_not_contiguous():
+    words = torch.tensor([0b100110], dtype=torch.int64)
+    p = nn.Parameter(torch.zeros(2, 3).t())
+    Signum([p], lr=1.0, outcome=lambda _p: words).step()
+    assert p.flatten().tolist() == [-1, 1, 1, -1, -1, 1]

@@ -10,7 +10,7 @@ from torch import nn
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World, alone
 from hpcopt.errors import CheckpointError, JobError
-from hpcopt.exchange import NativeConfig, RingConfig, VoteConfig
+from hpcopt.exchange import Exchange, NativeConfig, RingConfig, VoteConfig
 from hpcopt.optim.first_order import AdamWConfig, SgdConfig
 from hpcopt.optim.signum import SignumConfig
 from hpcopt.phases import PhaseClock
@@ -102,6 +102,28 @@ def test_a_vote_of_signum_is_its_paper(size):
     expected = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
     for result in parameters_after(size, config, VoteConfig()):
         torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", [None, (1, 2, 2)])
+def test_a_step_from_packed_outcomes_is_that_from_signs_bit_for_bit(weights):
+    """The solver against the long way: outcomes unpacked into gradients, then Signum on them."""
+    optimizer = SignumConfig(lr=0.01, momentum=0.8, weight_decay=0.1)
+    models = [network() for _ in range(3)]
+
+    def unfused(transport):
+        model = models[transport.rank]
+        exchange = Exchange(World(transport), model.named_parameters(), VoteConfig(weights=weights, momentum=0.8))
+        signum = optimizer.model_copy(update={"momentum": 0.0}).build(list(model.parameters()))
+        for batch in batches(transport.rank, 3):
+            exchange.zero()
+            (loss(model, batch) * batch.weight).backward()
+            exchange.finish()
+            signum.step()
+        return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+    expected = run_ranks(3, unfused)[0]
+    for result in parameters_after(3, DataParallelConfig(optimizer=optimizer), VoteConfig(weights=weights)):
+        assert torch.equal(result, expected)
 
 
 def test_a_vote_asks_for_signum():

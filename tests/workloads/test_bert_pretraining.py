@@ -1,5 +1,6 @@
 """The loss of a batch does not depend on who computes which part of it; scores are means over tokens."""
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hpcopt.errors import DataError, JobError
 from hpcopt.models.bert import BertConfig, export_weights
 from hpcopt.store.checkpoint import SHARED, Checkpoints
 from hpcopt.store.sentence_pairs import write_pairs
+from hpcopt.train import main
 from hpcopt.workloads.bert_pretraining import BertPretrainingConfig
 from hpcopt.workloads.masking import mask_tokens
 
@@ -162,3 +164,41 @@ def test_what_does_not_fit_is_named_before_training(data):
     vocabulary.unlink()
     with pytest.raises(DataError, match="no vocabulary at"):
         workload(data)
+
+
+def truncate(data):
+    shard = data / "train" / "0.hdf5"
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    return "0.hdf5 is damaged"
+
+
+def drop_an_array(data):
+    with h5py.File(data / "test" / "0.hdf5", "a") as shard:
+        del shard["next_sentence_labels"]
+    return "0.hdf5 lacks next_sentence_labels"
+
+
+def shorten_the_vocabulary(data):
+    vocabulary = data.parent / "vocab.txt"
+    vocabulary.write_text("\n".join(vocabulary.read_text().split()[:40]))
+    return "the vocabulary has 40 words"
+
+
+def use_another_vocabulary(data):
+    (data.parent / "vocab.txt").write_text("\n".join(f"w{n}" for n in range(WORDS)))
+    return "lacks [MASK]"
+
+
+@pytest.mark.parametrize("spoil", [truncate, drop_an_array, shorten_the_vocabulary, use_another_vocabulary])
+def test_spoilt_data_ends_the_job_before_training(data, tmp_path, capsys, spoil):
+    complaint = spoil(data)
+    job = tmp_path / "job.toml"
+    job.write_text(
+        f"[run]\nsteps = 2\n[workload]\nname = 'bert_pretraining'\ndata = '{data}'\nbatch = 12\n"
+        "[workload.model]\nname = 'bert'\nsize = 'tiny'\n[solver]\nname = 'data_parallel'\n"
+    )
+    assert main([str(job), "--run-dir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run" / "metrics.h5").exists()

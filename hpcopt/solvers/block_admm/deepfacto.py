@@ -204,14 +204,13 @@ class DeepFacto:
     def gather(self) -> None:
         """Every rank has it all."""
 
-    def plan(self) -> dict[str, str]:
-        sent = self._exchange.planned_bytes()
+    def plan(self, flops: float) -> dict[str, str]:
         factors, features = self._nmf.basis.shape
         return {
             "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",
             "factors": f"{factors} of {features} features",
             "plain steps": f"{self._plain_steps:,}",
-            "bytes a step": f"{sent:,} sent by each rank for the gradients",
+            **self._exchange.plan(),
         }
 
     def state_dict(self) -> Tree:

@@ -282,7 +282,7 @@ class BlockAdmm:
     def _learning_rate(self, number: int) -> float:
         return self._config.optimizer.lr * self._config.schedule.factor(number, self._steps)
 
-    def plan(self) -> dict[str, str]:
+    def plan(self, flops: float) -> dict[str, str]:
         layout, per_sample = self._layout, 0
         for t in self._owned:
             per_sample += (t == self._owned[0] and t > 0) * self._shapes[t].numel()

@@ -34,7 +34,13 @@ class Failures:
 
 
 class Method(Protocol):
-    """How a layer's factors are inverted."""
+    """How a layer's factors are inverted.
+
+    Attributes:
+        squares: matrices of a factor's size, unpacked, that are alive at once meanwhile.
+    """
+
+    squares: int
 
     def numel(self, layer: Layer) -> int:
         """Values kept of a layer."""
@@ -45,8 +51,8 @@ class Method(Protocol):
     def apply(self, layer: Layer, kept: Tensor, w: Tensor, damping: float) -> Tensor:
         """The preconditioned W; both of shape (batch, outputs, inputs). A method may have damped when it inverted."""
 
-    def seconds(self, size: int) -> float:
-        """Rough time to invert one matrix of so many rows, relative to 1e11 floating point operations a second."""
+    def flops(self, size: int) -> float:
+        """Operations of the matrix products that take as long as inverting one matrix of so many rows; rough."""
 
     def products(self, size: int) -> int:
         """Multiplications for each value of W that a factor of so many rows takes to apply."""
@@ -55,11 +61,13 @@ class Method(Protocol):
 class Cholesky:
     """Factored damping; keeps the packed inverses of A and G."""
 
+    squares = 3  # the factor, its root, its inverse
+
     def numel(self, layer: Layer) -> int:
         return layer.a.numel + layer.g.numel
 
-    def seconds(self, size: int) -> float:
-        return 3 * size**3 / 1e11
+    def flops(self, size: int) -> float:
+        return 1.5 * size**3
 
     def products(self, size: int) -> int:
         return size
@@ -82,11 +90,13 @@ class Cholesky:
 class Eigen:
     """Exact damping; keeps eigenvectors and eigenvalues of A and G, for each matrix (size + 1) rows of size."""
 
+    squares = 4  # the factor, its eigenvectors, and the two that divide and conquer works in
+
     def numel(self, layer: Layer) -> int:
         return sum(_eigen_numel(shape) for shape in (layer.a, layer.g))
 
-    def seconds(self, size: int) -> float:
-        return 15 * size**3 / 1e11
+    def flops(self, size: int) -> float:
+        return 7.5 * size**3
 
     def products(self, size: int) -> int:
         return 2 * size

@@ -24,14 +24,16 @@ ITERATIONS = 2
 class LowRank:
     """Keeps, for each large matrix, U transposed, (d - mu) / (d + damping), and 1 / (mu + damping)."""
 
+    squares = 3  # at most: those of a matrix that is inverted whole
+
     def __init__(self, rank: int) -> None:
         self._rank = rank
 
     def numel(self, layer: Layer) -> int:
         return self._numel(layer.a) + self._numel(layer.g)
 
-    def seconds(self, size: int) -> float:
-        return (2 * ITERATIONS + 2) * size**2 * self._rank / 1e11 if self._cut(size) else 3 * size**3 / 1e11
+    def flops(self, size: int) -> float:
+        return (ITERATIONS + 1) * size**2 * self._rank if self._cut(size) else 1.5 * size**3
 
     def products(self, size: int) -> int:
         return 2 * self._rank if self._cut(size) else size

@@ -25,7 +25,7 @@ class Memory:
     Attributes:
         held_bytes: factors and inverses, kept from step to step.
         passing_bytes: most that is needed beside them for a while: the sums of a factor step with what the other ranks
-            send, or a step's gradients.
+            send, the matrices at work while a factor is inverted, or a step's gradients.
     """
 
     held_bytes: int
@@ -40,7 +40,8 @@ def predict(plan: Plan, widths: Widths) -> Memory:
     # at worst the others' segments as they are sent, and as many of the own as there are ranks
     travelling = size * own if size > 1 else 0
     sums = (plan.sums.numel + travelling) * widths.sums
-    return Memory(held, max(sums, plan.gradients.numel * widths.gradient))
+    inverting = max((plan.inverting[i] for i in plan.owned), default=0) * widths.sums
+    return Memory(held, max(sums, inverting, plan.gradients.numel * widths.gradient))
 
 
 def choose(

@@ -25,11 +25,12 @@ class Message:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Values that a layer has in each event's buffer."""
+    """Values that a layer has in each event's buffer, and those needed beside it while it is inverted."""
 
     sums: int
     inverse: int
     gradient: int
+    inverting: int = 0
 
 
 class Buffer:
@@ -66,6 +67,7 @@ class Plan:
         worked: layers that it preconditions, those of its column.
         sums, inverses, gradients: the three buffers; inverses has a group for each rank of the column.
         own_inverses: where this rank's own lie in it.
+        inverting: values that inverting each layer needs beside them.
         inverses_out, inverses_in, gradients_out, gradients_in: messages.
     """
 
@@ -79,6 +81,7 @@ class Plan:
         self.sums = Buffer([placement.owned(r) for r in range(grid.size)], [s.sums for s in sizes])
         self.inverses = Buffer([placement.owned(r) for r in members], [s.inverse for s in sizes])
         self.gradients = Buffer([placement.of_column(c) for c in range(grid.columns)], [s.gradient for s in sizes])
+        self.inverting = [s.inverting for s in sizes]
         own = self.inverses.segments[members.index(rank)]
         others = [(segment, r) for segment, r in zip(self.inverses.segments, members, strict=True) if r != rank]
         self.own_inverses = own

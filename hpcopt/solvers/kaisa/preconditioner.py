@@ -13,19 +13,17 @@ from hpcopt.comm.world import World
 from hpcopt.errors import CheckpointError, JobError
 from hpcopt.solvers.kaisa import inverse
 from hpcopt.solvers.kaisa.averages import Averages
+from hpcopt.solvers.kaisa.cost import Forecast, forecast, layer_cost
 from hpcopt.solvers.kaisa.ekfac import Ekfac, has_moments
 from hpcopt.solvers.kaisa.layers.find import Layers
 from hpcopt.solvers.kaisa.layers.layer import Layer
 from hpcopt.solvers.kaisa.low_rank import LowRank
 from hpcopt.solvers.kaisa.memory import Memory, Widths, choose, predict
-from hpcopt.solvers.kaisa.placement import Cost, Grid, place
+from hpcopt.solvers.kaisa.placement import Grid, place
 from hpcopt.solvers.kaisa.plan import Message, Plan, Sizes
 from hpcopt.solvers.kaisa.recorder import Distribution, Recorder
 from hpcopt.solvers.kaisa.refresh import Refresher
 from hpcopt.solvers.kaisa.settings import DTYPES, KaisaSettings
-
-MULTIPLY_PER_S = 5e10  # for placement only ratios count
-WIRE_BYTES_PER_S = 1e9
 
 METHODS: dict[str, Callable[[KaisaSettings], inverse.Method]] = {
     "cholesky": lambda s: inverse.Cholesky(),
@@ -154,7 +152,8 @@ class Kaisa:
         if flat is None:
             flat = torch.zeros(plan.numel, dtype=self._found[0].dtype if self._found else torch.float32)
         wire = DTYPES[self.settings.wire_dtype] if self.settings.wire_dtype != "float32" else None
-        own = reduce_to_owners(self._world.transport, flat, plan.lengths, wire) if size > 1 else flat
+        with self._world.watch(f"sums of factors, step {self.steps}", self._world.ranks):
+            own = reduce_to_owners(self._world.transport, flat, plan.lengths, wire) if size > 1 else flat
         start = plan.segments[self._world.rank].start
         pieces = {i: own[plan.pieces[i].start - start : plan.pieces[i].stop - start] for i in self.plan.owned}
         self._averages.add_sums(pieces, self.settings.factor_decay)
@@ -227,7 +226,9 @@ class Kaisa:
 
     def _exchange(self, flat: Tensor, outgoing: Sequence[Message], incoming: Sequence[Message]) -> None:
         pairs = [[(flat[m.start : m.stop], m.peer) for m in messages] for messages in (outgoing, incoming)]
-        exchange(self._world.transport, pairs[0], pairs[1])
+        what = "inverses" if flat is self._inverses else "preconditioned gradients"
+        with self._world.watch(f"{what}, step {self.steps}", self._world.ranks):
+            exchange(self._world.transport, pairs[0], pairs[1])
 
     def _dtype(self, name: str) -> torch.dtype | None:
         """A settings' dtype; float32 stands for the layers' own."""
@@ -241,8 +242,8 @@ class Kaisa:
             (self._dtype(s.inverse_dtype) or torch.float32).itemsize,
             layers[0].dtype.itemsize if layers else 4,
         )
-        sizes = self._sizes = [Sizes(x.a.numel + x.g.numel + 1, self._method.numel(x), x.numel) for x in layers]
-        costs = self._costs = [self._cost(layer, widths) for layer in layers]
+        sizes = self._sizes = [self._size(layer) for layer in layers]
+        costs = self._costs = [layer_cost(layer, self._method, widths, s) for layer in layers]
         if s.memory_budget is not None:
             placement, _ = choose(costs, sizes, self._world.size, widths, s.memory_budget)
         else:
@@ -250,32 +251,30 @@ class Kaisa:
         plan = Plan(placement, sizes, self._world.rank)
         return plan, predict(plan, widths)
 
-    def _cost(self, layer: Layer, widths: Widths) -> Cost:
-        shapes = (layer.a, layer.g)
-        invert_s = sum(f.matrices * self._method.seconds(f.size) for f in shapes)
-        products = sum(2 * layer.numel * self._method.products(f.size) for f in shapes if f.blocks)
-        send_s = self._method.numel(layer) * widths.inverse / WIRE_BYTES_PER_S
-        every = self.settings.inverse_every
-        return Cost(invert_s / every, products / MULTIPLY_PER_S, send_s / every)
+    def _size(self, layer: Layer) -> Sizes:
+        factors = (layer.a, layer.g)
+        inverting = self._method.squares * max(f.matrices * f.size**2 for f in factors)
+        return Sizes(layer.a.numel + layer.g.numel + 1, self._method.numel(layer), layer.numel, inverting)
+
+    def forecasts(self) -> list[Forecast]:
+        """What the memory-optimal, the half-way and the communication-optimal grid would cost."""
+        size = self._world.size
+        grids = dict.fromkeys(Grid.of_fraction(size, fraction) for fraction in (1 / size, 0.5, 1.0))
+        return [forecast(grid, self._costs, self._sizes, self._widths, self.settings) for grid in grids]
 
     def describe(self) -> dict[str, str]:
         """The plan for a person."""
-        grid, s = self.plan.placement.grid, self.settings
+        grid = self.plan.placement.grid
         ranks = [Plan(self.plan.placement, self._sizes, rank) for rank in range(grid.size)]
         memory = [predict(plan, self._widths) for plan in ranks]
         names = [layer.name for layer in self._found]
-        indent = "\n" + 17 * " "  # under the text of the line before
-        costs = [sum(self._costs[i].precondition_s for i in p.worked) for p in ranks]
-        inverting = [sum(self._costs[i].invert_s for i in p.owned) * s.inverse_every for p in ranks]
         return {
             "K-FAC layers": f"{len(names)} preconditioned, {len(self.layers.skipped)} not: "
             + (", ".join(f"{name} ({why})" for name, why in self.layers.skipped.items()) or "none"),
-            "K-FAC grid": f"fraction {grid.fraction:.3g}\n{self.plan.placement.text()}".replace("\n", indent),
+            "K-FAC grid": f"fraction {grid.fraction:.3g}\n{self.plan.placement.text()}",
             "K-FAC memory": f"{max(m.held_bytes for m in memory):,} bytes kept on the fullest rank, "
             f"{max(m.passing_bytes for m in memory):,} more in passing",
-            "K-FAC time": f"about {max(costs):.2g} s a step on the busiest rank to precondition, "
-            f"{max(inverting):.2g} s every {s.inverse_every} steps to invert",
-            "K-FAC rank 0": indent.join(ranks[0].lines(names, self._widths.sums)),
+            "K-FAC rank 0": "\n".join(ranks[0].lines(names, self._widths.sums)),
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -55,6 +55,8 @@ class KaisaSettings(Config):
     wire_dtype: DtypeName = Field("float32", description="factors travel in")
     refresh_tolerance: float = Field(0.0, ge=0, description="relative change below which a layer is not inverted again")
     inverse_lag: int = Field(0, ge=0, description="steps that inverses may be computed in the background")
+    flops: float = Field(5e10, gt=0, description="a rank's operations a second: for the placement and for --dry-run")
+    bandwidth: float = Field(1e9, gt=0, description="bytes a second that a rank sends: likewise")
 
     def options(self) -> Options:
         """Those of the statistics."""

@@ -14,6 +14,7 @@ from hpcopt.exchange.reducer import Entries
 from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.data_parallel import DataParallel, DataParallelConfig
+from hpcopt.solvers.kaisa.cost import table
 from hpcopt.solvers.kaisa.preconditioner import Kaisa
 from hpcopt.solvers.kaisa.recorder import Distribution
 from hpcopt.solvers.kaisa.settings import KaisaSettings
@@ -124,8 +125,12 @@ class KaisaSolver(DataParallel):
             "kaisa.float64": float(kaisa.failures.float64),
         }
 
-    def plan(self) -> dict[str, str]:
-        return {**super().plan(), **self.kaisa.describe()}
+    def plan(self, flops: float) -> dict[str, str]:
+        s = self._kaisa_config
+        other_s = flops / s.flops + self._exchange.planned_bytes() / s.bandwidth
+        rates = f"predicted at {s.flops:.3g} operations and {s.bandwidth:.3g} bytes a second"
+        times = f"{rates}\n{table(self.kaisa.forecasts(), other_s)}"
+        return {**super().plan(flops), **self.kaisa.describe(), "K-FAC times": times}
 
     def state_dict(self) -> Tree:
         return {**super().state_dict(), "kaisa": self.kaisa.state_dict()}

@@ -31,7 +31,7 @@ class SerialSolver:
     def gather(self) -> None:
         """The one rank has it all."""
 
-    def plan(self) -> dict[str, str]:
+    def plan(self, flops: float) -> dict[str, str]:
         return {"parameters": f"{sum(p.numel() for p in self.model.parameters()):,}"}
 
     def state_dict(self) -> Tree:

@@ -156,6 +156,24 @@ def test_factors_travel_in_bfloat16_at_half_the_bytes():
         assert sent - less == 2 * values
 
 
+@pytest.mark.parametrize("size, columns", [(3, 1), (4, 2), (4, 4)])
+def test_bytes_are_as_forecast(size, columns):
+    def program(t):
+        world = World(t)
+        settings = {"factor_every": 2, "inverse_every": 4, "wire_dtype": "bfloat16"}
+        net, kaisa = train(world, torch.float32, 0, fraction=1 / columns, **settings)
+        before = world.traffic.sent_bytes
+        for _ in range(4):
+            mean_loss(net(torch.ones(2, 4, dtype=torch.int64))).backward()
+            kaisa.step()
+        (forecast,) = [f for f in kaisa.forecasts() if f.fraction == kaisa.plan.placement.grid.fraction]
+        return (world.traffic.sent_bytes - before) / 4, forecast, kaisa.memory.held_bytes
+
+    sent, forecasts, held = zip(*run_ranks(size, program), strict=True)
+    assert forecasts[0].sent_bytes == max(sent)
+    assert forecasts[0].held_bytes == max(held)
+
+
 def equal_layers() -> torch.nn.Module:
     return torch.nn.Sequential(*(torch.nn.Linear(20, 20) for _ in range(8)))
 

@@ -1,0 +1,139 @@
+"""Which collective each bucket takes, what that was expected to take, and what it took."""
+
+import json
+import math
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+
+from hpcopt.comm import alpha_beta
+from hpcopt.comm.alpha_beta import CodecCost, Machine
+
+EXACT = ("native", "doubling", "ring")  # algorithms whose sums lose nothing but rounding
+WORTH = 0.9  # of the time of the fastest exact sum: what a codec must stay below, to be worth what it loses
+KEPT_STEPS = 512  # measured times that wait for a reader
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One bucket's.
+
+    Attributes:
+        values_bytes: of the bucket.
+        codec: name of what it may travel in; "" if it must stay exact.
+        algorithm: what it takes.
+        predicted_s: seconds of each algorithm that can carry it.
+    """
+
+    values_bytes: int
+    codec: str
+    algorithm: str
+    predicted_s: Mapping[str, float]
+
+
+@dataclass
+class Choices:
+    """Of all buckets, in their order.
+
+    Attributes:
+        machine: what the predictions rest on.
+        codecs: costs of codecs by name.
+        kept: whether the algorithms are a checkpoint's.
+    """
+
+    buckets: list[Choice]
+    machine: Machine
+    codecs: Mapping[str, CodecCost]
+    kept: bool = False
+    _seconds: deque[list[float]] = field(default_factory=lambda: deque(maxlen=KEPT_STEPS))
+
+    def record(self, seconds: Sequence[float]) -> None:
+        """Note what every bucket of one step took on this rank."""
+        self._seconds.append(list(seconds))
+
+    def lap(self) -> Tensor:
+        """Give the times noted since the last lap, shape (steps, buckets), float64, in seconds."""
+        seconds = torch.tensor(list(self._seconds), dtype=torch.float64).reshape(-1, len(self.buckets))
+        self._seconds.clear()
+        return seconds
+
+    def calibration(self) -> str:
+        """What was measured, as JSON."""
+        measured = asdict(self.machine) | {"codecs": {name: asdict(cost) for name, cost in self.codecs.items()}}
+        return json.dumps(_finite(measured))
+
+    def lines(self) -> list[str]:
+        """For a log: how many buckets take which algorithm, and a warning of each codec that none takes."""
+        count = Counter(choice.algorithm for choice in self.buckets)
+        total_s = sum(choice.predicted_s.get(choice.algorithm, 0.0) for choice in self.buckets)
+        taken = ", ".join(f"{n} by {name}" for name, n in count.most_common())
+        source = "as in the checkpoint" if self.kept else "fastest by calibration"
+        report = [f"exchange: buckets {taken} ({source}; {1e3 * total_s:.3g} ms a step expected)"]
+        for name in dict.fromkeys(choice.codec for choice in self.buckets if choice.codec):
+            with_codec = [choice for choice in self.buckets if choice.codec == name]
+            if not any(choice.algorithm not in EXACT for choice in with_codec):
+                report.append(self._warning(max(with_codec, key=lambda choice: choice.values_bytes)))
+        return report
+
+    def _warning(self, choice: Choice) -> str:
+        exact, lossy = _fastest(choice.predicted_s, exact=True), _fastest(choice.predicted_s, exact=False)
+        exact_ms, lossy_ms = 1e3 * choice.predicted_s[exact], 1e3 * choice.predicted_s[lossy]
+        cost, machine = self.codecs[choice.codec], self.machine
+        link = machine.between if max(machine.nodes) else machine.inside
+        rates = (
+            f"payloads {cost.ratio:.3g} times shorter; encoding {_rate(cost.encode.bytes_per_s)}, "
+            f"decoding {_rate(cost.decode.bytes_per_s)}, links {_rate(link.bytes_per_s)}"
+        )
+        return (
+            f"warning: codec {choice.codec} does not pay here and is not used: "
+            f"a bucket of {choice.values_bytes / 1e6:.3g} MB would take {lossy_ms:.3g} ms by {lossy}, "
+            f"and takes {exact_ms:.3g} ms by {exact} ({rates})"
+        )
+
+
+def predict(machine: Machine, values_bytes: int, codec: CodecCost | None, half: bool) -> dict[str, float]:
+    """Seconds of every algorithm that can carry a bucket.
+
+    Args:
+        codec: cost of the codec that it may travel in, if any.
+        half: the codec's payloads may be summed on the way.
+    """
+    predicted_s = {
+        "native": alpha_beta.native_s(machine, values_bytes),
+        "doubling": alpha_beta.doubling_s(machine, values_bytes),
+        "ring": alpha_beta.ring_s(machine, values_bytes),
+    }
+    if codec is not None and half:
+        predicted_s["half_ring"] = alpha_beta.ring_s(machine, values_bytes, codec)
+    elif codec is not None:
+        predicted_s["two_phase"] = alpha_beta.two_phase_s(machine, values_bytes, codec)
+        if 1 < max(machine.nodes) + 1 < machine.size:
+            predicted_s["two_phase_by_nodes"] = alpha_beta.two_phase_by_nodes_s(machine, values_bytes, codec)
+    return predicted_s
+
+
+def choose(predicted_s: Mapping[str, float]) -> str:
+    """The fastest exact algorithm, or the fastest with a codec, if that is worth it."""
+    exact, lossy = _fastest(predicted_s, exact=True), _fastest(predicted_s, exact=False)
+    return lossy if lossy and predicted_s[lossy] < WORTH * predicted_s[exact] else exact
+
+
+def _fastest(predicted_s: Mapping[str, float], *, exact: bool) -> str:
+    names = [name for name in predicted_s if (name in EXACT) == exact]
+    return min(names, key=lambda name: predicted_s[name], default="")
+
+
+def _rate(bytes_per_s: float) -> str:
+    return f"{bytes_per_s / 1e9:.3g} GB/s"
+
+
+def _finite(tree: object) -> object:
+    """JSON has no infinity: None in its place."""
+    if isinstance(tree, dict):
+        return {key: _finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

@@ -1,0 +1,193 @@
+"""What an exchange chooses by itself: from numbers that are given, so that the choice is known."""
+
+import copy
+import json
+from functools import partial
+
+import pytest
+import torch
+
+from hpcopt.comm.alpha_beta import CodecCost, Line, Machine
+from hpcopt.comm.loopback import run_ranks
+from hpcopt.comm.rehearsal import RehearsalTransport
+from hpcopt.comm.world import World
+from hpcopt.compress import QSGD, Half, PerTensor, Rule, TopK
+from hpcopt.exchange import AutoConfig, Exchange, RingConfig, TwoPhaseConfig, auto
+from hpcopt.exchange.choices import choose, predict
+from tests.exchange.test_exchange import descend, flat, network
+
+QUICK, SLOW = Line(1e-6, 1e12), Line(1e-6, 1e6)
+CODEC = CodecCost(Line(0.0, 1e9), Line(0.0, 1e9), 8.0)
+FREE, DEAR = CodecCost(Line(), Line(), 8.0), CodecCost(Line(1.0, 1e3), Line(1.0, 1e3), 8.0)
+
+
+def machine(size: int, link: Line, native_s: float) -> Machine:
+    return Machine((0,) * size, link, Line(), Line(), ((1.0, native_s), (1e9, 1e3 * native_s)))
+
+
+def given(monkeypatch, known: Machine, cost: CodecCost = CODEC) -> None:
+    monkeypatch.setattr(auto, "calibrate", lambda _world, _s: known)
+    monkeypatch.setattr(auto, "codec_cost", lambda *_: cost)
+
+
+def trained(size: int, config, steps: int, state=None, models=None):
+    """Parameters, own states and exchanges of ranks that take some steps, going on from states if they are given."""
+    models = copy.deepcopy(models) if models else [network() for _ in range(size)]
+
+    def program(t):
+        exchange = Exchange(World(t), models[t.rank].named_parameters(), config, mean=True)
+        first = 0
+        if state is not None:
+            exchange.load_state_dict(state)
+            first = state[0]["step"]
+        descend(World(t), exchange, range(first, first + steps), models[t.rank], 0.05)
+        return flat(models[t.rank]), exchange
+
+    results = run_ranks(size, program)
+    return [parameters for parameters, _ in results], [exchange for _, exchange in results], models
+
+
+def algorithms(exchange: Exchange) -> list[str]:
+    return [choice.algorithm for choice in exchange.choices.buckets]
+
+
+def test_short_buckets_go_natively_and_long_ones_round_the_ring():
+    quick_native = Machine((0,) * 8, Line(2e-5, 1e9), Line(), Line(0.0, 1e10), ((1.0, 1e-5), (1e4, 1e-4), (1e6, 1e-2)))
+    chosen = [choose(predict(quick_native, n, None, False)) for n in (100, 4000, 1 << 22)]
+    assert chosen == ["native", "native", "ring"]
+
+
+@pytest.mark.parametrize(
+    ("predicted_s", "chosen"),
+    [
+        ({"native": 3, "doubling": 2, "ring": 1}, "ring"),
+        ({"native": 3, "doubling": 2, "ring": 1, "two_phase": 0.95}, "ring"),
+        ({"native": 3, "doubling": 2, "ring": 1, "two_phase": 0.85}, "two_phase"),
+        ({"native": 3, "doubling": 2, "ring": 1, "two_phase": 0.85, "two_phase_by_nodes": 0.5}, "two_phase_by_nodes"),
+        ({"native": 3, "doubling": 2, "ring": 1, "half_ring": 0.5}, "half_ring"),
+    ],
+)
+def test_a_codec_must_be_worth_what_it_loses(predicted_s, chosen):
+    assert choose(predicted_s) == chosen
+
+
+def test_nodes_that_share_a_link_make_lanes():
+    m = Machine((0, 0, 0, 0, 1, 1, 1, 1), Line(1e-6, 1e10), Line(1e-4, 1e8), Line(0.0, 1e10), ((1.0, 1.0),))
+    assert choose(predict(m, 1 << 22, CODEC, False)) == "two_phase_by_nodes"
+    assert "two_phase_by_nodes" not in predict(machine(4, QUICK, 1.0), 1 << 22, CODEC, False)
+
+
+@pytest.mark.parametrize(
+    ("known", "cost", "codec", "same_as", "expected"),
+    [
+        (machine(3, QUICK, 1.0), CODEC, None, RingConfig(), {"ring", "doubling"}),
+        (machine(3, SLOW, 1e-9), CODEC, None, RingConfig(), {"native"}),
+        (machine(3, SLOW, 10.0), FREE, QSGD(bits=4), TwoPhaseConfig(codec=QSGD(bits=4)), {"two_phase"}),
+        (machine(3, SLOW, 10.0), FREE, TopK(fraction=0.1), TwoPhaseConfig(codec=TopK(fraction=0.1)), {"two_phase"}),
+        (machine(3, SLOW, 10.0), FREE, Half(), None, {"half_ring"}),
+        (machine(3, SLOW, 1e-9), DEAR, QSGD(bits=4), RingConfig(), {"native"}),
+    ],
+)
+def test_a_run_is_that_of_what_was_chosen(monkeypatch, known, cost, codec, same_as, expected):
+    given(monkeypatch, known, cost)
+    config = AutoConfig(bucket_mb=0.002) if codec is None else AutoConfig(codec=codec, bucket_mb=0.002)
+    results, exchanges, _ = trained(3, config, 5)
+    assert all(torch.equal(result, results[0]) for result in results)
+    assert set(algorithms(exchanges[0])) <= expected
+    assert all(algorithms(exchange) == algorithms(exchanges[0]) for exchange in exchanges)
+    if same_as is not None:
+        expected_parameters = trained(3, same_as.model_copy(update={"bucket_mb": 0.002}), 5)[0][0]
+        torch.testing.assert_close(results[0], expected_parameters, rtol=1e-5, atol=1e-6)
+
+
+def test_measured_choices_keep_replicas_equal():
+    """Nothing is given here: the machine is measured, as in a run."""
+    small = PerTensor(otherwise=QSGD(bits=4), rules=(Rule(max_dims=1),))
+    results, exchanges, _ = trained(3, AutoConfig(codec=small, bucket_mb=0.002, calibration_s=0.1), 10)
+    assert all(torch.equal(result, results[0]) for result in results)
+    choices = exchanges[0].choices
+    assert choices.lap().shape == (10, len(exchanges[0].buckets))
+    assert set(json.loads(choices.calibration())["codecs"]) == {"qsgd"}
+
+
+@pytest.mark.parametrize("codec", [QSGD(bits=4), TopK(fraction=0.1)])
+def test_a_run_that_goes_on_keeps_its_choice_bit_for_bit(monkeypatch, codec):
+    """The machine looks otherwise after the restart, and would choose otherwise."""
+    config = AutoConfig(codec=codec, bucket_mb=0.002)
+    given(monkeypatch, machine(3, SLOW, 10.0), FREE)
+    straight = trained(3, config, 8)[0][0]
+    _, exchanges, models = trained(3, config, 5)
+    states = [exchange.rank_state_dict() for exchange in exchanges]
+    given(monkeypatch, machine(3, SLOW, 1e-9), DEAR)
+    anew = trained(3, config, 1)[1][0]
+    resumed, exchanges, _ = trained(3, config, 3, states, models)
+    assert set(algorithms(anew)) == {"native"} and set(algorithms(exchanges[0])) == {"two_phase"}
+    assert torch.equal(resumed[0], straight)
+    assert "as in the checkpoint" in exchanges[0].choices.lines()[0]
+
+
+def test_what_is_owed_is_paid_when_the_choice_changes(monkeypatch):
+    """Three ranks with top-k become two that sum exactly: the first sum has the debts in it, later ones do not."""
+    config = AutoConfig(codec=TopK(fraction=0.05), bucket_mb=0.002)
+    given(monkeypatch, machine(3, SLOW, 10.0), FREE)
+    states = [exchange.rank_state_dict() for exchange in trained(3, config, 4)[1]]
+    residuals = [r for s in states for r in s["reducer"]["lossy"]["two_phase"].values()]
+    owed = sum(tensor.double().sum() for r in residuals for tensor in r.values())
+    given(monkeypatch, machine(2, SLOW, 1e-9), DEAR)
+
+    def program(t):
+        exchange = Exchange(World(t), network().named_parameters(), config)
+        exchange.load_state_dict(states)
+        totals = []
+        for _ in range(2):
+            exchange.zero()
+            exchange.finish()
+            totals.append(sum(bucket.values.double().sum() for bucket in exchange.buckets))
+        return algorithms(exchange), totals
+
+    for chosen, totals in run_ranks(2, program):
+        assert set(chosen) == {"native"}
+        torch.testing.assert_close(totals[0], owed, rtol=1e-5, atol=1e-6)
+        assert totals[1] == 0
+
+
+def test_a_codec_that_cannot_pay_is_named_once_with_its_numbers(monkeypatch):
+    given(monkeypatch, machine(3, SLOW, 1e-9), DEAR)
+    _, exchanges, _ = trained(3, AutoConfig(codec=QSGD(bits=4), bucket_mb=0.002), 1)
+    first, *warnings = exchanges[0].choices.lines()
+    assert "native" in first and len(warnings) == 1
+    assert "codec qsgd does not pay here" in warnings[0] and "GB/s" in warnings[0] and "by native" in warnings[0]
+
+
+def test_a_rehearsal_measures_nothing_and_says_what_auto_means():
+    exchange = Exchange(World(RehearsalTransport(16)), network().named_parameters(), AutoConfig(codec=QSGD()))
+    plan = exchange.plan()
+    assert exchange.choices is None
+    assert "native, doubling, ring; qsgd where it is at least a tenth faster" in plan["exchange"]
+    assert plan["bytes a step"].startswith(f"{exchange.planned_bytes():,}")
+
+
+def test_calibration_counts_no_bytes():
+    def program(t):
+        world = World(t)
+        world.traffic.lap()
+        Exchange(world, network().named_parameters(), AutoConfig(calibration_s=0.05))
+        return world.traffic.lap().sent_bytes
+
+    assert run_ranks(2, program) == [0, 0]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_planned_bytes_follow_the_choice(monkeypatch, size):
+    given(monkeypatch, machine(size, SLOW, 10.0), FREE)
+
+    def program(t, config):
+        world = World(t)
+        exchange = Exchange(world, network().named_parameters(), config)
+        world.traffic.lap()
+        exchange.zero()
+        exchange.finish()
+        return world.traffic.lap().sent_bytes - exchange.planned_bytes()
+
+    for config in (AutoConfig(), AutoConfig(codec=Half()), AutoConfig(codec=QSGD(bits=4))):
+        assert all(abs(off) <= 16 for off in run_ranks(size, partial(program, config=config)))

@@ -1,0 +1,107 @@
+"""Checkpoints of every solver and exchange, saved by two ranks, go on from the same parameters on 1, 3 and 4."""
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from hpcopt.comm.loopback import run_ranks
+from hpcopt.comm.world import World
+from hpcopt.job import read_job
+from hpcopt.phases import PhaseClock
+from hpcopt.prepare import prepare
+from hpcopt.store.checkpoint import Checkpoints
+from hpcopt.trainer.resume import Position, restore
+from hpcopt.trainer.saver import Saver
+
+STEPS, AFTER = 6, 3
+SGD, SIGNUM = ("solver.optimizer.name=sgd",), ("solver.optimizer.name=signum", "solver.optimizer.lr=0.001")
+# Settings beside those of a multilayer perceptron on the digits, and whether other ranks take the same path.
+CASES = {
+    "dense": (SGD, True),
+    "adamw": (("solver.optimizer.name=adamw", "solver.optimizer.lr=0.01"), True),
+    "lamb": (("solver.optimizer.name=lamb", "solver.optimizer.lr=0.01"), True),
+    "native": ((*SGD, "exchange.name=native"), True),
+    "powersgd": ((*SGD, "exchange.codec.name=powersgd"), False),
+    "qsgd": ((*SGD, "exchange.name=two_phase"), False),
+    "sign with feedback": ((*SGD, "exchange.name=two_phase", "exchange.codec.name=sign"), False),
+    "top-k with feedback": ((*SGD, "exchange.name=two_phase", "exchange.codec.name=topk"), False),
+    "vote": ((*SIGNUM, "exchange.name=vote"), False),
+    "gossip": ((*SGD, "exchange.name=gossip"), False),
+    "kaisa": ((*SGD, "solver.name=kaisa", "solver.factor_every=1", "solver.inverse_every=2"), True),
+    "block_admm": (("solver.name=block_admm", "solver.optimizer.name=adamw"), False),
+    "deepfacto": (("solver.name=deepfacto", "workload.model.name=factor_mlp", "workload.model.factors=5"), False),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    prepare("digits", folder)
+    return folder / "digits"
+
+
+class Session:
+    """A job's solver on one rank."""
+
+    def __init__(self, transport, job) -> None:
+        self.world = World(transport)
+        self.workload = job.workload.build(job.run.seed)
+        torch.manual_seed(transport.rank)
+        steps = STEPS + AFTER
+        self.solver = job.solver.build(
+            self.workload.model, self.workload.loss, self.world, job.exchange, steps, PhaseClock()
+        )
+
+    def train(self, first: int, count: int) -> list[float]:
+        """Losses of the whole batches."""
+        batches = self.workload.train_batches(self.solver.data_rank, self.solver.data_size, first)
+        losses = [self.solver.step(next(batches)).loss for _ in range(count)]
+        return self.world.all_reduce(torch.tensor(losses, dtype=torch.float64)).tolist()
+
+    def model(self) -> dict[str, torch.Tensor]:
+        self.solver.gather()
+        return copy.deepcopy(self.solver.state_dict()["model"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_other_ranks_go_on_from_the_same_parameters(tmp_path, data, case):
+    settings, exact = CASES[case]
+    path = tmp_path / "job.toml"
+    path.write_text(
+        f'[run]\nname = "t"\nsteps = 9\n[workload]\ndata = "{data}"\nbatch = 64\n'
+        '[workload.model]\nname = "mlp"\nhidden = [24, 16]\n'
+    )
+    job = read_job(path, list(settings))
+
+    def save(transport):
+        session = Session(transport, job)
+        session.train(0, STEPS)
+        saver = Saver(session.world, Checkpoints(tmp_path, 1), False, 0)
+        saver.save(Position(step=STEPS, ranks=2), session.solver)
+        before = session.model()
+        losses = session.train(STEPS, AFTER)
+        return before, losses, session.model()
+
+    before, losses, after = run_ranks(2, save)[0]
+
+    def go_on(transport):
+        session = Session(transport, job)
+        position = restore(session.world, Checkpoints(tmp_path, 1), session.solver, lambda text: None)
+        assert (position.step, position.ranks) == (STEPS, 2)
+        return session.model(), session.train(STEPS, AFTER), session.model()
+
+    rounding = 1e-6 if case == "gossip" else 0.0  # there the model is the mean over ranks, which rounds
+    for ranks in (1, 3, 4):
+        for found, more, end in run_ranks(ranks, go_on):
+            for name, tensor in before.items():
+                torch.testing.assert_close(found[name], tensor, rtol=rounding, atol=rounding)
+            assert all(map(math.isfinite, more))
+            if exact:
+                assert more == pytest.approx(losses, rel=1e-4)
+                for name, tensor in after.items():
+                    torch.testing.assert_close(end[name], tensor, rtol=1e-3, atol=1e-5)
+            else:
+                assert more[0] < 1.5 * losses[0]
