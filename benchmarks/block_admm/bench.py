@@ -1,13 +1,17 @@
-"""Runs of solvers on Fashion-MNIST in memory, and the file that collects them."""
+"""Runs of solvers on Fashion-MNIST in memory, and runs.jsonl, which collects them: a line a run.
+
+Settings are chosen on training images that were held out (``--tune``), never on the test set.
+"""
 
 import argparse
+import itertools
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,7 +24,8 @@ from hpcopt.solvers.solver import Batch, OutputLoss
 from hpcopt.store.shards import Shards
 from hpcopt.workloads.order import TrainOrder
 
-RESULTS = Path("runs/benchmarks/block_admm.h5")
+RUNS = Path(__file__).with_name("runs.jsonl")
+TUNED_ON = 50000  # training samples, when the last 10,000 choose settings
 
 LOSS = OutputLoss(
     inputs=lambda batch: batch.tensors["images"],
@@ -49,18 +54,24 @@ class Images:
         return float((model(self.x).argmax(1) == self.y).double().mean())
 
 
-def fashion_mnist(samples: int = 60000) -> tuple[Images, Images]:
-    """The first training samples, and the 10,000 test samples, from data/fashion-mnist."""
-    result = []
-    for split, count in (("train", samples), ("test", 10000)):
-        rows = Shards(Path("data/fashion-mnist"), split).rows(np.arange(count))
-        x = torch.from_numpy(rows["images"]).float().flatten(1) / 255
-        result.append(Images((x - 0.2860) / 0.3530, torch.from_numpy(rows["labels"].astype(np.int64))))
-    return result[0], result[1]
+def fashion_mnist(samples: int = 60000, *, tune: bool = False) -> tuple[Images, Images]:
+    """The first training samples of data/fashion-mnist and its 10,000 test samples; to choose settings by, at most the
+    first 50,000 training samples, and its last 10,000 in place of the test set.
+    """
+    if tune:
+        return images("train", np.arange(min(samples, TUNED_ON))), images("train", np.arange(TUNED_ON, 60000))
+    return images("train", np.arange(samples)), images("test", np.arange(10000))
+
+
+def images(split: str, indices: np.ndarray) -> Images:
+    """Samples of a split of data/fashion-mnist."""
+    rows = Shards(Path("data/fashion-mnist"), split).rows(indices)
+    x = torch.from_numpy(rows["images"]).float().flatten(1) / 255
+    return Images((x - 0.2860) / 0.3530, torch.from_numpy(rows["labels"].astype(np.int64)))
 
 
 def train(config: Any, model: nn.Module, train: Images, test: Images, *, batch: int, epochs: int, seed: int) -> dict:
-    """Train with a solver; give the test accuracy after each epoch, the last epoch's mean loss, and seconds."""
+    """Train with a solver; give the accuracy after each epoch, the last epoch's mean loss, and seconds."""
     per_epoch = len(train.y) // batch
     solver = config.build(model, LOSS, alone(), RingConfig(), epochs * per_epoch, PhaseClock())
     losses: list[float] = []
@@ -77,33 +88,76 @@ def train(config: Any, model: nn.Module, train: Images, test: Images, *, batch: 
     return {"accuracy": accuracies, "loss": float(np.mean(losses[-per_epoch:])), "train_s": spent_s, **stats.extra}
 
 
-def record(experiment: str, method: str, seed: int, figures: dict[str, Any]) -> None:
-    """Keep the figures of a run, in place of an older one's."""
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    name = f"{experiment}/{method}/{seed}"
-    with h5py.File(RESULTS, "a") as file:
-        if name in file:
-            del file[name]
-        group = file.create_group(name)
-        for key, value in figures.items():
-            group.attrs[key] = value
-    print(name, {k: np.round(v, 4).tolist() if not isinstance(v, str) else v for k, v in figures.items()}, flush=True)
+Settings = dict[str, Any]  # what a method could run with, by a label
 
 
-def recorded(experiment: str) -> dict[str, list[dict[str, Any]]]:
-    """The figures of all runs of an experiment, by method."""
-    with h5py.File(RESULTS, "r") as file:
-        return {m: [dict(file[experiment][m][s].attrs) for s in file[experiment][m]] for m in file[experiment]}
+def run_all(
+    experiment: str, methods: dict[str, Settings], choice: argparse.Namespace, run: Callable[..., dict[str, Any]]
+) -> None:
+    """Run the chosen methods and record ``run(method, setting, seed)``: to tune, with every setting they have; else
+    with the best of those.
+    """
+    torch.set_num_threads(1)
+    for method in choice.methods:
+        settings = methods[method]
+        labels = list(settings) if choice.tune else [chosen(experiment, method, settings)]
+        for label, seed in itertools.product(labels, choice.seeds):
+            figures = run(method, settings[label], seed)
+            record(experiment, method, label, seed, figures, tune=choice.tune)
 
 
-def spread(values: list[float], digits: int = 4) -> str:
+def chosen(experiment: str, method: str, settings: Settings) -> str:
+    """The setting that was best on held-out training images; the one there is, if a method has only one.
+
+    Raises:
+        SystemExit: the method has several, and no run tells which is best.
+    """
+    if len(settings) == 1:
+        return next(iter(settings))
+    runs = [run for run in recorded(experiment, tune=True).get(method, []) if run["setting"] in settings]
+    if not runs:
+        raise SystemExit(f"{experiment}: run --tune --methods {method} first")
+    return str(max(runs, key=lambda run: last(run["accuracy"]))["setting"])
+
+
+def record(experiment: str, method: str, setting: str, seed: int, figures: dict[str, Any], *, tune: bool) -> None:
+    """Append the figures of a run; of runs with the same names the last one counts."""
+    names = {"experiment": experiment, "method": method, "setting": setting, "seed": seed, "tune": tune}
+    line = json.dumps(names | figures, default=lambda value: np.asarray(value).tolist())
+    line = json.dumps(json.loads(line, parse_float=lambda digits: float(f"{float(digits):.6g}")))
+    with RUNS.open("a") as file:
+        file.write(line + "\n")
+    print(line, flush=True)
+
+
+def recorded(experiment: str, *, tune: bool = False) -> dict[str, list[dict[str, Any]]]:
+    """The runs of an experiment by method: on the test set, or those to choose settings by."""
+    runs = [json.loads(line) for line in RUNS.read_text().splitlines()] if RUNS.exists() else []
+    latest = {
+        (run["method"], run["setting"], run["seed"]): run
+        for run in runs
+        if run["experiment"] == experiment and run["tune"] == tune
+    }
+    by_method: dict[str, list[dict[str, Any]]] = {}
+    for run in latest.values():
+        by_method.setdefault(run["method"], []).append(run)
+    return by_method
+
+
+def last(curve: float | Sequence[float]) -> float:
+    """The last value of a curve, or the value."""
+    return curve if isinstance(curve, float) else curve[-1]
+
+
+def spread(values: Sequence[float], digits: int = 4) -> str:
     """Mean and the range over seeds, for a table."""
     return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def options(description: str, methods: list[str]) -> argparse.Namespace:
+def options(description: str, methods: Sequence[str]) -> argparse.Namespace:
     """The command line that these benchmarks share."""
-    p = argparse.ArgumentParser(description=description)
+    p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--methods", nargs="*", default=[], choices=methods, help="what to run (default: print the table)")
     p.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    p.add_argument("--tune", action="store_true", help="run every setting, scored on held-out training images")
     return p.parse_args()

@@ -6,9 +6,7 @@ added afterwards, both after 7 epochs; and with four coarse labels in place of t
     python -m benchmarks.block_admm.factors                                              the table
 """
 
-import copy
 import dataclasses
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.block_admm.bench import Images, fashion_mnist, options, record, recorded, spread, train
+from benchmarks.block_admm.bench import (
+    Images,
+    Settings,
+    chosen,
+    fashion_mnist,
+    options,
+    recorded,
+    run_all,
+    spread,
+    train,
+)
 from hpcopt.models.disentangling import best_factor_auc, reconstruction_error, sparsity
 from hpcopt.models.nmf import FactorMlpConfig, Nmf, factorize
 from hpcopt.optim import ScheduleConfig
@@ -27,7 +35,10 @@ from hpcopt.solvers.data_parallel import DataParallelConfig
 SAMPLES, FACTORS, EPOCHS = 10000, 20, 7
 COARSE = torch.tensor([0, 1, 0, 0, 0, 2, 0, 2, 3, 2])  # clothes for the upper body and dresses, trousers, shoes, bags
 ADAM, COSINE = AdamWConfig(lr=1e-3, weight_decay=0), ScheduleConfig(name="cosine")
-METHODS = ["deepfacto", "posthoc", "deepfacto-weak", "posthoc-weak"]
+METHODS: dict[str, Settings] = {
+    "posthoc": {f"lr {lr:g}": {"lr": lr} for lr in (5e-4, 1e-3, 2e-3)},
+    "deepfacto": {},
+}
 PICTURE = Path("docs/factors.png")
 
 
@@ -36,21 +47,28 @@ def network(seed: int, classes: int) -> nn.Sequential:
     return FactorMlpConfig(hidden=(256, 128), factors=FACTORS).build((784,), classes)
 
 
-def deepfacto(data: tuple[Images, Images], classes: int, seed: int) -> nn.Sequential:
-    """Five epochs of plain training, two of everything together."""
+def deepfacto(data: tuple[Images, Images], classes: int, seed: int, setting: dict[str, float]) -> nn.Sequential:
+    """Plain training, then everything together."""
     model = network(seed, classes)
-    config = DeepFactoConfig(plain=5 / EPOCHS, label=100, optimizer=ADAM, schedule=COSINE)
+    config = DeepFactoConfig(optimizer=ADAM, schedule=COSINE).model_copy(update=setting)
     train(config, model, *data, batch=128, epochs=EPOCHS, seed=seed)
     fit_classifier(model, data[0])
     return model
 
 
-def posthoc(data: tuple[Images, Images], classes: int, seed: int) -> nn.Sequential:
+def posthoc(data: tuple[Images, Images], classes: int, seed: int, setting: dict[str, float]) -> nn.Sequential:
     """As many epochs of plain training; then an NMF of all training features."""
     model = network(seed, classes)
     nmf = next(layer for layer in model if isinstance(layer, Nmf))
     plain = nn.Sequential(*list(model[:-2]), nn.Linear(nmf.basis.shape[1], classes))
-    train(DataParallelConfig(optimizer=ADAM, schedule=COSINE), plain, *data, batch=128, epochs=EPOCHS, seed=seed)
+    train(
+        DataParallelConfig(optimizer=ADAM.model_copy(update=setting), schedule=COSINE),
+        plain,
+        *data,
+        batch=128,
+        epochs=EPOCHS,
+        seed=seed,
+    )
     with torch.no_grad():
         _, basis = factorize(plain[:-1](data[0].x), FACTORS, 60, torch.Generator().manual_seed(0))
         nmf.basis.copy_(basis)
@@ -129,29 +147,40 @@ def main() -> None:
     if not choice.methods:
         table()
         return
-    torch.set_num_threads(1)
-    data = fashion_mnist(SAMPLES)
-    fine = data[1].y
-    for method, seed in itertools.product(choice.methods, choice.seeds):
+    data = fashion_mnist(SAMPLES, tune=choice.tune)
+
+    def make(method: str, setting: dict[str, float], seed: int) -> tuple[nn.Sequential, tuple[Images, Images]]:
         weak = method.endswith("-weak")
-        used = tuple(dataclasses.replace(part, y=COARSE[part.y]) for part in data) if weak else copy.copy(data)
-        make = posthoc if method.startswith("posthoc") else deepfacto
-        model = make(used, 4 if weak else 10, seed)
-        if method == "picture":
-            picture(model, data[1])
-        else:
-            record("factors", method, seed, scores(model, used[1], fine))
+        used = tuple(dataclasses.replace(part, y=COARSE[part.y]) for part in data) if weak else data
+        build = posthoc if method.startswith("posthoc") else deepfacto
+        return build(used, 4 if weak else 10, seed, setting), used
+
+    def run(method: str, setting: dict[str, float], seed: int) -> dict[str, Any]:
+        model, used = make(method, setting, seed)
+        return scores(model, used[1], data[1].y)
+
+    if choice.methods == ["picture"]:
+        torch.set_num_threads(1)
+        settings = METHODS["deepfacto"]
+        picture(make("deepfacto", settings[chosen("factors", "deepfacto", settings)], choice.seeds[0])[0], data[1])
+    else:
+        run_all("factors", METHODS, choice, run)
 
 
 def table() -> None:
-    print("| method | seeds | accuracy | reconstruction error | best-factor AUC, mean | smallest | zeros in codes |")
-    print("|---|---|---|---|---|---|---|")
-    for method, runs in recorded("factors").items():
-        columns = {key: [float(run[key]) for run in runs] for key in runs[0]}
-        print(
-            f"| {method} | {len(runs)} | {spread(columns['accuracy'])} | {spread(columns['reconstruction_error'])} "
-            f"| {spread(columns['auc_mean'], 3)} | {min(columns['auc_min']):.3f} | {spread(columns['sparsity'], 2)} |"
-        )
+    results = recorded("factors")
+    columns = ("accuracy", "reconstruction_error", "auc_mean", "auc_min", "sparsity")
+    print("| method | setting (of so many) | seeds | accuracy | reconstruction error | AUC, mean | least | zeros |")
+    print("|---|---|---|---|---|---|---|---|")
+    for method, settings in METHODS.items():
+        label = chosen("factors", method, settings)
+        runs = [run for run in results.get(method, []) if run["setting"] == label]
+        if runs:
+            accuracy, error, auc, worst_auc, zeros = ([run[column] for run in runs] for column in columns)
+            print(
+                f"| {method} | {label} ({len(settings)}) | {len(runs)} | {spread(accuracy)} | {spread(error)} "
+                f"| {spread(auc, 3)} | {min(worst_auc):.3f} | {spread(zeros, 2)} |"
+            )
 
 
 if __name__ == "__main__":

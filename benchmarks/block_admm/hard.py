@@ -1,25 +1,28 @@
 """Where back-propagation suffers: a sigmoid network of 10 layers, whose gradient vanishes on the way, and a network
 of sign activations, which have none. 20,000 images of Fashion-MNIST, batches of 128.
 
-    python -m benchmarks.block_admm.hard --methods sigmoid-admm sign-ste --seeds 0 1 2      run and record
-    python -m benchmarks.block_admm.hard                                                     the tables
+    python -m benchmarks.block_admm.hard --tune --methods sigmoid-admm --seeds 0       settings, on held-out images
+    python -m benchmarks.block_admm.hard --methods sigmoid-admm --seeds 0 1 2          the best one: run and record
+    python -m benchmarks.block_admm.hard                                               the table
 """
 
 import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.block_admm.bench import fashion_mnist, options, record, recorded, spread, train
+from benchmarks.block_admm.bench import Settings, chosen, fashion_mnist, options, recorded, run_all, spread, train
 from hpcopt.models.nondifferentiable import Sign
-from hpcopt.optim import ScheduleConfig, SgdConfig
+from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
 from hpcopt.optim.first_order import AdamWConfig
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
 
 SAMPLES, EPOCHS = 20000, 8
 COSINE = ScheduleConfig(name="cosine")
-ADAM, FAST_ADAM = AdamWConfig(lr=1e-3, weight_decay=0), AdamWConfig(lr=5e-3, weight_decay=0)
+SIGN_WIDTHS = [784, 256, 256, 10]
 
 
 class StraightThrough(torch.autograd.Function):
@@ -59,33 +62,42 @@ def stack(widths: list[int], activation: type[nn.Module]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def sign_network(activation: type[nn.Module]) -> nn.Sequential:
-    """Two hidden layers of signs."""
-    return stack([784, 256, 256, 10], activation)
+def adam(lr: float) -> AdamWConfig:
+    return AdamWConfig(lr=lr, weight_decay=0)
 
 
-GROWING = BlockAdmmConfig(form="online", rho=0.1, rho_end=100, z_steps=1, optimizer=FAST_ADAM, schedule=COSINE)
+def back_propagation(rates: Sequence[float], optimizer: Callable[[float], OptimizerConfig]) -> Settings:
+    return {f"lr {lr:g}": DataParallelConfig(optimizer=optimizer(lr), schedule=COSINE) for lr in rates}
 
-METHODS = {
-    "sigmoid-sgd": (sigmoid_network, DataParallelConfig(optimizer=SgdConfig(lr=0.05), schedule=COSINE)),
-    "sigmoid-adam": (sigmoid_network, DataParallelConfig(optimizer=ADAM, schedule=COSINE)),
-    "sigmoid-adam-fast": (sigmoid_network, DataParallelConfig(optimizer=FAST_ADAM, schedule=COSINE)),
-    "sigmoid-admm": (sigmoid_network, GROWING),
-    "sigmoid-admm-rho1": (sigmoid_network, GROWING.model_copy(update={"rho": 1.0, "rho_end": None})),
-    "sign-adam": (lambda: sign_network(Sign), DataParallelConfig(optimizer=ADAM, schedule=COSINE)),
-    "sign-ste": (lambda: sign_network(StraightThroughSign), DataParallelConfig(optimizer=ADAM, schedule=COSINE)),
-    "sign-admm": (
-        lambda: sign_network(Sign),
-        BlockAdmmConfig(form="online", rho=1, optimizer=ADAM, schedule=COSINE),
-    ),
+
+def block_admm(rhos: Sequence[tuple[float, float]], rates: Sequence[float], z_steps: int) -> Settings:
+    return {
+        f"rho {start:g} to {end:g}, lr {lr:g}": BlockAdmmConfig(
+            form="online", rho=start, rho_end=end, z_steps=z_steps, optimizer=adam(lr), schedule=COSINE
+        )
+        for (start, end), lr in itertools.product(rhos, rates)
+    }
+
+
+NETWORKS = {
+    "sigmoid": sigmoid_network,
+    "sign-adam": lambda: stack(SIGN_WIDTHS, Sign),
+    "sign-admm": lambda: stack(SIGN_WIDTHS, Sign),
+    "sign-ste": lambda: stack(SIGN_WIDTHS, StraightThroughSign),
+}
+METHODS: dict[str, Settings] = {
+    "sigmoid-sgd": back_propagation((0.05, 0.2, 0.5, 1), lambda lr: SgdConfig(lr=lr)),
+    "sigmoid-adam": back_propagation((3e-4, 1e-3, 2e-3, 5e-3), adam),
+    "sigmoid-admm": block_admm([(0.1, 100), (1, 100)], (2e-3, 5e-3), z_steps=1),
+    "sign-adam": back_propagation((5e-4, 1e-3, 2e-3, 5e-3), adam),
+    "sign-ste": back_propagation((5e-4, 1e-3, 2e-3, 5e-3), adam),
+    "sign-admm": block_admm([(1, 1), (10, 10)], (1e-3, 2e-3), z_steps=3),
 }
 
 LABELS = {
     "sigmoid-sgd": "10 sigmoid layers, SGD with momentum",
-    "sigmoid-adam": "10 sigmoid layers, Adam 1e-3",
-    "sigmoid-adam-fast": "10 sigmoid layers, Adam 5e-3",
-    "sigmoid-admm": "10 sigmoid layers, Block-ADMM, rho 0.1 to 100",
-    "sigmoid-admm-rho1": "10 sigmoid layers, Block-ADMM, rho 1",
+    "sigmoid-adam": "10 sigmoid layers, Adam",
+    "sigmoid-admm": "10 sigmoid layers, Block-ADMM",
     "sign-adam": "signs, back-propagation (reaches the last layer only)",
     "sign-ste": "signs, straight-through estimator",
     "sign-admm": "signs, Block-ADMM",
@@ -94,28 +106,31 @@ LABELS = {
 
 def main() -> None:
     choice = options(__doc__ or "", list(METHODS))
-    if choice.methods:
-        torch.set_num_threads(1)
-        data = fashion_mnist(SAMPLES)
-        for method, seed in itertools.product(choice.methods, choice.seeds):
-            make, config = METHODS[method]
-            torch.manual_seed(seed)
-            figures = train(config, make(), *data, batch=128, epochs=EPOCHS, seed=seed)
-            record("hard", method, seed, figures)
-    else:
+    if not choice.methods:
         table()
+        return
+    data = fashion_mnist(SAMPLES, tune=choice.tune)
+
+    def run(method: str, config: Any, seed: int) -> dict[str, Any]:
+        torch.manual_seed(seed)
+        network = NETWORKS["sigmoid" if method.startswith("sigmoid") else method]()
+        return train(config, network, *data, batch=128, epochs=EPOCHS, seed=seed)
+
+    run_all("hard", METHODS, choice, run)
 
 
 def table() -> None:
     results = recorded("hard")
-    print("| network and solver | seeds | test accuracy after each epoch, mean | at the end, mean (range) |")
-    print("|---|---|---|---|")
-    for method in METHODS:
-        if method in results:
-            curves = zip(*(run["accuracy"] for run in results[method]), strict=True)
+    print("| network and solver | setting (of so many) | seeds | after each epoch, mean | at the end, mean (range) |")
+    print("|---|---|---|---|---|")
+    for method, settings in METHODS.items():
+        label = chosen("hard", method, settings)
+        runs = [run for run in results.get(method, []) if run["setting"] == label]
+        if runs:
+            curves = zip(*(run["accuracy"] for run in runs), strict=True)
             epochs = " ".join(f"{sum(column) / len(column):.3f}" for column in curves)
-            final = spread([float(run["accuracy"][-1]) for run in results[method]])
-            print(f"| {LABELS[method]} | {len(results[method])} | {epochs} | {final} |")
+            final = spread([run["accuracy"][-1] for run in runs])
+            print(f"| {LABELS[method]} | {label} ({len(settings)}) | {len(runs)} | {epochs} | {final} |")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from hpcopt.comm.world import World
 from hpcopt.errors import JobError
@@ -35,8 +36,12 @@ class Block:
         exchange: SumConfig,
         curvature: float,
         clock: PhaseClock,
+        *,
+        extrapolate: bool = False,
     ) -> None:
-        """``curvature`` is the squared norm of the Jacobian, 0 if it is to be estimated."""
+        """``curvature`` is the squared norm of the Jacobian, 0 if it is to be estimated; ``extrapolate`` remembers the
+        latest step of the parameters for ``forward``.
+        """
         self.layers = layers
         self._peers = peers
         parameters = [p for p in layers.parameters() if p.requires_grad]
@@ -46,11 +51,13 @@ class Block:
         self._fixed = curvature
         self._jacobian_square = curvature
         self._direction: Tensor | None = None
+        self._latest = {n: torch.zeros_like(p) for n, p in layers.named_parameters()} if extrapolate else {}
 
     @torch.no_grad()
-    def forward(self, z: Tensor) -> Tensor:
-        """Outputs for inputs z, without a graph."""
-        out: Tensor = self.layers(z)
+    def forward(self, z: Tensor, ahead: int = 0) -> Tensor:
+        """Outputs for inputs z, without a graph; with the weights after ``ahead`` more steps like the latest."""
+        weights = {n: p + ahead * self._latest[n] for n, p in self.layers.named_parameters()} if ahead else {}
+        out: Tensor = functional_call(self.layers, weights, (z,))
         return out
 
     def pull(self, z: Tensor, anchor: Tensor, rho: float, goal: Goal, steps: int, *, backtrack: bool) -> Tensor:
@@ -108,7 +115,9 @@ class Block:
         self._exchange.finish()
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
+        before = {n: p.detach().clone() for n, p in self.layers.named_parameters() if n in self._latest}
         self._optimizer.step()
+        self._latest = {n: self.layers.get_parameter(n).detach() - p for n, p in before.items()}
         return loss.item()
 
     def measure(self, z: Tensor, weight: float) -> None:
@@ -139,9 +148,10 @@ class Block:
         self._jacobian_square = MARGIN * float(largest)
 
     def state_dict(self) -> Tree:
-        """The optimizer's state and the curvature; the parameters belong to the model's state."""
+        """The optimizer's state, the latest step and the curvature; the parameters belong to the model's state."""
         optimizer = self._optimizer.state_dict() if self._optimizer else None
-        return {"optimizer": optimizer, "direction": self._direction, "jacobian_square": self._jacobian_square}
+        curvature = {"direction": self._direction, "jacobian_square": self._jacobian_square}
+        return {"optimizer": optimizer, "latest": self._latest, **curvature}
 
     def exchange_state_dict(self) -> Tree:
         """What this rank's exchange of gradients keeps."""
@@ -153,6 +163,8 @@ class Block:
         if self._optimizer:
             self._optimizer.load_state_dict(state["optimizer"])
         self._direction, self._jacobian_square = state["direction"], state["jacobian_square"]
+        for name in self._latest.keys() & state["latest"].keys():
+            self._latest[name] = state["latest"][name]
 
 
 def _norms(x: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ class DeepFacto:
         trained = nn.ModuleDict({"f": self._f, "head": self._head, "g": self._g})
         self._exchange = Exchange(world, trained.named_parameters(), require_sums(exchange, config.name), clock=clock)
         self._optimizers = {
-            "features": config.optimizer.build([*self._f.parameters(), *self._head.parameters()]),
+            "features": self._feature_optimizer(),
             "classifier": config.optimizer.build(self._g.parameters()),
         }
         self._recent: deque[Tensor] = deque(maxlen=RECENT)
@@ -182,8 +182,10 @@ class DeepFacto:
 
     def _factorize(self) -> None:
         """The first basis: rank 0's, from the features of its latest batches; the first g: what the throw-away head
-        said of them.
+        said of them. The features' optimizer starts anew: the gradients to come have another scale than those that it
+        remembers, and Adam would take steps of many times its rate.
         """
+        self._optimizers["features"] = self._feature_optimizer()
         with torch.no_grad():
             features = self._f(torch.cat(list(self._recent)))
             generator = torch.Generator().manual_seed(0)
@@ -200,6 +202,9 @@ class DeepFacto:
         for tensor in [self._nmf.basis, *self._g.state_dict().values()]:
             self._world.broadcast(tensor)
         self._recent.clear()
+
+    def _feature_optimizer(self) -> torch.optim.Optimizer:
+        return self._config.optimizer.build([*self._f.parameters(), *self._head.parameters()])
 
     def gather(self) -> None:
         """Every rank has it all."""

@@ -17,7 +17,8 @@ One batch goes up and down the blocks once:
 
 The batch form keeps u_t for every sample; the online form, for data seen once, has u = 0 and keeps nothing. Across
 ranks a message goes up and one comes down each boundary, and several batches can be in flight: then the weights that
-take a batch down are some updates newer than those that took it up.
+take a batch down are some updates newer than those that took it up, which extrapolates for it (as arXiv:1809.02839 does
+for pipelined back-propagation).
 """
 
 from collections import deque
@@ -148,8 +149,10 @@ class BlockAdmm:
         shapes = [example.shape[1:], *output_shapes(self._all, example)]
         self._dtype, self._shapes, self._owned = example.dtype, shapes, layout.owned(layout.stage)
         peers = world if layout.stages == 1 else world.split(layout.stage, world.rank)
+        ahead = layout.delay(config.in_flight) > 0
         self._blocks = [
-            Block(self._all[t], config.optimizer, peers, sums, config.curvature or 0.0, clock) for t in self._owned
+            Block(self._all[t], config.optimizer, peers, sums, config.curvature or 0.0, clock, extrapolate=ahead)
+            for t in self._owned
         ]
         self._is_first, self._is_last = self._owned[0] == 0, self._owned[-1] == len(self._all) - 1
         boundaries = [t for t in self._owned if t < len(self._all) - 1]
@@ -164,9 +167,9 @@ class BlockAdmm:
         """Take a batch up, and the oldest one in flight down."""
         config = self._config
         flight = Flight(batch, self._step, config.rho_at(self._step, self._steps))
-        self._flights.append(flight)
         with self._clock("forward"):
             self._up(flight)
+        self._flights.append(flight)
         self._step += 1
         if len(self._flights) <= self._layout.delay(config.in_flight):
             return StepStats(0.0, self._learning_rate(flight.number), {"residual": 0.0})
@@ -185,17 +188,19 @@ class BlockAdmm:
                     self._world.broadcast(tensor, self._layout.owner(t))
 
     def _up(self, flight: Flight) -> None:
-        """Seed the auxiliaries of a batch and send the last ones on."""
+        """Seed the auxiliaries of a batch and send the last ones on. The batches in flight before it will each have
+        moved the weights when it comes down: it goes up with the weights expected then.
+        """
         if self._below:
             start = self._below.receive(self._shape(self._owned[0], flight), self._dtype, UP)
         else:
             start = self._loss.inputs(flight.batch).to(self._dtype)
-        self._seed(flight, start)
+        self._seed(flight, start, ahead=len(self._flights))
         if self._above:
             self._above.send(flight.anchors[-1], UP, flight.number)
 
-    def _seed(self, flight: Flight, start: Tensor) -> None:
-        """Each block's outputs, plus the dual, are the next one's inputs."""
+    def _seed(self, flight: Flight, start: Tensor, ahead: int = 0) -> None:
+        """Each block's outputs, plus the dual, are the next one's inputs; with the weights of ``ahead`` steps on."""
         indices = flight.batch.indices
         flight.inputs, flight.anchors, flight.duals = [], [start], []
         for t, block in zip(self._owned, self._blocks, strict=True):
@@ -207,7 +212,7 @@ class BlockAdmm:
             flight.inputs.append(z)
             if t in self._duals:
                 flight.duals.append(self._duals[t].read(indices) / flight.rho)
-                flight.anchors.append(block.forward(z) + flight.duals[-1])
+                flight.anchors.append(block.forward(z, ahead) + flight.duals[-1])
 
     def _finish(self) -> StepStats:
         """Take the oldest batch in flight down: auxiliaries, then parameters and duals."""
@@ -229,8 +234,8 @@ class BlockAdmm:
             shape = self._shape(self._owned[-1] + 1, flight)
             above = self._above.receive(shape, self._dtype, DOWN, flight.anchors[-1])
             if self._layout.delay(config.in_flight):
-                # The weights have moved since the batch went up. The rank above moved z away from what they gave then;
-                # the same move away from what they give now keeps z from calling the newer updates back.
+                # The weights are not those that the batch went up with. The rank above moved z away from what it got
+                # then; the same move away from what they give now keeps z from calling the newer updates back.
                 then = flight.anchors[-1]
                 self._seed(flight, flight.anchors[0])
                 above = above + (flight.anchors[-1] - then)

@@ -79,8 +79,8 @@ def test_messages_go_through_a_codec(codec):
 
 
 def in_flight_oracle(in_flight: int) -> torch.Tensor:
-    """What one process would compute that takes each batch up with old weights, and down with newer ones: the solver's
-    own sweeps, each on a snapshot of the right age.
+    """What one process would compute that takes each batch up with weights extrapolated from old ones, and down with
+    newer ones: the solver's own sweeps, each on a snapshot of the right age.
     """
     layouts = [Layout(t, LAYERS, LAYERS, LAYERS) for t in range(LAYERS)]
     s = solver(CONFIG.model_copy(update={"stages": 1, "form": "online"}), network(LAYERS), steps=STEPS)
@@ -89,7 +89,12 @@ def in_flight_oracle(in_flight: int) -> torch.Tensor:
         newest = [block.layers for block in s._blocks]
         for t, block in enumerate(s._blocks):
             age = min(number, layouts[t].delay(in_flight))
-            block.layers = history[number - age][t]
+            block.layers = copy.deepcopy(history[number - age][t])
+            if number > age:
+                with torch.no_grad():
+                    before = history[number - age - 1][t].parameters()
+                    for p, earlier in zip(block.layers.parameters(), before, strict=True):
+                        p.add_(age * (p - earlier))
         flight = Flight(batch, number, CONFIG.rho)
         s._up(flight)
         for block, layers in zip(s._blocks, newest, strict=True):
@@ -104,7 +109,7 @@ def in_flight_oracle(in_flight: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("in_flight", [2, 3, 4])
-def test_batches_in_flight_go_up_with_weights_of_the_right_age(in_flight):
+def test_batches_in_flight_go_up_with_the_weights_expected_when_they_come_down(in_flight):
     config = CONFIG.model_copy(update={"form": "online", "stages": LAYERS, "in_flight": in_flight})
     results = trained(config, LAYERS)
     expected = in_flight_oracle(in_flight)
