@@ -13,7 +13,6 @@ TABLES = {
     "hard": hard.table,
     "factors": factors.table,
     "pipeline": pipeline.table,
-    "pipeline-accuracy": pipeline.accuracy_table,
 }
 
 

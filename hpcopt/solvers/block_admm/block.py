@@ -100,25 +100,33 @@ class Block:
         excess, scale = self._peers.all_reduce(torch.stack([goal(self.layers(moved)) - model, value.abs()]).double())
         return bool(excess <= 1e-9 * scale)
 
-    def train(self, z: Tensor, goal: Goal, weight: float, learning_rate: float) -> float:
-        """One optimizer step on the mean goal over all peers' samples, of which ``weight`` are this rank's. Collective:
-        over the peers; one all-reduce of the block's gradients.
+    def begin(self, visits: int) -> None:
+        """Make the gradients zero, before so many calls of ``learn``."""
+        self._exchange.zero(backwards=visits)
+
+    def learn(self, z: Tensor, goal: Goal, weight: float) -> float:
+        """Add the gradient of the mean goal over all samples of the update, of which these are the part ``weight``.
+        Collective on the last visit: over the peers; one all-reduce of the block's gradients.
 
         Returns:
-            This rank's summand of the mean goal, before the step.
+            These samples' summand of the mean goal.
         """
         if self._optimizer is None:
             return 0.0
-        self._exchange.zero()
         loss = goal(self.layers(z.detach())) * (weight / len(z))
         loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
+
+    def update(self, learning_rate: float) -> None:
+        """One optimizer step."""
+        if self._optimizer is None:
+            return
         self._exchange.finish()
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         before = {n: p.detach().clone() for n, p in self.layers.named_parameters() if n in self._latest}
         self._optimizer.step()
         self._latest = {n: self.layers.get_parameter(n).detach() - p for n, p in before.items()}
-        return loss.item()
 
     def measure(self, z: Tensor, weight: float) -> None:
         """Estimate the largest squared norm of the Jacobian df/dz over the samples, by power iteration on each of them

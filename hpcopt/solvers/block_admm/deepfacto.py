@@ -40,7 +40,7 @@ from hpcopt.solvers.block_admm.samples import SampleTable
 from hpcopt.solvers.solver import Batch, Loss, OutputLoss, StepStats, Tree
 
 RECENT = 32  # batches whose features the first basis is made from
-HEAD_STEPS = 200
+HEAD_STEPS = 1000
 
 
 class DeepFactoConfig(Config):

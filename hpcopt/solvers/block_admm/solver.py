@@ -61,6 +61,9 @@ class BlockAdmmConfig(Config):
         None, ge=1, description="ranks that one copy of the model is spread over; by default as many as fit"
     )
     in_flight: int = Field(1, ge=1, description="batches under way through the stages at a time; 1 waits for each")
+    accumulate: int = Field(
+        1, ge=1, description="micro-batches of a batch that are under way at a time, for one update of the weights"
+    )
     form: Literal["batch", "online"] = Field("batch", description="keep duals for every sample, or have none")
     auxiliaries: Literal["seeded", "stored"] = Field(
         "seeded", description="start each visit from a forward sweep, or from what the sample's last visit left"
@@ -106,20 +109,26 @@ class BlockAdmmConfig(Config):
 
 @dataclass
 class Flight:
-    """One batch on its way through this rank's blocks.
+    """One batch, or micro-batch, on its way through this rank's blocks.
 
     Attributes:
+        number, part: which step's batch it is, and which micro-batch of that.
         inputs: each block's inputs z, as they are now.
         anchors: each block's inputs as the block below wants them, f(z) + u; then the outputs of the last block here.
         duals: u of each block's outputs.
+        goals: each block's goal, once it is down.
+        loss: its summand of the last block's mean goal.
     """
 
     batch: Batch
     number: int
+    part: int
     rho: float
     inputs: list[Tensor] = field(default_factory=list)
     anchors: list[Tensor] = field(default_factory=list)
     duals: list[Tensor] = field(default_factory=list)
+    goals: list[Goal] = field(default_factory=list)
+    loss: float = 0.0
 
 
 class BlockAdmm:
@@ -149,9 +158,12 @@ class BlockAdmm:
         shapes = [example.shape[1:], *output_shapes(self._all, example)]
         self._dtype, self._shapes, self._owned = example.dtype, shapes, layout.owned(layout.stage)
         peers = world if layout.stages == 1 else world.split(layout.stage, world.rank)
-        ahead = layout.delay(config.in_flight) > 0
+        if config.in_flight > 1 and config.accumulate > 1:
+            raise JobError("[solver] either in_flight or accumulate may be more than 1: batches, or parts of one")
+        self._delay = layout.delay(max(config.in_flight, config.accumulate))
+        ages = self._delay > 0 and config.accumulate == 1
         self._blocks = [
-            Block(self._all[t], config.optimizer, peers, sums, config.curvature or 0.0, clock, extrapolate=ahead)
+            Block(self._all[t], config.optimizer, peers, sums, config.curvature or 0.0, clock, extrapolate=ages)
             for t in self._owned
         ]
         self._is_first, self._is_last = self._owned[0] == 0, self._owned[-1] == len(self._all) - 1
@@ -164,21 +176,31 @@ class BlockAdmm:
         self._steps, self._step = steps, 0
 
     def step(self, batch: Batch) -> StepStats:
-        """Take a batch up, and the oldest one in flight down."""
+        """Take a batch up, and the oldest one in flight down; or all micro-batches of this one up and down."""
         config = self._config
-        flight = Flight(batch, self._step, config.rho_at(self._step, self._steps))
-        with self._clock("forward"):
-            self._up(flight)
-        self._flights.append(flight)
+        if batch.global_size // self._layout.groups < config.accumulate:
+            raise JobError(f"[solver] accumulate = {config.accumulate}, but a rank has fewer samples of a batch")
+        rho = config.rho_at(self._step, self._steps)
+        micros = batch.split(config.accumulate)
+        landed: list[Flight] = []
+        for part, micro in enumerate(micros):
+            flight = Flight(micro, self._step, part, rho)
+            with self._clock("forward"):
+                self._up(flight)
+            self._flights.append(flight)
+            if len(self._flights) > self._delay:
+                landed.append(self._land(len(micros)))
+        while len(micros) > 1 and self._flights:
+            landed.append(self._land(len(micros)))
         self._step += 1
-        if len(self._flights) <= self._layout.delay(config.in_flight):
-            return StepStats(0.0, self._learning_rate(flight.number), {"residual": 0.0})
-        return self._finish()
+        if not landed:
+            return StepStats(0.0, self._learning_rate(self._step - 1), {"residual": 0.0})
+        return self._update(landed)
 
     def gather(self) -> None:
         """Finish the batches in flight; then every block goes from its rank to all others. Collective."""
         while self._flights:
-            self._finish()
+            self._update([self._land(1)])
         for link in (self._below, self._above):
             if link:
                 link.flush()
@@ -195,9 +217,9 @@ class BlockAdmm:
             start = self._below.receive(self._shape(self._owned[0], flight), self._dtype, UP)
         else:
             start = self._loss.inputs(flight.batch).to(self._dtype)
-        self._seed(flight, start, ahead=len(self._flights))
+        self._seed(flight, start, ahead=len(self._flights) if self._config.accumulate == 1 else 0)
         if self._above:
-            self._above.send(flight.anchors[-1], UP, flight.number)
+            self._above.send(flight.anchors[-1], UP, self._message(flight))
 
     def _seed(self, flight: Flight, start: Tensor, ahead: int = 0) -> None:
         """Each block's outputs, plus the dual, are the next one's inputs; with the weights of ``ahead`` steps on."""
@@ -214,17 +236,29 @@ class BlockAdmm:
                 flight.duals.append(self._duals[t].read(indices) / flight.rho)
                 flight.anchors.append(block.forward(z, ahead) + flight.duals[-1])
 
-    def _finish(self) -> StepStats:
-        """Take the oldest batch in flight down: auxiliaries, then parameters and duals."""
+    def _land(self, visits: int) -> Flight:
+        """Take the oldest flight down and learn from it; ``visits`` of them make an update."""
         flight = self._flights.popleft()
         with self._clock("backward"):
-            goals = self._down(flight)
+            flight.goals = self._down(flight)
         with self._clock("update"):
-            rate = self._learning_rate(flight.number)
+            if flight.part == 0:
+                for block in self._blocks:
+                    block.begin(visits)
             weight = flight.batch.weight
-            terms = [b.train(z, g, weight, rate) for b, z, g in zip(self._blocks, flight.inputs, goals, strict=True)]
-            residual = self._update_duals(flight, goals)
-        return StepStats(terms[-1] if self._is_last else 0.0, rate, {"residual": residual})
+            for block, z, goal in zip(self._blocks, flight.inputs, flight.goals, strict=True):
+                flight.loss = block.learn(z, goal, weight)
+        return flight
+
+    def _update(self, landed: Sequence[Flight]) -> StepStats:
+        """Step the parameters, then the duals."""
+        rate = self._learning_rate(landed[0].number)
+        with self._clock("update"):
+            for block in self._blocks:
+                block.update(rate)
+            missed, scale = (sum(column) for column in zip(*map(self._update_duals, landed), strict=True))
+        loss = sum(flight.loss for flight in landed) if self._is_last else 0.0
+        return StepStats(loss, rate, {"residual": missed / scale if scale else 0.0})
 
     def _down(self, flight: Flight) -> list[Goal]:
         """Move the auxiliaries, the last boundary first; give each block's goal."""
@@ -233,7 +267,7 @@ class BlockAdmm:
         if self._above:
             shape = self._shape(self._owned[-1] + 1, flight)
             above = self._above.receive(shape, self._dtype, DOWN, flight.anchors[-1])
-            if self._layout.delay(config.in_flight):
+            if self._delay and config.accumulate == 1:
                 # The weights are not those that the batch went up with. The rank above moved z away from what it got
                 # then; the same move away from what they give now keeps z from calling the newer updates back.
                 then = flight.anchors[-1]
@@ -247,7 +281,7 @@ class BlockAdmm:
             block, goal = self._blocks[i], goals[0]
             if self._owned[i] == 0:
                 break
-            if flight.number % config.measure_every == 0:
+            if flight.number % config.measure_every == 0 and flight.part == 0:
                 block.measure(flight.inputs[i], batch.weight)
             flight.inputs[i] = block.pull(
                 flight.inputs[i], flight.anchors[i], flight.rho, goal, config.z_steps, backtrack=config.backtrack
@@ -255,17 +289,19 @@ class BlockAdmm:
             if i > 0:
                 goals.insert(0, Match(flight.inputs[i] - flight.duals[i - 1], flight.rho))
         if self._below:
-            self._below.send(flight.inputs[0], DOWN, flight.number, flight.anchors[0])
+            self._below.send(flight.inputs[0], DOWN, self._message(flight), flight.anchors[0])
         if config.auxiliaries == "stored":
             for t, z in zip(self._owned, flight.inputs, strict=True):
                 if t > 0:
                     self._stored[t].write(batch.indices, z)
         return goals
 
-    def _update_duals(self, flight: Flight, goals: Sequence[Goal]) -> float:
-        """Step the duals; give |f(z) - z'|^2 / |z'|^2 over this rank's boundaries, after the other updates."""
+    def _update_duals(self, flight: Flight) -> tuple[float, float]:
+        """Step the duals; give |f(z) - z'|^2 and |z'|^2 over this rank's boundaries, after the other updates."""
         missed = scale = 0.0
-        for t, block, z, goal, dual in zip(self._owned, self._blocks, flight.inputs, goals, flight.duals, strict=False):
+        for t, block, z, goal, dual in zip(
+            self._owned, self._blocks, flight.inputs, flight.goals, flight.duals, strict=False
+        ):
             if not isinstance(goal, Match):
                 continue
             above = goal.target + dual
@@ -275,11 +311,15 @@ class BlockAdmm:
             if self._config.form == "batch" and self._config.dual_step:
                 multiplier = flight.rho * (dual + self._config.dual_step * gap)
                 self._duals[t].write(flight.batch.indices, multiplier)
-        return missed / scale if scale else 0.0
+        return missed, scale
 
     def _link(self, neighbour: int) -> Link:
         c = self._config
-        return Link(self._world.transport, neighbour, c.codec, c.codec_seed, c.in_flight, self._clock)
+        under_way = max(c.in_flight, c.accumulate)
+        return Link(self._world.transport, neighbour, c.codec, c.codec_seed, under_way, self._clock)
+
+    def _message(self, flight: Flight) -> int:
+        return flight.number * self._config.accumulate + flight.part
 
     def _shape(self, t: int, flight: Flight) -> tuple[int, ...]:
         return (len(flight.batch), *self._shapes[t])
@@ -295,7 +335,7 @@ class BlockAdmm:
         return {
             "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",
             "blocks": f"{len(self._all)} on {layout.stages} ranks, {layout.groups} data groups of those",
-            "in flight": f"{self._config.in_flight} batches",
+            "in flight": f"{self._config.in_flight} batches of {self._config.accumulate} micro-batches",
             "bytes a step": f"{per_sample * self._dtype.itemsize:,} a sample sent by this rank for its boundaries",
         }
 

@@ -57,6 +57,19 @@ def test_it_learns_features_that_the_factors_explain():
     assert error < 0.5 * errors[60]  # against the first factorisation of the plainly trained features
 
 
+def test_the_joint_steps_remember_no_plain_gradient():
+    """The first step of Adam on a new objective is as long as its rate, whatever the plain gradients were."""
+    s = solver()
+    every = data(STEPS)
+    for batch in every[: s._plain_steps]:
+        s.step(batch)
+    before = parameters(s._f).clone()
+    s.step(every[s._plain_steps])
+    moved = (parameters(s._f) - before).abs()
+    torch.testing.assert_close(moved[moved > 0.5e-2], torch.full_like(moved[moved > 0.5e-2], 1e-2), rtol=1e-3, atol=0)
+    assert float((moved > 0.5e-2).double().mean()) > 0.3
+
+
 def test_inference_sees_no_label():
     s = solver()
     for batch in data(STEPS):

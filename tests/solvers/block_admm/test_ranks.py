@@ -95,7 +95,7 @@ def in_flight_oracle(in_flight: int) -> torch.Tensor:
                     before = history[number - age - 1][t].parameters()
                     for p, earlier in zip(block.layers.parameters(), before, strict=True):
                         p.add_(age * (p - earlier))
-        flight = Flight(batch, number, CONFIG.rho)
+        flight = Flight(batch, number, 0, CONFIG.rho)
         s._up(flight)
         for block, layers in zip(s._blocks, newest, strict=True):
             block.layers = layers
@@ -103,7 +103,7 @@ def in_flight_oracle(in_flight: int) -> torch.Tensor:
             flight.duals[t] = flight.anchors[t + 1] - block.forward(flight.inputs[t])
         s._step += 1
         s._flights.append(flight)
-        s._finish()
+        s._update([s._land(1)])
         history.append([copy.deepcopy(block.layers) for block in s._blocks])
     return parameters(s.model)
 
@@ -116,6 +116,25 @@ def test_batches_in_flight_go_up_with_the_weights_expected_when_they_come_down(i
     for found, _, _ in results:
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     assert not torch.equal(expected, in_flight_oracle(1))
+
+
+@pytest.mark.parametrize(("size", "stages"), [(4, 4), (2, 2), (1, 1), (4, 2)])
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_micro_batches_in_flight_take_the_path_of_whole_batches(size, stages, accumulate):
+    """No weights age: one update a batch, whatever is under way."""
+    config = CONFIG.model_copy(update={"curvature": 4.0})  # a bound that no part of a batch is measured for
+    ((expected, losses, _),) = trained(config, 1)
+    results = trained(config.model_copy(update={"stages": stages, "accumulate": accumulate}), size)
+    for found, _, _ in results:
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+    assert [sum(own[step] for _, own, _ in results) for step in range(STEPS)] == pytest.approx(losses, rel=1e-8)
+
+
+def test_too_small_batches_and_both_kinds_of_flight_are_refused():
+    with pytest.raises(JobError, match="fewer samples"):
+        solver(CONFIG.model_copy(update={"accumulate": BATCH + 1}), network()).step(batches(1)[0])
+    with pytest.raises(JobError, match="either in_flight or accumulate"):
+        solver(CONFIG.model_copy(update={"accumulate": 2, "in_flight": 2}), network())
 
 
 @pytest.mark.parametrize("size_after", [4, 1, 2])

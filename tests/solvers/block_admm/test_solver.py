@@ -36,7 +36,7 @@ def before_going_down(s, batch):
     """Take a batch up and leave it there."""
     from hpcopt.solvers.block_admm.solver import Flight
 
-    flight = Flight(batch, s._step, s._config.rho_at(s._step, s._steps))
+    flight = Flight(batch, s._step, 0, s._config.rho_at(s._step, s._steps))
     s._up(flight)
     return flight
 
@@ -61,7 +61,9 @@ def test_a_plain_gradient_step_on_the_weights_lowers_the_lagrangian():
     goals = s._down(flight)
     before = lagrangian(s, flight, goals)
     for block, z, goal in zip(s._blocks, flight.inputs, goals, strict=True):
-        block.train(z, goal, 1.0, 1e-3)
+        block.begin(1)
+        block.learn(z, goal, 1.0)
+        block.update(1e-3)
     assert lagrangian(s, flight, goals) < before
 
 
