@@ -85,14 +85,12 @@ def table() -> None:
     results = recorded("accuracy")
     sgd = [run for run in results["sgd"] if run["setting"] == chosen("accuracy", "sgd", METHODS["sgd"])]
     sgd_accuracy, sgd_s = (sum(column) / len(sgd) for column in zip(*map(end_and_cost, sgd), strict=True))
-    print(
-        "| solver | setting (of so many) | seeds | passes | accuracy, mean (range) | points over SGD | SGD's time |"
-    )
+    print("| solver | setting (of so many) | seeds | passes | accuracy, mean (range) | points over SGD | SGD's time |")
     print("|---|---|---|---|---|---|---|")
     for method, settings in METHODS.items():
-        label = chosen("accuracy", method, settings)
-        runs = [run for run in results.get(method, []) if run["setting"] == label]
-        if runs:
+        if method in results:
+            label = chosen("accuracy", method, settings)
+            runs = [run for run in results[method] if run["setting"] == label]
             final, seconds = zip(*map(end_and_cost, runs), strict=True)
             points, times = 100 * (sum(final) / len(final) - sgd_accuracy), sum(seconds) / len(seconds) / sgd_s
             print(

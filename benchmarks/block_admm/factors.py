@@ -189,9 +189,9 @@ def table() -> None:
     print("| method | setting (of so many) | seeds | accuracy | reconstruction error | AUC, mean | least | zeros |")
     print("|---|---|---|---|---|---|---|---|")
     for method, settings in METHODS.items():
-        label = chosen("factors", method, settings)
-        runs = [run for run in results.get(method, []) if run["setting"] == label]
-        if runs:
+        if method in results:
+            label = chosen("factors", method, settings)
+            runs = [run for run in results[method] if run["setting"] == label]
             accuracy, error, auc, worst_auc, zeros = ([run[column] for run in runs] for column in columns)
             print(
                 f"| {LABELS[method]} | {label} ({len(settings)}) | {len(runs)} | {spread(accuracy)} | {spread(error)} "

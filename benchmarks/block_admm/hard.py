@@ -124,9 +124,9 @@ def table() -> None:
     print("| network and solver | setting (of so many) | seeds | after each epoch, mean | at the end, mean (range) |")
     print("|---|---|---|---|---|")
     for method, settings in METHODS.items():
-        label = chosen("hard", method, settings)
-        runs = [run for run in results.get(method, []) if run["setting"] == label]
-        if runs:
+        if method in results:
+            label = chosen("hard", method, settings)
+            runs = [run for run in results[method] if run["setting"] == label]
             curves = zip(*(run["accuracy"] for run in runs), strict=True)
             epochs = " ".join(f"{sum(column) / len(column):.3f}" for column in curves)
             final = spread([run["accuracy"][-1] for run in runs])
