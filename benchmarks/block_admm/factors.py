@@ -8,7 +8,6 @@ added afterwards, both after 7 epochs; and with four coarse labels in place of t
 """
 
 import dataclasses
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +37,13 @@ SAMPLES, FACTORS, EPOCHS = 10000, 20, 7
 COARSE = torch.tensor([0, 1, 0, 0, 0, 2, 0, 2, 3, 2])  # clothes for the upper body and dresses, trousers, shoes, bags
 ADAM, COSINE = AdamWConfig(lr=1e-3, weight_decay=0), ScheduleConfig(name="cosine")
 JOINT: Settings = {
-    f"gamma {gamma}, {plain} plain epochs": {
+    f"gamma {gamma}, {plain:g} plain epochs": {
         "label": gamma,
         "plain": plain / EPOCHS,
         "code_steps": 40,
         "classifier_rate": 10,
     }
-    for gamma, plain in itertools.product((10, 100), (4, 5))
+    for gamma, plain in ((10, 4), (100, 4), (10, 5), (100, 5), (100, 5.5), (100, 5.75))
 }
 AFTER: Settings = {f"{sweeps} sweeps": {"sweeps": sweeps} for sweeps in (30, 60, 120, 240)}
 METHODS: dict[str, Settings] = {"deepfacto": JOINT, "posthoc": AFTER}

@@ -123,7 +123,7 @@ def test_no_gradient_crosses_a_cut(monkeypatch):
     s = solver(BlockAdmmConfig(), network())
     seen = []
 
-    def train(self, z, goal, weight, rate, original=Block.train):
+    def learn(self, z, goal, weight, original=Block.learn):
         others = [p for block in s._blocks if block is not self for p in block.layers.parameters()]
         assert z.is_leaf and not z.requires_grad
         value = goal(self.layers(z))
@@ -131,9 +131,9 @@ def test_no_gradient_crosses_a_cut(monkeypatch):
         assert all(slope is None for slope in slopes)
         assert all(slope is not None for slope in torch.autograd.grad(value, list(self.layers.parameters())))
         seen.append(self)
-        return original(self, z, goal, weight, rate)
+        return original(self, z, goal, weight)
 
-    monkeypatch.setattr(Block, "train", train)
+    monkeypatch.setattr(Block, "learn", learn)
     s.step(batches(1)[0])
     assert seen == s._blocks
 
