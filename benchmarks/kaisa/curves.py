@@ -42,9 +42,9 @@ def spread(values: list[float], digits: str = ".4g") -> str:
 
 
 def one_a_seed(runs: list[Run]) -> list[Run]:
-    """One run a seed, those on a quiet machine left out where the seed was also run otherwise."""
+    """One run a seed, that on a quiet machine where there are several."""
     by_seed: dict[int, Run] = {}
-    for run in sorted(runs, key=lambda r: -r["quiet"]):
+    for run in sorted(runs, key=lambda r: r["quiet"]):
         by_seed[run["seed"]] = run
     return list(by_seed.values())
 
