@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -311,6 +312,35 @@ def test_a_killed_rank_ends_the_job_and_the_next_start_loses_no_bit(job, tmp_pat
         assert process.returncode == 0
     np.testing.assert_array_equal(losses(tmp_path / "run"), losses(tmp_path / "straight"))
     assert torch.equal(parameters(tmp_path / "run"), parameters(tmp_path / "straight"))
+
+
+def test_a_stopped_rank_is_named_by_those_that_wait(job, tmp_path):
+    """Not one thread of it runs: it is known by its silence. Woken up, it goes on as if nothing had been."""
+    settings = ["--set", "run.stall_s=0.5", "--set", "run.steps=100000", "--set", "run.checkpoint_every=20"]
+    ranks = mpirun(3, job, "--run-dir", str(tmp_path / "run"), *settings)
+    timer = threading.Timer(100, ranks.kill)
+    timer.start()
+    while not (tmp_path / "run" / "checkpoints" / "latest").exists():
+        assert ranks.poll() is None
+        time.sleep(0.02)
+    pids = children(ranks.pid)
+    stopped = pids[-1]
+    rank = re.search(rb"(?:PMI|OMPI_COMM_WORLD)_RANK=(\d)", Path(f"/proc/{stopped}/environ").read_bytes())[1].decode()
+    os.kill(stopped, signal.SIGSTOP)
+    said = ""
+    for line in ranks.stderr:
+        said += line
+        if "no sign of life" in line:
+            os.kill(stopped, signal.SIGCONT)
+        if "went on" in line:
+            break
+    timer.cancel()
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+    ranks.communicate(timeout=60)
+    report = rf"stall: ranks .* have waited .*; missing: .*\n(  .*\n)*  rank {rank} on \S+ gives no sign of life"
+    assert re.search(report, said)
+    assert re.search(r"went on: .*, after \d+\.\d s", said)
 
 
 def test_bad_input_is_said_once_and_ends_every_rank(job, tmp_path):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 LOOKS = 4  # in the time that a collective may take
+SILENCE = 2  # times what a collective may take: who has not told of itself until then gives no sign of life
 FRAMES = 6  # innermost ones of a stack
 
 
@@ -113,14 +114,16 @@ class StallWatch:
         _write(self._state, {"inside": [stay.what for stay in stays], "stack": self._stacks()})
         if stalled:
             _write(self._alarm, {})
-        patience_s = self._after_s * (1 + 2 / LOOKS)  # until the others have looked as well
         for stay in stalled:
-            if not stay.reported and now_s - stay.since_s > patience_s:
+            if not stay.reported:
                 self._report(stay, now_s - stay.since_s)
 
     def _report(self, stay: _Stay, waited_s: float) -> None:
+        """Say who is missing, once all ranks have told where they are, or have had time to."""
         fresh_s = self._state.stat().st_mtime - self._after_s  # by the file system's clock; older ones are of the dead
         states = {rank: _read(self._folder / f"rank{rank:05}.state.json", fresh_s) for rank in stay.ranks}
+        if waited_s < SILENCE * self._after_s and not all(states.values()):
+            return
         waiting = [rank for rank, state in states.items() if state and stay.what in state["inside"]]
         if min(waiting, default=self._rank) != self._rank:
             return

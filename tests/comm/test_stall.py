@@ -15,7 +15,7 @@ from hpcopt.comm.world import World
 from hpcopt.exchange import Exchange, RingConfig
 from hpcopt.exchange.adversary import AdversaryConfig
 
-AFTER_S = 0.2
+AFTER_S, LATE_S = 0.5, 2.5
 
 
 def reports(size: int, folder: Path, program) -> list[str]:
@@ -34,7 +34,7 @@ def reports(size: int, folder: Path, program) -> list[str]:
 
 def sleep_where_nobody_would_look(world: World, rank: int) -> None:
     if world.rank == rank:
-        time.sleep(8 * AFTER_S)
+        time.sleep(LATE_S)
 
 
 def test_a_rank_that_hangs_in_python_is_named_with_its_stack(tmp_path):
@@ -45,7 +45,7 @@ def test_a_rank_that_hangs_in_python_is_named_with_its_stack(tmp_path):
     first, *others = reports(4, tmp_path / "stalls", program)
     assert others == ["", "", ""]  # one speaks for all
     what = r"call \d+ of all ranks: all_reduce \(sum\) of \(5,\) torch.float32"
-    assert re.search(rf"stall: ranks 0, 2-3 have waited 0\.\d s in {what}; missing: 1\n  rank 1 on n1 is at\n", first)
+    assert re.search(rf"stall: ranks 0, 2-3 have waited \d\.\d s in {what}; missing: 1\n  rank 1 on n1 is at\n", first)
     assert "sleep_where_nobody_would_look" in first
     assert re.search(r"went on: call \d+ of all ranks: all_reduce", first)
     assert (tmp_path / "stalls" / "report.txt").read_text().count("stall: ") == 1
@@ -79,7 +79,7 @@ def test_a_bucket_is_named_with_its_operation_and_step(tmp_path):
     models = [torch.nn.Linear(4, 4) for _ in range(2)]
 
     def program(world):
-        late = AdversaryConfig(ranks=(1,), kind="delay", delay_s=8 * AFTER_S)
+        late = AdversaryConfig(ranks=(1,), kind="delay", delay_s=LATE_S)
         exchange = Exchange(world, models[world.rank].named_parameters(), RingConfig(adversary=late))
         exchange.finish()
 
@@ -93,7 +93,7 @@ def test_nothing_is_written_while_nothing_stalls(tmp_path):
     def program(world):
         for _ in range(20):
             world.barrier()
-            time.sleep(AFTER_S / 10)
+            time.sleep(AFTER_S / 20)
 
     assert reports(3, tmp_path / "stalls", program) == ["", "", ""]
     assert not (tmp_path / "stalls").exists()
