@@ -195,26 +195,34 @@ class Kaisa:
 
     def _precondition(self) -> None:
         raw = {i: layer.gradient() for i, layer in enumerate(self._found) if _has_gradients(layer)}
-        dtype = self._found[0].dtype if self._found else torch.float32
-        flat = torch.zeros(self.plan.gradients.numel, dtype=dtype)
-        pieces = self.plan.gradients.pieces
-        for i in self.plan.worked:
-            if i in raw:
-                kept = self._inverses[self.plan.inverses.pieces[i]]
-                p = self._method.apply(self._found[i], kept, raw[i].to(dtype), self.damping)
-                if self.settings.graft:
-                    p = p * (raw[i].norm() / p.norm().clamp(min=torch.finfo(dtype).tiny))
-                flat[pieces[i]].view(p.shape).copy_(p)
-        self._exchange(flat, self.plan.gradients_out, self.plan.gradients_in)
-        products = {i: (flat[pieces[i]].view(w.shape), w) for i, w in raw.items()}
-        dots = torch.tensor([[torch.sum(p * w), p.norm() * w.norm()] for p, w in products.values()]).view(-1, 2)
-        if not torch.isfinite(dots).all():
+        preconditioned = self._spread({i: self._preconditioned(i, raw[i]) for i in self.plan.worked if i in raw}, raw)
+        pairs = [(preconditioned[i].flatten(), w.to(preconditioned[i].dtype).flatten()) for i, w in raw.items()]
+        dots = [torch.stack([torch.dot(p, w), torch.dot(p, p), torch.dot(w, w)]) for p, w in pairs]
+        values = torch.stack(dots).double() if dots else torch.zeros(0, 3)
+        if not torch.isfinite(values).all():
             return
-        cosines = (dots[:, 0] / dots[:, 1].clamp(min=1e-30)).tolist()
-        self.cosines.update(zip((self._found[i].name for i in raw), cosines, strict=True))
-        self.clipped = self._clip(float(dots[:, 0].sum()))
-        for i, (p, _) in products.items():
-            self._found[i].set_gradient(p.mul_(self.clipped))
+        cosines = values[:, 0] / (values[:, 1] * values[:, 2]).sqrt().clamp(min=1e-30)
+        self.cosines.update(zip((self._found[i].name for i in raw), cosines.tolist(), strict=True))
+        self.clipped = self._clip(float(values[:, 0].sum()))
+        for i in raw:
+            self._found[i].set_gradient(preconditioned[i], self.clipped)
+
+    def _preconditioned(self, i: int, w: Tensor) -> Tensor:
+        layer = self._found[i]
+        w = w.to(layer.dtype)
+        p = self._method.apply(layer, self._inverses[self.plan.inverses.pieces[i]], w, self.damping)
+        return p * (w.norm() / p.norm().clamp(min=torch.finfo(p.dtype).tiny)) if self.settings.graft else p
+
+    def _spread(self, own: dict[int, Tensor], raw: dict[int, Tensor]) -> dict[int, Tensor]:
+        """The preconditioned gradients of all layers, from those of this rank's column."""
+        if self.plan.placement.grid.columns == 1:
+            return own
+        flat = torch.zeros(self.plan.gradients.numel, dtype=self._found[0].dtype if self._found else torch.float32)
+        pieces = self.plan.gradients.pieces
+        for i, p in own.items():
+            flat[pieces[i]].view(p.shape).copy_(p)
+        self._exchange(flat, self.plan.gradients_out, self.plan.gradients_in)
+        return {i: flat[pieces[i]].view(w.shape) for i, w in raw.items()}
 
     def _clip(self, product: float) -> float:
         """The factor of KL clipping; ``product`` is <P, gradient> over all layers, lr^2 of which is the divergence."""

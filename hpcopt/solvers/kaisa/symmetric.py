@@ -2,7 +2,7 @@
 
 A matrix is cut into panels of consecutive rows; panel [first, last) keeps columns 0 to ``last``. One panel is one
 contiguous rectangle, so a Gram matrix is accumulated in place, panel by panel, with half the work of the square, and
-nothing is ever packed by index. About 1/16 of a triangle is kept twice (the blocks on the diagonal).
+nothing is ever packed by index. About 1/16 of a large triangle is kept twice (the blocks on the diagonal).
 """
 
 from functools import lru_cache
@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from hpcopt.solvers.kaisa.products import times_transposed
 
 
 class Panel(NamedTuple):
@@ -28,7 +30,7 @@ class Panel(NamedTuple):
 @lru_cache
 def panels(size: int) -> tuple[Panel, ...]:
     """The panels of a symmetric matrix with ``size`` rows."""
-    height = max(16, -(-size // 256) * 16)
+    height = max(32, -(-size // 256) * 16)
     result, offset = [], 0
     for first in range(0, size, height):
         result.append(Panel(first, min(first + height, size), offset))
@@ -58,17 +60,20 @@ def add_gram(packed: Tensor, x: Tensor, ones: bool = False) -> None:
     """
     columns = x.shape[2]
     size = columns + ones
+    features = x.transpose(1, 2).contiguous()
     for panel in panels(size):
         into = panel_view(packed, panel)[:, : columns - panel.first, : min(panel.last, columns)]
-        left, right = x[:, :, panel.first : panel.last].transpose(1, 2), x[:, :, : panel.last]
+        left, right = features[:, panel.first : panel.last], features[:, : panel.last]
         if len(packed) == 1:
-            into[0].addmm_(left[0], right[0])
+            into[0] += times_transposed(left[0], right[0])
         else:
-            into.baddbmm_(left, right)
+            into.baddbmm_(left, right.transpose(1, 2))
     if ones:
-        border = panel_view(packed, panels(size)[-1])[:, -1]
-        border[:, :columns] += x.sum(1)
-        border[:, columns] += x.shape[1]
+        last, sums = panels(size)[-1], features.sum(2)
+        border = panel_view(packed, last)
+        border[:, -1, :columns] += sums
+        border[:, :-1, -1] += sums[:, last.first :]
+        border[:, -1, -1] += x.shape[1]
 
 
 def add_matrix(packed: Tensor, matrix: Tensor) -> None:
@@ -85,34 +90,33 @@ def pack(matrix: Tensor, out: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, size: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Give the full matrices, shape (blocks, size, size), of packed ones; only the lower triangles are read."""
+    """Give the full matrices, shape (blocks, size, size), of packed ones."""
     full = packed.new_empty(len(packed), size, size, dtype=dtype or packed.dtype)
     for panel in panels(size):
         view = panel_view(packed, panel)
         full[:, panel.first : panel.last, : panel.last] = view
         full[:, : panel.first, panel.first : panel.last] = view[:, :, : panel.first].transpose(1, 2)
-        corner = full[:, panel.first : panel.last, panel.first : panel.last]
-        corner.copy_(corner.tril() + corner.tril(-1).transpose(1, 2))
     return full
 
 
 def multiply(packed: Tensor, x: Tensor) -> Tensor:
     """Give the packed matrices times x, shape (blocks, size, k), in x's dtype.
 
-    Packed by ``pack``: the blocks on the diagonal are read whole. Matrices of another dtype than x are multiplied in
-    theirs, summed in float32.
+    Matrices of another dtype than x are multiplied in theirs, summed in float32.
     """
-    size = x.shape[1]
+    blocks, size, columns = x.shape
     if size == 1:
         return packed.to(x.dtype).unsqueeze(2) * x
+    full = unpack(packed, size)
+    if columns == 1:  # scale and bias of norms: many small matrices, which are slow as products
+        return (full.to(x.dtype) * x.transpose(1, 2)).sum(2, keepdim=True)
     if packed.dtype != x.dtype:
-        return (unpack(packed, size) @ x.to(packed.dtype)).to(x.dtype)
-    out = torch.zeros_like(x, memory_format=torch.contiguous_format)
-    for panel in panels(size):
-        view = panel_view(packed, panel)
-        out[:, panel.first : panel.last].baddbmm_(view, x[:, : panel.last])
-        out[:, : panel.first].baddbmm_(view[:, :, : panel.first].transpose(1, 2), x[:, panel.first : panel.last])
-    return out
+        return (full @ x.to(packed.dtype)).to(x.dtype)
+    if blocks == 1:  # laid out as x is
+        matrix, rows = full[0], x[0]
+        product = times_transposed(matrix, rows.T) if rows.is_contiguous() else times_transposed(rows.T, matrix).T
+        return product.unsqueeze(0)
+    return full @ x
 
 
 def trace(packed: Tensor, size: int) -> Tensor:

@@ -1,18 +1,22 @@
 """The covariance of all overlapping patches of an image, without forming a patch.
 
 The entry of patch places i and j (kernel offsets) sums ``x[q] x[q + j - i]`` over all places q that place i visits. But
-for a border, those sums depend on the difference j - i alone: for a 3x3 kernel 13 products of the image with itself
-shifted replace 45, and each is one matrix product over a flat image whose rows and samples are set apart by zeros, so
-that a shift never meets the next row. What place i does not visit, strips along the border, is then taken off. Which
-products those are, and which entry takes which, depends on shapes alone and is worked out once.
+for a border, those sums depend on the difference j - i alone: for a 3x3 kernel 13 shifts of the image against itself
+replace 45 products. The sums over all shifts are what a convolution calls the gradient of its weight, of an image
+convolved with itself, and are computed as one. What place i does not visit, lines along the border, is then taken off.
+Which entry takes which sums depends on shapes alone and is worked out once.
 """
 
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+PORTION_VALUES = 1 << 18  # of images are looked at together: fresh memory for all would cost more than the arithmetic
 
 
 class Geometry(NamedTuple):
@@ -41,7 +45,7 @@ class Geometry(NamedTuple):
 
 
 class Term(NamedTuple):
-    """A sum of x[q] x[q + shift]^T, over all q, or one row, or one column, or one place."""
+    """A sum of x[q] x[q + shift]^T, over one row, one column, or one place."""
 
     shift: tuple[int, int]
     row: int | None
@@ -58,25 +62,52 @@ def patch_covariance(x: Tensor, geometry: Geometry) -> Tensor:
     Returns:
         Shape (channels * kernel values, channels * kernel values).
     """
-    samples, channels, height, width = x.shape
-    terms, coefficients = _recipe(geometry)
-    gaps = [(k - 1) * d for k, d in zip(geometry.kernel, geometry.dilation, strict=True)]
-    padded = x.new_zeros(channels, samples, height + gaps[0], width + gaps[1])
-    image = padded[:, :, :height, :width]
-    image.copy_(x.transpose(0, 1))
-    flat = padded.flatten(1)
-    products = x.new_empty(2, len(terms), channels, channels)
-    for out, (shift, row, column) in zip(products[0], terms, strict=True):
-        if row is None and column is None:
-            offset = shift[0] * padded.shape[3] + shift[1]
-            torch.mm(flat[:, : flat.shape[1] - offset], flat[:, offset:].T, out=out)
-        else:
-            (here_r, there_r), (here_c, there_c) = _overlap(row, shift[0], height), _overlap(column, shift[1], width)
-            torch.mm(image[:, :, here_r, here_c].flatten(1), image[:, :, there_r, there_c].flatten(1).T, out=out)
-    products[1] = products[0].transpose(1, 2)
-    places = geometry.kernel[0] * geometry.kernel[1]
-    blocks = (coefficients.to(x.dtype) @ products.view(2 * len(terms), -1)).view(places, places, channels, channels)
+    channels, places = x.shape[1], geometry.kernel[0] * geometry.kernel[1]
+    terms, coefficients, entries = _recipe(geometry)
+    portion = max(1, PORTION_VALUES // max(1, x[0].numel()))
+    everywhere = torch.stack([_over_all_places(part, geometry) for part in torch.split(x, portion)]).sum(0)
+    sums = torch.cat([everywhere, *_along_the_border(x, terms)])
+    upper = (coefficients.to(x.dtype) @ sums.flatten(1)).view(-1, channels, channels)
+    blocks = torch.cat([upper, upper.transpose(1, 2)])[entries].view(places, places, channels, channels)
     return blocks.permute(2, 0, 3, 1).reshape(channels * places, channels * places)
+
+
+def _over_all_places(x: Tensor, geometry: Geometry) -> Tensor:
+    """Sums of ``x[q] x[q + shift]^T`` for the shifts down by 0 to k - 1 steps of the dilation, and across by 1 - k to
+    k - 1, row by row; what lies outside the image is zero. Shape (shifts, channels, channels).
+    """
+    channels, (places_h, places_w), dilation = x.shape[1], geometry.kernel, geometry.dilation
+    weight = x.new_empty(1).expand(channels, channels, places_h, 2 * places_w - 1)
+    below, across = (places_h - 1) * dilation[0], (places_w - 1) * dilation[1]
+    image = F.pad(x, (0, 0, 0, below)) if below else x
+    rest = ((1, 1), (0, across), dilation, False, (0, 0), 1, (False, True, False))
+    sums: Tensor = torch.ops.aten.convolution_backward(x, image, weight, None, *rest)[1]
+    return sums.permute(2, 3, 0, 1).flatten(0, 1)
+
+
+def _along_the_border(x: Tensor, terms: Sequence[Term]) -> Iterator[Tensor]:
+    """The terms' sums, each of shape (1, channels, channels)."""
+    lines: dict[tuple[int, int], Tensor] = {}
+
+    def line(axis: int, at: int) -> Tensor:
+        """A row (axis 2) or column of all samples, shape (channels, samples, length)."""
+        if (axis, at) not in lines:
+            lines[axis, at] = x.select(axis, at).transpose(0, 1).contiguous()
+        return lines[axis, at]
+
+    for (down, across), row, column in terms:
+        if row is not None and column is not None:
+            here, there = x[:, :, row, column].T, x[:, :, row + down, column + across].T
+        else:
+            if row is not None:
+                here, there, along = line(2, row), line(2, row + down), across
+            else:
+                assert column is not None
+                here, there, along = line(3, column), line(3, column + across), down
+            length = here.shape[2]
+            here = here[:, :, max(0, -along) : length - max(0, along)].flatten(1)
+            there = there[:, :, max(0, along) : length - max(0, -along)].flatten(1)
+        yield (here @ there.T).unsqueeze(0)
 
 
 def patch_sums(x: Tensor, geometry: Geometry) -> Tensor:
@@ -93,37 +124,40 @@ def patch_sums(x: Tensor, geometry: Geometry) -> Tensor:
 
 
 @lru_cache
-def _recipe(geometry: Geometry) -> tuple[list[Term], Tensor]:
-    """The terms, and for each entry (i, j) of the places how often it takes each term, then each term transposed."""
-    places = list(product(*(range(k) for k in geometry.kernel)))
-    index: dict[Term, int] = {}
-    taken: list[tuple[int, int, int]] = []  # entry (i, j) with j - i not before zero, term, sign
+def _recipe(geometry: Geometry) -> tuple[list[Term], Tensor, Tensor]:
+    """The terms along the border; for each pair of places (i, j) whose shift j - i is not before zero how often it takes
+    each sum, shape (pairs, shifts + terms); and for each (i, j), row by row, its pair, or that of (j, i) counted on.
+    """
+    (places_h, places_w), missed = geometry.kernel, geometry.missed()
+    places = list(product(range(places_h), range(places_w)))
+    shifts = places_h * (2 * places_w - 1)
+    terms: dict[Term, int] = {}
+    pairs: dict[tuple[int, int], int] = {}
+    taken: list[tuple[int, int, int]] = []  # pair, sum, sign
     for (i, here), (j, there) in product(enumerate(places), repeat=2):
-        shift = tuple((b - a) * d for a, b, d in zip(here, there, geometry.dilation, strict=True))
-        if shift < (0, 0):
+        steps = there[0] - here[0], there[1] - here[1]
+        if steps < (0, 0):
             continue
-        rows, columns = geometry.missed()[i]
-        signed = [(Term((shift[0], shift[1]), None, None), 1)]
-        signed += [(Term((shift[0], shift[1]), row, None), -1) for row in rows]
-        signed += [(Term((shift[0], shift[1]), None, column), -1) for column in columns]
-        signed += [(Term((shift[0], shift[1]), row, column), 1) for row, column in product(rows, columns)]
+        pair = pairs.setdefault((i, j), len(pairs))
+        taken.append((pair, steps[0] * (2 * places_w - 1) + steps[1] + places_w - 1, 1))
+        shift, (rows, columns) = (steps[0] * geometry.dilation[0], steps[1] * geometry.dilation[1]), missed[i]
+        signed = [(Term(shift, row, None), -1) for row in rows]
+        signed += [(Term(shift, None, column), -1) for column in columns]
+        signed += [(Term(shift, row, column), 1) for row, column in product(rows, columns)]
         for term, sign in signed:
-            inside = (_overlap(term.row, shift[0], geometry.size[0]), _overlap(term.column, shift[1], geometry.size[1]))
-            if all(here_to.stop > here_to.start for here_to, _ in inside):
-                taken.append((i * len(places) + j, index.setdefault(term, len(index)), sign))
-    coefficients = torch.zeros(len(places) ** 2, 2 * len(index))
-    for entry, term_index, sign in taken:
-        i, j = divmod(entry, len(places))
-        coefficients[entry, term_index] += sign
-        if i != j:
-            coefficients[j * len(places) + i, len(index) + term_index] += sign
-    return list(index), coefficients
+            if _inside(term, geometry.size):
+                taken.append((pair, shifts + terms.setdefault(term, len(terms)), sign))
+    coefficients = torch.zeros(len(pairs), shifts + len(terms))
+    for pair, sum_index, sign in taken:
+        coefficients[pair, sum_index] += sign
+    both_ways = product(range(len(places)), repeat=2)
+    entries = [pairs[i, j] if (i, j) in pairs else len(pairs) + pairs[j, i] for i, j in both_ways]
+    return list(terms), coefficients, torch.tensor(entries)
 
 
-def _overlap(place: int | None, shift: int, size: int) -> tuple[slice, slice]:
-    """Where (one place, or all) and where shifted, as far as both are inside."""
-    first, last = (0, size) if place is None else (place, place + 1)
-    first, last = max(first, -shift), min(last, size - shift)
-    if first >= last:
-        return slice(0, 0), slice(0, 0)
-    return slice(first, last), slice(first + shift, last + shift)
+def _inside(term: Term, size: tuple[int, int]) -> bool:
+    """Whether any place of the image meets another of it."""
+    return all(
+        abs(shift) < n if place is None else 0 <= place + shift < n
+        for place, shift, n in zip((term.row, term.column), term.shift, size, strict=True)
+    )

@@ -42,8 +42,13 @@ class Conv(Layer):
         total = gradient.numel()
         every = (slice(None, None, self.options.position_every),) * len(self.kernel)
         g = gradient[(slice(None, None, self.options.batch_every), slice(None), *every)]
-        rows = g.reshape(len(g), self.batch, self.outputs, -1).permute(1, 0, 3, 2).to(self.dtype)
-        self._add_gradient_rows(sums, rows.flatten(1, 2), total / max(1, g.numel()))
+        weight = total / max(1, g.numel())
+        if len(self.kernel) == 2 and self.batch == self.g.blocks == 1 and self.outputs > 1 and len(g):
+            here = Geometry((g.shape[2], g.shape[3]), (1, 1), (1, 1), (0, 0), (0, 0))
+            symmetric.add_matrix(sums.g, weight * patch_covariance(g.to(self.dtype), here)[None])
+            return
+        features = g.reshape(len(g), self.batch, self.outputs, -1).permute(1, 2, 0, 3).to(self.dtype)
+        self._add_gradient_rows(sums, features.flatten(2).transpose(1, 2), weight)
 
     def rows(self, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """All rows of an input and of a gradient, shape (groups, samples * positions, features of a group)."""

@@ -30,6 +30,6 @@ class Embedding(Layer):
         assert self.weight.grad is not None
         return self.weight.grad.detach().T.unsqueeze(0)
 
-    def set_gradient(self, matrix: Tensor) -> None:
+    def set_gradient(self, matrix: Tensor, scale: float = 1.0) -> None:
         assert self.weight.grad is not None
-        self.weight.grad.copy_(matrix[0].T)
+        torch.mul(matrix[0].T, scale, out=self.weight.grad)

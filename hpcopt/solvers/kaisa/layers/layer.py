@@ -157,13 +157,14 @@ class Layer:
         assert self.bias.grad is not None
         return torch.cat([weight, self.bias.grad.detach().reshape(self.batch, self.outputs, 1)], 2)
 
-    def set_gradient(self, matrix: Tensor) -> None:
-        """Replace the parameters' gradients by a matrix of gradient()'s shape."""
+    def set_gradient(self, matrix: Tensor, scale: float = 1.0) -> None:
+        """Replace the parameters' gradients by a matrix of gradient()'s shape, times scale."""
         assert self.weight.grad is not None
-        self.weight.grad.copy_(matrix[:, :, : self.inputs].reshape(self.weight.shape))
+        weight = matrix[:, :, : self.inputs].reshape(self.weight.shape)
+        torch.mul(weight, scale, out=self.weight.grad)
         if self.bias is not None:
             assert self.bias.grad is not None
-            self.bias.grad.copy_(matrix[:, :, self.inputs].reshape(self.bias.shape))
+            torch.mul(matrix[:, :, self.inputs].reshape(self.bias.shape), scale, out=self.bias.grad)
 
     @property
     def numel(self) -> int:

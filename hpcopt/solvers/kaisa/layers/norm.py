@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from hpcopt.solvers.kaisa.layers.layer import FactorShape, Layer, Options, Sums
 
+PORTION_VALUES = 1 << 18  # are looked at together, to stay in the cache
+
 Norm = nn.LayerNorm | nn.GroupNorm | nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
@@ -38,10 +40,10 @@ class ScaleShift(Layer):
             1, -1, 1
         )
 
-    def set_gradient(self, matrix: Tensor) -> None:
+    def set_gradient(self, matrix: Tensor, scale: float = 1.0) -> None:
         for p, values in zip(self.parameters(), matrix.view(self.channels, -1).unbind(1), strict=True):
             assert p.grad is not None
-            p.grad.copy_(values.view_as(p))
+            torch.mul(values.view_as(p), scale, out=p.grad)
 
     @property
     def numel(self) -> int:
@@ -60,27 +62,38 @@ class ScaleShift(Layer):
         return total, plain
 
     def _channel_rows(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """The same where a channel's positions share their mean and deviation, which then leave the sum."""
-        x, g = x.reshape(len(x), self.channels, -1), g.reshape(len(g), self.channels, -1)
-        every = self.options.batch_every
-        mean, deviation = self._moments(x, every)
-        x, g = x[::every], g[::every]
-        total = g.sum(2)
-        return ((g * x).sum(2) - mean * total) / deviation, total
-
-    def _moments(self, x: Tensor, every: int) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of x, shape (samples, channels, positions), for every channel that is kept."""
-        module = self._module
+        """The same where a channel's positions share their mean and variance."""
+        module, shape, every = self._module, x.shape[:2], self.options.batch_every
+        x, g = x.reshape(*shape, -1), g.reshape(*shape, -1)
         if isinstance(module, nn.GroupNorm):
-            groups = x[::every].reshape(-1, module.num_groups, x[0].numel() // module.num_groups)
-            variance, mean = torch.var_mean(groups, 2, correction=0)
             of_group = self.channels // module.num_groups
-            mean, variance = mean.repeat_interleave(of_group, 1), variance.repeat_interleave(of_group, 1)
+            mean = x.view(len(x), module.num_groups, -1).mean(2).repeat_interleave(of_group, 1)
+            crossed, variance = _centred_moments(x, g, mean)
+            variance = variance.view(len(x), -1, of_group).mean(2).repeat_interleave(of_group, 1)
         else:
             assert not isinstance(module, nn.LayerNorm)
             kept_mean, kept_variance = module.running_mean, module.running_var
             if module.training or kept_mean is None or kept_variance is None:
-                variance, mean = torch.var_mean(x, (0, 2), correction=0)
+                crossed, variance = _centred_moments(x, g, x.mean((0, 2)).expand(shape))
+                variance = variance.mean(0)
             else:
-                mean, variance = kept_mean.to(x.dtype), kept_variance.to(x.dtype)
-        return mean, (variance + module.eps).sqrt()
+                crossed, _ = _centred_moments(x, g, kept_mean.to(x.dtype).expand(shape))
+                variance = kept_variance.to(x.dtype)
+        return (crossed / (variance + module.eps).sqrt())[::every], g.sum(2)[::every]
+
+
+def _centred_moments(x: Tensor, g: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums over positions of g (x - mean), and the means of (x - mean)^2.
+
+    Args:
+        x, g: shape (samples, channels, positions).
+        mean: shape (samples, channels), as are the results.
+    """
+    crossed, squared = x.new_empty(mean.shape), x.new_empty(mean.shape)
+    portion = max(1, PORTION_VALUES // max(1, x[0].numel()))
+    for first in range(0, len(x), portion):
+        part = slice(first, first + portion)
+        centred = x[part] - mean[part].unsqueeze(2)
+        crossed[part] = torch.linalg.vecdot(g[part], centred)
+        squared[part] = torch.linalg.vecdot(centred, centred)
+    return crossed, squared / x.shape[2]
