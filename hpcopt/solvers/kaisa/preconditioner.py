@@ -14,6 +14,7 @@ from hpcopt.errors import CheckpointError, JobError
 from hpcopt.solvers.kaisa import inverse
 from hpcopt.solvers.kaisa.averages import Averages
 from hpcopt.solvers.kaisa.cost import Forecast, forecast, layer_cost
+from hpcopt.solvers.kaisa.damping import Trial, adapted
 from hpcopt.solvers.kaisa.ekfac import Ekfac, has_moments
 from hpcopt.solvers.kaisa.layers.find import Layers
 from hpcopt.solvers.kaisa.layers.layer import Layer
@@ -41,7 +42,8 @@ class Kaisa:
         plan: this rank's part.
         memory: its predicted bytes.
         steps: steps done.
-        damping: in use now; may be set at any time, the same on all ranks.
+        damping, factor_every, inverse_every: in use now; may be set at any time, the same on all ranks.
+        ratio: rho of the last adaptation of the damping (``damping.py``).
         cosines: by layer, of the last step's preconditioned and raw gradients; 1 means that nothing was done.
         clipped: the factor of KL clipping in the last step.
     """
@@ -53,6 +55,7 @@ class Kaisa:
         *,
         lr: float | Callable[[], float] = 1.0,
         averaged: bool = True,
+        total_steps: int | None = None,
         **settings: Any,
     ) -> None:
         """Watch a model.
@@ -62,10 +65,16 @@ class Kaisa:
             world: the ranks.
             lr: the inner optimizer's, for kl_clip.
             averaged: the global gradient is the mean of the ranks' own (as from DDP), not their sum.
+            total_steps: of the run; by its end the settings named ``_final`` are reached.
             settings: of KaisaSettings.
+
+        Raises:
+            JobError: what is asked for does not go together, or no placement fits the memory budget.
         """
         self.settings = s = KaisaSettings(**settings)
-        self._world, self._lr, self._averaged = world, lr, averaged
+        self._world, self._lr, self._averaged, self._total_steps = world, lr, averaged, total_steps
+        if total_steps is None and {s.damping_final, s.factor_every_final, s.inverse_every_final} != {None}:
+            raise JobError("settings named _final need total_steps").everywhere()
         self.layers = Layers(model, s.options(), s.skip)
         self._found = self.layers.found
         self._method = METHODS[s.method](s)
@@ -77,7 +86,10 @@ class Kaisa:
         self._refresher = Refresher(self._method, self._found, self.plan, self._averages, s.refresh_tolerance)
         self._inverted = False
         self.steps = 0
-        self.damping = s.damping
+        self.damping, self.factor_every, self.inverse_every = s.damping, s.factor_every, s.inverse_every
+        self.ratio = math.nan
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._trial: Trial | None = None
         self.cosines = {layer.name: math.nan for layer in self._found}
         self.clipped = 1.0
         self._recorder = Recorder(
@@ -90,12 +102,18 @@ class Kaisa:
     @property
     def factors_due(self) -> bool:
         """Whether the coming step refreshes the factors."""
-        return self.steps % self.settings.factor_every == 0
+        return self.steps % self.factor_every == 0
 
     @property
     def inverses_due(self) -> bool:
         """Whether the coming step refreshes the inverses."""
-        return self.steps % self.settings.inverse_every == 0 or not self._inverted
+        return self.steps % self.inverse_every == 0 or not self._inverted
+
+    @property
+    def damping_due(self) -> bool:
+        """Whether the coming step wants ``adapt_damping`` after it."""
+        every = self.settings.damping_every
+        return every > 0 and self.steps % every == every - 1
 
     @property
     def failures(self) -> inverse.Failures:
@@ -141,9 +159,43 @@ class Kaisa:
         if self.factors_due:
             self._refresh_factors(terms, grad_scale)
         self._refresh_inverses()
+        if self.damping_due:
+            self._trial = Trial.begin(self._parameters)
         if self._inverted:
             self._precondition()
         self.steps += 1
+        self._follow_schedules()
+
+    def adapt_damping(self, before: float, after: float) -> None:
+        """After the inner optimizer's step, if ``damping_due`` before it. Collective: one all-reduce of four numbers.
+
+        Args:
+            before, after: the loss of the step's batch with the parameters as they were and as they are: this rank's
+                mean, or with ``averaged=False`` its summand of the global one. Evaluate within ``paused()``.
+        """
+        trial, self._trial = self._trial, None
+        if trial is None:
+            return
+        curvature = trial.curvature(self._found, self._averages.of)
+        share = self._world.size if self._averaged else 1
+        slope = trial.slope() / self._world.size  # the same on all ranks, but the sum is so to the bit
+        sums = torch.tensor([slope, curvature, before / share, after / share], dtype=torch.float64)
+        slope, curvature, before, after = self._world.all_reduce(sums).tolist()
+        model = slope + curvature / 2
+        self.ratio = (after - before) / model if model < 0 else -math.inf
+        s = self.settings
+        factor = s.damping_decay**s.damping_every
+        self.damping = adapted(self.damping, self.ratio, factor, (s.damping_min, s.damping_max))
+
+    def _follow_schedules(self) -> None:
+        s = self.settings
+        done = min(1.0, self.steps / self._total_steps) if self._total_steps else 0.0
+        if s.damping_final is not None:
+            self.damping = _between(s.damping, s.damping_final, done)
+        if s.factor_every_final is not None:
+            self.factor_every = round(_between(s.factor_every, s.factor_every_final, done))
+        if s.inverse_every_final is not None:
+            self.inverse_every = round(_between(s.inverse_every, s.inverse_every_final, done))
 
     def _refresh_factors(self, terms: float | None, grad_scale: float) -> None:
         scale = (terms or self._recorder.terms) / grad_scale**2 / (self._world.size if self._averaged else 1)
@@ -290,6 +342,9 @@ class Kaisa:
         return {
             "steps": self.steps,
             "damping": self.damping,
+            "factor_every": self.factor_every,
+            "inverse_every": self.inverse_every,
+            "ratio": self.ratio,
             "inverted": self._inverted,
             "inverses_come": self._refresher.due_step(),
         }
@@ -327,6 +382,8 @@ class Kaisa:
         if missing:
             raise CheckpointError(f"the checkpoint has no K-FAC factors of {', '.join(sorted(missing))}")
         self.steps, self.damping, self._inverted = shared["steps"], shared["damping"], shared["inverted"]
+        self.factor_every, self.inverse_every = shared["factor_every"], shared["inverse_every"]
+        self.ratio = shared["ratio"]
         self._refresher.restore(own, shared["inverses_come"], self._inverses)
 
     def _restore(self, i: int, entry: dict[str, Any]) -> None:
@@ -340,6 +397,11 @@ class Kaisa:
                 self._inverses[self.plan.inverses.pieces[i]].copy_(entry["inverse"])
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"the factors of {self._found[i].name} do not fit this job: {error}") from error
+
+
+def _between(first: float, final: float, done: float) -> float:
+    """Geometrically, from first at done = 0 to final at 1."""
+    return float(first * (final / first) ** done)
 
 
 def _has_gradients(layer: Layer) -> bool:

@@ -4,7 +4,7 @@ import re
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from hpcopt.config import Config
 from hpcopt.solvers.kaisa.inverse import MethodName
@@ -31,9 +31,18 @@ class KaisaSettings(Config):
     """What K-FAC computes, how often, and how it is spread over the ranks."""
 
     damping: float = Field(0.03, gt=0, description="added to the curvature; in units of the loss's own")
+    damping_final: float | None = Field(None, gt=0, description="damping at the run's end, reached geometrically")
+    damping_every: int = Field(
+        0, ge=0, description="steps from one Levenberg-Marquardt adaptation of the damping to the next; 0: none"
+    )
+    damping_decay: float = Field(0.95, gt=0, lt=1, description="most that adaptation changes the damping by in a step")
+    damping_min: float = Field(1e-8, gt=0, description="least that adaptation goes down to")
+    damping_max: float = Field(1e4, gt=0, description="most that it goes up to")
     factor_decay: float = Field(0.95, ge=0, lt=1, description="of the factors' running averages")
     factor_every: int = Field(10, ge=1, description="steps from one refresh of the factors to the next")
     inverse_every: int = Field(100, ge=1, description="steps from one refresh of the inverses to the next")
+    factor_every_final: int | None = Field(None, ge=1, description="factor_every at the run's end, as damping_final")
+    inverse_every_final: int | None = Field(None, ge=1, description="inverse_every at the run's end")
     kl_clip: float | None = Field(1e-3, gt=0, description="largest lr^2 <P, gradient> of a step; None: no clipping")
     graft: bool = Field(False, description="give each layer's preconditioned gradient the norm of its gradient")
     method: MethodName = Field("cholesky", description="how factors are inverted")
@@ -57,6 +66,12 @@ class KaisaSettings(Config):
     inverse_lag: int = Field(0, ge=0, description="steps that inverses may be computed in the background")
     flops: float = Field(5e10, gt=0, description="a rank's operations a second: for the placement and for --dry-run")
     bandwidth: float = Field(1e9, gt=0, description="bytes a second that a rank sends: likewise")
+
+    @model_validator(mode="after")
+    def _one_law_of_damping(self) -> "KaisaSettings":
+        if self.damping_every and self.damping_final is not None:
+            raise ValueError("damping follows either damping_every or damping_final, not both")
+        return self
 
     def options(self) -> Options:
         """Those of the statistics."""

@@ -29,7 +29,6 @@ class KaisaConfig(KaisaSettings):
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="learning rate over the run")
     accumulate: int = Field(1, ge=1, description="micro-batches that a rank's share of a batch is cut into")
     clip_norm: float | None = Field(None, gt=0, description="largest Euclidean norm of the preconditioned gradient")
-    damping_final: float | None = Field(None, gt=0, description="damping at the run's end, reached geometrically")
     terms_per_sample: float = Field(1.0, gt=0, description="terms that the loss averages over, for each sample")
     distribution: Distribution = Field("categorical", description="of targets, for sampled Fisher")
 
@@ -59,6 +58,7 @@ class KaisaSolver(DataParallel):
 
     Extra metrics of a step: ``cosine.LAYER``, between the layer's preconditioned and raw gradient: 1 is a
     preconditioner that does nothing; ``kaisa.damping``, ``kaisa.clip``: the damping, and the factor of KL clipping;
+    ``kaisa.ratio``: rho of the last Levenberg-Marquardt adaptation;
     ``kaisa.rejected``, ``kaisa.redamped``, ``kaisa.float64``: this rank's sums left out, and factors hard to
     invert, so far.
     """
@@ -85,11 +85,16 @@ class KaisaSolver(DataParallel):
         self._kaisa_config, self._whole_loss, self._terms = config, loss, 1.0
         self._seed = world.rank
         self._ranks = world.size
-        self.kaisa = Kaisa(model, world, lr=self._learning_rate, averaged=False, **config.preconditioner())
+        self.kaisa = Kaisa(
+            model, world, lr=self._learning_rate, averaged=False, total_steps=steps, **config.preconditioner()
+        )
 
     def step(self, batch: Batch) -> StepStats:
         self._terms = batch.global_size * self._kaisa_config.terms_per_sample
+        random, due = torch.get_rng_state(), self.kaisa.damping_due
         stats = super().step(batch)
+        if due:
+            self.kaisa.adapt_damping(stats.loss, self._again(batch, random))
         stats.extra.update(self._metrics())
         return stats
 
@@ -102,14 +107,21 @@ class KaisaSolver(DataParallel):
             self.kaisa.sample(outputs, self._kaisa_config.distribution, terms=self._terms, generator=generator)
         return loss.criterion(outputs, batch)
 
+    def _again(self, batch: Batch, random: Tensor) -> float:
+        """The loss of a step's batch after it, in training mode, with the dropout of the step and no trace."""
+        buffers = [b.clone() for b in self.model.buffers()]
+        with torch.no_grad(), self.kaisa.paused(), torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(random)
+            micros = batch.split(self._config.accumulate)
+            loss = sum(self._whole_loss(self.model, micro).item() * micro.weight for micro in micros)
+            for kept, b in zip(buffers, self.model.buffers(), strict=True):
+                b.copy_(kept)
+        return loss
+
     def _learning_rate(self) -> float:
         return self._config.optimizer.lr * self._config.schedule.factor(self._step, self._steps)
 
     def _update(self) -> float:
-        config = self._kaisa_config
-        if config.damping_final is not None:
-            done = self._step / max(1, self._steps)
-            self.kaisa.damping = config.damping * (config.damping_final / config.damping) ** done
         with self._clock("precondition"):
             self.kaisa.step(self._terms)
         return super()._update()
@@ -119,6 +131,7 @@ class KaisaSolver(DataParallel):
         return {
             **{f"cosine.{name}": value for name, value in kaisa.cosines.items()},
             "kaisa.damping": kaisa.damping,
+            "kaisa.ratio": kaisa.ratio,
             "kaisa.clip": kaisa.clipped,
             "kaisa.rejected": float(kaisa.rejected),
             "kaisa.redamped": float(kaisa.failures.more_damping),

@@ -131,6 +131,21 @@ def test_reduce_takes_mean_inputs_and_summed_gradients():
     torch.testing.assert_close(factor_g, gram(g.sum(2, keepdim=True)) / SAMPLES, rtol=1e-9, atol=1e-12)
 
 
+def test_every_so_manieth_position_stands_for_those_left_out():
+    torch.manual_seed(0)
+    options = Options(position_every=2)
+    module, x = nn.Linear(6, 4).double(), torch.randn(SAMPLES, 7, 6, dtype=torch.float64)
+    a, g = rows_by_jacobian(module, x)
+    ((_, factor_a, factor_g),) = collect(module, x, mean_loss, options).values()
+    torch.testing.assert_close(factor_a, gram(a[:, :, ::2]) / (4 * SAMPLES), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(factor_g, gram(g[:, :, ::2]) * 7 / 4 / SAMPLES, rtol=1e-9, atol=1e-12)
+    conv, x = nn.Conv2d(2, 3, 3, padding=1).double(), torch.randn(SAMPLES, 2, 8, 6, dtype=torch.float64)
+    a, g = (r.unflatten(2, (8, 6))[:, :, ::2, ::2].flatten(2, 3) for r in rows_by_jacobian(conv, x))
+    ((_, factor_a, factor_g),) = collect(conv, x, mean_loss, options).values()
+    torch.testing.assert_close(factor_a, gram(a) / (12 * SAMPLES), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(factor_g, gram(g) * 4 / SAMPLES, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("large", ["diagonal", "blocked"])
 def test_large_factors_keep_their_diagonal_or_blocks(large):
     torch.manual_seed(0)

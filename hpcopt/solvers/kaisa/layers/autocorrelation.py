@@ -125,7 +125,7 @@ def patch_sums(x: Tensor, geometry: Geometry) -> Tensor:
 
 @lru_cache
 def _recipe(geometry: Geometry) -> tuple[list[Term], Tensor, Tensor]:
-    """The terms along the border; for each pair of places (i, j) whose shift j - i is not before zero how often it takes
+    """The terms along the border; for each pair of places (i, j), shift j - i not before zero, how often it takes
     each sum, shape (pairs, shifts + terms); and for each (i, j), row by row, its pair, or that of (j, i) counted on.
     """
     (places_h, places_w), missed = geometry.kernel, geometry.missed()

@@ -1,5 +1,7 @@
 """Embeddings: a linear map of one-hot inputs, so that A is diagonal and holds each word's frequency."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -26,9 +28,8 @@ class Embedding(Layer):
         sums.rows += len(words)
         self._add_gradient_rows(sums, rows, 1)
 
-    def gradient(self) -> Tensor:
-        assert self.weight.grad is not None
-        return self.weight.grad.detach().T.unsqueeze(0)
+    def matrix(self, values: Sequence[Tensor]) -> Tensor:
+        return values[0].T.unsqueeze(0)
 
     def set_gradient(self, matrix: Tensor, scale: float = 1.0) -> None:
         assert self.weight.grad is not None

@@ -12,6 +12,7 @@ same product, in which the number of samples cancels. "Expand" and "reduce" are 
 (arXiv:2311.00636).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -150,12 +151,14 @@ class Layer:
 
     def gradient(self) -> Tensor:
         """The gradient as W, shape (batch, outputs, inputs + 1 if there is a bias)."""
-        assert self.weight.grad is not None
-        weight = self.weight.grad.detach().reshape(self.batch, self.outputs, self.inputs)
+        return self.matrix([p.grad.detach() for p in self.parameters() if p.grad is not None])
+
+    def matrix(self, values: Sequence[Tensor]) -> Tensor:
+        """Tensors of the shapes of parameters(), as W."""
+        weight = values[0].reshape(self.batch, self.outputs, self.inputs)
         if self.bias is None:
             return weight
-        assert self.bias.grad is not None
-        return torch.cat([weight, self.bias.grad.detach().reshape(self.batch, self.outputs, 1)], 2)
+        return torch.cat([weight, values[1].reshape(self.batch, self.outputs, 1)], 2)
 
     def set_gradient(self, matrix: Tensor, scale: float = 1.0) -> None:
         """Replace the parameters' gradients by a matrix of gradient()'s shape, times scale."""

@@ -4,6 +4,8 @@ A sample's own gradient is ``(sum of g xhat, sum of g)`` over the positions of a
 needed: one factor of 2 x 2 blocks does (1 x 1 without a bias), on W = (scale, bias) interleaved.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,10 +37,8 @@ class ScaleShift(Layer):
         weight = x.shape[self.options.batch_dim if x.ndim > 2 else 0] / max(1, len(rows[0]))
         self._add_gradient_rows(sums, pairs.flatten(1), weight)
 
-    def gradient(self) -> Tensor:
-        return torch.stack([p.grad.detach().flatten() for p in self.parameters() if p.grad is not None], 1).view(
-            1, -1, 1
-        )
+    def matrix(self, values: Sequence[Tensor]) -> Tensor:
+        return torch.stack([v.flatten() for v in values], 1).view(1, -1, 1)
 
     def set_gradient(self, matrix: Tensor, scale: float = 1.0) -> None:
         for p, values in zip(self.parameters(), matrix.view(self.channels, -1).unbind(1), strict=True):
