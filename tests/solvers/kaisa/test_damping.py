@@ -48,8 +48,8 @@ def least_squares(curvature: float, step: float, **settings) -> Kaisa:
             after = loss()
     kaisa.adapt_damping(before.item(), after.item())
     slope = sum((g * (p.detach() - o)).sum() for g, p, o in zip(raw, model.parameters(), old, strict=True))
-    bend = after - before - slope  # half of delta^T H delta: the loss is a quadratic
-    kaisa.expected = float((after - before) / (slope + curvature * bend))
+    bend = (after - before).detach() - slope  # half of delta^T H delta: the loss is a quadratic
+    kaisa.expected = float((after - before).detach() / (slope + curvature * bend))
     return kaisa
 
 
@@ -89,9 +89,10 @@ def test_between_the_marks_damping_stays_and_what_is_no_number_raises_it():
 def test_ranks_agree_on_the_ratio_to_the_bit(size, fraction):
     """With every kind of layer, each rank holding some of the factors, and an inner optimizer of any kind."""
 
+    start, words = net_and_words()
+
     def program(world: World) -> tuple[float, float]:
-        net, x = net_and_words()
-        x = x[world.rank :: world.size]
+        net, x = copy.deepcopy(start), words[world.rank :: world.size]
         kaisa = Kaisa(net, world, damping=0.2, damping_every=2, fraction=min(1.0, fraction))
         optimizer = torch.optim.SGD(net.parameters(), 0.01, 0.9)
         for _ in range(4):

@@ -1,5 +1,7 @@
 """Convolutions of 1, 2 and 3 dimensions; a row is one output position's patch."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,10 +34,10 @@ class Conv(Layer):
         if self._by_autocorrelation(x):
             self._add_autocorrelation(sums, x)
             return
-        x = self._padded(x)
-        values = self.inputs * self.batch * max(1, x[0, 0].numel()) if len(x) else 1
-        for part in torch.split(x, max(1, CHUNK_VALUES // values)):
-            self._add_input_rows(sums, self._patches(part, self.options.position_every))
+        x, every = self._padded(x), self.options.position_every
+        values = self.inputs * self.batch * math.prod(self._positions(x, every))
+        for part in torch.split(x, max(1, CHUNK_VALUES // max(1, values))):
+            self._add_input_rows(sums, self._patches(part, every))
 
     def record_gradient(self, sums: Sums, gradient: Tensor) -> None:
         gradient = self._batched(gradient)
@@ -88,12 +90,15 @@ class Conv(Layer):
         sides = [side for pair in reversed(self.padding) for side in pair]
         return F.pad(x, sides, mode=self.mode) if any(sides) else x
 
+    def _positions(self, x: Tensor, every: int) -> list[int]:
+        """Of the patches of a padded input, in each dimension."""
+        reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True)]
+        return [(n - r - 1) // (s * every) + 1 for n, r, s in zip(x.shape[2:], reach, self.stride, strict=True)]
+
     def _patches(self, x: Tensor, every: int) -> Tensor:
         """Patches of a padded input, shape (groups, samples * positions, channels of a group * kernel values)."""
-        spatial = x.shape[2:]
-        reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True)]
         step = [s * every for s in self.stride]
-        positions = [(n - r - 1) // s + 1 for n, r, s in zip(spatial, reach, step, strict=True)]
+        positions = self._positions(x, every)
         x = x.contiguous()
         strides = x.stride()[2:]
         windows = x.as_strided(
@@ -110,8 +115,8 @@ class Conv(Layer):
         grouped = windows.as_strided(  # samples, groups, channels of a group, positions, kernel
             (*group, *windows.shape[2:]), (windows.stride(0), group[2] * windows.stride(1), *windows.stride()[1:])
         )
-        order = (1, 0, *range(3, 3 + n), 2, *range(3 + n, 3 + 2 * n))
-        return grouped.permute(order).reshape(self.batch, -1, self.inputs)
+        order = (1, 2, *range(3 + n, 3 + 2 * n), 0, *range(3, 3 + n))  # along positions memory is read in order
+        return grouped.permute(order).reshape(self.batch, self.inputs, -1).transpose(1, 2)
 
 
 def _both_sides(padding: str | tuple[int, ...], i: int, dilation: int, kernel: int) -> tuple[int, int]:
