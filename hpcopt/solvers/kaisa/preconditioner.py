@@ -246,35 +246,37 @@ class Kaisa:
             self._exchange(self._inverses, self.plan.inverses_out, self.plan.inverses_in)
 
     def _precondition(self) -> None:
-        raw = {i: layer.gradient() for i, layer in enumerate(self._found) if _has_gradients(layer)}
-        preconditioned = self._spread({i: self._preconditioned(i, raw[i]) for i in self.plan.worked if i in raw}, raw)
-        pairs = [(preconditioned[i].flatten(), w.to(preconditioned[i].dtype).flatten()) for i, w in raw.items()]
-        dots = [torch.stack([torch.dot(p, w), torch.dot(p, p), torch.dot(w, w)]) for p, w in pairs]
-        values = torch.stack(dots).double() if dots else torch.zeros(0, 3)
+        used = [i for i, layer in enumerate(self._found) if _has_gradients(layer)]
+        sent = self._spread(used) if self.plan.placement.grid.columns > 1 else None
+        preconditioned, dots = {}, []
+        for i in used:  # each layer's gradient is looked at while it is still in the cache
+            w = self._found[i].gradient().to(self._found[i].dtype)
+            p = self._preconditioned(i, w) if sent is None else sent[self.plan.gradients.pieces[i]].view(w.shape)
+            flat_p, flat_w = p.flatten(), w.flatten()
+            dots += [torch.dot(flat_p, flat_w), torch.dot(flat_p, flat_p), torch.dot(flat_w, flat_w)]
+            preconditioned[i] = p
+        values = torch.stack(dots).double().view(-1, 3) if dots else torch.zeros(0, 3)
         if not torch.isfinite(values).all():
             return
         cosines = values[:, 0] / (values[:, 1] * values[:, 2]).sqrt().clamp(min=1e-30)
-        self.cosines.update(zip((self._found[i].name for i in raw), cosines.tolist(), strict=True))
+        self.cosines.update(zip((self._found[i].name for i in used), cosines.tolist(), strict=True))
         self.clipped = self._clip(float(values[:, 0].sum()))
-        for i in raw:
-            self._found[i].set_gradient(preconditioned[i], self.clipped)
+        for i, p in preconditioned.items():
+            self._found[i].set_gradient(p, self.clipped)
 
     def _preconditioned(self, i: int, w: Tensor) -> Tensor:
-        layer = self._found[i]
-        w = w.to(layer.dtype)
-        p = self._method.apply(layer, self._inverses[self.plan.inverses.pieces[i]], w, self.damping)
+        p = self._method.apply(self._found[i], self._inverses[self.plan.inverses.pieces[i]], w, self.damping)
         return p * (w.norm() / p.norm().clamp(min=torch.finfo(p.dtype).tiny)) if self.settings.graft else p
 
-    def _spread(self, own: dict[int, Tensor], raw: dict[int, Tensor]) -> dict[int, Tensor]:
-        """The preconditioned gradients of all layers, from those of this rank's column."""
-        if self.plan.placement.grid.columns == 1:
-            return own
+    def _spread(self, used: Sequence[int]) -> Tensor:
+        """The preconditioned gradients of all layers, flat: of the own column computed, the others' received."""
         flat = torch.zeros(self.plan.gradients.numel, dtype=self._found[0].dtype if self._found else torch.float32)
-        pieces = self.plan.gradients.pieces
-        for i, p in own.items():
-            flat[pieces[i]].view(p.shape).copy_(p)
+        for i in self.plan.worked:
+            if i in used:
+                w = self._found[i].gradient().to(flat.dtype)
+                flat[self.plan.gradients.pieces[i]].view(w.shape).copy_(self._preconditioned(i, w))
         self._exchange(flat, self.plan.gradients_out, self.plan.gradients_in)
-        return {i: flat[pieces[i]].view(w.shape) for i, w in raw.items()}
+        return flat
 
     def _clip(self, product: float) -> float:
         """The factor of KL clipping; ``product`` is <P, gradient> over all layers, lr^2 of which is the divergence."""
