@@ -25,7 +25,6 @@ from hpcopt.store import hdf5
 
 SCHEMA_VERSION = 2
 BUFFER_BYTES = 1 << 20
-HUGE_PAGE_BYTES = 1 << 21
 REMEDY = "resume from another checkpoint, or start afresh with --fresh"
 
 INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
@@ -238,17 +237,8 @@ def _on_cpu(leaf: Tensor | np.ndarray) -> Tensor | np.ndarray:
 
 
 def _empty(leaf: _Leaf) -> Tensor | np.ndarray:
-    """Memory for a leaf. A large one begins at a huge page, for which numpy asks, so that there are 2 MB to a page
-    fault: with small pages the faults cost more than the checksum.
-    """
-    dtype = np.dtype(STORED_AS[leaf.dtype] if leaf.kind == "tensor" else leaf.dtype)
-    nbytes = leaf.size * dtype.itemsize
-    if nbytes >= 2 * HUGE_PAGE_BYTES:
-        raw = np.empty(nbytes + HUGE_PAGE_BYTES, np.uint8)
-        first = -raw.ctypes.data % HUGE_PAGE_BYTES
-        values = raw[first : first + nbytes].view(dtype).reshape(leaf.shape)
-    else:
-        values = np.empty(leaf.shape, dtype)
+    """Memory for a leaf: numpy's, as np.fromfile has it."""
+    values = np.empty(leaf.shape, STORED_AS[leaf.dtype] if leaf.kind == "tensor" else leaf.dtype)
     return values if leaf.kind == "array" else torch.from_numpy(values).view(getattr(torch, leaf.dtype))
 
 
