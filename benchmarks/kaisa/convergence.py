@@ -47,9 +47,9 @@ KAISA: dict[str, Settings] = {
 }  # fmt: skip
 
 GRIDS: dict[tuple[str, str], list[Settings]] = {
-    ("autoencoder", "adamw"): [{"lr": lr, "beta2": 0.999} for lr in (0.002, 0.0005, 0.001, 0.003)],
-    ("autoencoder", "sgd"): [{"lr": lr, "momentum": 0.9} for lr in (0.006, 0.012, 0.003, 0.024)],
-    ("autoencoder", "kaisa"): [{"lr": lr} for lr in (0.2, 0.4, 0.8, 1.6)],
+    ("autoencoder", "adamw"): [{"lr": lr, "beta2": 0.999} for lr in (0.002, 0.0005, 0.001)],
+    ("autoencoder", "sgd"): [{"lr": lr, "momentum": 0.9} for lr in (0.006, 0.012, 0.003)],
+    ("autoencoder", "kaisa"): [{"lr": lr} for lr in (0.2, 0.4, 0.8)],
     ("resnet", "adamw"): [{"lr": lr, "beta2": 0.999, "weight_decay": 0.01} for lr in (0.001, 0.002, 0.004)],
     ("resnet", "sgd"): [{"lr": lr, "momentum": 0.9, "weight_decay": 5e-4} for lr in (0.05, 0.1, 0.2)],
     ("resnet", "kaisa"): [{"lr": lr} for lr in (0.05, 0.1, 0.2)],
