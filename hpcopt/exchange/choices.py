@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.comm import alpha_beta
-from hpcopt.comm.alpha_beta import CodecCost, Machine
+from hpcopt.comm.alpha_beta import CodecCost, Line, Machine
 
 EXACT = ("native", "doubling", "ring")  # algorithms whose sums lose nothing but rounding
 WORTH = 0.9  # of the time of the fastest exact sum: what a codec must stay below, to be worth what it loses
@@ -84,8 +84,8 @@ class Choices:
         cost, machine = self.codecs[choice.codec], self.machine
         link = machine.between if max(machine.nodes) else machine.inside
         rates = (
-            f"payloads {cost.ratio:.3g} times shorter; encoding {_rate(cost.encode.bytes_per_s)}, "
-            f"decoding {_rate(cost.decode.bytes_per_s)}, links {_rate(link.bytes_per_s)}"
+            f"payloads {cost.ratio:.3g} times shorter; encoding {_rate(cost.encode, choice.values_bytes)}, "
+            f"decoding {_rate(cost.decode, choice.values_bytes)}, links {_rate(link, choice.values_bytes)}"
         )
         return (
             f"warning: codec {choice.codec} does not pay here and is not used: "
@@ -126,8 +126,9 @@ def _fastest(predicted_s: Mapping[str, float], *, exact: bool) -> str:
     return min(names, key=lambda name: predicted_s[name], default="")
 
 
-def _rate(bytes_per_s: float) -> str:
-    return f"{bytes_per_s / 1e9:.3g} GB/s"
+def _rate(line: Line, nbytes: int) -> str:
+    """At that size; a fitted line's slope alone may be none."""
+    return f"{nbytes / line(nbytes) / 1e9:.3g} GB/s"
 
 
 def _finite(tree: object) -> object:
