@@ -19,7 +19,9 @@ from torch import Tensor
 
 from hpcopt.comm.transport import Op, Request, Transport, wait_all
 
-SEGMENT_BYTES = 512 * 1024
+SEGMENT_BYTES = 1024 * 1024
+
+Grid = list[tuple[Tensor, ...]]  # the chunks, each cut into segments
 
 REDUCE: dict[Op, Callable[..., Tensor]] = {"sum": torch.add, "max": torch.maximum, "min": torch.minimum}
 
@@ -42,8 +44,9 @@ def all_reduce(
         x itself.
     """
     if transport.size > 1:
-        reduce_scatter(transport, x, op, wire=wire, segment_bytes=segment_bytes)
-        all_gather(transport, x, wire=wire, segment_bytes=segment_bytes)
+        grid = _segments(x, transport.size, segment_bytes)
+        _reduce_scatter(transport, grid, op, wire)
+        _all_gather(transport, grid, x, wire)
     return x
 
 
@@ -62,8 +65,12 @@ def reduce_scatter(
     Returns:
         The finished chunk, a view of x.
     """
-    size, rank = transport.size, transport.rank
-    grid = _segments(x, size, segment_bytes)
+    _reduce_scatter(transport, _segments(x, transport.size, segment_bytes), op, wire)
+    return chunks(x, transport.size)[transport.rank]
+
+
+def _reduce_scatter(transport: Transport, grid: Grid, op: Op, wire: torch.dtype | None) -> None:
+    size, rank, traffic = transport.size, transport.rank, transport.traffic
     columns = len(grid[0])
     steps = [(hop, k) for hop in range(size - 1) for k in range(columns)]
     buffers = [torch.empty_like(grid[0][0], dtype=wire) for _ in range(2)]
@@ -82,9 +89,10 @@ def reduce_scatter(
             receives.append(transport.receive(landing(step), (rank - 1) % size))
 
     def send(segment: Tensor) -> None:
-        with transport.traffic.encoding():
-            outgoing = segment if wire is None else segment.to(wire)
-        sends.append(transport.send(outgoing, (rank + 1) % size))
+        if wire is not None:
+            with traffic.encoding():
+                segment = segment.to(wire)
+        sends.append(transport.send(segment, (rank + 1) % size))
 
     post_receive(0)
     post_receive(1)
@@ -92,16 +100,15 @@ def reduce_scatter(
         for segment in grid[(rank - 1) % size]:
             send(segment)
     for step, (hop, _) in enumerate(steps):
-        with transport.traffic.waiting():
+        with traffic.waiting():
             receives[step].wait()
-        with transport.traffic.decoding():
+        with traffic.decoding():
             REDUCE[op](target(step), landing(step), out=target(step))
         post_receive(step + 2)
         if hop < size - 2:
             send(target(step))
-    with transport.traffic.waiting():
+    with traffic.waiting():
         wait_all(sends)
-    return chunks(x, size)[rank]
 
 
 def all_gather(
@@ -114,8 +121,12 @@ def all_gather(
     Returns:
         x itself; with ``wire``, rounded to it on all ranks.
     """
+    _all_gather(transport, _segments(x, transport.size, segment_bytes), x, wire)
+    return x
+
+
+def _all_gather(transport: Transport, values: Grid, x: Tensor, wire: torch.dtype | None) -> None:
     size, rank, traffic = transport.size, transport.rank, transport.traffic
-    values = _segments(x, size, segment_bytes)
     grid = values if wire is None else _segments(torch.empty_like(x, dtype=wire), size, 0, columns=len(values[0]))
     receives = [
         [transport.receive(segment, (rank - 1) % size) for segment in grid[(rank - hop - 1) % size]]
@@ -140,7 +151,6 @@ def all_gather(
                     values[chunk][k].copy_(grid[chunk][k])
     with traffic.waiting():
         wait_all(sends)
-    return x
 
 
 def chunks(x: Tensor, size: int) -> tuple[Tensor, ...]:
@@ -148,11 +158,11 @@ def chunks(x: Tensor, size: int) -> tuple[Tensor, ...]:
     return torch.tensor_split(x.view(-1), size)
 
 
-def _segments(x: Tensor, size: int, segment_bytes: int, columns: int = 0) -> list[tuple[Tensor, ...]]:
+def _segments(x: Tensor, size: int, segment_bytes: int, columns: int = 0) -> Grid:
     """The chunks of x, each cut into the same number of segments; the first segment of the first chunk is longest."""
     longest_bytes = -(-x.numel() // size) * x.element_size()
     columns = columns or max(1, -(-longest_bytes // segment_bytes))
-    return [torch.tensor_split(chunk, columns) for chunk in chunks(x, size)]
+    return [torch.tensor_split(chunk, columns) if columns > 1 else (chunk,) for chunk in chunks(x, size)]
 
 
 def _copy(targets: tuple[Tensor, ...], sources: tuple[Tensor, ...]) -> None:
