@@ -3,6 +3,9 @@
 
 ``m <- momentum m + (1 - momentum) g`` on each rank by itself; ``V = majority of sign(m)``. The optimizer behind it,
 ``signum``, then does ``x <- x - lr (V + weight_decay x)``.
+
+Where gradients are mostly noise, 4 ranks tie in 3 of 8 elections. Were all ties plus, every parameter would drift, and
+a run's loss rises again; so with an even number of ranks one of them, in turn, has the casting vote.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,6 +32,9 @@ class VoteConfig(Overlap):
     name: Literal["vote"] = "vote"
     weights: tuple[int, ...] | None = Field(
         None, description="votes of each rank, integers of at least 0; by default one each"
+    )
+    ties: Literal["in_turn", "plus"] = Field(
+        "in_turn", description="one rank, another at each step, has the casting vote; or a tie is plus, as with weights"
     )
     by_nodes: bool = Field(False, description="send nodes' counts between nodes; the outcome is the same")
     momentum: float = Field(0.0, ge=0, lt=1, description="set by the solver: that of signum, each rank's own")
@@ -60,11 +66,8 @@ class VoteReducer(Reducer):
             self._neighbours = [rank for rank, host in enumerate(world.hosts) if host == world.hosts[world.rank]]
 
     def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
-        weights, beta, values = self._config.weights, self._config.momentum, bucket.values
-        if weights is not None and len(weights) != transport.size:
-            raise UnsupportedError(
-                f"[exchange] weights names {len(weights)} ranks, the job has {transport.size}"
-            ).everywhere()
+        weights = self._weights(transport.size, step)
+        beta, values = self._config.momentum, bucket.values
         with transport.traffic.encoding():
             if values.dtype != torch.float32:
                 raise UnsupportedError(f"votes need float32 parameters, not {values.dtype}").everywhere()
@@ -73,7 +76,7 @@ class VoteReducer(Reducer):
         if bucket.index not in self._words:
             self._words[bucket.index] = torch.empty(vote.ballot_words(values.numel()), dtype=torch.int64)
         words = self._words[bucket.index]
-        for where in self._decided(transport, values, words):
+        for where in self._decided(transport, values, words, weights):
             if not self._config.packed:
                 with transport.traffic.decoding():
                     vote.unpack(words[where], bucket.values[vote.WORD * where.start : vote.WORD * where.stop])
@@ -83,23 +86,33 @@ class VoteReducer(Reducer):
         first = bucket.offsets[parameter] // vote.WORD
         return self._words[bucket.index][first : first + vote.ballot_words(parameter.numel())]
 
-    def _decided(self, transport: Transport, values: Tensor, words: Tensor) -> Iterator[slice]:
+    def _decided(
+        self, transport: Transport, values: Tensor, words: Tensor, weights: Sequence[int] | None
+    ) -> Iterator[slice]:
         """Vote, and give each stretch of words once it is decided."""
         if self._hierarchy is None:
-            yield from vote.vote(transport, values, words, self._config.weights)
+            yield from vote.vote(transport, values, words, weights)
             return
         with transport.traffic.encoding():
             vote.pack(values, words)
-        self._hierarchy.majority(words, self._weights_of_node())
+        self._hierarchy.majority(words, self._of_node(weights))
         yield slice(0, words.numel())
 
-    def _weights_of_node(self) -> Sequence[int] | None:
-        weights = self._config.weights
+    def _of_node(self, weights: Sequence[int] | None) -> Sequence[int] | None:
         return None if weights is None else [weights[rank] for rank in self._neighbours]
+
+    def _weights(self, size: int, step: int) -> Sequence[int] | None:
+        """Of the ranks' votes at a step. A second vote where all others have one decides ties, and nothing else."""
+        weights = self._config.weights
+        if weights is not None and len(weights) != size:
+            raise UnsupportedError(f"[exchange] weights names {len(weights)} ranks, the job has {size}").everywhere()
+        if weights is None and size % 2 == 0 and self._config.ties == "in_turn":
+            return [1 + (rank == step % size) for rank in range(size)]
+        return weights
 
     def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
         if self._hierarchy is not None:
-            return self._hierarchy.planned_vote_bytes(bucket.values.numel(), self._weights_of_node())
+            return self._hierarchy.planned_vote_bytes(bucket.values.numel(), self._of_node(self._weights(size, rank)))
         return vote.planned_bytes(bucket.values.numel(), size, rank)
 
     def state_dict(self) -> Tree:

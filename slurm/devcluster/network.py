@@ -84,7 +84,9 @@ def _connect(host: str) -> None:
 
 def set_rate(host: str, rate: str) -> None:
     """Limit a host's link to rate (tc's spelling, as ``1gbit``) in each direction, or lift the limit with ``none``."""
-    bucket = ("burst", "1mb" if rate.endswith("gbit") and int(rate[:-4]) > 2 else "256kb", "latency", "50ms")
+    # What a link that has rested may send at once: at 1gbit 2 ms of its rate, at 100mbit 3 ms.
+    burst = "32kb" if not rate.endswith("gbit") else "1mb" if int(rate[:-4]) > 2 else "256kb"
+    bucket = ("burst", burst, "latency", "50ms")
     sending = ("tc", "-n", PREFIX + host, "qdisc"), "e0"
     receiving = ("tc", "qdisc"), PREFIX + host
     for qdisc, device in (sending, receiving):

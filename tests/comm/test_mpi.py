@@ -31,6 +31,15 @@ def test_sum_and_bits(world, all_reduce):
         world.require_same([total], "the sums")
 
 
+@pytest.mark.parallel([2])
+def test_a_tensor_with_gaps_is_refused(world):
+    """MPI is given an address and a length: it would send what lies between."""
+    with pytest.raises(ValueError, match="not contiguous"):
+        world.transport.send(torch.zeros(4, 4)[:, 0], 0)
+    with pytest.raises(ValueError, match="not contiguous"):
+        world.transport.receive(torch.zeros(4, 4).t(), 0)
+
+
 @pytest.mark.parallel([2, 3, 4])
 def test_collectives(world):
     check_collectives(world)

@@ -1,8 +1,12 @@
-"""Exchanges through a real backward pass: exact where they promise it, and replicas that stay bit-equal."""
+"""Exchanges through a real backward pass: exact where they promise it, and replicas that stay bit-equal.
+
+HPCOPT_REPLICA_STEPS=1000 makes the replicas' runs as long; 25 steps by default.
+"""
 
 import copy
 import itertools
 import json
+import os
 import time
 
 import pytest
@@ -30,6 +34,7 @@ from hpcopt.exchange import Exchange, NativeConfig, RingConfig, TwoPhaseConfig, 
 from hpcopt.exchange.bucket import make_buckets
 from tests.comm.test_calibration import on_hosts
 
+REPLICA_STEPS = int(os.environ.get("HPCOPT_REPLICA_STEPS", "25"))
 SMALL = PerTensor(otherwise=QSGD(bits=4), rules=(Rule(max_dims=1),))
 EXCHANGES = [
     RingConfig(),
@@ -94,7 +99,7 @@ def trained(size: int, config, steps: int, **options) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("config", EXCHANGES, ids=label)
 def test_replicas_stay_bit_equal(config):
-    results = trained(3, config.model_copy(update={"bucket_mb": 0.003}), steps=25, lr=0.01)
+    results = trained(3, config.model_copy(update={"bucket_mb": 0.003}), steps=REPLICA_STEPS, lr=0.01)
     assert all(torch.equal(result, results[0]) for result in results)
     assert results[0].isfinite().all() and not torch.equal(results[0], flat(network()))
 
