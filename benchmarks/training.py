@@ -1,0 +1,220 @@
+"""Seconds to 0.90 test accuracy with every exchange: a ResNet on Fashion-MNIST, four ranks on links of a known rate.
+
+    sbatch --exclusive slurm/training.sh train --link 100mbit ring     train to the target, on four nodes
+    mpirun -n 4 python benchmarks/training.py train ring               the same, to count steps, where no link is slow
+    sbatch --exclusive slurm/training.sh cost --link 1gbit             what a step takes and sends, overlapped and not
+    python benchmarks/training.py table                                all of it, into docs/training.md
+
+How many steps a row needs is the same on any network: a run's numbers do not depend on when messages arrive. What a
+step costs is the median over turns of eight steps, with bytes as the network interfaces count them. Every record is a
+line of training.jsonl; of two with the same meaning the later one counts.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import h5py
+import torch
+
+from hpcopt import train
+from hpcopt.comm.launch import launch_from, leave_exit_code
+from hpcopt.comm.world import World, connect
+from hpcopt.job import read_job
+from hpcopt.phases import PhaseClock
+from hpcopt.report import pictures
+from hpcopt.report.figure import Figure
+
+JOB = Path("jobs/fashion_resnet.toml")
+RECORDS = Path(__file__).with_suffix(".jsonl")
+PAGE, PICTURE = Path("docs/training.md"), "training"
+LINKS = {"100mbit": "100 Mbit/s", "1gbit": "1 Gbit/s"}
+TARGET = 0.90
+COMMON = ["run.epochs=4", "solver.optimizer.lr=0.1", "exchange.bucket_mb=0.1"]
+TO_THE_TARGET = [
+    "run.stop_at.metric=test_accuracy",
+    f"run.stop_at.value={TARGET}",
+    "run.evaluate_every=250",
+    "run.checkpoint_every=1000000",
+]
+SIGNUM = 'solver.optimizer={name="signum", lr=2e-3, momentum=0.9, weight_decay=5e-4}'
+ROWS = {
+    "ring": ['exchange.name="ring"'],
+    "ring, bf16": ['exchange.name="ring"', 'exchange.codec={name="half"}'],
+    "two-phase, QSGD 4 bits": ['exchange.name="two_phase"', 'exchange.codec={name="qsgd", bits=4}'],
+    "two-phase, top 1 %": ['exchange.name="two_phase"', 'exchange.codec={name="topk", fraction=0.01}'],
+    "PowerSGD, rank 4": ['exchange.name="ring"', 'exchange.codec={name="powersgd", rank=4}'],
+    "vote, Signum": [SIGNUM, 'exchange.name="vote"'],
+    "push-sum": ['exchange={name="gossip", mixing="push_sum", graph="exponential"}'],
+}
+
+
+def settings(row: str, overlap: bool) -> list[str]:
+    """The row's changes to the job. Push-Sum does not wait where a message may be a step old."""
+    if row == "push-sum":
+        return [*COMMON, *ROWS[row], f"exchange.tau={int(overlap)}"]
+    return [*COMMON, *ROWS[row], f"exchange.overlap={str(overlap).lower()}"]
+
+
+def record(kind: str, row: str, **measured: Any) -> None:
+    with RECORDS.open("a") as file:
+        file.write(json.dumps({"kind": kind, "row": row, **measured}) + "\n")
+
+
+def train_to_target(row: str, overlap: bool, link: str, interface: str, more: list[str]) -> None:
+    """Through the front door. Collective: over the ranks that the launcher started."""
+    run_dir = Path("runs/training") / re.sub(r"\W+", "-", f"{row} {link} {overlap}")
+    before = sent_by(interface)
+    changes = [word for setting in (*settings(row, overlap), *TO_THE_TARGET, *more) for word in ("--set", setting)]
+    exit_code = train.main([str(JOB), "--run-dir", str(run_dir), "--fresh", *changes])
+    launch = launch_from()
+    if launch.rank > 0 or exit_code:
+        return
+    with h5py.File(run_dir / "metrics.h5") as file:
+        scores, steps = file["evaluations"], file["steps"]
+        curve = list(zip(scores["step"][:].tolist(), scores["test_accuracy"][:].round(4).tolist(), strict=True))
+        record(
+            "train",
+            row,
+            overlap=overlap,
+            link=link,
+            ranks=launch.size,
+            more=more,
+            curve=curve,
+            time_s=round(float(scores["time_s"][-1]), 1),
+            steps_s=round(float(steps["step_s"][:].sum()), 1),
+            interface_bytes=None if before is None else (sent_by(interface) or 0) - before,
+            counted_bytes=int(steps["sent_bytes"][:, 0].sum()),
+        )
+
+
+def sent_by(interface: str) -> int | None:
+    """Bytes that this host's network interface has sent, headers included; None where there is none of that name."""
+    counts = dict(line.split(":") for line in Path("/proc/net/dev").read_text().splitlines()[2:])
+    fields = {name.strip(): text.split() for name, text in counts.items()}.get(interface)
+    return int(fields[8]) if fields else None
+
+
+class Contender:
+    """A row's solver at work, with the reduction of the loss that the trainer does in each step."""
+
+    def __init__(self, world: World, row: str, overlap: bool, interface: str) -> None:
+        """Collective."""
+        job = read_job(JOB, settings(row, overlap))
+        workload = job.workload.build(job.run.seed)
+        self.row, self.overlap, self._world, self._interface = row, overlap, world, interface
+        self._solver = job.solver.build(workload.model, workload.loss, world, job.exchange, 10_000, PhaseClock())
+        self._batches = workload.train_batches(self._solver.data_rank, self._solver.data_size, 0)
+        self.times_s: list[float] = []
+        self.sent_bytes: list[float] = []
+
+    def work(self, steps: int) -> None:
+        """Add one mean over the steps, of seconds on the slowest rank and of bytes over all ranks. Collective."""
+        self._world.barrier()
+        start_s, start_bytes = time.perf_counter(), sent_by(self._interface) or 0
+        for _ in range(steps):
+            loss = self._solver.step(next(self._batches)).loss
+            self._world.all_reduce(torch.tensor([loss, 0, 0, 0, 0], dtype=torch.float64))
+        sent = torch.tensor([((sent_by(self._interface) or 0) - start_bytes) / steps])
+        self.times_s.append(float(self._world.all_reduce(torch.tensor([time.perf_counter() - start_s]), "max")) / steps)
+        self.sent_bytes.append(float(self._world.all_reduce(sent)) / self._world.size)
+
+    def finish(self) -> None:
+        """Take in what is still under way. Collective."""
+        self._solver.gather()
+
+
+def measure_costs(rows: list[str], link: str, interface: str, rounds: int) -> None:
+    """All rows take turns of eight steps, so that all see the same machine; the first turn does not count."""
+    torch.set_num_threads(1)
+    world = connect("mpi")
+    contenders = [Contender(world, row, overlap, interface) for row in rows for overlap in (False, True)]
+    for _ in range(1 + rounds):
+        for contender in contenders:
+            contender.work(8)
+    for c in contenders:
+        c.finish()
+        step_s, sent_bytes = statistics.median(c.times_s[1:]), statistics.median(c.sent_bytes[1:])
+        if world.rank == 0:
+            print(f"{link:8} {c.row:26} overlap {c.overlap!s:6} {1e3 * step_s:8.1f} ms {sent_bytes / 1e3:9.1f} KB")
+            record("cost", c.row, overlap=c.overlap, link=link, step_s=step_s, sent_bytes=sent_bytes, rounds=rounds)
+    world.close()
+    leave_exit_code(0)
+
+
+def load() -> tuple[dict[str, dict[str, Any]], dict[tuple[str, str, bool], dict[str, Any]]]:
+    """The last training of each row, without adversaries, and the last costs by row, link and overlap."""
+    records = [json.loads(line) for line in RECORDS.read_text().splitlines()]
+    honest = [r for r in records if r["kind"] == "train" and "adversary" not in str(r["more"])]
+    trained = {r["row"]: r for r in honest}
+    return trained, {(r["row"], r["link"], r["overlap"]): r for r in records if r["kind"] == "cost"}
+
+
+def steps_to_target(trained: dict[str, Any]) -> int | None:
+    return next((step for step, accuracy in trained["curve"] if accuracy >= TARGET), None)
+
+
+def table() -> str:
+    """In Markdown: what a step sends and takes, and the seconds that the steps to the target take."""
+    trained, costs = load()
+    columns = [f"{name}, {column}" for name in LINKS.values() for column in ("ms a step", f"s to {TARGET:.2f}")]
+    lines = [f"| | steps to {TARGET:.2f} | KB a step | {' | '.join(columns)} |", "|---" * 7 + "|"]
+    for row in ROWS:
+        steps = steps_to_target(trained[row]) if row in trained else None
+        cells = [row, f"{steps:,}" if steps else "not counted"]
+        if row in trained and not steps:
+            last, best = trained[row]["curve"][-1][0], max(accuracy for _, accuracy in trained[row]["curve"])
+            cells[1] = f"not in {last:,}: {best:.3f}"
+        cells.append(f"{costs[row, next(iter(LINKS)), False]['sent_bytes'] / 1e3:.0f}")
+        for link in LINKS:
+            both = [costs[row, link, overlap]["step_s"] for overlap in (False, True)]
+            cells.append(" / ".join(f"{1e3 * step_s:.0f}" for step_s in both))
+            same = both[:1] if row == "push-sum" else both  # its messages of the step before make another run
+            cells.append(" / ".join(f"{steps * step_s:.0f}" for step_s in same) if steps else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_page() -> None:
+    """The table between the page's marks, and the picture beside it: accuracy against seconds on the slow links."""
+    text = PAGE.read_text()
+    marks = "<!-- begin table -->\n", "<!-- end table -->"
+    PAGE.write_text(re.sub(f"{marks[0]}.*?{marks[1]}", lambda _: marks[0] + table() + marks[1], text, flags=re.S))
+    trained, costs = load()
+    link, name = next(iter(LINKS.items()))
+    lines = []
+    for row in (row for row in ROWS if row in trained):
+        step_s = min(costs[row, link, overlap]["step_s"] for overlap in (False, True))
+        steps, accuracy = zip(*trained[row]["curve"], strict=True)
+        lines.append({"type": "scatter", "name": row, "x": [step * step_s for step in steps], "y": accuracy})
+    axes = {"xaxis": {"title": {"text": f"seconds on links of {name}"}}, "yaxis": {"title": {"text": "test accuracy"}}}
+    axes["yaxis"]["range"] = [0.7, 0.92]
+    figure = Figure(PICTURE, "Accuracy over time", "", lines, axes | {"height": 560}, {})
+    pictures.write([figure], PAGE.parent)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["train", "cost", "table"])
+    parser.add_argument("rows", nargs="*", default=list(ROWS), help="cost: rows, by default all; train: one")
+    parser.add_argument("--link", default="memory", help="rate of the links, as it is to stand in the table")
+    parser.add_argument("--interface", default="e0", help="the nodes' network interface")
+    parser.add_argument("--rounds", type=int, default=7, help="cost: turns of eight steps")
+    parser.add_argument("--no-overlap", action="store_true", help="train: exchange after the backward pass")
+    parser.add_argument("--set", action="append", default=[], help="train: a further change to the job")
+    options = parser.parse_args()
+    if options.what == "cost":
+        measure_costs(options.rows, options.link, options.interface, options.rounds)
+    elif options.what == "train":
+        (row,) = options.rows
+        train_to_target(row, not options.no_overlap, options.link, options.interface, options.set)
+    else:
+        write_page()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+#!/bin/bash
+# Training with every exchange: to a test accuracy, or so many steps, one rank on each of four nodes.
+#
+#   sbatch --exclusive slurm/training.sh train --link 100mbit ring "vote, Signum"
+#   sbatch --exclusive slurm/training.sh cost --link 100mbit
+#
+#SBATCH --job-name=training
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=1
+#SBATCH --time=00:30:00
+#SBATCH --output=logs/%x-%j.out
+set -euo pipefail
+# shellcheck source=slurm/launch.sh
+source slurm/launch.sh
+
+run_ranks "$SLURM_NTASKS" python benchmarks/training.py "$@"
+finish
