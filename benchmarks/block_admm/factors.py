@@ -43,7 +43,7 @@ JOINT: Settings = {
         "code_steps": 40,
         "classifier_rate": 10,
     }
-    for gamma, plain in ((10, 4), (100, 4), (10, 5), (100, 5), (100, 5.5), (100, 5.75))
+    for gamma, plain in ((10, 4), (100, 4), (10, 5), (100, 5))
 }
 AFTER: Settings = {f"{sweeps} sweeps": {"sweeps": sweeps} for sweeps in (30, 60, 120, 240)}
 METHODS: dict[str, Settings] = {"deepfacto": JOINT, "posthoc": AFTER}
