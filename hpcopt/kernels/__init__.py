@@ -5,14 +5,19 @@ numba costs .7 s and 65 MB a rank, so its modules load at their first use: write
 
 Compiled code is cached: in ``NUMBA_CACHE_DIR`` if that is set, else beside these files, else (a read-only
 installation) in the user's cache directory. The cache knows the CPU's name, so one directory may serve unlike nodes;
-a node-local one starts fastest. ``Codec.warm`` compiles what a codec needs: call it on one rank a node first, then on
-the others, before anything is timed.
+a node-local one starts fastest. A change of any source here renews it: numba by itself looks only at the file that a
+function stands in, and would keep the old code of what that inlines from others. ``Codec.warm`` compiles what a codec
+needs: call it on one rank a node first, then on the others, before anything is timed.
 
 Every loop releases the GIL and takes flat, contiguous, aligned arrays. None uses ``fastmath``: sums run in a fixed
 order, so the bytes do not depend on the width of the machine's vectors.
 """
 
+import sys
+from functools import cache
+from hashlib import sha256
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -24,5 +29,21 @@ __all__ = ["adacomp", "powers", "qsgd", "sampling", "select", "sign", "sparse", 
 
 def __getattr__(name: str) -> ModuleType:
     if name in __all__:
-        return import_module(f"{__name__}.{name}")
+        module = import_module(f"{__name__}.{name}")
+        _cache_by_all_sources()
+        return module
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _cache_by_all_sources() -> None:
+    for name, module in list(sys.modules.items()):
+        if name.startswith(f"{__name__}."):
+            for kernel in vars(module).values():
+                file = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
+                if file is not None:
+                    file._source_stamp = _sources()
+
+
+@cache
+def _sources() -> bytes:
+    return sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).digest()

@@ -8,7 +8,7 @@ denormals, where the carry leads from 0 to 2^-126). With d = 2^22 it is rounding
 import numpy as np
 from numba import njit
 
-from hpcopt.kernels import packing, rng
+from hpcopt.kernels import masks, packing, rng
 from hpcopt.kernels.qsgd import LIFT, MAGNITUDE, TINY, clipped, largest, per_scale
 from hpcopt.kernels.rng import BLOCK, RAMP
 
@@ -16,17 +16,34 @@ HALF = np.int32(1 << 22)
 ONE = np.int32(127)  # the exponent field of 1.0
 
 
-@njit(nogil=True, cache=True)
-def _round_block(bits, nearest, counter, high, exponents, signs):
+@njit(inline="always")
+def _round(bits, nearest, counter, high, exponents):
+    """Fill the exponent bytes of one block and return the bits of its largest magnitude."""
+    top = np.int32(0)
     if nearest:
         for j in range(bits.size):
-            exponents[j] = np.uint8(rng.shift_right(np.int32(np.int32(bits[j] & MAGNITUDE) + HALF), np.uint32(23)))
+            magnitude = np.int32(bits[j] & MAGNITUDE)
+            top = max(top, magnitude)
+            exponents[j] = np.uint8(rng.shift_right(np.int32(magnitude + HALF), np.uint32(23)))
     else:
         for j in range(bits.size):
+            magnitude = np.int32(bits[j] & MAGNITUDE)
+            top = max(top, magnitude)
             dice = np.int32(rng.shift_right(rng.mix(np.uint32(counter + RAMP[j]), high), np.uint32(9)))
-            exponents[j] = np.uint8(rng.shift_right(np.int32(np.int32(bits[j] & MAGNITUDE) + dice), np.uint32(23)))
-    for j in range(bits.size):
-        signs[j] = np.uint8(rng.shift_right(np.uint32(bits[j]), np.uint32(31)))
+            exponents[j] = np.uint8(rng.shift_right(np.int32(magnitude + dice), np.uint32(23)))
+    return top
+
+
+@njit(inline="always")
+def _signs(bits, packed):
+    """The sign bits of a whole block as ``packing.pack`` lays them out."""
+    lanes = BLOCK // 8
+    for j in range(lanes):
+        byte = np.uint32(0)
+        for row in range(8):
+            sign = rng.shift_right(np.uint32(bits[row * lanes + j]), np.uint32(31))
+            byte |= np.uint32(sign << np.uint32(row))
+        packed[j] = np.uint8(byte)
 
 
 @njit(nogil=True, cache=True)
@@ -40,10 +57,18 @@ def encode(x, nearest, seed, first, packed):
     done = 0
     for i in range(0, x.size, BLOCK):
         bits = x[i : i + BLOCK].view(np.int32)
-        worst = max(worst, largest(bits))
-        _round_block(bits, nearest, rng.start(first + i, low), high, packed[done : done + bits.size], signs)
+        for ahead in range(i + masks.AHEAD, i + masks.AHEAD + BLOCK, masks.LANES):
+            masks.prefetch(x, ahead)
+        exponents = packed[done : done + bits.size]
+        worst = max(worst, _round(bits, nearest, rng.start(first + i, low), high, exponents))
         done += bits.size
-        done += packing.pack(signs, bits.size, 1, packed[done:])
+        if bits.size == BLOCK:
+            _signs(bits, packed[done : done + BLOCK // 8])
+            done += BLOCK // 8
+        else:
+            for j in range(bits.size):
+                signs[j] = np.uint8(rng.shift_right(np.uint32(bits[j]), np.uint32(31)))
+            done += packing.pack(signs, bits.size, 1, packed[done:])
     return worst
 
 

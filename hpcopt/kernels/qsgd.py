@@ -46,23 +46,53 @@ def sum_of_squares(x):
 
 @njit(inline="always")
 def per_scale(scale, units):
-    """The largest float32 f with ``scale * f <= units``: no magnitude up to scale may pass the last level."""
+    """``units / scale``, rounded so that in float32 ``scale * f <= units``: no magnitude up to scale may pass the last
+    level. The quotient is rounded to the nearest, so the value below it is small enough; a choice and no branch, since
+    which of the two it is cannot be guessed.
+    """
     factor = np.float32(units / scale)
-    while np.float32(scale * factor) > units:
-        factor = np.nextafter(factor, np.float32(0))
-    return factor
+    below = np.int32(np.float32(factor).view(np.int32) - np.int32(1)).view(np.float32)
+    return below if np.float32(scale * factor) > units else factor
+
+
+@njit(inline="always")
+def code(value, factor, counter, high, bits):
+    """The code of one value, |value * factor| being at most the last level in fixed point."""
+    fraction_bits = np.uint32(32 - bits)
+    levels = np.int32((1 << (bits - 1)) - 1)
+    fixed = np.int32(value * factor)
+    dice = np.int32(rng.shift_right(rng.mix(counter, high), np.uint32(bits)))
+    level = rng.shift_right(np.int32(fixed + dice), fraction_bits)
+    return np.uint32(np.int32(level + levels))
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def quantise(x, factor, bits, counter, high, codes):
-    """Fill the codes of one block, |x * factor| being at most the last level in fixed point."""
-    fraction_bits = np.uint32(32 - bits)
-    levels = np.int32((1 << (bits - 1)) - 1)
+    """Fill the codes of one block."""
     for j in range(x.size):
-        fixed = np.int32(x[j] * factor)
-        dice = np.int32(rng.shift_right(rng.mix(np.uint32(counter + RAMP[j]), high), np.uint32(bits)))
-        level = rng.shift_right(np.int32(fixed + dice), fraction_bits)
-        codes[j] = np.uint8(np.int32(level + levels))
+        codes[j] = np.uint8(code(x[j], factor, np.uint32(counter + RAMP[j]), high, bits))
+
+
+@njit(inline="always")
+def _quantise_rows(x, factor, bits, counter, high, packed):
+    lanes = BLOCK * bits // 8
+    for j in range(lanes):
+        byte = np.uint32(0)
+        for row in range(8 // bits):
+            k = row * lanes + j
+            byte |= np.uint32(code(x[k], factor, np.uint32(counter + RAMP[k]), high, bits) << np.uint32(bits * row))
+        packed[j] = np.uint8(byte)
+
+
+@njit(inline="always")
+def quantise_packed(x, factor, bits, counter, high, packed):
+    """The codes of a whole block as ``packing.pack`` lays them out, for 2, 4 or 8 bits: put together in registers."""
+    if bits == 4:  # a loop for each width, so that it is a constant, which makes the loop vectors throughout
+        _quantise_rows(x, factor, 4, counter, high, packed)
+    elif bits == 2:
+        _quantise_rows(x, factor, 2, counter, high, packed)
+    else:
+        _quantise_rows(x, factor, 8, counter, high, packed)
 
 
 @njit(nogil=True, cache=True)
@@ -106,8 +136,14 @@ def encode(x, bucket, bits, l2, clip, seed, first, scales, packed):
             block = values[i : i + BLOCK]
             if clip > 0 or lift > 1:
                 block = clipped(block, scale, lift, lifted)
-            quantise(block, factor, bits, rng.start(first + b * bucket + i, low), high, codes)
-            done += packing.pack(codes, block.size, bits, packed[done:])
+            counter = rng.start(first + b * bucket + i, low)
+            if block.size == BLOCK and 8 % bits == 0:
+                end = done + BLOCK * bits // 8
+                quantise_packed(block, factor, bits, counter, high, packed[done:end])
+                done = end
+            else:
+                quantise(block, factor, bits, counter, high, codes)
+                done += packing.pack(codes, block.size, bits, packed[done:])
     return peak
 
 

@@ -61,6 +61,20 @@ MUTATIONS: dict[str, tuple[str, str, str, list[str], Callable[[], None]]] = {
         ["qsgd"],
         lambda: check_mean(QSGD(), X, count=300),
     ),
+    "rows of a block of codes in the wrong order": (
+        "qsgd",
+        "k = row * lanes + j",
+        "k = (8 // bits - 1 - row) * lanes + j",
+        [],
+        lambda: check_mean(QSGD(), X, count=300),
+    ),
+    "rows of a block of signs in the wrong order": (
+        "powers",
+        "np.uint32(bits[row * lanes + j])",
+        "np.uint32(bits[(7 - row) * lanes + j])",
+        [],
+        lambda: check_mean(Natural(), X, count=300),
+    ),
     "swapped bit order": (
         "sign",
         "words[k] = masks.negative(x, k * LANES)",
