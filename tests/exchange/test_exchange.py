@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import time
+from threading import Lock
 
 import pytest
 import torch
@@ -57,9 +58,13 @@ def label(config) -> str:
     return f"{config.name}-{config.codec.name}" if hasattr(config, "codec") else config.name
 
 
+SEEDING = Lock()  # ranks are threads here, and torch's generator is common to them
+
+
 def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 3))
+    with SEEDING:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 3))
 
 
 def train(world: World, config, steps: int, model: nn.Module, lr: float = 0.05, sleep=None) -> Exchange:
