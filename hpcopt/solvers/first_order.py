@@ -12,7 +12,7 @@ class FirstOrder(Config):
     optimizer: OptimizerConfig = Field(SgdConfig(), description="the optimizer that every rank runs")
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="learning rate over the run")
     accumulate: int = Field(1, ge=1, description="micro-batches that a rank's share of a batch is cut into")
-    clip_norm: float | None = Field(None, gt=0, description="largest Euclidean norm of the summed gradient")
+    clip_norm: float | None = Field(None, gt=0, description="largest Euclidean norm of what the optimizer gets")
 
     def learning_rate(self, step: int, steps: int) -> float:
         """The learning rate of a step of so many."""

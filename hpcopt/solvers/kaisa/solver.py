@@ -11,9 +11,9 @@ from hpcopt.comm.world import World
 from hpcopt.errors import JobError
 from hpcopt.exchange import ExchangeConfig, require_sums
 from hpcopt.exchange.reducer import Entries
-from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
 from hpcopt.phases import PhaseClock
-from hpcopt.solvers.data_parallel import DataParallel, DataParallelConfig
+from hpcopt.solvers.data_parallel import DataParallel
+from hpcopt.solvers.first_order import FirstOrder
 from hpcopt.solvers.kaisa.cost import table
 from hpcopt.solvers.kaisa.preconditioner import Kaisa
 from hpcopt.solvers.kaisa.recorder import Distribution
@@ -21,14 +21,10 @@ from hpcopt.solvers.kaisa.settings import KaisaSettings
 from hpcopt.solvers.solver import Batch, Loss, OutputLoss, StepStats, Tree
 
 
-class KaisaConfig(KaisaSettings):
+class KaisaConfig(FirstOrder, KaisaSettings):
     """Distributed K-FAC around any optimizer."""
 
     name: Literal["kaisa"] = "kaisa"
-    optimizer: OptimizerConfig = Field(SgdConfig(), description="takes the preconditioned gradients, on every rank")
-    schedule: ScheduleConfig = Field(ScheduleConfig(), description="learning rate over the run")
-    accumulate: int = Field(1, ge=1, description="micro-batches that a rank's share of a batch is cut into")
-    clip_norm: float | None = Field(None, gt=0, description="largest Euclidean norm of the preconditioned gradient")
     terms_per_sample: float = Field(1.0, gt=0, description="terms that the loss averages over, for each sample")
     distribution: Distribution = Field("categorical", description="of targets, for sampled Fisher")
 
@@ -41,12 +37,6 @@ class KaisaConfig(KaisaSettings):
             JobError: no placement fits the memory budget; sampled targets are asked of a loss that hides its outputs.
         """
         return KaisaSolver(self, model, loss, world, exchange, steps, clock)
-
-    def inner(self) -> DataParallelConfig:
-        """Everything but the preconditioner."""
-        return DataParallelConfig(
-            optimizer=self.optimizer, schedule=self.schedule, accumulate=self.accumulate, clip_norm=self.clip_norm
-        )
 
     def preconditioner(self) -> dict[str, Any]:
         """The preconditioner's own settings."""
@@ -81,7 +71,7 @@ class KaisaSolver(DataParallel):
                 'use fisher = "empirical"'
             ).everywhere()
         sums = require_sums(exchange, config.name)
-        super().__init__(config.inner(), model, self._sampling if sampled else loss, world, sums, steps, clock)
+        super().__init__(config, model, self._sampling if sampled else loss, world, sums, steps, clock)
         self._kaisa_config, self._whole_loss, self._terms = config, loss, 1.0
         self._seed = world.rank
         self._ranks = world.size
@@ -119,7 +109,7 @@ class KaisaSolver(DataParallel):
         return loss
 
     def _learning_rate(self) -> float:
-        return self._config.optimizer.lr * self._config.schedule.factor(self._step, self._steps)
+        return self._config.learning_rate(self._step, self._steps)
 
     def _update(self) -> float:
         with self._clock("precondition"):
