@@ -1,4 +1,4 @@
-"""What every solver around a torch optimizer lets a job choose."""
+"""What solvers around a torch optimizer let a job choose."""
 
 from pydantic import Field
 
@@ -6,14 +6,19 @@ from hpcopt.config import Config
 from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
 
 
-class FirstOrder(Config):
-    """An optimizer, its learning rate over the run, and what happens to gradients before it sees them."""
+class Scheduled(Config):
+    """An optimizer and its learning rate over the run."""
 
     optimizer: OptimizerConfig = Field(SgdConfig(), description="the optimizer that every rank runs")
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="learning rate over the run")
-    accumulate: int = Field(1, ge=1, description="micro-batches that a rank's share of a batch is cut into")
-    clip_norm: float | None = Field(None, gt=0, description="largest Euclidean norm of what the optimizer gets")
 
     def learning_rate(self, step: int, steps: int) -> float:
         """The learning rate of a step of so many."""
         return self.optimizer.lr * self.schedule.factor(step, steps)
+
+
+class FirstOrder(Scheduled):
+    """An optimizer, and what happens to gradients before it sees them."""
+
+    accumulate: int = Field(1, ge=1, description="micro-batches that a rank's share of a batch is cut into")
+    clip_norm: float | None = Field(None, gt=0, description="largest Euclidean norm of what the optimizer gets")

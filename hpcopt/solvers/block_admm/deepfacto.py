@@ -27,26 +27,27 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hpcopt.comm.world import World
-from hpcopt.config import Config
 from hpcopt.errors import CheckpointError, JobError
 from hpcopt.exchange import Exchange, ExchangeConfig, require_sums
 from hpcopt.exchange.reducer import Entries
 from hpcopt.models.nmf import Nmf, codes, factorize, update_basis
-from hpcopt.optim import OptimizerConfig, ScheduleConfig
+from hpcopt.optim import OptimizerConfig
 from hpcopt.optim.first_order import AdamWConfig
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.block_admm.goal import Fit, Match
 from hpcopt.solvers.block_admm.samples import SampleTable
+from hpcopt.solvers.first_order import Scheduled
 from hpcopt.solvers.solver import Batch, Loss, OutputLoss, StepStats, Tree
 
 RECENT = 32  # batches whose features the first basis is made from
 HEAD_STEPS = 1000
 
 
-class DeepFactoConfig(Config):
+class DeepFactoConfig(Scheduled):
     """Block-ADMM for a model with one NMF layer."""
 
     name: Literal["deepfacto"] = "deepfacto"
+    optimizer: OptimizerConfig = Field(AdamWConfig(weight_decay=0), description="the optimizer of f and g")
     plain: float = Field(0.4, ge=0, lt=1, description="fraction of the steps that train the features plainly at first")
     rho: float = Field(1.0, gt=0, description="weight of the features' constraint")
     fit: float = Field(1.0, gt=0, description="lam: weight of the factorisation's error")
@@ -60,8 +61,6 @@ class DeepFactoConfig(Config):
         0.5, gt=0, description="largest second derivative of a sample's loss in the outputs; 1/2 for cross-entropy"
     )
     classifier_rate: float = Field(1.0, gt=0, description="learning rate of g as a multiple of that of f")
-    optimizer: OptimizerConfig = Field(AdamWConfig(weight_decay=0), description="the optimizer of f and g")
-    schedule: ScheduleConfig = Field(ScheduleConfig(), description="learning rate over the run")
 
     def build(
         self, model: nn.Module, loss: Loss, world: World, exchange: ExchangeConfig, steps: int, clock: PhaseClock
@@ -126,7 +125,7 @@ class DeepFacto:
         else:
             loss, error = self._joint(x, batch)
         self._exchange.finish()
-        lr = self._config.optimizer.lr * self._config.schedule.factor(self._step, self._steps)
+        lr = self._config.learning_rate(self._step, self._steps)
         with self._clock("update"):
             for name, optimizer in self._optimizers.items():
                 for group in optimizer.param_groups:

@@ -21,6 +21,7 @@ take a batch down are some updates newer than those that took it up, which extra
 for pipelined back-propagation).
 """
 
+import copy
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -32,11 +33,10 @@ from torch import Tensor, nn
 
 from hpcopt.comm.world import World
 from hpcopt.compress import CodecConfig
-from hpcopt.config import Config
 from hpcopt.errors import CheckpointError, JobError
 from hpcopt.exchange import ExchangeConfig, require_sums
 from hpcopt.exchange.reducer import Chosen, Entries
-from hpcopt.optim import OptimizerConfig, ScheduleConfig
+from hpcopt.optim import OptimizerConfig
 from hpcopt.optim.first_order import AdamWConfig
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.block_admm.block import Block
@@ -45,13 +45,15 @@ from hpcopt.solvers.block_admm.goal import Fit, Goal, Match
 from hpcopt.solvers.block_admm.layout import Layout
 from hpcopt.solvers.block_admm.link import DOWN, UP, Link
 from hpcopt.solvers.block_admm.samples import SampleTable
+from hpcopt.solvers.first_order import Scheduled
 from hpcopt.solvers.solver import Batch, Loss, OutputLoss, StepStats, Tree
 
 
-class BlockAdmmConfig(Config):
+class BlockAdmmConfig(Scheduled):
     """Stochastic Block-ADMM: no gradient crosses from one block of the model into another."""
 
     name: Literal["block_admm"] = "block_admm"
+    optimizer: OptimizerConfig = Field(AdamWConfig(weight_decay=0), description="the optimizer that every block has")
     blocks: int | None = Field(
         None, ge=1, description="blocks that the model is cut into; by default every layer with parameters is one"
     )
@@ -65,8 +67,10 @@ class BlockAdmmConfig(Config):
         1, ge=1, description="micro-batches of a batch that are under way at a time, for one update of the weights"
     )
     form: Literal["batch", "online"] = Field("batch", description="keep duals for every sample, or have none")
-    auxiliaries: Literal["seeded", "stored"] = Field(
-        "seeded", description="start each visit from a forward sweep, or from what the sample's last visit left"
+    auxiliaries: Literal["seeded", "stored", "revisited"] = Field(
+        "seeded",
+        description="start each visit from a forward sweep, or from what the last visit left and the first one from "
+        "a sweep with the first weights (stored) or the present ones (revisited)",
     )
     rho: float = Field(10.0, gt=0, description="weight of the penalty, at the start")
     rho_end: float | None = Field(
@@ -83,8 +87,6 @@ class BlockAdmmConfig(Config):
         0.5, gt=0, description="largest second derivative of a sample's loss in the outputs; 1/2 for cross-entropy"
     )
     measure_every: int = Field(10, ge=1, description="steps between two estimates of the curvature")
-    optimizer: OptimizerConfig = Field(AdamWConfig(weight_decay=0), description="the optimizer that every block has")
-    schedule: ScheduleConfig = Field(ScheduleConfig(), description="learning rate over the run")
     codec: CodecConfig | None = Field(None, description="what the messages between stages are encoded with")
     codec_seed: int = Field(0, ge=0, description="decides what the codec draws at random")
 
@@ -155,6 +157,7 @@ class BlockAdmm:
         self.data_rank, self.data_size = layout.group, layout.groups
         for tensor in model.state_dict().values():
             world.broadcast(tensor)
+        self._first = nn.ModuleList(copy.deepcopy(self._all) if config.auxiliaries == "stored" else [])
         shapes = [example.shape[1:], *output_shapes(self._all, example)]
         self._dtype, self._shapes, self._owned = example.dtype, shapes, layout.owned(layout.stage)
         peers = world if layout.stages == 1 else world.split(layout.stage, world.rank)
@@ -194,7 +197,7 @@ class BlockAdmm:
             landed.append(self._land(len(micros)))
         self._step += 1
         if not landed:
-            return StepStats(0.0, self._learning_rate(self._step - 1), {"residual": 0.0})
+            return StepStats(0.0, config.learning_rate(self._step - 1, self._steps), {"residual": 0.0})
         return self._update(landed)
 
     def gather(self) -> None:
@@ -227,14 +230,22 @@ class BlockAdmm:
         flight.inputs, flight.anchors, flight.duals = [], [start], []
         for t, block in zip(self._owned, self._blocks, strict=True):
             z = flight.anchors[-1]
-            if self._config.auxiliaries == "stored" and t > 0:
-                table = self._stored[t]
-                known = table.known(indices).view(-1, *[1] * (z.dim() - 1))
-                z = torch.where(known, table.read(indices), z)
+            if self._config.auxiliaries != "seeded" and t > 0:
+                known = self._stored[t].known(indices)
+                z = self._start(t, flight.batch) if self._first and not known.all() else z
+                z = torch.where(known.view(-1, *[1] * (z.dim() - 1)), self._stored[t].read(indices), z)
             flight.inputs.append(z)
             if t in self._duals:
                 flight.duals.append(self._duals[t].read(indices) / flight.rho)
                 flight.anchors.append(block.forward(z, ahead) + flight.duals[-1])
+
+    @torch.no_grad()
+    def _start(self, t: int, batch: Batch) -> Tensor:
+        """Inputs of block t in a sweep with the first weights."""
+        z = self._loss.inputs(batch).to(self._dtype)
+        for block in self._first[:t]:
+            z = block(z)
+        return z
 
     def _land(self, visits: int) -> Flight:
         """Take the oldest flight down and learn from it; ``visits`` of them make an update."""
@@ -252,7 +263,7 @@ class BlockAdmm:
 
     def _update(self, landed: Sequence[Flight]) -> StepStats:
         """Step the parameters, then the duals."""
-        rate = self._learning_rate(landed[0].number)
+        rate = self._config.learning_rate(landed[0].number, self._steps)
         with self._clock("update"):
             for block in self._blocks:
                 block.update(rate)
@@ -290,7 +301,7 @@ class BlockAdmm:
                 goals.insert(0, Match(flight.inputs[i] - flight.duals[i - 1], flight.rho))
         if self._below:
             self._below.send(flight.inputs[0], DOWN, self._message(flight), flight.anchors[0])
-        if config.auxiliaries == "stored":
+        if config.auxiliaries != "seeded":
             for t, z in zip(self._owned, flight.inputs, strict=True):
                 if t > 0:
                     self._stored[t].write(batch.indices, z)
@@ -324,9 +335,6 @@ class BlockAdmm:
     def _shape(self, t: int, flight: Flight) -> tuple[int, ...]:
         return (len(flight.batch), *self._shapes[t])
 
-    def _learning_rate(self, number: int) -> float:
-        return self._config.optimizer.lr * self._config.schedule.factor(number, self._steps)
-
     def plan(self, flops: float) -> dict[str, str]:
         layout, per_sample = self._layout, 0
         for t in self._owned:
@@ -341,7 +349,8 @@ class BlockAdmm:
 
     def state_dict(self) -> Tree:
         layout = self._layout
-        return {"step": self._step, "model": self.model.state_dict(), "ranks": [layout.size, layout.stages]}
+        models = {"model": self.model.state_dict(), "first": self._first.state_dict()}
+        return {"step": self._step, **models, "ranks": [layout.size, layout.stages]}
 
     def rank_state_dict(self) -> Tree:
         return {
@@ -359,6 +368,7 @@ class BlockAdmm:
         try:
             with torch.no_grad():
                 self.model.load_state_dict(shared["model"])
+                self._first.load_state_dict(shared["first"])
             for t, block in zip(self._owned, self._blocks, strict=True):
                 first = Layout(0, size, len(self._all), stages).owner(t)
                 peers = Chosen(parts, range(first, size, stages))

@@ -13,25 +13,27 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hpcopt.comm.world import World
-from hpcopt.config import Config
 from hpcopt.errors import JobError
 from hpcopt.exchange import ExchangeConfig
-from hpcopt.optim import ScheduleConfig
+from hpcopt.optim import OptimizerConfig
+from hpcopt.optim.first_order import AdamWConfig
 from hpcopt.phases import PhaseClock
+from hpcopt.solvers.first_order import Scheduled
 from hpcopt.solvers.solver import Batch, Loss, StepStats, Tree
 from hpcopt.solvers.splitting.serial import SerialSolver
 
 
-class AltMinConfig(Config):
+class AltMinConfig(Scheduled):
     """Online alternating minimisation, as published."""
 
     name: Literal["altmin"] = "altmin"
-    lr: float = Field(0.008, gt=0, description="Adam's learning rate for the weights")
+    optimizer: OptimizerConfig = Field(
+        AdamWConfig(lr=0.008, weight_decay=0), description="the optimizer that every layer has"
+    )
     mu: float = Field(0.003, gt=0, description="weight of a code's distance from its start against its goal")
     code_steps: int = Field(5, ge=0, description="steps on each code")
     code_lr: float = Field(0.3, gt=0, description="length of a step on a code")
     code_momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum of a code")
-    schedule: ScheduleConfig = Field(ScheduleConfig(), description="learning rate over the run")
 
     def build(
         self, model: nn.Module, loss: Loss, world: World, exchange: ExchangeConfig, steps: int, clock: PhaseClock
@@ -48,7 +50,7 @@ class AltMin(SerialSolver):
         super().__init__("altmin", model, loss, world)
         self._config, self._steps = config, steps
         self._blocks = _cut_before_activations(model)
-        self._optimizers = [torch.optim.Adam(block.parameters(), config.lr) for block in self._blocks]
+        self._optimizers = [config.optimizer.build(block.parameters()) for block in self._blocks]
 
     def step(self, batch: Batch) -> StepStats:
         """One batch: codes, then weights."""
@@ -58,12 +60,13 @@ class AltMin(SerialSolver):
                 inputs.append(block(inputs[-1]))
         for t in reversed(range(1, len(self._blocks))):
             inputs[t] = self._move(inputs[t], t, inputs, batch)
-        lr = self._config.lr * self._config.schedule.factor(self._step, self._steps)
+        lr = self._config.learning_rate(self._step, self._steps)
         for t, optimizer in enumerate(self._optimizers):
             optimizer.zero_grad()
             goal = self._goal(inputs[t], t, inputs, batch)
             goal.backward()  # type: ignore[no-untyped-call]
-            optimizer.param_groups[0]["lr"] = lr
+            for group in optimizer.param_groups:
+                group["lr"] = lr
             optimizer.step()
         self._step += 1
         return StepStats(goal.item(), lr)

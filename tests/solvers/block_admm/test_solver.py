@@ -13,7 +13,7 @@ from hpcopt.models.nondifferentiable import Sign, TopK
 from hpcopt.optim.first_order import AdamWConfig, SgdConfig
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.store.checkpoint import Checkpoints
-from tests.solvers.block_admm.problem import LOSS, batches, network, parameters, solver
+from tests.solvers.block_admm.problem import BATCH, LOSS, SAMPLES, batches, network, parameters, solver
 
 PLAIN = SgdConfig(lr=1e-12, momentum=0.0)  # leaves the weights where they are, and a gradient to look at
 
@@ -95,6 +95,21 @@ def test_a_fixed_point_satisfies_the_constraints_and_the_duals_are_the_slope():
     z = s._stored[1].read(batch.indices).requires_grad_()
     (slope,) = torch.autograd.grad(F.cross_entropy(s._blocks[1].layers(z), batch.tensors["y"], reduction="sum"), z)
     torch.testing.assert_close(s._duals[0].read(batch.indices), slope, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("auxiliaries", ["stored", "revisited"])
+def test_stored_auxiliaries_start_from_the_first_weights_and_revisited_ones_from_the_present(auxiliaries):
+    config = BlockAdmmConfig(auxiliaries=auxiliaries, optimizer=AdamWConfig(lr=0.05, weight_decay=0))
+    s = solver(config, network())
+    first = copy.deepcopy(s.model)
+    *before, batch = batches(SAMPLES // BATCH)
+    for other in before:
+        s.step(other)
+    assert not s._stored[1].known(batch.indices).any()
+    found = before_going_down(s, batch).inputs[1]
+    starts = [model[:2](batch.tensors["x"]) for model in (first, s.model)]
+    assert not torch.allclose(*starts)
+    assert torch.equal(found, starts[auxiliaries == "revisited"])
 
 
 def test_one_small_step_on_the_auxiliaries_is_back_propagation():
@@ -208,11 +223,13 @@ def test_a_restart_continues_bit_for_bit(config):
     straight, first = solver(config, network()), solver(config, network())
     for batch in batches(12):
         straight.step(batch)
-    for batch in batches(7):
+    for batch in batches(3):  # so that some samples are yet to come by
         first.step(batch)
-    second = solver(config, network(width=7))
+    other = network()
+    nn.init.zeros_(other[0].weight)
+    second = solver(config, other)
     second.load_state_dict(copy.deepcopy(first.state_dict()), [copy.deepcopy(first.rank_state_dict())])
-    for batch in batches(12)[7:]:
+    for batch in batches(12)[3:]:
         second.step(batch)
     assert torch.equal(parameters(straight.model), parameters(second.model))
     for t, table in straight._duals.items():
