@@ -92,15 +92,24 @@ def posthoc(data: tuple[Images, Images], classes: int, seed: int, setting: dict[
 
 
 def fit_classifier(model: nn.Sequential, data: Images) -> None:
-    """Train the classifier alone to the end, on label-free codes."""
-    codes = model[:-1](data.x).detach()
-    optimizer, generator = torch.optim.Adam(model[-1].parameters(), 3e-3), torch.Generator().manual_seed(0)
-    for _ in range(40):
-        for rows in torch.randperm(len(codes), generator=generator).split(128):
-            slopes = torch.autograd.grad(F.cross_entropy(model[-1](codes[rows]), data.y[rows]), model[-1].parameters())
-            for p, slope in zip(model[-1].parameters(), slopes, strict=True):
-                p.grad = slope
-            optimizer.step()
+    """Train the classifier alone to its end, on label-free codes: a logistic regression on codes of unit deviation with
+    a small L2 penalty is convex, so that its end does not depend on how it is reached.
+    """
+    codes, classifier = model[:-1](data.x), model[-1]
+    scale = codes.std(0).clamp_min(1e-6)
+    for p in classifier.parameters():
+        nn.init.zeros_(p)
+    optimizer = torch.optim.LBFGS(classifier.parameters(), max_iter=300, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(classifier(codes / scale), data.y) + 1e-4 * classifier.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(objective)
+    with torch.no_grad():
+        classifier.weight /= scale
 
 
 @torch.no_grad()
