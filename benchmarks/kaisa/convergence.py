@@ -46,15 +46,45 @@ KAISA: dict[str, Settings] = {
     },
 }  # fmt: skip
 
+RESNET_SGD = [(0.9, 5e-4), (0.95, 5e-4), (0.9, 5e-3)]
+RESNET_ADAMW = [(0.999, 0.01), (0.99, 0.01), (0.999, 0.1)]
+
 GRIDS: dict[tuple[str, str], list[Settings]] = {
-    ("autoencoder", "adamw"): [{"lr": lr, "beta2": 0.999} for lr in (0.002, 0.0005, 0.001)],
-    ("autoencoder", "sgd"): [{"lr": lr, "momentum": 0.9} for lr in (0.006, 0.012, 0.003)],
-    ("autoencoder", "kaisa"): [{"lr": lr} for lr in (0.2, 0.4, 0.8)],
-    ("resnet", "adamw"): [{"lr": lr, "beta2": 0.999, "weight_decay": 0.01} for lr in (0.001, 0.002, 0.004)],
-    ("resnet", "sgd"): [{"lr": lr, "momentum": 0.9, "weight_decay": 5e-4} for lr in (0.05, 0.1, 0.2)],
-    ("resnet", "kaisa"): [{"lr": lr} for lr in (0.05, 0.1, 0.2)],
+    ("autoencoder", "adamw"): [
+        *({"lr": lr, "beta2": 0.999} for lr in (0.002, 0.0005, 0.001)),
+        {"lr": 0.001, "beta2": 0.99},
+    ],
+    ("autoencoder", "sgd"): [{"lr": lr, "momentum": 0.9} for lr in (0.006, 0.012, 0.003, 0.0015, 0.0045)],
+    ("autoencoder", "kaisa"): [{"lr": lr} for lr in (0.2, 0.4, 0.8, 1.6, 3.2)],
+    ("resnet", "adamw"): [
+        {"lr": lr, "beta2": beta2, "weight_decay": decay}
+        for beta2, decay in RESNET_ADAMW
+        for lr in (0.004, 0.002, 0.008, 0.001, 0.016)
+    ],
+    ("resnet", "sgd"): [
+        {"lr": lr, "momentum": momentum, "weight_decay": decay}
+        for momentum, decay in RESNET_SGD
+        for lr in (0.05, 0.025, 0.1, 0.0125, 0.2)
+    ],
+    ("resnet", "kaisa"): [
+        {"lr": 0.1},
+        {"lr": 0.1, "damping": 0.01},
+        {"lr": 0.2},
+        {"lr": 0.2, "kl_clip": 0.003},
+        {"lr": 0.2, "kl_clip": 0.1},
+        {"lr": 0.2, "damping": 0.01, "kl_clip": 0.003},
+        {"lr": 0.2, "damping": 0.1, "kl_clip": 0.03},
+        {"lr": 0.2, "damping": 0.3, "kl_clip": 0.1, "batch_every": 8, "factor_every": 5, "inverse_every": 10},
+        {"lr": 0.4, "kl_clip": 0.03},
+        {"lr": 0.4, "damping": 0.1, "kl_clip": 0.003},
+        {"lr": 0.4, "damping": 0.1, "kl_clip": 0.1},
+        {"lr": 0.4, "damping": 1.0, "kl_clip": 0.1},
+        {"lr": 0.2, "factor_decay": 0.7},
+        {"lr": 0.2, "factor_decay": 0.7, "weight_decay": 0},
+        {"lr": 0.2, "factor_decay": 0.8, "factor_every": 5, "inverse_every": 5},
+    ],
 }
-SWEEP_STEPS = {"autoencoder": 200, "resnet": 400}
+SWEEP_STEPS = 200
 
 
 def images(split: str) -> tuple[Tensor, Tensor]:
@@ -186,7 +216,7 @@ def main() -> None:
     else:
         grid = GRIDS[a.task, a.optimizer]
         for settings in grid if a.only is None else [grid[a.only]]:
-            record(run(task, a.optimizer, 0, SWEEP_STEPS[a.task], settings, EVALUATIONS["sweep"]))
+            record(run(task, a.optimizer, 0, SWEEP_STEPS, settings, EVALUATIONS["sweep"]))
 
 
 if __name__ == "__main__":
