@@ -3,8 +3,8 @@
     python benchmarks/kaisa/curves.py
 
 Of each optimizer the settings with most seeds count, the lowest held-out loss deciding between equals. Losses at which
-optimizers are compared are the first-order ones' own mean losses at their ends. Wall seconds count where a run had a core
-to itself.
+optimizers are compared are the first-order ones' own mean losses at their ends. Wall seconds count where a run had a
+core to itself.
 """
 
 import json
