@@ -129,6 +129,7 @@ def quickstart() -> Path:
 
 def plan(job: "Job", ranks: int) -> str:
     """What the job would do on so many ranks, without starting any."""
+    from hpcopt.comm.device import planned_device
     from hpcopt.comm.rehearsal import RehearsalTransport
     from hpcopt.comm.world import World
     from hpcopt.phases import PhaseClock
@@ -144,6 +145,7 @@ def plan(job: "Job", ranks: int) -> str:
     least, most = job.workload.batch // parts, -(-job.workload.batch // parts)
     lines = {
         "ranks": f"{ranks}",
+        "device": planned_device(job.run.device),
         "data": f"{workload.train_samples:,} training and {workload.test_samples:,} test samples",
         "batch": f"{job.workload.batch} samples, {least}{f' or {most}' if most > least else ''} a rank",
         "steps": f"{steps:,}, {workload.steps_per_epoch:,} an epoch",
@@ -172,6 +174,7 @@ def train(job: "Job", world: "World", options: argparse.Namespace, signals: Stop
     """Run the job on a world of ranks; give the exit code. Collective."""
     import torch
 
+    from hpcopt.comm.device import device_name, use_device
     from hpcopt.comm.stall import StallWatch
     from hpcopt.phases import PhaseClock
     from hpcopt.store.checkpoint import Checkpoints
@@ -180,13 +183,16 @@ def train(job: "Job", world: "World", options: argparse.Namespace, signals: Stop
     from hpcopt.trainer.progress import Progress
     from hpcopt.trainer.recorder import Recorder
     from hpcopt.trainer.resume import Position, restore
+    from hpcopt.workloads.on_device import on_device
 
     signals.listen_for(job.run.requeue_signal)
     torch.set_num_threads(job.run.threads or usable_threads(world.local_size))
     check_size(job, world)
     directory = open_directory(job, world, options)
     prepare_data(job, world)
-    workload = build_workload(job, world)
+    device = use_device(world, job.run.device)
+    devices = world.gather_text(device_name(device))
+    workload = on_device(build_workload(job, world), device)
     torch.manual_seed(job.run.seed * 1_000_003 + world.rank)  # what a rank draws from here on is its own
     steps = job.run.total_steps(workload.steps_per_epoch)
     clock = PhaseClock()
@@ -196,7 +202,8 @@ def train(job: "Job", world: "World", options: argparse.Namespace, signals: Stop
         world.watch = watch
         progress.say(
             f"hpcopt {hpcopt.__version__}: {job.run.name}, {world.size} ranks on {world.nodes} hosts, "
-            f"{job.run.backend}, {torch.get_num_threads()} threads a rank, {steps} steps, into {directory.path}"
+            f"{job.run.backend}, {' and '.join(dict.fromkeys(devices))}, {torch.get_num_threads()} threads a rank, "
+            f"{steps} steps, into {directory.path}"
         )
         solver = job.solver.build(workload.model, workload.loss, world, job.exchange, steps, clock)
         checkpoints = Checkpoints(directory.checkpoints, job.run.keep_checkpoints)
@@ -209,7 +216,7 @@ def train(job: "Job", world: "World", options: argparse.Namespace, signals: Stop
         with world.together():
             if world.rank == 0:
                 directory.job.write_text(job.as_toml())
-                start_metrics(file, job, world, position.step, load)
+                start_metrics(file, job, world, position.step, load, devices)
         recorder = Recorder(world, file, clock, position.elapsed_s)
         trainer = Trainer(world, job.run, workload, solver, checkpoints, recorder, progress, clock, position, signals)
         gc.collect()
@@ -275,7 +282,9 @@ def prepare_data(job: "Job", world: "World") -> None:
             prepare.prepare(folder.name, folder.parent)
 
 
-def start_metrics(file: Any, job: "Job", world: "World", step: int, threads_per_core: float) -> None:
+def start_metrics(
+    file: Any, job: "Job", world: "World", step: int, threads_per_core: float, devices: list[str]
+) -> None:
     """Create metrics.h5, or mark a restart in it."""
     import torch
     from mpi4py import MPI
@@ -288,6 +297,7 @@ def start_metrics(file: Any, job: "Job", world: "World", step: int, threads_per_
         "title": job.run.name,
         "config": json.dumps(job.as_dict()),
         "hostnames": world.hosts,
+        "devices": devices,
         "mpi_library": MPI.Get_library_version().splitlines()[0].split(",")[0],
         "torch_version": torch.__version__,
         "threads": torch.get_num_threads(),

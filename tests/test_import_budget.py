@@ -6,7 +6,19 @@ import sys
 
 import pytest
 
-HEAVY = ("numba", "llvmlite", "rich", "scipy", "sklearn", "sympy", "plotly", "pandas", "matplotlib", "transformers")
+HEAVY = (
+    "numba",
+    "llvmlite",
+    "rich",
+    "scipy",
+    "sklearn",
+    "sympy",
+    "plotly",
+    "pandas",
+    "matplotlib",
+    "transformers",
+    "triton",
+)
 
 
 def imported(program: str) -> set[str]:
@@ -20,7 +32,8 @@ def test_a_rank_of_the_quickstart_imports_nothing_heavy(tmp_path):
     program = (
         "from hpcopt.train import main\n"
         f"assert main(['--run-dir', {str(tmp_path / 'run')!r}, '--set', 'run.epochs=1', "
-        f"'--set', 'workload.data={tmp_path}/digits']) == 0"
+        f"'--set', 'workload.data={tmp_path}/digits', '--set', 'run.device=cpu']) == 0\n"
+        "import torch; assert not torch.cuda.is_initialized()"
     )
     subprocess.run(  # the rank that prepares the data may import what it needs for that
         [sys.executable, "-m", "hpcopt.prepare", "digits", "--data-dir", str(tmp_path)], check=True, capture_output=True

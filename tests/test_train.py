@@ -74,6 +74,10 @@ def test_a_run_leaves_its_files_and_says_its_figures(job, tmp_path, capsys):
     out = capsys.readouterr().out
     assert re.search(r"FOM test_accuracy 0\.\d+ 1\n", out)
     assert re.search(r"FOM step_time_median \S+ s\n", out)
+    if not torch.cuda.device_count():
+        assert ", cpu, 1 threads a rank" in out
+        with h5py.File(run / "metrics.h5") as file:
+            assert [name.decode() for name in file.attrs["devices"]] == ["cpu"]
     assert main([str(run / "job.toml"), "--run-dir", str(run)]) == 0  # the resolved job is a job; nothing is left to do
     assert "resumed at step 12" in capsys.readouterr().out
     assert len(losses(run)) == 12
@@ -189,6 +193,7 @@ def test_dry_run_plans_for_ranks_that_are_not_there(job, capsys):
     out = capsys.readouterr().out
     parameters = 64 * 32 + 32 + 32 * 10 + 10
     assert "ranks          48" in out
+    assert "device         c" in out
     assert "64 samples, 1 or 2 a rank" in out
     doubling = 5 + 1  # swaps among 32 ranks, and the result for the guest among the 16 others
     assert f"{doubling * 4 * parameters:,} sent by each rank" in out
@@ -214,6 +219,12 @@ def test_bad_input_is_one_message_and_exit_code_2(job, tmp_path, capsys, argumen
     assert complaint in error
     assert "Traceback" not in error
     assert len(error.splitlines()) < 10
+
+
+def test_a_device_that_is_not_there(job, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert main([job, "--run-dir", str(tmp_path / "run"), "--set", "run.device=cuda"]) == 2
+    assert 'use device = "auto" or "cpu"' in capsys.readouterr().err
 
 
 def test_a_truncated_shard(job, data, tmp_path, capsys):

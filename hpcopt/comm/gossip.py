@@ -101,7 +101,7 @@ class PushSum(Mixer):
 
     def _message(self, share: float) -> Tensor:
         """A share of x, and of the weight in the last eight bytes."""
-        message = torch.empty(self.x.numel() + 2 + self.x.numel() % 2)
+        message = self.x.new_empty(self.x.numel() + 2 + self.x.numel() % 2)
         torch.mul(self.x, share, out=message[: self.x.numel()])
         message[-2:].view(torch.float64).fill_(self.weight * share)
         return message
@@ -149,7 +149,7 @@ class Choco(Mixer):
             mine = self.copies[rank]
             payload = self._codec.encode(self.x - mine, seed=seed)
             self._codec.decode_add(payload, mine)
-        landing = {j: torch.empty(self._message_bytes(), dtype=torch.uint8) for j in self._weights}
+        landing = {j: self.x.new_empty(self._message_bytes(), dtype=torch.uint8) for j in self._weights}
         receives = {j: self._transport.receive(landing[j], j, exact=False) for j in self._weights}
         sends = [self._transport.send(payload, j) for j in self._weights]
         for j, weight in self._weights.items():

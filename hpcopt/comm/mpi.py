@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hpcopt.comm.traffic import Traffic, dense_all_reduce_bytes
 from hpcopt.comm.transport import Op, Request, Transport
-from hpcopt.errors import PeerError
+from hpcopt.errors import PeerError, UnsupportedError
 
 _OPS = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
 
@@ -19,6 +19,7 @@ class MpiTransport(Transport):
 
     name = "mpi"
     point_to_point = True
+    host_memory_only = True
 
     def __init__(self, communicator: MPI.Comm | None = None, traffic: Traffic | None = None) -> None:
         """Take over ``communicator``, by default a duplicate of all ranks."""
@@ -96,6 +97,8 @@ def _poll(request: MPI.Request) -> MPI.Status:
 
 def _bytes(x: Tensor) -> MPI.buffer:
     """x's memory as bytes: a tenth of the time that a view by way of numpy takes, which would know no bfloat16."""
+    if not x.is_cpu:
+        raise UnsupportedError(f"MPI reaches main memory only, not {x.device}: call comm.device.use_device first")
     if not x.is_contiguous():
         raise ValueError(f"a tensor of shape {tuple(x.shape)} and strides {x.stride()} is not contiguous")
     return MPI.buffer.fromaddress(x.data_ptr(), x.numel() * x.element_size())

@@ -3,8 +3,8 @@
 An algorithm is written once against Transport. Every transport has ranks, a barrier and dense collectives;
 point-to-point messages and subgroups are what MPI and loopback add. What a transport cannot do it refuses by name.
 
-Tensors are contiguous, on the CPU, of any dtype with a fixed width. All methods but the point-to-point ones are
-collective over the transport's ranks.
+Tensors are contiguous, of any dtype with a fixed width; outside main memory ``StagedTransport`` carries them. All
+methods but the point-to-point ones are collective over the transport's ranks.
 """
 
 from collections.abc import Iterable
@@ -37,10 +37,12 @@ class Transport:
         rank: this rank, 0 to size - 1.
         size: number of ranks, P.
         traffic: this rank's counts, shared by all transports split from one.
+        host_memory_only: it reads and writes tensors in main memory and no others.
     """
 
     name = "transport"
     point_to_point = False
+    host_memory_only = False
 
     rank: int
     size: int

@@ -61,7 +61,7 @@ def all_reduce(
     others = [(rank + distance) % size for distance in range(1, size)]
     sources = [(rank - distance) % size for distance in range(1, size)]
     room = codec.max_bytes(longest(stretches))
-    landing = {source: torch.empty(room, dtype=torch.uint8) for source in sources}
+    landing = {source: torch.empty(room, dtype=torch.uint8, device=x.device) for source in sources}
     receives = {source: transport.receive(landing[source], source, exact=False) for source in sources}
 
     sends: list[Request] = []

@@ -68,7 +68,7 @@ class ErrorFeedback(Feedback):
 
     def outgoing(self, bucket: Tensor, layout: Layout, *, seed: int, out: Tensor | None = None) -> Tensor:
         """Encode bucket + residual and keep the rest."""
-        return self.codec.encode_feedback(bucket, self.residuals.flat(layout), seed=seed, out=out)
+        return self.codec.encode_feedback(bucket, self.residuals.flat(layout, bucket.device), seed=seed, out=out)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The residuals by parameter name."""
@@ -88,14 +88,14 @@ class EF21(Feedback):
 
     def outgoing(self, bucket: Tensor, layout: Layout, *, seed: int, out: Tensor | None = None) -> Tensor:
         """Encode bucket - estimate and move the estimate by what the payload carries."""
-        own = self._own.flat(layout)
+        own = self._own.flat(layout, bucket.device)
         payload = self.codec.encode(bucket - own, seed=seed, out=out)
         self.codec.decode_add(payload, own)
         return payload
 
     def incoming(self, mean: Tensor, layout: Layout) -> Tensor:
         """Add the mean change to the estimate of the mean."""
-        return mean.copy_(self._mean.flat(layout).add_(mean))
+        return mean.copy_(self._mean.flat(layout, mean.device).add_(mean))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Both estimates, under ``own/`` and ``mean/`` and the parameter name."""

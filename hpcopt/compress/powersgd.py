@@ -64,9 +64,9 @@ class PowerSGDState:
         dense = [part for name, part in parts.items() if not ranks[name]]
         low = {name: rank for name, rank in ranks.items() if rank}
         compressed = {name: layout[name] for name in low}
-        errors = views(self._errors.flat(compressed), compressed)
+        errors = views(self._errors.flat(compressed, bucket.device), compressed)
         matrices = {name: errors[name].add_(parts[name]).flatten(1) for name in low}
-        right = {name: self._start(name, matrix.shape[1], low[name], seed) for name, matrix in matrices.items()}
+        right = {name: self._start(name, matrix, low[name], seed) for name, matrix in matrices.items()}
 
         first = torch.cat(
             [(matrices[name] @ right[name]).view(-1) for name in low]
@@ -108,13 +108,13 @@ class PowerSGDState:
         self._errors.load_state_dict({k.removeprefix("error/"): t for k, t in state.items() if k.startswith("error/")})
         self._right = {k.removeprefix("right/"): t.clone() for k, t in state.items() if k.startswith("right/")}
 
-    def _start(self, name: str, columns: int, rank: int, seed: int) -> Tensor:
+    def _start(self, name: str, matrix: Tensor, rank: int, seed: int) -> Tensor:
         """Q to begin with: the last one, or Gaussian values that are the same on all ranks."""
-        kept = self._right.get(name)
+        kept, columns = self._right.get(name), matrix.shape[1]
         if self.config.warm_start and kept is not None and kept.shape == (columns, rank):
-            return kept
+            return kept.to(matrix.device)
         generator = torch.Generator().manual_seed(seeds.derive(seed, 0, seeds.EVERY_RANK, name))
-        return torch.randn(columns, rank, generator=generator)
+        return torch.randn(columns, rank, generator=generator).to(matrix.device)
 
 
 def _orthonormal(matrix: Tensor) -> Tensor:

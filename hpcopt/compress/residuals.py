@@ -33,12 +33,14 @@ class Residuals:
         self._buckets: dict[tuple[str, ...], Tensor] = {}
         self._parts: dict[str, Tensor] = {}
 
-    def flat(self, layout: Layout) -> Tensor:
-        """The flat tensor of a bucket, to be changed in place; parameters keep what they held in other buckets."""
+    def flat(self, layout: Layout, device: torch.device) -> Tensor:
+        """The flat tensor of a bucket, to be changed in place; parameters keep what they held in other buckets, or were
+        given by a checkpoint, on whatever device.
+        """
         key = tuple(layout)
         bucket = self._buckets.get(key)
-        if bucket is None or bucket.numel() != layout_numel(layout):
-            bucket = torch.zeros(layout_numel(layout))
+        if bucket is None or bucket.numel() != layout_numel(layout) or bucket.device != device:
+            bucket = torch.zeros(layout_numel(layout), device=device)
             for name, part in views(bucket, layout).items():
                 if name in self._parts:
                     if self._parts[name].shape != part.shape:

@@ -61,7 +61,7 @@ class LinearRounds:
         if self._residuals is None:
             payload = self.codec.encode(bucket, seed=seed)
         else:
-            payload = self.codec.encode_feedback(bucket, self._residuals.flat(layout), seed=seed)
+            payload = self.codec.encode_feedback(bucket, self._residuals.flat(layout, bucket.device), seed=seed)
         yield Reduction("sum", self.codec.summable(payload))
         self.codec.decode(payload, bucket.numel(), out=bucket)
 

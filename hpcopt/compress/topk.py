@@ -182,7 +182,7 @@ class SharedTopKState:
     def rounds(self, bucket: Tensor, layout: Layout, *, seed: int) -> Iterator[Reduction]:
         """The broadcast of the places, then the sum of the values."""
         n = bucket.numel()
-        owed = self._residuals.flat(layout).add_(bucket)
+        owed = self._residuals.flat(layout, bucket.device).add_(bucket)
         k = min(n, max(1, round(self.fraction * n)))
         places = torch.from_numpy(largest(float_array(owed), k).view(np.int32))
         yield Reduction("broadcast", places)

@@ -40,4 +40,4 @@ class AdversaryConfig(Config):
         else:
             generator = torch.Generator().manual_seed(derive(self.seed, step, rank, bucket.name))
             noise = torch.randn(values.shape, generator=generator, dtype=values.dtype)
-            values.copy_(noise.mul_(self.scale * values.norm() / max(1.0, values.numel() ** 0.5)))
+            values.copy_(noise.to(values.device).mul_(self.scale * values.norm() / max(1.0, values.numel() ** 0.5)))

@@ -44,17 +44,17 @@ def make_buckets(
     """Put parameters into buckets of about ``bucket_bytes``, last parameter first: a backward pass finishes them in
     about that order.
 
-    Parameters of unlike kind or dtype do not share a bucket. Each begins at a multiple of ``grain`` values.
+    Parameters of unlike kind, dtype or device do not share a bucket. Each begins at a multiple of ``grain`` values.
     """
     open_groups: dict[Hashable, list[tuple[str, nn.Parameter]]] = {}
     closed: list[tuple[Hashable, list[tuple[str, nn.Parameter]]]] = []
     for name, p in reversed(parameters):
-        key = (p.dtype, kind(name, p))
+        key = (p.dtype, p.device, kind(name, p))
         group = open_groups.setdefault(key, [])
         group.append((name, p))
         if sum(q.numel() * q.element_size() for _, q in group) >= bucket_bytes:
-            closed.append((key[1], open_groups.pop(key)))
-    closed += [(key[1], group) for key, group in open_groups.items() if isinstance(key, tuple)]
+            closed.append((key[-1], open_groups.pop(key)))
+    closed += [(key[-1], group) for key, group in open_groups.items() if isinstance(key, tuple)]
     return [_bucket(index, what, group, grain) for index, (what, group) in enumerate(closed)]
 
 
@@ -69,6 +69,6 @@ def _bucket(index: int, kind: Hashable, group: list[tuple[str, nn.Parameter]], g
         if gap := -length % grain:
             layout[f"{name} (gap)"] = (gap,)
             length += gap
-    values = torch.zeros(length, dtype=group[0][1].dtype)
+    values = torch.zeros(length, dtype=group[0][1].dtype, device=group[0][1].device)
     views = {p: values[offset : offset + p.numel()].view_as(p) for p, offset in offsets.items()}
     return Bucket(index, kind, values, views, layout, offsets)

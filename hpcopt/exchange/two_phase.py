@@ -62,7 +62,8 @@ class TwoPhaseReducer(Reducer):
             dense.all_reduce(transport, bucket.values)
             return
         feedback = self.keeps_residuals(codec)
-        owed = self._sender.flat(bucket.layout) if feedback else None
+        device = bucket.values.device
+        owed = self._sender.flat(bucket.layout, device) if feedback else None
         sender = transport.rank
         all_reduce: Callable[..., object] = partial(two_phase.all_reduce, transport)
         if self._hierarchy is not None:
@@ -76,7 +77,7 @@ class TwoPhaseReducer(Reducer):
             sender_seed=derive(self._config.seed, step, EVERY_RANK if codec.shared_seed else sender, bucket.name),
             owner_seed=derive(self._config.seed, step, EVERY_RANK, f"sum of {bucket.name}"),
             sender_residual=owed,
-            owner_residual=self._owner.flat(bucket.layout) if feedback else None,
+            owner_residual=self._owner.flat(bucket.layout, device) if feedback else None,
         )
 
     def keeps_residuals(self, codec: Codec) -> bool:
@@ -88,7 +89,7 @@ class TwoPhaseReducer(Reducer):
         """Add what is owed for a bucket to its values, for one that goes another way from now on."""
         for residuals in (self._sender, self._owner):
             if residuals.state_dict().keys() & bucket.layout.keys():
-                owed = residuals.flat(bucket.layout)
+                owed = residuals.flat(bucket.layout, bucket.values.device)
                 bucket.values += owed
                 owed.zero_()
 

@@ -69,10 +69,13 @@ class VoteReducer(Reducer):
         weights = self._weights(transport.size, step)
         beta, values = self._config.momentum, bucket.values
         with transport.traffic.encoding():
-            if values.dtype != torch.float32:
-                raise UnsupportedError(f"votes need float32 parameters, not {values.dtype}").everywhere()
+            if values.dtype != torch.float32 or not values.is_cpu:
+                raise UnsupportedError(
+                    f"votes need float32 parameters in main memory, not {values.dtype} on {values.device.type}: "
+                    'use [run] device = "cpu", or [exchange] name = "two_phase" with codec "sign"'
+                ).everywhere()
             if beta:
-                values = self._momentum.flat(bucket.layout).mul_(beta).add_(values, alpha=1 - beta)
+                values = self._momentum.flat(bucket.layout, values.device).mul_(beta).add_(values, alpha=1 - beta)
         if bucket.index not in self._words:
             self._words[bucket.index] = torch.empty(vote.ballot_words(values.numel()), dtype=torch.int64)
         words = self._words[bucket.index]

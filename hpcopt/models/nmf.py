@@ -95,7 +95,7 @@ def factorize(h: Tensor, factors: int, sweeps: int, generator: torch.Generator) 
     """
     alive = (h.square().sum(1) > 0).nonzero()[:, 0]
     chosen = alive[torch.randperm(len(alive), generator=generator)[:factors]]
-    basis = torch.rand(factors, h.shape[1], generator=generator, dtype=h.dtype)
+    basis = torch.rand(factors, h.shape[1], generator=generator, dtype=h.dtype).to(h.device)
     basis[: len(chosen)] = h[chosen]
     basis /= torch.linalg.vector_norm(basis, dim=1, keepdim=True).clamp_min(1e-12)
     s = codes(h, basis, 20)

@@ -86,17 +86,17 @@ class DataParallel:
     def step(self, batch: Batch) -> StepStats:
         micros = batch.split(self._config.accumulate)
         self._exchange.zero(backwards=len(micros))
-        total = 0.0
+        losses = []
         for micro in micros:
             with self._clock("forward"):
                 loss = self._loss(self.model, micro) * micro.weight
             with self._clock("backward"):
                 loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
+            losses.append(loss.detach())
         self._exchange.finish()
         with self._clock("update"):
             lr = self._update()
-        return StepStats(total, lr, choices=self._exchange.choices)
+        return StepStats(sum((loss.item() for loss in losses), 0.0), lr, choices=self._exchange.choices)
 
     def _update(self) -> float:
         if self._config.clip_norm is not None:

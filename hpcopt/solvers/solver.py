@@ -1,7 +1,7 @@
 """What the trainer knows of a solver, and what the two hand each other."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -41,6 +41,10 @@ class Batch:
             Batch({name: t[r[0] : r[-1] + 1] for name, t in self.tensors.items()}, self.indices[r], self.global_size)
             for r in rows
         ]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch with its tensors on a device; the indices, which choose rows of tables, stay in main memory."""
+        return replace(self, tensors={name: t.to(device) for name, t in self.tensors.items()})
 
 
 @dataclass

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from hpcopt.comm.device import DeviceChoice
 from hpcopt.comm.world import Backend
 from hpcopt.config import Config
 
@@ -44,6 +45,10 @@ class RunConfig(Config):
         "run", pattern=r"^[\w.+-]+$", description="names the run directory, runs/NAME, unless --run-dir does"
     )
     backend: Backend = Field("mpi", description="what carries collectives: mpi4py, or Horovod (dense collectives only)")
+    device: DeviceChoice = Field(
+        "auto",
+        description="what ranks compute on; auto: a GPU where one is visible, that of the local rank if several are",
+    )
     seed: int = Field(0, ge=0, description="decides initial parameters and the order of samples")
     steps: int | None = Field(None, ge=1, description="optimizer steps; with epochs, whichever is less")
     epochs: float | None = Field(

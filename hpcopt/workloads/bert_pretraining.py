@@ -130,8 +130,9 @@ class BertPretraining:
         """Logits of the masked words (k, v), what the words are (k,), and logits of the sentence head (n, 2)."""
         t = batch.tensors
         there = t["masked_ids"] != NO_TOKEN
-        places = t["masked_positions"] + torch.arange(len(batch))[:, None] * t["input_ids"].shape[1]
-        with torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):
+        device = t["input_ids"].device
+        places = t["masked_positions"] + torch.arange(len(batch), device=device)[:, None] * t["input_ids"].shape[1]
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._bfloat16):
             words, follows = model(t["input_ids"], t["segment_ids"], t["input_mask"], places[there])
         return words.float(), t["masked_ids"][there], follows.float()
 

@@ -8,7 +8,7 @@ from hpcopt.compress import EF21, Codec, Dense, ErrorFeedback, Feedback, Feedbac
 from hpcopt.errors import CheckpointError
 from tests.compress.properties import gaussian
 
-LAYOUT = {"x": (3,)}
+LAYOUT, CPU = {"x": (3,)}, torch.device("cpu")
 SLOPES = torch.tensor([[-3.0, 2.0, 2.0], [2.0, -3.0, 2.0], [2.0, 2.0, -3.0]])
 
 
@@ -94,8 +94,8 @@ def test_regrouping_buckets_keeps_residuals():
     feedback = ErrorFeedback(Sign())
     feedback.outgoing(gaussian(30), {"a": (20,), "b": (10,)}, seed=0)
     held = {name: tensor.clone() for name, tensor in feedback.state_dict().items()}
-    assert torch.equal(feedback.residuals.flat({"b": (10,), "c": (5,)}), torch.cat([held["b"], torch.zeros(5)]))
-    assert torch.equal(feedback.residuals.flat({"a": (20,), "b": (10,)}), torch.cat([held["a"], held["b"]]))
+    assert torch.equal(feedback.residuals.flat({"b": (10,), "c": (5,)}, CPU), torch.cat([held["b"], torch.zeros(5)]))
+    assert torch.equal(feedback.residuals.flat({"a": (20,), "b": (10,)}, CPU), torch.cat([held["a"], held["b"]]))
 
 
 def test_state_of_another_model_is_refused():

@@ -139,7 +139,7 @@ class Block:
             generator = torch.Generator().manual_seed(0)
             self._direction = torch.randn(z.shape[1:], generator=generator).to(z)
             rounds = FIRST_ITERATIONS
-        v = self._direction.expand_as(z)
+        v = self._direction.to(z.device).expand_as(z)
         z = z.detach().requires_grad_()
         out = self.layers(z)
         probe = torch.zeros_like(out, requires_grad=True)
@@ -172,7 +172,7 @@ class Block:
             self._optimizer.load_state_dict(state["optimizer"])
         self._direction, self._jacobian_square = state["direction"], state["jacobian_square"]
         for name in self._latest.keys() & state["latest"].keys():
-            self._latest[name] = state["latest"][name]
+            self._latest[name] = state["latest"][name].to(self._latest[name].device)
 
 
 def _norms(x: Tensor) -> Tensor:

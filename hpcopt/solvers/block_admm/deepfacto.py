@@ -93,7 +93,7 @@ class DeepFacto:
         self.data_rank, self.data_size = world.rank, world.size
         self._f, self._nmf, self._g = _parts(model)
         classes = model(loss.example).shape[1]
-        self._head = nn.Linear(self._nmf.basis.shape[1], classes)
+        self._head = nn.Linear(self._nmf.basis.shape[1], classes).to(self._nmf.basis.device)
         for tensor in [*model.state_dict().values(), *self._head.state_dict().values()]:
             world.broadcast(tensor)
         trained = nn.ModuleDict({"f": self._f, "head": self._head, "g": self._g})
@@ -104,8 +104,8 @@ class DeepFacto:
         }
         self._recent: deque[Tensor] = deque(maxlen=RECENT)
         factors, features = self._nmf.basis.shape
-        self._a, self._b = torch.zeros(factors, factors), torch.zeros(factors, features)
-        self._multipliers = SampleTable((features,), self._nmf.basis.dtype)
+        self._a, self._b = (torch.zeros(factors, n, device=self._nmf.basis.device) for n in (factors, features))
+        self._multipliers = SampleTable((features,), self._nmf.basis.dtype, self._nmf.basis.device)
         self._steps, self._step = steps, 0
         self._plain_steps = round(config.plain * steps)
 
@@ -241,13 +241,13 @@ class DeepFacto:
                 self._head.load_state_dict(shared["head"])
             for name, optimizer in self._optimizers.items():
                 optimizer.load_state_dict(shared["optimizers"][name])
-            self._a, self._b = shared["sums"]["a"], shared["sums"]["b"]
+            self._a, self._b = (shared["sums"][name].to(self._a.device) for name in ("a", "b"))
             self._exchange.load_state_dict(Entries(parts, "exchange"))
             same = shared["ranks"] == self._world.size
             for part in [parts[self._world.rank]] if same else parts:
                 self._multipliers.add_state_dict(part["multipliers"])
                 if same:
-                    self._recent.extend(part["recent"])
+                    self._recent.extend(x.to(self._a.device) for x in part["recent"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit the job's model: {error}") from error
         self._step = shared["step"]

@@ -22,10 +22,18 @@ class Link:
     """This rank's end of a boundary to one neighbour."""
 
     def __init__(
-        self, transport: Transport, neighbour: int, codec: Codec | None, seed: int, under_way: int, clock: PhaseClock
+        self,
+        transport: Transport,
+        neighbour: int,
+        codec: Codec | None,
+        seed: int,
+        under_way: int,
+        clock: PhaseClock,
+        device: torch.device,
     ) -> None:
-        """Let ``under_way`` sends be pending before one is waited for."""
+        """Let ``under_way`` sends be pending before one is waited for; what comes lands on a device."""
         self._transport, self._neighbour, self._codec, self._clock = transport, neighbour, codec, clock
+        self._device = device
         self._seed, self._under_way = seed, under_way
         self._sends: deque[tuple[Request, Tensor]] = deque()
 
@@ -47,14 +55,14 @@ class Link:
     def receive(self, shape: Sequence[int], dtype: torch.dtype, tag: int, reference: Tensor | None = None) -> Tensor:
         """Wait for auxiliaries of this shape; with a codec, add them to the reference."""
         if self._codec is None:
-            out = torch.empty(*shape, dtype=dtype)
+            out = torch.empty(*shape, dtype=dtype, device=self._device)
             with self._clock("exchange"):
                 self._transport.receive(out, self._neighbour, tag).wait()
             return out
         length = torch.zeros(1, dtype=torch.int64)
         with self._clock("exchange"):
             self._transport.receive(length, self._neighbour, tag).wait()
-            payload = torch.empty(int(length), dtype=torch.uint8)
+            payload = torch.empty(int(length), dtype=torch.uint8, device=self._device)
             self._transport.receive(payload, self._neighbour, tag).wait()
         with self._clock("decode"):
             flat = self._codec.decode(payload, torch.Size(shape).numel())

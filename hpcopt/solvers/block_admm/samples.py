@@ -14,8 +14,9 @@ class SampleTable:
     Memory: one row for each sample seen here, and eight bytes for each index up to the largest.
     """
 
-    def __init__(self, shape: Sequence[int], dtype: torch.dtype) -> None:
-        self._rows = torch.zeros(0, *shape, dtype=dtype)
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
+        """Keep the rows on a device; indices are in main memory."""
+        self._rows = torch.zeros(0, *shape, dtype=dtype, device=device)
         self._place = torch.empty(0, dtype=torch.int64)  # row of each sample, -1 if it has none
         self._count = 0
 
@@ -56,4 +57,4 @@ class SampleTable:
 
     def add_state_dict(self, state: Tree) -> None:
         """Write what another table held."""
-        self.write(state["indices"], state["rows"])
+        self.write(state["indices"], state["rows"].to(self._rows.device))

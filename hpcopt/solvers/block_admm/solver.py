@@ -171,8 +171,9 @@ class BlockAdmm:
         ]
         self._is_first, self._is_last = self._owned[0] == 0, self._owned[-1] == len(self._all) - 1
         boundaries = [t for t in self._owned if t < len(self._all) - 1]
-        self._duals = {t: SampleTable(shapes[t + 1], self._dtype) for t in boundaries}
-        self._stored = {t: SampleTable(shapes[t], self._dtype) for t in self._owned if t > 0}
+        self._device = example.device
+        self._duals = {t: SampleTable(shapes[t + 1], self._dtype, self._device) for t in boundaries}
+        self._stored = {t: SampleTable(shapes[t], self._dtype, self._device) for t in self._owned if t > 0}
         self._below = None if self._is_first else self._link(world.rank - 1)
         self._above = None if self._is_last else self._link(world.rank + 1)
         self._flights: deque[Flight] = deque()
@@ -231,7 +232,7 @@ class BlockAdmm:
         for t, block in zip(self._owned, self._blocks, strict=True):
             z = flight.anchors[-1]
             if self._config.auxiliaries != "seeded" and t > 0:
-                known = self._stored[t].known(indices)
+                known = self._stored[t].known(indices).to(z.device)
                 z = self._start(t, flight.batch) if self._first and not known.all() else z
                 z = torch.where(known.view(-1, *[1] * (z.dim() - 1)), self._stored[t].read(indices), z)
             flight.inputs.append(z)
@@ -327,7 +328,7 @@ class BlockAdmm:
     def _link(self, neighbour: int) -> Link:
         c = self._config
         under_way = max(c.in_flight, c.accumulate)
-        return Link(self._world.transport, neighbour, c.codec, c.codec_seed, under_way, self._clock)
+        return Link(self._world.transport, neighbour, c.codec, c.codec_seed, under_way, self._clock, self._device)
 
     def _message(self, flight: Flight) -> int:
         return flight.number * self._config.accumulate + flight.part

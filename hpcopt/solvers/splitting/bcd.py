@@ -86,7 +86,7 @@ class Bcd(FullBatchSolver):
         """V from a linear system of the layer's width, then U by its two branches."""
         c, above = self._config, self.layers[i + 1]
         u, weight = self.tensors[f"U{i}"], above.weight
-        system = c.rho * weight.T @ weight + c.gamma * torch.eye(weight.shape[1], dtype=weight.dtype)
+        system = c.rho * weight.T @ weight + c.gamma * torch.eye(weight.shape[1]).to(weight)
         right = c.rho * (self.tensors[f"U{i + 1}"] - above.bias) @ weight + c.gamma * u.relu()
         v = torch.linalg.solve(system, right.T).T.contiguous()
         self.tensors[f"V{i}"] = v
@@ -100,7 +100,7 @@ class Bcd(FullBatchSolver):
         old = torch.cat([layer.weight, layer.bias[:, None]], 1)
         gram = inputs.T @ inputs if i or self._gram is None else self._gram
         self._gram = self._gram if i else gram  # of the data, which stay
-        system = c.rho * gram + c.alpha * torch.eye(inputs.shape[1], dtype=inputs.dtype)
+        system = c.rho * gram + c.alpha * torch.eye(inputs.shape[1]).to(inputs)
         new = torch.linalg.solve(system, (c.rho * self.tensors[f"U{i}"].T @ inputs + c.alpha * old).T).T
         layer.weight.copy_(new[:, :-1])
         layer.bias.copy_(new[:, -1])

@@ -44,7 +44,8 @@ class SerialSolver:
         try:
             with torch.no_grad():
                 self.model.load_state_dict(shared["model"])
-            self.tensors = dict(shared["tensors"])
+            device = next(self.model.parameters()).device
+            self.tensors = {n: t if n == "indices" else t.to(device) for n, t in shared["tensors"].items()}
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit the job's model: {error}") from error
         self._step = shared["step"]

@@ -4,10 +4,12 @@ import torch
 
 from hpcopt.solvers.block_admm.samples import SampleTable
 
+CPU = torch.device("cpu")
+
 
 def test_against_a_dictionary():
     generator = torch.Generator().manual_seed(0)
-    table, expected = SampleTable((2,), torch.float32), {}
+    table, expected = SampleTable((2,), torch.float32, CPU), {}
     for _ in range(40):
         indices = torch.randperm(100, generator=generator)[:7]
         rows = torch.randn(7, 2, generator=generator)
@@ -20,7 +22,7 @@ def test_against_a_dictionary():
 
 
 def test_empty():
-    table = SampleTable((3,), torch.float64)
+    table = SampleTable((3,), torch.float64, CPU)
     assert table.read(torch.tensor([5, 0])).tolist() == [[0, 0, 0]] * 2
     assert table.read(torch.tensor([], dtype=torch.int64)).shape == (0, 3)
     table.write(torch.tensor([], dtype=torch.int64), torch.zeros(0, 3))
@@ -28,7 +30,7 @@ def test_empty():
 
 
 def test_states_add_up():
-    one, two, both = (SampleTable((), torch.float32) for _ in range(3))
+    one, two, both = (SampleTable((), torch.float32, CPU) for _ in range(3))
     one.write(torch.tensor([4, 1]), torch.tensor([4.0, 1.0]))
     two.write(torch.tensor([9]), torch.tensor([9.0]))
     for table in (one, two):

@@ -1,0 +1,69 @@
+"""Which device a rank computes on: the one GPU that it sees, or of several its local rank's, or the CPU.
+
+A rank that stays on the CPU never touches CUDA: a context costs some hundred MB of memory and a good part of a second,
+for each of 128 ranks.
+"""
+
+from typing import Literal
+
+import torch
+
+from hpcopt.comm.launch import gpu_of
+from hpcopt.comm.staged import StagedTransport
+from hpcopt.comm.world import World
+from hpcopt.errors import JobError
+
+DeviceChoice = Literal["auto", "cpu", "cuda"]
+
+
+def use_device(world: World, choice: DeviceChoice = "auto") -> torch.device:
+    """Take this rank's device, and let the world's collectives carry tensors that live there. Collective.
+
+    Several ranks may share one GPU, if it is the only one that they see.
+
+    Raises:
+        JobError: on all ranks: "cuda" was asked for, and a rank sees no GPU.
+        LaunchError: on all ranks: a host has more ranks than the several GPUs that they see.
+    """
+    with world.together():
+        device = device_of(choice, world.local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        if world.transport.host_memory_only:
+            world.transport = StagedTransport(world.transport)
+    return device
+
+
+def device_of(choice: DeviceChoice, local_rank: int) -> torch.device:
+    """The device of a rank.
+
+    Raises:
+        JobError: "cuda" was asked for, and there is no GPU.
+        LaunchError: there are several GPUs, but fewer than ranks.
+    """
+    gpu = None if choice == "cpu" else gpu_of(local_rank, torch.cuda.device_count())
+    if gpu is not None:
+        return torch.device("cuda", gpu)
+    if choice == "cuda":
+        raise JobError(f'[run] device = "cuda", but {_why_none()}; use device = "auto" or "cpu"')
+    return torch.device("cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """For people and metrics: "cpu", or the card's own name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def planned_device(choice: DeviceChoice) -> str:
+    """What ``device_of`` would do on this host, for a person; a host to submit from may have no GPU where others do."""
+    if choice == "cpu":
+        return "cpu"
+    visible = torch.cuda.device_count()
+    if visible == 0:
+        return f"cpu: {_why_none()}" if choice == "auto" else f"cuda; here {_why_none()}"
+    return "cuda: the one GPU visible" if visible == 1 else f"cuda: of {visible} GPUs visible that of the local rank"
+
+
+def _why_none() -> str:
+    built = torch.backends.cuda.is_built()  # type: ignore[no-untyped-call]
+    return "no GPU is visible" if built else f"torch {torch.__version__} is built without CUDA"

@@ -1,0 +1,46 @@
+"""A workload whose model and batches are on another device than the one it makes them on.
+
+Workloads make everything in main memory, so that parameters begin the same, and batches are the same, on any device.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from hpcopt.solvers.solver import Batch, Loss, OutputLoss
+from hpcopt.workloads.workload import Workload
+
+
+def on_device(workload: Workload, device: torch.device) -> Workload:
+    """The workload on a device; its model moves there."""
+    return workload if device.type == "cpu" else WorkloadOnDevice(workload, device)
+
+
+class WorkloadOnDevice:
+    """The workload."""
+
+    def __init__(self, inner: Workload, device: torch.device) -> None:
+        self._inner, self._device = inner, device
+        self.model = inner.model.to(device)
+        self.batch, self.scores = inner.batch, inner.scores
+        self.train_samples, self.test_samples = inner.train_samples, inner.test_samples
+        loss = inner.loss
+        self.loss: Loss = replace(loss, example=loss.example.to(device)) if isinstance(loss, OutputLoss) else loss
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._inner.steps_per_epoch
+
+    def verify(self, rank: int, size: int) -> None:
+        self._inner.verify(rank, size)
+
+    def train_batches(self, rank: int, size: int, start: int) -> Iterator[Batch]:
+        return (batch.to(self._device) for batch in self._inner.train_batches(rank, size, start))
+
+    def test_batches(self, rank: int, size: int) -> Iterator[Batch]:
+        return (batch.to(self._device) for batch in self._inner.test_batches(rank, size))
+
+    def score(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return self._inner.score(model, batch)
