@@ -1,0 +1,107 @@
+"""A step makes every tensor on the device of its parameters. torch's "meta" device, where tensors have no values,
+stands for one that is not the CPU: what was made on the CPU, or read by numpy, and meets the parameters raises.
+
+Numbers that a step reads from tensors are 0.5 here; each such reading makes a GPU wait, so they are counted.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hpcopt.comm.loopback import run_ranks
+from hpcopt.comm.world import World
+from hpcopt.compress import PowerSGD
+from hpcopt.exchange import GossipConfig, NativeConfig, RingConfig
+from hpcopt.models.nmf import Nmf
+from hpcopt.optim import SgdConfig
+from hpcopt.optim.first_order import AdamWConfig
+from hpcopt.phases import PhaseClock
+from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
+from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
+from hpcopt.solvers.data_parallel import DataParallelConfig
+from hpcopt.solvers.solver import Batch, OutputLoss
+
+META = torch.device("meta")
+STEPS = 3
+
+LOSS = OutputLoss(
+    inputs=lambda batch: batch.tensors["x"],
+    criterion=lambda logits, batch: F.cross_entropy(logits, batch.tensors["y"]),
+    example=torch.zeros(1, 6, device=META),
+)
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 8), nn.ReLU(), nn.Linear(8, 3)).to(META)
+
+
+def factors() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 7), nn.ReLU(), Nmf(7, 2, 3), nn.Linear(2, 3)).to(META)
+
+
+def batch(size: int) -> Batch:
+    return Batch({"x": torch.zeros(4, 6), "y": torch.zeros(4, dtype=torch.int64)}, torch.arange(4), 4 * size).to(META)
+
+
+@pytest.fixture
+def readings(monkeypatch) -> list[str]:
+    """Lets values be read from tensors without any, and lists the readings."""
+    found: list[str] = []
+
+    def read(name: str, value: object):
+        def method(self, *arguments):
+            if self.device != META:
+                return original[name](self, *arguments)
+            found.append(name)
+            return value
+
+        return method
+
+    every = lambda x: torch.empty(x.numel(), x.dim(), dtype=torch.int64, device=META)  # noqa: E731
+    monkeypatch.setattr(torch.Tensor, "nonzero", every)
+    original = {name: getattr(torch.Tensor, name) for name in ("item", "__float__", "__bool__")}
+    for name, value in {"item": 0.5, "__float__": 0.5, "__bool__": True}.items():
+        monkeypatch.setattr(torch.Tensor, name, read(name, value))
+    return found
+
+
+def train(config, exchange, model, size: int) -> None:
+    def program(transport):
+        solver = config.build(model(), LOSS, World(transport), exchange, STEPS, PhaseClock())
+        for _ in range(STEPS):
+            solver.step(batch(solver.data_size))
+        solver.gather()
+        assert {p.device for p in solver.model.parameters()} == {META}
+
+    run_ranks(size, program)
+
+
+SGD = DataParallelConfig(optimizer=SgdConfig(momentum=0.9), accumulate=2)
+CASES = {
+    "ring": (SGD, RingConfig(), network),
+    "native": (SGD, NativeConfig(), network),
+    "powersgd": (SGD, RingConfig(codec=PowerSGD(rank=1, min_compression=1)), network),
+    "adamw, clipped": (DataParallelConfig(optimizer=AdamWConfig(), clip_norm=1.0), RingConfig(), network),
+    "push-sum": (SGD, GossipConfig(), network),
+    "metropolis": (SGD, GossipConfig(mixing="metropolis", graph="ring"), network),
+    "block_admm": (BlockAdmmConfig(measure_every=1), RingConfig(), network),
+    "block_admm, stored": (BlockAdmmConfig(auxiliaries="stored", in_flight=2, blocks=2), RingConfig(), network),
+    "deepfacto": (DeepFactoConfig(plain=0.0), RingConfig(), factors),
+}
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize(("config", "exchange", "model"), CASES.values(), ids=CASES)
+def test_nothing_is_made_on_another_device(config, exchange, model, size, readings):
+    train(config, exchange, model, size)
+
+
+def test_data_parallelism_reads_only_its_losses_and_only_at_the_end_of_a_step(readings):
+    train(SGD, RingConfig(), network, 1)
+    assert readings == ["item"] * 2 * STEPS
+
+
+def test_a_tensor_on_the_cpu_would_be_noticed():
+    with pytest.raises(RuntimeError):
+        torch.ones(3, device=META) + torch.ones(3)
