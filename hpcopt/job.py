@@ -104,7 +104,7 @@ def read_job(path: Path, settings: Sequence[str] = ()) -> Job:
 
 
 def _apply(raw: dict[str, Any], setting: str) -> tuple[str, ...]:
-    """Put one setting into the raw job; give its key's path."""
+    """Put one setting into the raw job; give the path of what that made: its key, or the first section that is new."""
     key, equals, text = setting.partition("=")
     names = tuple(key.strip().split("."))
     if not equals or not all(names):
@@ -113,13 +113,15 @@ def _apply(raw: dict[str, Any], setting: str) -> tuple[str, ...]:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # a bare word is a string
-    section = raw
-    for name in names[:-1]:
+    section, depth = raw, len(names)
+    for index, name in enumerate(names[:-1], 1):
+        if name not in section:
+            depth = min(depth, index)
         section = section.setdefault(name, {})
         if not isinstance(section, dict):
             raise JobError(f"--set {setting}: {name} is a value, not a section")
     section[names[-1]] = value
-    return names
+    return names[:depth]
 
 
 def _complaint(
@@ -127,7 +129,7 @@ def _complaint(
 ) -> str:
     """One error as a person reads it: where, which key, and what would be right."""
     names, keys = _locate(location, raw)
-    where = "--set" if tuple(names) in changed else str(path)
+    where = "--set" if any(tuple(names[: len(prefix)]) == prefix for prefix in changed) else str(path)
     key = ".".join(names) or "job"
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(names[-1], keys, n=1, cutoff=0.5)

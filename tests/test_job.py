@@ -52,6 +52,7 @@ def test_the_resolved_job_is_a_job_again(path):
 @pytest.mark.parametrize(
     ("setting", "complaint"),
     [
+        ("solver.optimiser.lr=1", '--set: unknown key "solver.optimiser"; did you mean "optimizer"?'),
         ("solver.optimizer.learning_rat=1", 'unknown key "solver.optimizer.learning_rat"'),
         ("solver.optimizer.beta=1", 'did you mean "betas"?'),
         ("workload.model.width=10", "--set: workload.model.width: Input should be a multiple of 4"),
@@ -71,6 +72,12 @@ def test_bad_settings_are_named(path, setting, complaint):
     with pytest.raises(JobError) as error:
         read_job(path, [setting])
     assert complaint in str(error.value)
+
+
+def test_a_wrong_section_in_the_file_names_the_file_though_a_setting_goes_into_it(path):
+    path.write_text(JOB.replace("solver.optimizer", "solver.optimiser"))
+    with pytest.raises(JobError, match=f'{path}: unknown key "solver.optimiser"'):
+        read_job(path, ["solver.optimiser.lr=1"])
 
 
 def test_a_wrong_key_in_the_file_names_the_file(path):

@@ -1,7 +1,5 @@
 """Which collective each bucket takes, what that was expected to take, and what it took."""
 
-import json
-import math
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,6 +9,7 @@ from torch import Tensor
 
 from hpcopt.comm import alpha_beta
 from hpcopt.comm.alpha_beta import CodecCost, Line, Machine
+from hpcopt.store import strict_json
 
 EXACT = ("native", "doubling", "ring")  # algorithms whose sums lose nothing but rounding
 WORTH = 0.9  # of the time of the fastest exact sum: what a codec must stay below, to be worth what it loses
@@ -63,7 +62,7 @@ class Choices:
     def calibration(self) -> str:
         """What was measured, as JSON."""
         measured = asdict(self.machine) | {"codecs": {name: asdict(cost) for name, cost in self.codecs.items()}}
-        return json.dumps(_finite(measured))
+        return strict_json.dumps(measured)
 
     def lines(self) -> list[str]:
         """For a log: how many buckets take which algorithm, and a warning of each codec that none takes."""
@@ -129,12 +128,3 @@ def _fastest(predicted_s: Mapping[str, float], *, exact: bool) -> str:
 def _rate(line: Line, nbytes: int) -> str:
     """At that size; a fitted line's slope alone may be none."""
     return f"{nbytes / line(nbytes) / 1e9:.3g} GB/s"
-
-
-def _finite(tree: object) -> object:
-    """JSON has no infinity: None in its place."""
-    if isinstance(tree, dict):
-        return {key: _finite(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_finite(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

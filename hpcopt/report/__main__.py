@@ -16,7 +16,11 @@ from hpcopt.report.prediction import predict
 from hpcopt.report.read import read_run
 from hpcopt.report.summary import Runs, summarise
 
-FILES = {"json": "the figures as JSON", "csv": "a row a run", "extra-p": "step and phase times for Extra-P"}
+FILES = {
+    "json": "the figures and the prediction as JSON",
+    "csv": "a row a run, and one a prediction",
+    "extra-p": "step and phase times for Extra-P",
+}
 FOLLOW_S = 5.0
 LOG_WIDTH = 160  # columns, where the output is not a terminal's
 
@@ -80,11 +84,15 @@ def _write_files(runs: Runs, options: argparse.Namespace) -> bool:
             pictures.write(figures, options.png)
         if options.tables:
             write_tables(figures, options.tables)
-    forms = {"json": export.as_json, "csv": export.as_csv, "extra_p": extra_p.as_json_lines}
-    for name, form in forms.items():
-        if (file := getattr(options, name)) is not None:
-            _write(file, form(runs))
-    return any(getattr(options, name) is not None for name in (*forms, "html", "png", "tables"))
+    if options.json or options.csv:
+        prediction = predict(runs)
+        if options.json:
+            _write(options.json, export.as_json(runs, prediction))
+        if options.csv:
+            _write(options.csv, export.as_csv(runs, prediction))
+    if options.extra_p:
+        _write(options.extra_p, extra_p.as_json_lines(runs))
+    return any((options.html, options.png, options.tables, options.json, options.csv, options.extra_p))
 
 
 def _write(file: Path, text: str) -> None:

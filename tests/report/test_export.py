@@ -3,15 +3,20 @@
 import csv
 import io
 import json
+from dataclasses import asdict
 
 from hpcopt.report.__main__ import main
+from hpcopt.report.prediction import predict
 from tests.report.conftest import make_run
+from tests.report.test_prediction import sweep
 
 
 def test_json_is_strict_and_complete(run_dir, tmp_path, capsys):
     make_run(tmp_path / "empty", steps=0)
     assert main([str(run_dir), str(tmp_path / "empty"), "--json"]) == 0
-    known, empty = json.loads(capsys.readouterr().out, parse_constant=lambda name: 1 / 0)
+    found = json.loads(capsys.readouterr().out, parse_constant=lambda name: 1 / 0)
+    known, empty = found["runs"]
+    assert found["prediction"] is None
     assert known["scores"]["test_accuracy"] == 0.75
     assert known["job"]["solver"]["lr"] == 0.1
     assert empty["step_s"] is None
@@ -24,6 +29,38 @@ def test_csv_has_a_row_a_run(run_dir, tmp_path):
     assert [row["solver.lr"] for row in rows] == ["0.1", "0.3"]
     assert [row["test_accuracy"] for row in rows] == ["0.75", ""]
     assert float(rows[0]["exchange_s"]) > 0
+
+
+def test_the_prediction_is_exported(tmp_path):
+    runs = sweep(tmp_path, sizes=(1, 2, 4), repeats=2, noise=0.01)
+    prediction = predict(runs)
+    paths = [str(summary.path) for _, summary in runs]
+    assert main([*paths, "--json", str(tmp_path / "out.json"), "--csv", str(tmp_path / "out.csv")]) == 0
+
+    def refuse(constant):
+        raise ValueError(constant)
+
+    told = json.loads((tmp_path / "out.json").read_text(), parse_constant=refuse)
+    assert len(told["runs"]) == len(runs)
+    found = told["prediction"]
+    assert found["latency"] == asdict(prediction.latency)
+    assert [(h["series"], h["ranks"], h["error"]) for h in found["held_out"]] == [
+        (h.series, h.ranks, h.error) for h in prediction.held_out
+    ]
+    assert [row["fastest"] for row in found["rows"]] == [row.fastest for row in prediction.rows]
+    assert found["rows"][3]["steps"]["vote"] == asdict(prediction.rows[3].steps["vote"])
+
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text())))
+    assert [row["state"].startswith("predicted") for row in rows[: len(runs)]] == [False] * len(runs)
+    held_out = [row for row in rows if row["state"] == "predicted, held out"]
+    assert [(row["name"], float(row["measured_s"])) for row in held_out] == [
+        (h.series, h.measured_s) for h in prediction.held_out
+    ]
+    weak = [row for row in rows if (row["scaling"], row["ranks"], row["name"]) == ("weak", "8192", "ring")]
+    expected = prediction.rows[-1].steps["ring"]
+    assert [[float(row[key]) for key in ("step_s", "step_s_low", "step_s_high")] for row in weak] == [
+        [expected.seconds, expected.low_s, expected.high_s]
+    ]
 
 
 def test_errors(tmp_path, run_dir, capsys):
