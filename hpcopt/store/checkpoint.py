@@ -109,11 +109,12 @@ class Checkpoints:
             "parts": about,
         }
         try:
-            _write_text(unfinished / MANIFEST, json.dumps(manifest, indent=1))
+            (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            hdf5.sync(unfinished / MANIFEST)
             if folder.exists():  # the same step of an earlier attempt
                 folder.rename(folder.with_suffix(".old.tmp"))
             hdf5.publish(unfinished, folder)
-            _write_text(self.folder / LATEST, folder.name + "\n")
+            self._name_latest(folder.name)
             self._prune()
         except OSError as cause:
             raise CheckpointError(f"cannot write to {self.folder} ({cause}): is the disk full?") from cause
@@ -193,8 +194,8 @@ class Checkpoints:
         for replaced in self.folder.glob("*.old.tmp"):
             shutil.rmtree(replaced)
 
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    hdf5.publish(temporary, path)
+    def _name_latest(self, name: str) -> None:
+        """Not waited for on disk: nothing here reads it."""
+        temporary = self.folder / f".{LATEST}.tmp"
+        temporary.write_text(name + "\n")
+        temporary.replace(self.folder / LATEST)

@@ -19,6 +19,7 @@ from hpcopt.errors import HpcoptError
 CONVENTIONS = "HPCOPT-1.0"
 VERSIONS = ("v110", "v110")  # oldest and newest format to use
 BLOCK_BYTES = 1 << 24
+PAGE_BYTES = 1 << 12  # what is longer starts on a page, so that the system copies whole ones
 
 
 @contextlib.contextmanager
@@ -28,7 +29,8 @@ def create(path: Path) -> Iterator[h5py.File]:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with h5py.File(temporary, "w", libver=VERSIONS) as file:
+        align = {"alignment_threshold": PAGE_BYTES, "alignment_interval": PAGE_BYTES}
+        with h5py.File(temporary, "w", libver=VERSIONS, **align) as file:
             yield file
         publish(temporary, path)
     finally:
