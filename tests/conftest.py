@@ -48,6 +48,11 @@ def shared_tmp_path():
         MPI.COMM_WORLD.barrier()
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        require("gpu", torch.cuda.is_available(), "no CUDA device is visible")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     from mpi4py import MPI
 

@@ -14,7 +14,7 @@ Three rules hold for every codec:
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Self
+from typing import ClassVar, NoReturn, Self
 
 import numpy as np
 import torch
@@ -70,7 +70,8 @@ class Codec(Config, ABC):
         """Turn x into its payload.
 
         Args:
-            x: shape (n,), float32, contiguous, in main memory.
+            x: shape (n,), float32, contiguous; in main memory, or for some codecs on a GPU, where the payload then is
+                too, of the same bytes.
             seed: 0 <= seed < 2^63; ``compress.seeds.derive`` makes one from (seed, step, rank, name).
             first: index of x[0] in the whole tensor, if x is a part; a multiple of the codec's bucket.
             out: uint8, at least max_bytes(n) long, beginning at a multiple of 8 bytes; the payload is its head.
@@ -80,10 +81,15 @@ class Codec(Config, ABC):
 
         Raises:
             NonFiniteError: x holds Inf or NaN.
-            UnsupportedError: x is not what is asked for above.
+            UnsupportedError: x is not what is asked for above, or the codec cannot work where x is.
         """
-        values, room = float_array(x), self._room(x.numel(), out)
-        return room[: self._encode(values, seed, first, room.numpy()) if values.size else 0]
+        require_flat(x)
+        room = self._room(x, out)
+        if not x.numel():
+            return room[:0]
+        if on_host(x):
+            return room[: self._encode(float_array(x), seed, first, room.numpy())]
+        return room[: self._encode_on_device(x.detach(), seed, first, room)]
 
     def decode(self, payload: Tensor, n: int, out: Tensor | None = None) -> Tensor:
         """Turn a payload back into n float32 values, written to out, shape (n,), if it is given.
@@ -91,15 +97,13 @@ class Codec(Config, ABC):
         Raises:
             PayloadError: the payload is not one of this codec for n values.
         """
-        out = torch.empty(n) if out is None else out
-        if n:
-            self._decode(byte_array(payload), float_array(out), 1.0, False)
+        out = torch.empty(n, device=payload.device) if out is None else out
+        self._decode_anywhere(payload, out, 1.0, False)
         return out
 
     def decode_add(self, payload: Tensor, out: Tensor, weight: float = 1.0) -> None:
         """Add weight times the decoded values to out, shape (n,), float32."""
-        if out.numel():
-            self._decode(byte_array(payload), float_array(out), weight, True)
+        self._decode_anywhere(payload, out, weight, True)
 
     def summable(self, payload: Tensor) -> Tensor:
         """The part of a linear codec's payload that is to be summed over ranks, as a view in the dtype to sum in.
@@ -120,8 +124,17 @@ class Codec(Config, ABC):
         Afterwards ``decode(payload) + residual`` is what ``x + residual`` was, to rounding. After an error residual
         is not usable.
         """
-        values, owed, room = float_array(x), float_array(residual), self._room(x.numel(), out)
-        return room[: self._encode_feedback(values, owed, seed, first, room.numpy()) if values.size else 0]
+        require_flat(x)
+        require_flat(residual)
+        room = self._room(x, out)
+        if not x.numel():
+            return room[:0]
+        if on_host(x):
+            return room[: self._encode_feedback(float_array(x), float_array(residual), seed, first, room.numpy())]
+        residual.add_(x)
+        size = self._encode_on_device(residual, seed, first, room)
+        self._decode_on_device(room[:size], residual, -1.0, True)
+        return room[:size]
 
     def for_tensor(self, name: str, shape: tuple[int, ...]) -> "Codec":
         """The codec for the parameter of this name and shape: this one, unless it chooses by tensor (``PerTensor``)
@@ -152,16 +165,45 @@ class Codec(Config, ABC):
     def _decode(self, payload: Bytes, out: Floats, weight: float, add: bool) -> None:
         """Write (or add) weight times the decoded values to out; n > 0."""
 
-    def _room(self, n: int, out: Tensor | None) -> Tensor:
-        size = self.max_bytes(n)
+    def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
+        """As ``_encode``, the same bytes, for tensors outside main memory."""
+        self._refuse(x)
+
+    def _decode_on_device(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
+        """As ``_decode``, for tensors outside main memory."""
+        self._refuse(out)
+
+    def _decode_anywhere(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
+        require_flat(out)
+        require_payload(payload)
+        if not out.numel():
+            return
+        if on_host(out):
+            self._decode(payload.numpy(), float_array(out), weight, add)
+        else:
+            self._decode_on_device(payload, out.detach(), weight, add)
+
+    def _room(self, x: Tensor, out: Tensor | None) -> Tensor:
+        size = self.max_bytes(x.numel())
         if out is None:
-            return torch.empty(size, dtype=torch.uint8)
+            return torch.empty(size, dtype=torch.uint8, device=x.device)
         if out.dtype != torch.uint8 or out.numel() < size or out.data_ptr() % ALIGNMENT:
             raise UnsupportedError(
-                f"codec {self.name!r}: {n} values need a uint8 buffer of {size} bytes that begins at a multiple of "
-                f"{ALIGNMENT} bytes, got {out.dtype} of {out.numel()}"
+                f"codec {self.name!r}: {x.numel()} values need a uint8 buffer of {size} bytes that begins at a "
+                f"multiple of {ALIGNMENT} bytes, got {out.dtype} of {out.numel()}"
             )
         return out[:size]
+
+    def _refuse(self, x: Tensor) -> NoReturn:
+        raise UnsupportedError(
+            f'codec {self.name!r} works in main memory only, not on {x.device}: use [run] device = "cpu", or a codec '
+            "that docs/gpu.md lists"
+        )
+
+
+def on_host(x: Tensor) -> bool:
+    """Whether a codec's loops for the CPU can work on x."""
+    return x.is_cpu
 
 
 def require_finite(worst_bits: int, codec: Codec, limit_bits: int = NOT_FINITE) -> None:
@@ -173,28 +215,35 @@ def require_finite(worst_bits: int, codec: Codec, limit_bits: int = NOT_FINITE) 
         )
 
 
-def require_bytes(payload: Bytes, size: int, codec: Codec) -> None:
+def require_bytes(payload: Bytes | Tensor, size: int, codec: Codec) -> None:
     """Raise PayloadError if a payload is shorter than its content must be."""
-    if payload.size < size:
+    if len(payload) < size:
         raise PayloadError(
-            f"codec {codec.name!r} expects a payload of {size} bytes and got {payload.size}: "
+            f"codec {codec.name!r} expects a payload of {size} bytes and got {len(payload)}: "
             "do all ranks run the same job file?"
         )
 
 
-def float_array(x: Tensor) -> Floats:
-    """The numpy view of a flat float32 tensor, or UnsupportedError."""
-    if x.dtype != torch.float32 or x.dim() != 1 or not x.is_contiguous() or x.device.type != "cpu":
+def require_flat(x: Tensor) -> None:
+    """Raise UnsupportedError if x is not flat, contiguous and float32."""
+    if x.dtype != torch.float32 or x.dim() != 1 or not x.is_contiguous():
         raise UnsupportedError(
-            f"codecs take flat, contiguous float32 tensors in main memory, got {x.dtype} of shape {tuple(x.shape)} "
-            f"with strides {x.stride()} on {x.device}: pass x.float().contiguous().view(-1)"
+            f"codecs take flat, contiguous float32 tensors, got {x.dtype} of shape {tuple(x.shape)} "
+            f"with strides {x.stride()}: pass x.float().contiguous().view(-1)"
         )
+
+
+def float_array(x: Tensor) -> Floats:
+    """The numpy view of a flat float32 tensor in main memory, or UnsupportedError."""
+    require_flat(x)
+    if not x.is_cpu:
+        raise UnsupportedError(f'this needs tensors in main memory, not on {x.device}: use [run] device = "cpu"')
     array: Floats = x.detach().numpy()
     return array
 
 
-def byte_array(payload: Tensor) -> Bytes:
-    """The numpy view of a payload, or UnsupportedError."""
+def require_payload(payload: Tensor) -> None:
+    """Raise UnsupportedError if a payload is not flat, contiguous, uint8 and aligned."""
     if (
         payload.dtype != torch.uint8
         or payload.dim() != 1
@@ -202,5 +251,3 @@ def byte_array(payload: Tensor) -> Bytes:
         or payload.data_ptr() % ALIGNMENT
     ):
         raise UnsupportedError("a payload is a flat, contiguous uint8 tensor that begins at a multiple of 8 bytes")
-    array: Bytes = payload.numpy()
-    return array

@@ -44,3 +44,12 @@ class Dense(Codec):
             np.copyto(out, values)
         else:
             np.multiply(values, np.float32(weight), out=out)
+
+    def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
+        payload.view(torch.float32).copy_(x)
+        return payload.numel()
+
+    def _decode_on_device(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
+        require_bytes(payload, 4 * out.numel(), self)
+        values = payload[: 4 * out.numel()].view(torch.float32) * weight
+        out.copy_(out + values if add else values)

@@ -42,16 +42,21 @@ class Half(Codec):
         return payload.view(self.dtype)
 
     def _encode(self, x: Floats, seed: int, first: int, payload: Bytes) -> int:
-        torch.from_numpy(payload).view(self.dtype).copy_(torch.from_numpy(x))
-        return payload.size
+        return self._encode_on_device(torch.from_numpy(x), seed, first, torch.from_numpy(payload))
 
     def _decode(self, payload: Bytes, out: Floats, weight: float, add: bool) -> None:
-        require_bytes(payload, 2 * out.size, self)
-        values = torch.from_numpy(payload[: 2 * out.size]).view(self.dtype)
-        target = torch.from_numpy(out)
+        self._decode_on_device(torch.from_numpy(payload), torch.from_numpy(out), weight, add)
+
+    def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
+        payload.view(self.dtype).copy_(x)
+        return payload.numel()
+
+    def _decode_on_device(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
+        require_bytes(payload, 2 * out.numel(), self)
+        values = payload[: 2 * out.numel()].view(self.dtype)
         if add:
-            target.add_(values, alpha=weight)
+            out.add_(values, alpha=weight)
         else:
-            target.copy_(values)
+            out.copy_(values)
             if weight != 1:
-                target.mul_(weight)
+                out.mul_(weight)

@@ -14,11 +14,14 @@ packed codes: the level from 0 to s, and above it a sign bit.
 from typing import Literal
 
 import numpy as np
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from hpcopt import kernels
 from hpcopt.compress.codec import Bytes, Codec, Floats, require_bytes, require_finite
 from hpcopt.compress.qsgd import BLOCK, packed_bytes, small_value_variance
+from hpcopt.kernels import cuda
 
 POWER_127 = 0x7F000000  # the bits of 2^127: magnitudes from there on could round up to Inf
 
@@ -40,6 +43,14 @@ class _PowersOfTwo(Codec):
         require_bytes(payload, self.max_bytes(out.size), self)
         kernels.powers.decode(payload, np.float32(weight), add, out)
 
+    def _round_on_device(self, x: Tensor, nearest: bool, seed: int, first: int, payload: Tensor) -> int:
+        require_finite(cuda.powers.encode(x, nearest, seed, first, payload), self, POWER_127)
+        return payload.numel()
+
+    def _decode_on_device(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
+        require_bytes(payload, self.max_bytes(out.numel()), self)
+        cuda.powers.decode(payload, weight, add, out)
+
 
 class Natural(_PowersOfTwo):
     """Stochastic rounding to a power of two."""
@@ -53,6 +64,9 @@ class Natural(_PowersOfTwo):
     def _encode(self, x: Floats, seed: int, first: int, payload: Bytes) -> int:
         return self._round(x, False, seed, first, payload)
 
+    def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
+        return self._round_on_device(x, False, seed, first, payload)
+
 
 class BiasedRounding(_PowersOfTwo):
     """Rounding to the nearest power of two, halves up."""
@@ -65,6 +79,9 @@ class BiasedRounding(_PowersOfTwo):
 
     def _encode(self, x: Floats, seed: int, first: int, payload: Bytes) -> int:
         return self._round(x, True, seed, first, payload)
+
+    def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
+        return self._round_on_device(x, True, seed, first, payload)
 
 
 class ExponentialDithering(Codec):
@@ -93,9 +110,23 @@ class ExponentialDithering(Codec):
         scales, codes = self._parts(payload, out.size)
         kernels.powers.undither(scales, codes, self.bucket, self.bits, np.float32(weight), add, out)
 
+    def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
+        scales, codes = self._parts_on_device(payload, x.numel())
+        require_finite(cuda.powers.dither(x, self.bucket, self.bits, seed, first, scales, codes), self)
+        return payload.numel()
+
+    def _decode_on_device(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
+        require_bytes(payload, self.max_bytes(out.numel()), self)
+        scales, codes = self._parts_on_device(payload, out.numel())
+        cuda.powers.undither(scales, codes, self.bucket, self.bits, weight, add, out)
+
     def _buckets(self, n: int) -> int:
         return -(-n // self.bucket)
 
     def _parts(self, payload: Bytes, n: int) -> tuple[Floats, Bytes]:
         split = 4 * self._buckets(n)
         return payload[:split].view(np.float32), payload[split : self.max_bytes(n)]
+
+    def _parts_on_device(self, payload: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        split = 4 * self._buckets(n)
+        return payload[:split].view(torch.float32), payload[split : self.max_bytes(n)]

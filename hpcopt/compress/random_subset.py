@@ -22,6 +22,7 @@ from torch import Tensor
 from hpcopt import kernels
 from hpcopt.compress.codec import Bytes, Codec, Floats, require_bytes, require_finite
 from hpcopt.errors import PayloadError
+from hpcopt.kernels import cuda
 
 
 class RandomK(Codec):
@@ -75,6 +76,26 @@ class RandomK(Codec):
             out[:] = 0
         values = payload[16 : self.max_bytes(out.size)].view(np.float32)
         kernels.sparse.scatter(values, places, np.float32(weight), out)
+
+    def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
+        values = payload[16:].view(torch.float32)
+        torch.mul(
+            x[self._places_on_device(x, seed, first)], self._stretch(x.numel()) if self.scaled else 1.0, out=values
+        )
+        require_finite(cuda.qsgd.worst(torch.cat([x, values])), self)
+        payload[:16].view(torch.int64).copy_(torch.tensor([seed, first]))
+        return payload.numel()
+
+    def _decode_on_device(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
+        require_bytes(payload, self.max_bytes(out.numel()), self)
+        seed, first = payload[:16].view(torch.int64).tolist()
+        if not add:
+            out.zero_()
+        values = payload[16 : self.max_bytes(out.numel())].view(torch.float32)
+        out.index_add_(0, self._places_on_device(out, seed, first), values * weight)
+
+    def _places_on_device(self, x: Tensor, seed: int, first: int) -> Tensor:
+        return cuda.sampling.one_in_each(x.numel(), self.k(x.numel()), seed, first, x.device)
 
     def _places(self, n: int, seed: int, first: int) -> NDArray[np.int64]:
         """The places drawn, all different."""

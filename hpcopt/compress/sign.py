@@ -11,11 +11,14 @@ is below zero. Zero of either sign is plus.
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from torch import Tensor
 
 from hpcopt import kernels
 from hpcopt.compress.codec import Bytes, Codec, Floats, require_bytes, require_finite
+from hpcopt.kernels import cuda
 
 
 class SignBits(Codec):
@@ -35,6 +38,15 @@ class SignBits(Codec):
         size = self.max_bytes(out.size)
         require_bytes(payload, size, self)
         kernels.sign.unpack(payload[:size].view(np.uint64), np.float32(weight), add, out)
+
+    def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
+        require_finite(cuda.sign.pack(x, payload.view(torch.int32)), self)
+        return payload.numel()
+
+    def _decode_on_device(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
+        size = self.max_bytes(out.numel())
+        require_bytes(payload, size, self)
+        cuda.sign.unpack(payload[:size].view(torch.int32), weight, add, out)
 
 
 class Sign(Codec):
@@ -67,6 +79,21 @@ class Sign(Codec):
         scales, words = self._blank(payload, x.size)
         require_finite(kernels.sign.encode_feedback(x, residual, self.bucket, scales, words), self)
         return payload.size
+
+    def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
+        scales, words = self._parts_on_device(payload, x.numel())
+        payload[4 * len(scales) : self._scale_bytes(x.numel())] = 0
+        require_finite(cuda.sign.encode(x, self.bucket, scales, words), self)
+        return payload.numel()
+
+    def _decode_on_device(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
+        require_bytes(payload, self.max_bytes(out.numel()), self)
+        scales, words = self._parts_on_device(payload, out.numel())
+        cuda.sign.decode(scales, words, self.bucket, weight, add, out)
+
+    def _parts_on_device(self, payload: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        split, scales = self._scale_bytes(n), -(-n // self.bucket)
+        return payload[: 4 * scales].view(torch.float32), payload[split : self.max_bytes(n)].view(torch.int32)
 
     def _scale_bytes(self, n: int) -> int:
         return 8 * -(-4 * -(-n // self.bucket) // 8)

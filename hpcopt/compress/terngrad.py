@@ -27,6 +27,7 @@ from hpcopt.compress.residuals import Layout, views
 from hpcopt.compress.rounds import Reduction
 from hpcopt.config import Config
 from hpcopt.errors import NonFiniteError
+from hpcopt.kernels import cuda
 
 BITS = 2
 
@@ -58,12 +59,27 @@ class TernGrad(Codec):
         scales, codes = self._parts(payload, out.size)
         kernels.qsgd.decode(scales, codes, self.bucket, BITS, weight, add, out)
 
+    def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
+        scales, codes = self._parts_on_device(payload, x.numel())
+        worst = cuda.qsgd.encode(x, self.bucket, BITS, False, self.clip or 0.0, seed, first, scales, codes)
+        require_finite(worst, self)
+        return payload.numel()
+
+    def _decode_on_device(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
+        require_bytes(payload, self.max_bytes(out.numel()), self)
+        scales, codes = self._parts_on_device(payload, out.numel())
+        cuda.qsgd.decode(scales, codes, self.bucket, BITS, weight, add, out)
+
     def _buckets(self, n: int) -> int:
         return -(-n // self.bucket)
 
     def _parts(self, payload: Bytes, n: int) -> tuple[Floats, Bytes]:
         split = 4 * self._buckets(n)
         return payload[:split].view(np.float32), payload[split : self.max_bytes(n)]
+
+    def _parts_on_device(self, payload: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        split = 4 * self._buckets(n)
+        return payload[:split].view(torch.float32), payload[split : self.max_bytes(n)]
 
 
 class SharedTernGrad(Config):

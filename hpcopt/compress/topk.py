@@ -34,6 +34,7 @@ from hpcopt.compress.sign import Sign
 from hpcopt.compress.terngrad import TernGrad
 from hpcopt.config import Config
 from hpcopt.errors import NonFiniteError, PayloadError
+from hpcopt.kernels import cuda
 
 RUN = 16  # sampled neighbours: a cache line
 SAMPLED_HITS = 600  # sampled values above the threshold: it is then off by 4 % or so
@@ -46,10 +47,16 @@ ValueCodec = Annotated[
 ]
 
 
+def sample_size(n: int, k: float) -> int | None:
+    """How many of n values to sample for a threshold that k reach; None if n is too small for that."""
+    wanted = max(n // 256, int(SAMPLED_HITS * n / k))
+    return wanted if wanted * 4 <= n else None
+
+
 def guess_threshold(bits: NDArray[np.int32], k: float) -> int | None:
     """The magnitude (float32 bits) that about k of n values reach, from a sample; None if n is too small to sample."""
-    wanted = max(bits.size // 256, int(SAMPLED_HITS * bits.size / k))
-    if wanted * 4 > bits.size:
+    wanted = sample_size(bits.size, k)
+    if wanted is None:
         return None
     sample = np.empty(wanted + 2 * RUN, np.int32)
     stride = -(-bits.size // (wanted // RUN))
@@ -146,6 +153,53 @@ class TopK(Codec):
             raise PayloadError(
                 f"codec {self.name!r}: a place in the payload is beyond the {out.size} values of the tensor"
             )
+
+    def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
+        places = self._places_on_device(x)
+        selected, count = x[places], len(places)
+        require_finite(cuda.qsgd.worst(selected), self)
+        payload[:8].view(torch.int32).copy_(torch.tensor([count, 0]))
+        end = _places_end(count)
+        payload[8 + 4 * count : end] = 0
+        payload[8 : 8 + 4 * count].view(torch.int32).copy_(places)
+        if self.values is None:
+            payload[end : end + 4 * count].view(torch.float32).copy_(selected)
+            return end + 4 * count
+        return end + self.values.encode(selected, seed=seed, first=first, out=payload[end:]).numel()
+
+    def _places_on_device(self, x: Tensor) -> Tensor:
+        """As ``largest`` or ``about_largest``, int64."""
+        exact, n, k, magnitudes = self.threshold == "exact", x.numel(), self.k(x.numel()), cuda.select.magnitudes(x)
+        aim = AIM * k if exact else k
+        sampled = sample_size(n, aim)
+        if sampled is not None:
+            sample = cuda.select.sample(magnitudes, RUN, -(-n // (sampled // RUN)))
+            place = max(0, len(sample) - max(1, round(aim * len(sample) / n)))
+            guess = int(sample.kthvalue(place + 1).values)
+            candidates = cuda.select.at_least(magnitudes, guess) if guess else magnitudes[:0]
+            if exact and k <= len(candidates) <= int(ROOM * k) + 64:
+                return candidates[cuda.select.count_out(magnitudes[candidates], k)]
+            if not exact and k <= 2 * len(candidates) and len(candidates) <= int(MOST * k):
+                return candidates
+        return cuda.select.count_out(magnitudes, k)
+
+    def _decode_on_device(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
+        require_bytes(payload, 8, self)
+        count = int(payload[:4].view(torch.int32)) & 0xFFFFFFFF
+        end = _places_end(count)
+        require_bytes(payload, end + (4 * count if self.values is None else self.values.max_bytes(count)), self)
+        places = payload[8 : 8 + 4 * count].view(torch.int32).long() & 0xFFFFFFFF
+        if count and int(places.max()) >= out.numel():
+            raise PayloadError(
+                f"codec {self.name!r}: a place in the payload is beyond the {out.numel()} values of the tensor"
+            )
+        if self.values is None:
+            selected = payload[end : end + 4 * count].view(torch.float32)
+        else:
+            selected = self.values.decode(payload[end:], count)
+        if not add:
+            out.zero_()
+        out.index_add_(0, places, selected * weight)
 
     def _most(self, n: int) -> int:
         return self.k(n) if self.threshold == "exact" else max(self.k(n), int(MOST * self.k(n)))

@@ -29,19 +29,21 @@ def largest(bits):
 
 @njit(nogil=True, cache=True)
 def sum_of_squares(x):
-    """Sum of x^2 in float64: 64 running sums (vectors of any width), then one after the other."""
+    """Sum of x^2 in float64: 64 running sums, then these by halves. One order, for vectors of any width and GPUs."""
     sums = np.zeros(64)
     whole = x.size - x.size % 64
     for i in range(0, whole, 64):
         row = x[i : i + 64]
         for j in range(64):
             sums[j] += np.float64(row[j]) * np.float64(row[j])
-    total = 0.0
-    for part in sums:
-        total += part
-    for value in x[whole:]:
-        total += np.float64(value) * np.float64(value)
-    return total
+    for j in range(x.size - whole):
+        sums[j] += np.float64(x[whole + j]) * np.float64(x[whole + j])
+    half = 32
+    while half > 0:
+        for j in range(half):
+            sums[j] += sums[j + half]
+        half //= 2
+    return sums[0]
 
 
 @njit(inline="always")

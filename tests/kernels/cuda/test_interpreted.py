@@ -1,0 +1,83 @@
+"""The loops for a GPU write the bytes of the CPU's: those in Triton run by its interpreter, those in torch as they are.
+
+The interpreter is slow, so inputs are short. On a machine with a card, test_on_a_gpu.py does all this and more.
+"""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from hpcopt.compress import RandomK, Sign, TopK
+from hpcopt.errors import NonFiniteError, PayloadError, UnsupportedError
+from hpcopt.kernels import cuda
+from tests.compress.properties import CODECS, gaussian, label
+from tests.kernels.cuda.cases import HOST_ONLY, ON_DEVICE, check_same_bytes, inputs, loops_for_a_gpu, mixed
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # it is read where a kernel is defined
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_on_a_gpu.py runs these loops compiled")
+
+HERE = torch.device("cpu")
+BY_TORCH = [TopK(), TopK(threshold="sampled"), TopK(fraction=0.1), RandomK(), RandomK(fraction=0.4, scaled=False)]
+CARRY = ("dense", "half")
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """The interpreter is numpy, which warns of what a GPU does silently."""
+    with np.errstate(all="ignore"):
+        yield
+
+
+@pytest.mark.parametrize("codec", ON_DEVICE, ids=label)
+def test_same_bytes(codec):
+    for n in (0, 1, 513):
+        check_same_bytes(codec, mixed(n), HERE)
+
+
+@pytest.mark.parametrize("codec", [Sign(), Sign(bucket=1024)], ids=label)
+def test_a_sum_that_overflows_is_taken_again_in_float64(codec):
+    check_same_bytes(codec, inputs(513)["sums overflow"], HERE)
+
+
+@pytest.mark.parametrize("codec", BY_TORCH, ids=label)
+@pytest.mark.parametrize("n", [65, 300_000, 1_000_000])
+def test_same_places(codec, n):
+    check_same_bytes(codec, gaussian(n), HERE)
+    check_same_bytes(codec, (4 * gaussian(n)).round(), HERE)  # many of one size
+
+
+@pytest.mark.parametrize("codec", [c for c in ON_DEVICE if c.name not in CARRY], ids=label)
+def test_inf_and_nan_are_refused(codec):
+    for bad in (float("nan"), float("-inf")):
+        x = gaussian(65)
+        x[64] = bad
+        with loops_for_a_gpu(), pytest.raises(NonFiniteError, match=codec.name):
+            codec.encode(x, seed=0)
+
+
+@pytest.mark.parametrize("codec", [c for c in CODECS if c.name in HOST_ONLY], ids=label)
+def test_codecs_without_such_loops_say_so(codec):
+    with loops_for_a_gpu(), pytest.raises(UnsupportedError, match=r"main memory only.*docs/gpu\.md"):
+        codec.encode(gaussian(65), seed=0)
+    payload = codec.encode(gaussian(65), seed=0)
+    with loops_for_a_gpu(), pytest.raises(UnsupportedError, match="main memory only"):
+        codec.decode(payload, 65)
+
+
+@pytest.mark.parametrize("codec", ON_DEVICE, ids=label)
+def test_a_payload_cut_short_is_refused(codec):
+    payload = codec.encode(gaussian(70), seed=0)
+    with loops_for_a_gpu(), pytest.raises(PayloadError):
+        codec.decode(payload[: payload.numel() - 1], 70)
+
+
+def test_the_constants_are_those_of_the_cpu():
+    from hpcopt.kernels import rng
+    from hpcopt.kernels.cuda import rng as ours
+
+    for name in ("GOLDEN", "MIX1", "MIX2"):
+        assert getattr(ours, name).value == getattr(cuda.sampling, name) == int(getattr(rng, name))
