@@ -116,8 +116,17 @@ class SentencePairs:
         """Read the files part, part + parts, ..., so that the ranks of a job can share the work.
 
         Raises:
-            DataError: a file is damaged, or has words that a vocabulary of so many lacks.
+            DataError: a file is damaged, has words that a vocabulary of so many lacks, or says that it was made with
+                another one.
         """
+        for number in range(part, len(self._files), parts):
+            with self._open(number) as file:
+                made_with = int(file.attrs.get("words", words))  # other tools' shards do not say
+            if made_with != words:
+                raise DataError(
+                    f"{self._files[number]} was made with {made_with} words, but the vocabulary has {words} words: "
+                    "name the one that the data was made with, [workload] vocabulary"
+                )
         for block in self.blocks(0, len(self)):
             if block.file % parts == part:
                 values = self.read(block)

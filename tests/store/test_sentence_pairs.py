@@ -90,6 +90,13 @@ def test_a_wrong_vocabulary(tmp_path):
         SentencePairs(tmp_path).verify(words=90)
 
 
+def test_a_vocabulary_of_more_words_than_the_data_was_made_with(tmp_path):
+    write_pairs(tmp_path / "0.hdf5", arrays(UNMASKED, 10), {"words": 100})
+    SentencePairs(tmp_path).verify(words=100)
+    with pytest.raises(DataError, match="made with 100 words, but the vocabulary has 120"):
+        SentencePairs(tmp_path).verify(words=120)
+
+
 def test_mixed_lengths(tmp_path):
     fill(tmp_path, MASKED, [10])
     write_pairs(tmp_path / "1.hdf5", arrays(MASKED, 10, s=64), {})
