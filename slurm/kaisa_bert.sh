@@ -48,7 +48,7 @@ fi
 
 if [[ ! -e data/bert ]] && grep --quiet '^data = "data/bert/' "$job_file"; then
     ranks=$SLURM_NTASKS nodes=$SLURM_JOB_NUM_NODES
-    (start_"$LAUNCHER" python -m hpcopt.prepare bert)
+    (start_"$LAUNCHER" python -m hpcopt.prepare bert --words 1024) # few words: the text is small
 fi
 run_ranks "$SLURM_NTASKS" python -m hpcopt.train "$job_file" --run-dir "$RUN_DIR" "${begin_with[@]}" "$@"
 if ((EXIT_CODE == 0)); then
