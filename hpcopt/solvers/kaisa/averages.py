@@ -1,5 +1,6 @@
 """Running averages of the factors that a rank owns."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -66,7 +67,7 @@ class Averages:
             rows = float(piece[-1])
             if rows == 0:
                 continue
-            if not torch.isfinite(piece).all():
+            if not (math.isfinite(piece.sum()) or torch.isfinite(piece).all()):  # the first is quick; finite sums may overflow
                 self.rejected += 1
                 continue
             a, g = split(self._layers[i], piece[:-1])

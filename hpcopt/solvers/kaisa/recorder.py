@@ -82,9 +82,14 @@ class Recorder:
         if self._sampled:
             self._pending.append((layer, x.detach(), get_gradient_edge(output), first))
         else:
-            output.register_hook(  # type: ignore[no-untyped-call]
-                lambda g: self._add(layer, x, g, first)
-            )
+            held = [x]  # hooks live as long as the whole graph: what it has done with is let go
+
+            def add_use(gradient: Tensor) -> None:
+                self._add(layer, held[0], gradient, first)
+                if not _keeps_graph():
+                    held.clear()
+
+            output.register_hook(add_use)  # type: ignore[no-untyped-call]
 
     def _add(self, layer: Layer, x: Tensor, gradient: Tensor, first: int) -> None:
         add(layer, self._into(layer), x, gradient, first)
@@ -97,6 +102,12 @@ class Recorder:
             for i, other in enumerate(self._layers):
                 self._sums[other] = Sums(*split(other, self._flat[self._buffer.pieces[i]]))
         return self._sums[layer]
+
+
+def _keeps_graph() -> bool:
+    """Whether the running backward pass may be followed by another through the same graph."""
+    asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return asked is None or bool(asked())
 
 
 def _sampled_gradient(outputs: Tensor, distribution: Distribution, generator: torch.Generator | None) -> Tensor:

@@ -65,7 +65,7 @@ def add_gram(packed: Tensor, x: Tensor, ones: bool = False) -> None:
         into = panel_view(packed, panel)[:, : columns - panel.first, : min(panel.last, columns)]
         left, right = features[:, panel.first : panel.last], features[:, : panel.last]
         if len(packed) == 1:
-            into[0] += times_transposed(left[0], right[0])
+            into[0].add_(times_transposed(left[0], right[0]))
         else:
             into.baddbmm_(left, right.transpose(1, 2))
     if ones:
