@@ -13,6 +13,8 @@ from torch import Tensor
 
 from hpcopt.solvers.kaisa.products import times_transposed
 
+LEAST_ROWS = 64  # of a product's left factor, for speed
+
 
 class Panel(NamedTuple):
     """Rows [first, last) and columns [0, last), at ``offset`` of the packed values."""
@@ -60,20 +62,39 @@ def add_gram(packed: Tensor, x: Tensor, ones: bool = False) -> None:
     """
     columns = x.shape[2]
     size = columns + ones
-    features = x.transpose(1, 2).contiguous()
-    for panel in panels(size):
-        into = panel_view(packed, panel)[:, : columns - panel.first, : min(panel.last, columns)]
-        left, right = features[:, panel.first : panel.last], features[:, : panel.last]
-        if len(packed) == 1:
-            into[0].add_(times_transposed(left[0], right[0]))
-        else:
-            into.baddbmm_(left, right.transpose(1, 2))
+    features = _transposed(x)
+    if len(packed) == 1:
+        _add_one_gram(packed[0], features[0], size)
+    else:
+        for panel in panels(size):
+            into = panel_view(packed, panel)[:, : columns - panel.first, : min(panel.last, columns)]
+            into.baddbmm_(features[:, panel.first : panel.last], features[:, : panel.last].transpose(1, 2))
     if ones:
         last, sums = panels(size)[-1], features.sum(2)
         border = panel_view(packed, last)
         border[:, -1, :columns] += sums
         border[:, :-1, -1] += sums[:, last.first :]
         border[:, -1, -1] += x.shape[1]
+
+
+def _add_one_gram(packed: Tensor, features: Tensor, size: int) -> None:
+    """Add ``features features^T`` to packed values; a product yields as many panels as keep it efficient."""
+    columns = len(features)
+    together = -(-LEAST_ROWS // panels(size)[0].last)
+    for i in range(0, len(panels(size)), together):
+        group = panels(size)[i : i + together]
+        first, last = group[0].first, min(group[-1].last, columns)
+        if first == last:
+            break  # the row of ones
+        product = times_transposed(features[first:last], features[:last])
+        for panel in group:
+            part = product[panel.first - first : panel.last - first, : panel.last]
+            panel_view(packed[None], panel)[0, : part.shape[0], : part.shape[1]].add_(part)
+
+
+def _transposed(x: Tensor) -> Tensor:
+    """Matrices transposed, contiguous; torch is quick at it for one at a time only."""
+    return x[0].T.contiguous().unsqueeze(0) if len(x) == 1 else x.transpose(1, 2).contiguous()
 
 
 def add_matrix(packed: Tensor, matrix: Tensor) -> None:

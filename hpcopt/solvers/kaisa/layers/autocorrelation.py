@@ -9,14 +9,16 @@ Which entry takes which sums depends on shapes alone and is worked out once.
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import product
+from itertools import groupby, product
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PORTION_VALUES = 1 << 18  # of images are looked at together: fresh memory for all would cost more than the arithmetic
+from hpcopt.solvers.kaisa.products import times_transposed
+
+PORTION_VALUES = 1 << 17  # of images are looked at together: fresh memory for all would cost more than the arithmetic
 
 
 class Geometry(NamedTuple):
@@ -51,6 +53,24 @@ class Term(NamedTuple):
     row: int | None
     column: int | None
 
+    @property
+    def line(self) -> tuple[int, int, int, int]:
+        """Axis, place on it, place of the partner, and the shift along the line."""
+        (down, across), row, column = self
+        if row is not None:
+            return 2, row, row + down, across
+        assert column is not None
+        return 3, column, column + across, down
+
+
+class Line(NamedTuple):
+    """Terms over a row (axis 2) or column ``at``, whose partners are on the line ``other``, shifted along it."""
+
+    axis: int
+    at: int
+    other: int
+    alongs: list[int]
+
 
 def patch_covariance(x: Tensor, geometry: Geometry) -> Tensor:
     """Give the Gram matrix of the patches of x, in the order of a flattened convolution weight.
@@ -63,10 +83,8 @@ def patch_covariance(x: Tensor, geometry: Geometry) -> Tensor:
         Shape (channels * kernel values, channels * kernel values).
     """
     channels, places = x.shape[1], geometry.kernel[0] * geometry.kernel[1]
-    terms, coefficients, entries = _recipe(geometry)
-    portion = max(1, PORTION_VALUES // max(1, x[0].numel()))
-    everywhere = torch.stack([_over_all_places(part, geometry) for part in torch.split(x, portion)]).sum(0)
-    sums = torch.cat([everywhere, *_along_the_border(x, terms)])
+    lines, corners, coefficients, entries = _recipe(geometry)
+    sums = torch.cat([_over_all_places(x, geometry), *_along_lines(x, lines), *_in_corners(x, corners)])
     upper = (coefficients.to(x.dtype) @ sums.flatten(1)).view(-1, channels, channels)
     blocks = torch.cat([upper, upper.transpose(1, 2)])[entries].view(places, places, channels, channels)
     return blocks.permute(2, 0, 3, 1).reshape(channels * places, channels * places)
@@ -77,37 +95,43 @@ def _over_all_places(x: Tensor, geometry: Geometry) -> Tensor:
     k - 1, row by row; what lies outside the image is zero. Shape (shifts, channels, channels).
     """
     channels, (places_h, places_w), dilation = x.shape[1], geometry.kernel, geometry.dilation
-    weight = x.new_empty(1).expand(channels, channels, places_h, 2 * places_w - 1)
     below, across = (places_h - 1) * dilation[0], (places_w - 1) * dilation[1]
-    image = F.pad(x, (0, 0, 0, below)) if below else x
+    weight = x.new_empty(1).expand(channels, channels, places_h, 2 * places_w - 1)
+    sums = x.new_zeros(weight.shape)
+    portion = max(1, PORTION_VALUES // max(1, x[0].numel()))
+    image = x.new_zeros(min(portion, len(x)), channels, x.shape[2] + below, x.shape[3])
     rest = ((1, 1), (0, across), dilation, False, (0, 0), 1, (False, True, False))
-    sums: Tensor = torch.ops.aten.convolution_backward(x, image, weight, None, *rest)[1]
+    for part in torch.split(x, portion):
+        image[: len(part), :, : x.shape[2]] = part  # the rows below it stay zero
+        sums += torch.ops.aten.convolution_backward(part, image[: len(part)], weight, None, *rest)[1]
     return sums.permute(2, 3, 0, 1).flatten(0, 1)
 
 
-def _along_the_border(x: Tensor, terms: Sequence[Term]) -> Iterator[Tensor]:
-    """The terms' sums, each of shape (1, channels, channels)."""
-    lines: dict[tuple[int, int], Tensor] = {}
+def _along_lines(x: Tensor, lines: Sequence[Line]) -> Iterator[Tensor]:
+    """The sums of each line's terms, shape (terms, channels, channels)."""
+    kept: dict[tuple[int, int], Tensor] = {}
 
     def line(axis: int, at: int) -> Tensor:
         """A row (axis 2) or column of all samples, shape (channels, samples, length)."""
-        if (axis, at) not in lines:
-            lines[axis, at] = x.select(axis, at).transpose(0, 1).contiguous()
-        return lines[axis, at]
+        if (axis, at) not in kept:
+            kept[axis, at] = x.select(axis, at).transpose(0, 1).contiguous()
+        return kept[axis, at]
 
-    for (down, across), row, column in terms:
-        if row is not None and column is not None:
-            here, there = x[:, :, row, column].T, x[:, :, row + down, column + across].T
-        else:
-            if row is not None:
-                here, there, along = line(2, row), line(2, row + down), across
-            else:
-                assert column is not None
-                here, there, along = line(3, column), line(3, column + across), down
-            length = here.shape[2]
-            here = here[:, :, max(0, -along) : length - max(0, along)].flatten(1)
-            there = there[:, :, max(0, along) : length - max(0, -along)].flatten(1)
-        yield (here @ there.T).unsqueeze(0)
+    for axis, at, other, alongs in lines:
+        here, there = line(axis, at), line(axis, other)
+        reach, length = max(abs(along) for along in alongs), here.shape[2]
+        padded = F.pad(there, (reach, reach)) if reach else there
+        shifted = torch.cat([padded[:, :, reach + along : reach + along + length] for along in alongs])
+        sums = times_transposed(here.flatten(1), shifted.flatten(1))
+        yield sums.view(len(here), len(alongs), -1).transpose(0, 1)
+
+
+def _in_corners(x: Tensor, corners: Sequence[Term]) -> Iterator[Tensor]:
+    """The sums of terms at one place, shape (terms, channels, channels)."""
+    if corners:
+        here = torch.stack([x[:, :, c.row, c.column] for c in corners])
+        there = torch.stack([x[:, :, c.row + c.shift[0], c.column + c.shift[1]] for c in corners])
+        yield torch.bmm(here.transpose(1, 2), there)
 
 
 def patch_sums(x: Tensor, geometry: Geometry) -> Tensor:
@@ -124,16 +148,16 @@ def patch_sums(x: Tensor, geometry: Geometry) -> Tensor:
 
 
 @lru_cache
-def _recipe(geometry: Geometry) -> tuple[list[Term], Tensor, Tensor]:
-    """The terms along the border; for each pair of places (i, j), shift j - i not before zero, how often it takes
-    each sum, shape (pairs, shifts + terms); and for each (i, j), row by row, its pair, or that of (j, i) counted on.
+def _recipe(geometry: Geometry) -> tuple[list[Line], list[Term], Tensor, Tensor]:
+    """The terms along the border: lines, then corners; for each pair of places (i, j), shift j - i not before zero, how
+    often it takes each sum, shape (pairs, shifts + terms); and for each (i, j), row by row, its pair, or that of (j, i)
+    counted on.
     """
     (places_h, places_w), missed = geometry.kernel, geometry.missed()
     places = list(product(range(places_h), range(places_w)))
     shifts = places_h * (2 * places_w - 1)
-    terms: dict[Term, int] = {}
     pairs: dict[tuple[int, int], int] = {}
-    taken: list[tuple[int, int, int]] = []  # pair, sum, sign
+    taken: list[tuple[int, int | Term, int]] = []  # pair, sum, sign
     for (i, here), (j, there) in product(enumerate(places), repeat=2):
         steps = there[0] - here[0], there[1] - here[1]
         if steps < (0, 0):
@@ -144,15 +168,20 @@ def _recipe(geometry: Geometry) -> tuple[list[Term], Tensor, Tensor]:
         signed = [(Term(shift, row, None), -1) for row in rows]
         signed += [(Term(shift, None, column), -1) for column in columns]
         signed += [(Term(shift, row, column), 1) for row, column in product(rows, columns)]
-        for term, sign in signed:
-            if _inside(term, geometry.size):
-                taken.append((pair, shifts + terms.setdefault(term, len(terms)), sign))
-    coefficients = torch.zeros(len(pairs), shifts + len(terms))
-    for pair, sum_index, sign in taken:
-        coefficients[pair, sum_index] += sign
+        taken += [(pair, term, sign) for term, sign in signed if _inside(term, geometry.size)]
+    terms = {term for _, term, _ in taken if isinstance(term, Term)}
+    corners = sorted(term for term in terms if None not in (term.row, term.column))
+    along = sorted((term.line, term) for term in terms if None in (term.row, term.column))
+    lines = [
+        Line(*key, [line[3] for line, _ in group]) for key, group in groupby(along, key=lambda item: item[0][:3])
+    ]
+    order = {term: shifts + n for n, term in enumerate([*(term for _, term in along), *corners])}
+    coefficients = torch.zeros(len(pairs), shifts + len(order))
+    for pair, what, sign in taken:
+        coefficients[pair, order[what] if isinstance(what, Term) else what] += sign
     both_ways = product(range(len(places)), repeat=2)
     entries = [pairs[i, j] if (i, j) in pairs else len(pairs) + pairs[j, i] for i, j in both_ways]
-    return list(terms), coefficients, torch.tensor(entries)
+    return lines, corners, coefficients, torch.tensor(entries)
 
 
 def _inside(term: Term, size: tuple[int, int]) -> bool:

@@ -10,6 +10,7 @@ from hpcopt.solvers.kaisa import symmetric
 from hpcopt.solvers.kaisa.layers.autocorrelation import Geometry, patch_covariance, patch_sums
 from hpcopt.solvers.kaisa.layers.layer import Layer, Options, Sums
 
+FEW_CHANNELS = 64  # whose products a sample at a time are quicker than bringing all samples into line
 CHUNK_VALUES = 1 << 18  # patches are formed a few samples at a time, to stay in the cache
 
 
@@ -45,9 +46,9 @@ class Conv(Layer):
         every = (slice(None, None, self.options.position_every),) * len(self.kernel)
         g = gradient[(slice(None, None, self.options.batch_every), slice(None), *every)]
         weight = total / max(1, g.numel())
-        if len(self.kernel) == 2 and self.batch == self.g.blocks == 1 and self.outputs > 1 and len(g):
-            here = Geometry((g.shape[2], g.shape[3]), (1, 1), (1, 1), (0, 0), (0, 0))
-            symmetric.add_matrix(sums.g, weight * patch_covariance(g.to(self.dtype), here)[None])
+        if self.batch == self.g.blocks == 1 and 1 < self.outputs <= FEW_CHANNELS:
+            of_samples = g.reshape(len(g), self.outputs, -1).to(self.dtype)  # the gradient is read as it lies
+            symmetric.add_matrix(sums.g, weight * torch.bmm(of_samples, of_samples.transpose(1, 2)).sum(0, True))
             return
         features = g.reshape(len(g), self.batch, self.outputs, -1).permute(1, 2, 0, 3).to(self.dtype)
         self._add_gradient_rows(sums, features.flatten(2).transpose(1, 2), weight)

@@ -74,12 +74,17 @@ class ScaleShift(Layer):
             assert not isinstance(module, nn.LayerNorm)
             kept_mean, kept_variance = module.running_mean, module.running_var
             if module.training or kept_mean is None or kept_variance is None:
-                crossed, variance = _centred_moments(x, g, x.mean((0, 2)).expand(shape))
+                crossed, variance = _centred_moments(x, g, _channel_means(x).expand(shape))
                 variance = variance.mean(0)
             else:
                 crossed, _ = _centred_moments(x, g, kept_mean.to(x.dtype).expand(shape))
                 variance = kept_variance.to(x.dtype)
         return (crossed / (variance + module.eps).sqrt())[::every], g.sum(2)[::every]
+
+
+def _channel_means(x: Tensor) -> Tensor:
+    """Over samples and positions of x, shape (samples, channels, positions); quicker than of both at once."""
+    return x.sum(2).sum(0) / (len(x) * x.shape[2])
 
 
 def _centred_moments(x: Tensor, g: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
