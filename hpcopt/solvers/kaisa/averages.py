@@ -67,7 +67,9 @@ class Averages:
             rows = float(piece[-1])
             if rows == 0:
                 continue
-            if not (math.isfinite(piece.sum()) or torch.isfinite(piece).all()):  # the first is quick; finite sums may overflow
+            if not (
+                math.isfinite(piece.sum()) or torch.isfinite(piece).all()
+            ):  # the first is quick; finite sums may overflow
                 self.rejected += 1
                 continue
             a, g = split(self._layers[i], piece[:-1])

@@ -16,10 +16,11 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from hpcopt.solvers.kaisa import symmetric
+from hpcopt.solvers.kaisa import root, symmetric
 from hpcopt.solvers.kaisa.layers.layer import FactorShape, Layer
 
 MORE_DAMPING = 10.0
+LARGE = 640  # rows from which a matrix is inverted by halves
 ATTEMPTS = 3  # in the factors' own precision; then in float64
 
 MethodName = Literal["cholesky", "low_rank", "eigen", "ekfac"]
@@ -150,9 +151,7 @@ def invert_packed(packed: Tensor, size: int, damping: float, out: Tensor, failur
         out.copy_(full[:, 0].reciprocal())
         return
     for _ in range(ATTEMPTS):
-        root, info = torch.linalg.cholesky_ex(full)
-        if not info.any():
-            symmetric.pack(torch.cholesky_inverse(root), out)
+        if _invert(full, out):
             return
         failures.more_damping += 1
         diagonal += damping * (MORE_DAMPING - 1)
@@ -160,6 +159,16 @@ def invert_packed(packed: Tensor, size: int, damping: float, out: Tensor, failur
     values, vectors = _eigh(full.double(), failures)
     inverse = (vectors / values.clamp(min=damping).unsqueeze(1)) @ vectors.transpose(1, 2)
     symmetric.pack(inverse.to(full.dtype), out)
+
+
+def _invert(full: Tensor, out: Tensor) -> bool:
+    """Fill out with the packed inverses if all matrices are positive definite; give whether they are."""
+    if full.shape[1] >= LARGE:
+        return all(root.invert(matrix, packed) for matrix, packed in zip(full, out, strict=True))
+    lower, info = torch.linalg.cholesky_ex(full)
+    if not info.any():
+        symmetric.pack(torch.cholesky_inverse(lower), out)
+    return not info.any()
 
 
 def _parts(layer: Layer, kept: Tensor) -> tuple[Tensor, Tensor]:

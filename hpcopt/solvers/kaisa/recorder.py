@@ -3,14 +3,16 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from hpcopt.solvers.kaisa import fresh
 from hpcopt.solvers.kaisa.averages import split
 from hpcopt.solvers.kaisa.layers.find import Layers, add
-from hpcopt.solvers.kaisa.layers.layer import Layer, Sums
+from hpcopt.solvers.kaisa.layers.layer import Input, Layer, Sums
 from hpcopt.solvers.kaisa.plan import Buffer
 
 Distribution = Literal["categorical", "bernoulli", "gaussian"]
@@ -28,7 +30,8 @@ class Recorder:
         self._layers, self._buffer, self._sampled, self._wanted = layers.found, buffer, sampled, wanted
         self._flat: Tensor | None = None
         self._sums: dict[Layer, Sums] = {}
-        self._pending: list[tuple[Layer, Tensor, GradientEdge, int]] = []
+        self._pending: list[tuple[Layer, Input, GradientEdge, int]] = []
+        self._inputs: WeakValueDictionary[int, Input] = WeakValueDictionary()  # by the id of the tensor
         self._paused = False
         self.terms = 0
         self.also: Callable[[Layer, Tensor, Tensor], None] | None = None
@@ -65,9 +68,9 @@ class Recorder:
         gradient = _sampled_gradient(outputs.detach(), distribution, generator) / terms
         edges = [edge for _, _, edge, _ in self._pending]
         gradients = torch.autograd.grad(outputs, edges, gradient, retain_graph=True, allow_unused=True)
-        for (layer, x, _, first), g in zip(self._pending, gradients, strict=True):
+        for (layer, source, _, first), g in zip(self._pending, gradients, strict=True):
             if g is not None:
-                self._add(layer, x, g, first)
+                self._add(layer, source, g, first)
         self._pending = []
 
     def _active(self) -> bool:
@@ -79,10 +82,12 @@ class Recorder:
             self.terms += len(tensors[0]) if tensors else 0
 
     def _used(self, layer: Layer, x: Tensor, output: Tensor, first: int) -> None:
+        source = self._inputs.setdefault(id(x), Input(x))  # an input is there as long as its tensor
+        source.users += 1
         if self._sampled:
-            self._pending.append((layer, x.detach(), get_gradient_edge(output), first))
+            self._pending.append((layer, source, get_gradient_edge(output), first))
         else:
-            held = [x]  # hooks live as long as the whole graph: what it has done with is let go
+            held = [source]  # hooks live as long as the whole graph: what it has done with is let go
 
             def add_use(gradient: Tensor) -> None:
                 self._add(layer, held[0], gradient, first)
@@ -91,14 +96,14 @@ class Recorder:
 
             output.register_hook(add_use)  # type: ignore[no-untyped-call]
 
-    def _add(self, layer: Layer, x: Tensor, gradient: Tensor, first: int) -> None:
-        add(layer, self._into(layer), x, gradient, first)
+    def _add(self, layer: Layer, source: Input, gradient: Tensor, first: int) -> None:
+        add(layer, self._into(layer), source, gradient, first)
         if self.also is not None:
-            self.also(layer, x, gradient)
+            self.also(layer, source.x, gradient)
 
     def _into(self, layer: Layer) -> Sums:
         if self._flat is None:
-            self._flat = torch.zeros(self._buffer.numel, dtype=layer.dtype)
+            self._flat = fresh.zeros(self._buffer.numel, layer.dtype)
             for i, other in enumerate(self._layers):
                 self._sums[other] = Sums(*split(other, self._flat[self._buffer.pieces[i]]))
         return self._sums[layer]

@@ -14,7 +14,7 @@ from torch.func import functional_call, jacrev
 
 from hpcopt.solvers.kaisa import symmetric
 from hpcopt.solvers.kaisa.layers.find import Layers, add
-from hpcopt.solvers.kaisa.layers.layer import Layer, Options, Sums
+from hpcopt.solvers.kaisa.layers.layer import Input, Layer, Options, Sums
 
 SAMPLES = 5
 
@@ -30,7 +30,7 @@ def collect(model: nn.Module, x: Tensor, loss, options: Options | None = None, u
     }
 
     def on_use(layer: Layer, inputs: Tensor, output: Tensor, first: int) -> None:
-        output.register_hook(lambda g: add(layer, sums[layer], inputs, g, first))
+        output.register_hook(lambda g: add(layer, sums[layer], Input(inputs), g, first))
 
     layers.watch(lambda: True, on_use)
     model.zero_grad()

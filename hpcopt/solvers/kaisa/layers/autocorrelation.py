@@ -129,8 +129,10 @@ def _along_lines(x: Tensor, lines: Sequence[Line]) -> Iterator[Tensor]:
 def _in_corners(x: Tensor, corners: Sequence[Term]) -> Iterator[Tensor]:
     """The sums of terms at one place, shape (terms, channels, channels)."""
     if corners:
-        here = torch.stack([x[:, :, c.row, c.column] for c in corners])
-        there = torch.stack([x[:, :, c.row + c.shift[0], c.column + c.shift[1]] for c in corners])
+        at = [(c.row or 0, c.column or 0) for c in corners]
+        here = torch.stack([x[:, :, row, column] for row, column in at])
+        partners = [(row + c.shift[0], column + c.shift[1]) for (row, column), c in zip(at, corners, strict=True)]
+        there = torch.stack([x[:, :, row, column] for row, column in partners])
         yield torch.bmm(here.transpose(1, 2), there)
 
 
@@ -173,7 +175,8 @@ def _recipe(geometry: Geometry) -> tuple[list[Line], list[Term], Tensor, Tensor]
     corners = sorted(term for term in terms if None not in (term.row, term.column))
     along = sorted((term.line, term) for term in terms if None in (term.row, term.column))
     lines = [
-        Line(*key, [line[3] for line, _ in group]) for key, group in groupby(along, key=lambda item: item[0][:3])
+        Line(axis, at, other, [line[3] for line, _ in group])
+        for (axis, at, other), group in groupby(along, key=lambda item: item[0][:3])
     ]
     order = {term: shifts + n for n, term in enumerate([*(term for _, term in along), *corners])}
     coefficients = torch.zeros(len(pairs), shifts + len(order))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hpcopt.solvers.kaisa.layers.attention import PackedProjection, WatchedAttention
 from hpcopt.solvers.kaisa.layers.conv import Conv
 from hpcopt.solvers.kaisa.layers.embedding import Embedding
-from hpcopt.solvers.kaisa.layers.layer import Layer, Options, Sums
+from hpcopt.solvers.kaisa.layers.layer import Input, Layer, Options, Sums
 from hpcopt.solvers.kaisa.layers.norm import ScaleShift
 
 KINDS: list[tuple[tuple[type[nn.Module], ...], Callable[..., Layer]]] = [
@@ -77,12 +77,15 @@ class Layers:
                 module.register_forward_hook(_hook(module, layer, active, on_use))
 
 
-def add(layer: Layer, sums: Sums, x: Tensor, gradient: Tensor, first: int) -> None:
+def add(layer: Layer, sums: Sums, source: Input, gradient: Tensor, first: int) -> None:
     """Add a use that ``watch`` told of, once its gradient is there."""
     if isinstance(layer, PackedProjection):
-        layer.record_part(sums, x, gradient, first)
+        layer.record_part(sums, source.x, gradient, first)
+    elif type(layer) is Layer:
+        source.add_to(sums, layer)
+        layer.record_gradient(sums, gradient.detach())
     else:
-        layer.record(sums, x, gradient)
+        layer.record(sums, source.x, gradient)
 
 
 def _kind(module: nn.Module) -> Callable[..., Layer] | None:

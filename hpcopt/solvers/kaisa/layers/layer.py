@@ -102,6 +102,32 @@ class Sums:
         self.rows = 0.0
 
 
+class Input:
+    """A tensor that layers take. What it adds to A is computed once for all linear layers that take it, as those of
+    queries, keys and values.
+
+    Attributes:
+        x: the tensor.
+        users: layers that took it.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.x, self.users = x, 0
+        self._sums: dict[tuple[FactorShape, bool], Sums] = {}
+
+    def add_to(self, sums: Sums, layer: "Layer") -> None:
+        """Do what ``layer.record_input(sums, x)`` does."""
+        if self.users < 2:
+            layer.record_input(sums, self.x.detach())
+            return
+        alike = layer.a, layer.bias is not None
+        if alike not in self._sums:
+            self._sums[alike] = Sums(torch.zeros_like(sums.a), sums.g)
+            layer.record_input(self._sums[alike], self.x.detach())
+        sums.a += self._sums[alike].a
+        sums.rows += self._sums[alike].rows
+
+
 class Layer:
     """A linear map y = W a, and what the other kinds build on.
 
