@@ -39,9 +39,11 @@ class Method(Protocol):
 
     Attributes:
         squares: matrices of a factor's size, unpacked, that are alive at once meanwhile.
+        scratch: flat memory for one kept matrix unpacked, of the kept values' dtype; set while a step preconditions.
     """
 
     squares: int
+    scratch: Tensor | None
 
     def numel(self, layer: Layer) -> int:
         """Values kept of a layer."""
@@ -63,6 +65,7 @@ class Cholesky:
     """Factored damping; keeps the packed inverses of A and G."""
 
     squares = 3  # the factor, its root, its inverse
+    scratch: Tensor | None = None
 
     def numel(self, layer: Layer) -> int:
         return layer.a.numel + layer.g.numel
@@ -82,9 +85,10 @@ class Cholesky:
 
     def apply(self, layer: Layer, kept: Tensor, w: Tensor, damping: float) -> Tensor:
         kept_a, kept_g = _parts(layer, kept)
-        w = apply_left(layer.g, w, lambda x: symmetric.multiply(kept_g, x))
+        w = apply_left(layer.g, w, lambda x: symmetric.multiply(kept_g, x, self.scratch))
         if layer.a.blocks:
-            w = apply_left(layer.a, w.transpose(1, 2), lambda x: symmetric.multiply(kept_a, x)).transpose(1, 2)
+            turned = w.transpose(1, 2)
+            w = apply_left(layer.a, turned, lambda x: symmetric.multiply(kept_a, x, self.scratch)).transpose(1, 2)
         return w
 
 
@@ -92,6 +96,7 @@ class Eigen:
     """Exact damping; keeps eigenvectors and eigenvalues of A and G, for each matrix (size + 1) rows of size."""
 
     squares = 4  # the factor, its eigenvectors, and the two that divide and conquer works in
+    scratch: Tensor | None = None
 
     def numel(self, layer: Layer) -> int:
         return sum(_eigen_numel(shape) for shape in (layer.a, layer.g))

@@ -17,6 +17,7 @@ from torch import Tensor
 from hpcopt.solvers.kaisa import symmetric
 from hpcopt.solvers.kaisa.inverse import Failures, apply_left, factored_damping, invert_packed
 from hpcopt.solvers.kaisa.layers.layer import FactorShape, Layer
+from hpcopt.solvers.kaisa.products import times_transposed
 
 ITERATIONS = 2
 
@@ -25,6 +26,7 @@ class LowRank:
     """Keeps, for each large matrix, U transposed, (d - mu) / (d + damping), and 1 / (mu + damping)."""
 
     squares = 3  # at most: those of a matrix that is inverted whole
+    scratch: Tensor | None = None
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
@@ -87,6 +89,14 @@ class LowRank:
     def _multiply(self, shape: FactorShape, kept: Tensor, x: Tensor) -> Tensor:
         rows = kept.view(shape.matrices, -1)
         if not self._cut(shape.size):
-            return symmetric.multiply(rows, x)
+            return symmetric.multiply(rows, x, self.scratch)
         u, coefficients, scales = (part.to(x.dtype) for part in self._parts(rows, shape.size))
-        return torch.baddbmm(x, u.transpose(1, 2), (u @ x) * coefficients, alpha=-1).mul_(scales)
+        if len(u) > 1:
+            return torch.baddbmm(x, u.transpose(1, 2), (u @ x) * coefficients, alpha=-1).mul_(scales)
+        if x[0].is_contiguous():  # the product is laid out as x is
+            seen = times_transposed(u[0], x[0].T).mul_(coefficients[0])
+            lost = times_transposed(u[0].T.contiguous(), seen.T)
+        else:
+            seen = times_transposed(x[0].T.contiguous(), u[0]).mul_(coefficients[0].T)
+            lost = times_transposed(seen, u[0].T).T
+        return torch.sub(x, lost).mul_(scales)

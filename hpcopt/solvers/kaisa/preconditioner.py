@@ -246,6 +246,12 @@ class Kaisa:
             self._exchange(self._inverses, self.plan.inverses_out, self.plan.inverses_in)
 
     def _precondition(self) -> None:
+        squares = [f.matrices * f.size**2 for layer in self._found for f in (layer.a, layer.g) if f.size > 1]
+        self._method.scratch = self._inverses.new_empty(max(squares, default=0))
+        self._replace_gradients()
+        self._method.scratch = None
+
+    def _replace_gradients(self) -> None:
         used = [i for i, layer in enumerate(self._found) if _has_gradients(layer)]
         sent = self._spread(used) if self.plan.placement.grid.columns > 1 else None
         preconditioned, dots = {}, []

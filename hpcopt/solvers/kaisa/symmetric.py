@@ -5,6 +5,7 @@ contiguous rectangle, so a Gram matrix is accumulated in place, panel by panel, 
 nothing is ever packed by index. About 1/16 of a large triangle is kept twice (the blocks on the diagonal).
 """
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -110,34 +111,38 @@ def pack(matrix: Tensor, out: Tensor) -> Tensor:
     return out
 
 
-def unpack(packed: Tensor, size: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Give the full matrices, shape (blocks, size, size), of packed ones."""
-    full = packed.new_empty(len(packed), size, size, dtype=dtype or packed.dtype)
+def unpack(packed: Tensor, size: int, dtype: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
+    """Give the full matrices, shape (blocks, size, size), of packed ones; in the flat memory ``out`` if that is given."""
+    shape = len(packed), size, size
+    full = packed.new_empty(shape, dtype=dtype or packed.dtype) if out is None else out[: math.prod(shape)].view(shape)
     for panel in panels(size):
         view = panel_view(packed, panel)
         full[:, panel.first : panel.last, : panel.last] = view
-        full[:, : panel.first, panel.first : panel.last] = view[:, :, : panel.first].transpose(1, 2)
+        if panel.first:
+            full[:, : panel.first, panel.first : panel.last] = view[:, :, : panel.first].transpose(1, 2)
     return full
 
 
-def multiply(packed: Tensor, x: Tensor) -> Tensor:
-    """Give the packed matrices times x, shape (blocks, size, k), in x's dtype.
+def multiply(packed: Tensor, x: Tensor, scratch: Tensor | None = None) -> Tensor:
+    """Give the packed matrices times x, shape (blocks, size, k), in x's dtype and, for one matrix, laid out as x is.
 
-    Matrices of another dtype than x are multiplied in theirs, summed in float32.
+    Matrices of another dtype than x are multiplied in theirs, summed in float32. ``scratch``, flat and of the matrices'
+    dtype, has room for them unpacked: asking for fresh memory each time takes longer than to write it.
     """
     blocks, size, columns = x.shape
     if size == 1:
         return packed.to(x.dtype).unsqueeze(2) * x
-    full = unpack(packed, size)
+    full = unpack(packed, size, out=scratch)
     if columns == 1:  # scale and bias of norms: many small matrices, which are slow as products
         return (full.to(x.dtype) * x.transpose(1, 2)).sum(2, keepdim=True)
-    if packed.dtype != x.dtype:
-        return (full @ x.to(packed.dtype)).to(x.dtype)
-    if blocks == 1:  # laid out as x is
-        matrix, rows = full[0], x[0]
-        product = times_transposed(matrix, rows.T) if rows.is_contiguous() else times_transposed(rows.T, matrix).T
-        return product.unsqueeze(0)
-    return full @ x
+    if blocks > 1:
+        return (full @ x.to(full.dtype)).to(x.dtype)
+    return times(full[0], x[0].to(full.dtype)).to(x.dtype).unsqueeze(0)
+
+
+def times(matrix: Tensor, x: Tensor) -> Tensor:
+    """Give a symmetric matrix, (n, n), times x, (n, k), laid out as x is: in rows, or a transposed matrix of rows."""
+    return times_transposed(matrix, x.T) if x.is_contiguous() else times_transposed(x.T.contiguous(), matrix).T
 
 
 def trace(packed: Tensor, size: int) -> Tensor:
