@@ -5,8 +5,8 @@
 Models: ResNet-20 with BatchNorm on 32x32 images, batch 64; a Transformer with d = 256, 4 layers, 64 tokens, batch 16,
 8192 words, its projections nn.Linear, words and output layer first-order. "1/10" refreshes factors every step and
 inverses every tenth, "10/100" every tenth and hundredth; both are put together from the medians of the kinds of step.
-Each kind is run twice in a row, as it mostly is in a training, and the second counts: how a step left the memory makes the
-next one up to a tenth dearer or cheaper.
+Each kind is run twice in a row, as it mostly is in a training, and the second counts: how a step left the memory makes
+the next one up to a tenth dearer or cheaper.
 Memory is of four ranks.
 """
 

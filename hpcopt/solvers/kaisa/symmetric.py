@@ -112,7 +112,7 @@ def pack(matrix: Tensor, out: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, size: int, dtype: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
-    """Give the full matrices, shape (blocks, size, size), of packed ones; in the flat memory ``out`` if that is given."""
+    """Give the full matrices, shape (blocks, size, size), of packed ones; in flat memory ``out`` if that is given."""
     shape = len(packed), size, size
     full = packed.new_empty(shape, dtype=dtype or packed.dtype) if out is None else out[: math.prod(shape)].view(shape)
     for panel in panels(size):
