@@ -24,12 +24,14 @@ import hpcopt
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World, alone
 
+NARROW = {"factor_dtype": "bfloat16", "inverse_dtype": "bfloat16"}
 WAYS = {
     "all samples": {},
-    "all samples, bfloat16 inverses": {"inverse_dtype": "bfloat16"},
-    "all samples, low-rank inverses": {"method": "low_rank"},
+    "all samples, bfloat16": NARROW,
+    "all samples, low rank": {"method": "low_rank"},
     "every 4th sample": {"batch_every": 4},
-    "every 4th sample, low-rank inverses": {"batch_every": 4, "method": "low_rank"},
+    "every 4th sample, bfloat16": {"batch_every": 4, **NARROW},
+    "every 4th sample, low rank": {"batch_every": 4, "method": "low_rank"},
 }
 
 

@@ -59,7 +59,9 @@ class KaisaSettings(Config):
     memory_budget: Annotated[int | None, BeforeValidator(parse_bytes)] = Field(
         None, gt=0, description='most bytes of state a rank may keep, as in "2GiB"; picks the fraction'
     )
-    factor_dtype: DtypeName = Field("float32", description="factors are kept in")
+    factor_dtype: DtypeName = Field(
+        "float32", description="factors are kept in; bfloat16 also lets their products round to it where that is quick"
+    )
     inverse_dtype: DtypeName = Field("float32", description="inverses are kept, and multiplied, in")
     wire_dtype: DtypeName = Field("float32", description="factors travel in")
     refresh_tolerance: float = Field(0.0, ge=0, description="relative change below which a layer is not inverted again")
@@ -75,4 +77,5 @@ class KaisaSettings(Config):
 
     def options(self) -> Options:
         """Those of the statistics."""
-        return Options(self.sharing, self.max_size, self.large, self.batch_every, self.position_every, self.batch_dim)
+        every, narrow = (self.batch_every, self.position_every), self.factor_dtype == "bfloat16"
+        return Options(self.sharing, self.max_size, self.large, *every, self.batch_dim, narrow)

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hpcopt.solvers.kaisa.products import times_transposed
+from hpcopt.solvers.kaisa.products import NARROW, narrow_is_quick, times_transposed
 
 LEAST_ROWS = 64  # of a product's left factor, for speed
+LEAST_NARROW = 128  # columns from which bfloat16 gains anything
 
 
 class Panel(NamedTuple):
@@ -53,19 +54,21 @@ def diagonal_index(size: int) -> Tensor:
     return torch.cat([p.offset + torch.arange(p.last - p.first) * (p.last + 1) + p.first for p in panels(size)])
 
 
-def add_gram(packed: Tensor, x: Tensor, ones: bool = False) -> None:
+def add_gram(packed: Tensor, x: Tensor, ones: bool = False, narrow: bool = False) -> None:
     """Add ``x^T x`` to packed matrices in place.
 
     Args:
         packed: shape (blocks, packed_length(size)).
         x: rows, shape (blocks, rows, size), or with ``ones`` (blocks, rows, size - 1).
         ones: act as if x had one more column, of ones.
+        narrow: where that is quicker, round x and the sum over its rows to bfloat16; in between is float32.
     """
     columns = x.shape[2]
     size = columns + ones
     features = _transposed(x)
     if len(packed) == 1:
-        _add_one_gram(packed[0], features[0], size)
+        narrow = narrow and columns >= LEAST_NARROW and x.dtype == torch.float32 and narrow_is_quick()
+        _add_one_gram(packed[0], features[0].to(NARROW) if narrow else features[0], size)
     else:
         for panel in panels(size):
             into = panel_view(packed, panel)[:, : columns - panel.first, : min(panel.last, columns)]

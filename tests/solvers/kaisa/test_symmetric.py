@@ -5,7 +5,7 @@ import torch
 
 from hpcopt.solvers.kaisa import symmetric
 from hpcopt.solvers.kaisa.layers import autocorrelation, norm
-from hpcopt.solvers.kaisa.products import times_transposed
+from hpcopt.solvers.kaisa.products import narrow_is_quick, times_transposed
 
 
 def assert_near(found, expected, tolerance=1e-5):
@@ -43,6 +43,19 @@ def test_gram_matrices_are_whole_symmetric_and_multiply(size, ones, blocks):
     narrow = packed.bfloat16()
     x = torch.randn(blocks, size, 70)
     assert_near(symmetric.multiply(narrow, x), expected @ x.double(), 0.02)
+
+
+@pytest.mark.skipif(not narrow_is_quick(), reason="no bfloat16 instructions")
+@pytest.mark.parametrize("ones", [False, True])
+def test_narrow_gram_matrices_are_rounded_to_bfloat16(ones):
+    rows = torch.randn(1, 500, 200, generator=torch.Generator().manual_seed(0))
+    packed = torch.zeros(1, symmetric.packed_length(200 + ones))
+    symmetric.add_gram(packed, rows, ones, narrow=True)
+    full = torch.cat([rows, torch.ones(1, 500, 1)], 2).double() if ones else rows.double()
+    expected = full.transpose(1, 2) @ full
+    found = symmetric.unpack(packed, 200 + ones)
+    assert_near(found, expected, 2.0**-8)
+    assert (found.double() - expected).norm() > 2.0**-12 * expected.norm()  # it was taken
 
 
 def test_looking_at_images_in_portions_changes_nothing(monkeypatch):

@@ -45,15 +45,17 @@ class FactorShape:
         """Values kept."""
         return self.matrices * symmetric.packed_length(self.size)
 
-    def add_rows(self, packed: Tensor, x: Tensor, ones: bool = False) -> None:
-        """Add the Gram matrices of rows x, shape (batch, rows, features without the ones), to packed in place."""
+    def add_rows(self, packed: Tensor, x: Tensor, ones: bool = False, narrow: bool = False) -> None:
+        """Add the Gram matrices of rows x, shape (batch, rows, features without the ones), to packed in place; as
+        ``symmetric.add_gram`` does.
+        """
         if ones and (self.blocks > 1 or self.size == 1):
             x, ones = torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2), False
         if self.size == 1:
             packed[:, 0] += x.square().sum(1).flatten()
         else:
             rows = x.view(*x.shape[:2], self.blocks, -1).transpose(1, 2).flatten(0, 1) if self.blocks > 1 else x
-            symmetric.add_gram(packed, rows, ones)
+            symmetric.add_gram(packed, rows, ones, narrow)
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Options:
         batch_every, position_every: only every so many samples and positions (tokens; pixels in each direction) are
             looked at.
         batch_dim: which dimension of a layer's input counts samples. Only norms and "reduce" ask.
+        narrow: whether products may round to bfloat16.
         dtype: of sums and products; None: the parameters' own, at least float32.
     """
 
@@ -77,6 +80,7 @@ class Options:
     batch_every: int = 1
     position_every: int = 1
     batch_dim: int = 0
+    narrow: bool = False
     dtype: torch.dtype | None = None
 
     def shape(self, batch: int, features: int) -> FactorShape:
@@ -215,9 +219,9 @@ class Layer:
 
     def _add_input_rows(self, sums: Sums, rows: Tensor) -> None:
         rows = rows if rows.ndim == 3 else rows.unsqueeze(0)
-        self.a.add_rows(sums.a, rows, self.bias is not None)
+        self.a.add_rows(sums.a, rows, self.bias is not None, self.options.narrow)
         sums.rows += rows.shape[1]
 
     def _add_gradient_rows(self, sums: Sums, rows: Tensor, weight: float) -> None:
         rows = rows if rows.ndim == 3 else rows.unsqueeze(0)
-        self.g.add_rows(sums.g, rows * weight**0.5 if weight != 1 else rows)
+        self.g.add_rows(sums.g, rows * weight**0.5 if weight != 1 else rows, narrow=self.options.narrow)
