@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcopt.comm.ring import SEGMENT_BYTES
+from hpcopt.comm.shared import slot_bytes
+from hpcopt.comm.transport import SHARED_BYTES
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,21 @@ def ring_s(machine: Machine, nbytes: float, codec: CodecCost | None = None) -> f
     hop_s = segments * _shift_s(machine, 1, chunk / ratio / segments)
     casts_s = (size - 1) * (codec.encode(chunk) + codec.decode(chunk)) if codec else 0.0
     return (size - 1) * (2 * hop_s + machine.reduce(chunk)) + casts_s
+
+
+def long_s(machine: Machine, nbytes: float) -> float:
+    """``hpcopt.comm.dense.long``: by way of memory on one node, else around the ring."""
+    return shared_s(machine, nbytes) if machine.size > 1 and max(machine.nodes) == 0 else ring_s(machine, nbytes)
+
+
+def shared_s(machine: Machine, nbytes: float) -> float:
+    """``hpcopt.comm.shared.all_reduce``: ``(s + 1) L alpha + (3 (P - 1) / P + 1 / P) n / gamma``. A copy is reckoned to
+    take as long as a sum, and a meeting the latency of L = ceil(log2 P) messages.
+    """
+    size, chunk = machine.size, nbytes / machine.size
+    meetings = 1 + max(1, -(-int(chunk) // slot_bytes(SHARED_BYTES, size)))
+    sweeps_s = (3 * (size - 1) + 1) * chunk / machine.reduce.bytes_per_s
+    return meetings * (size - 1).bit_length() * machine.inside.start_s + sweeps_s
 
 
 def doubling_s(machine: Machine, nbytes: float) -> float:

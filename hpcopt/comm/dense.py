@@ -1,9 +1,11 @@
-"""Which of our all-reduces a tensor takes: recursive doubling where latency counts, the ring where bandwidth does."""
+"""Which of our all-reduces a tensor takes: recursive doubling where latency counts, the ring where bandwidth does, and
+the ring's sums by way of memory where all ranks share it.
+"""
 
 import torch
 from torch import Tensor
 
-from hpcopt.comm import doubling, ring
+from hpcopt.comm import doubling, ring, shared
 from hpcopt.comm.traffic import dense_all_reduce_bytes
 from hpcopt.comm.transport import Op, Transport
 
@@ -17,7 +19,15 @@ def all_reduce(transport: Transport, x: Tensor, op: Op = "sum", *, wire: torch.d
     """
     if x.numel() * x.element_size() < SHORT_BYTES:
         return doubling.all_reduce(transport, x, op)
-    return ring.all_reduce(transport, x, op, wire=wire)
+    return long(transport, x, op, wire=wire)
+
+
+def long(transport: Transport, x: Tensor, op: Op = "sum", *, wire: torch.dtype | None = None) -> Tensor:
+    """As ``ring.all_reduce``, bit for bit; by way of memory if all ranks share it. Collective."""
+    memory = transport.shared_memory() if wire is None else None
+    if memory is None:
+        return ring.all_reduce(transport, x, op, wire=wire)
+    return shared.all_reduce(transport, memory, x, op)
 
 
 def planned_bytes(values_bytes: int, size: int, rank: int) -> int:

@@ -3,6 +3,7 @@
 import threading
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, NoReturn, TypeVar
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.comm.traffic import Traffic
-from hpcopt.comm.transport import Op, Request, Transport
+from hpcopt.comm.transport import SHARED_BYTES, Op, Request, SharedMemory, Transport
 from hpcopt.errors import PeerError
 
 Result = TypeVar("Result")
@@ -70,6 +71,7 @@ class LoopbackTransport(Transport):
         self.rank = rank
         self.size = hub.size
         self.traffic = traffic or Traffic()
+        self._shared: _Shared | None = None
 
     def send(self, x: Tensor, to: int, tag: int = 0) -> Request:
         self.traffic.sent_bytes += x.numel() * x.element_size()
@@ -124,6 +126,12 @@ class LoopbackTransport(Transport):
         self._hub.fail()
         raise SystemExit(exit_code)
 
+    def shared_memory(self) -> SharedMemory:
+        if self._shared is None:
+            self._shared = _Shared(self._everyones(torch.empty(SHARED_BYTES, dtype=torch.uint8)), self._wait)
+            self._wait()
+        return self._shared
+
     def _everyones(self, thing: Any) -> list[Any]:
         self._hub.board[self.rank] = thing
         self._wait()
@@ -134,6 +142,12 @@ class LoopbackTransport(Transport):
             self._hub.barrier.wait()
         except threading.BrokenBarrierError:
             raise PeerError(f"rank {self.rank}: another rank failed") from None
+
+
+@dataclass
+class _Shared:
+    parts: list[Tensor]
+    meet: Callable[[], None]
 
 
 class _Done:

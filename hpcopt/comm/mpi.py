@@ -4,11 +4,12 @@ import os
 import sys
 from typing import NoReturn
 
+import torch
 from mpi4py import MPI
 from torch import Tensor
 
 from hpcopt.comm.traffic import Traffic, dense_all_reduce_bytes
-from hpcopt.comm.transport import Op, Request, Transport
+from hpcopt.comm.transport import SHARED_BYTES, Op, Request, SharedMemory, Transport
 from hpcopt.errors import PeerError, UnsupportedError
 
 _OPS = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
@@ -21,12 +22,14 @@ class MpiTransport(Transport):
     point_to_point = True
     host_memory_only = True
 
-    def __init__(self, communicator: MPI.Comm | None = None, traffic: Traffic | None = None) -> None:
+    def __init__(self, communicator: MPI.Intracomm | None = None, traffic: Traffic | None = None) -> None:
         """Take over ``communicator``, by default a duplicate of all ranks."""
         self._comm = communicator or MPI.COMM_WORLD.Dup()
         self.rank = self._comm.rank
         self.size = self._comm.size
         self.traffic = traffic or Traffic()
+        self._shared: _Window | None = None
+        self._one_node: bool | None = None  # not asked yet
 
     def send(self, x: Tensor, to: int, tag: int = 0) -> Request:
         self.traffic.sent_bytes += x.numel() * x.element_size()
@@ -56,10 +59,19 @@ class MpiTransport(Transport):
         _poll(self._comm.Ibarrier())
 
     def split(self, color: int, key: int) -> "MpiTransport":
-        return MpiTransport(self._comm.Split(color, key), self.traffic)
+        return MpiTransport(MPI.Intracomm(self._comm.Split(color, key)), self.traffic)
 
     def duplicate(self) -> "MpiTransport":
         return MpiTransport(self._comm.Dup())
+
+    def shared_memory(self) -> SharedMemory | None:
+        if self._one_node is None:
+            node = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
+            self._one_node = node.size == self.size
+            node.Free()
+            if self._one_node:
+                self._shared = _Window(self._comm)
+        return self._shared
 
     def abort(self, exit_code: int) -> NoReturn:
         sys.stdout.flush()
@@ -69,7 +81,29 @@ class MpiTransport(Transport):
 
     def close(self) -> None:
         self.barrier()
+        if self._shared is not None:
+            self._shared.free()
         self._comm.Free()
+
+
+class _Window:
+    """A window of MPI that every rank has mapped."""
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self._comm = comm
+        self._window = MPI.Win.Allocate_shared(SHARED_BYTES, 1, comm=comm)
+        memories = [self._window.Shared_query(rank)[0] for rank in range(comm.size)]
+        self.parts = [torch.frombuffer(memory, dtype=torch.uint8) for memory in memories]
+        self._window.Lock_all(MPI.MODE_NOCHECK)
+
+    def meet(self) -> None:
+        self._window.Sync()
+        _poll(self._comm.Ibarrier())
+        self._window.Sync()
+
+    def free(self) -> None:
+        self._window.Unlock_all()
+        self._window.Free()
 
 
 class _MpiRequest:

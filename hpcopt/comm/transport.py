@@ -7,7 +7,7 @@ Tensors are contiguous, of any dtype with a fixed width; outside main memory ``S
 methods but the point-to-point ones are collective over the transport's ranks.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal, NoReturn, Protocol
 
 import torch
@@ -17,6 +17,7 @@ from hpcopt.comm.traffic import Traffic
 from hpcopt.errors import UnsupportedError
 
 Op = Literal["sum", "max", "min"]
+SHARED_BYTES = 4 << 20  # of shared memory, for each rank
 
 
 class Request(Protocol):
@@ -28,6 +29,19 @@ class Request(Protocol):
         Raises:
             PeerError: the message that came is not of the size that this rank expected.
         """
+
+
+class SharedMemory(Protocol):
+    """Memory that every rank of a transport can read, some of it each rank's own to write.
+
+    Attributes:
+        parts: that of every rank, uint8, of one length, beginning at a multiple of 64 bytes.
+    """
+
+    @property
+    def parts(self) -> Sequence[Tensor]: ...
+    def meet(self) -> None:
+        """Return once every rank has come here; what ranks wrote before they came can then be read. Collective."""
 
 
 class Transport:
@@ -87,6 +101,10 @@ class Transport:
         another thread.
         """
         self._refuse("duplicate")
+
+    def shared_memory(self) -> SharedMemory | None:
+        """Give memory that all ranks can read, the same at every call; None if there is none."""
+        return None
 
     def abort(self, exit_code: int) -> NoReturn:
         """End every rank of the job at once."""

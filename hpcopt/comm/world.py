@@ -57,8 +57,8 @@ class World:
     def all_reduce(self, x: Tensor, op: Op = "sum") -> Tensor:
         """Replace x, contiguous, by its reduction over all ranks, bit-equal on all of them. Collective.
 
-        Short tensors go by recursive doubling, others around the ring; over a transport without messages, by its own
-        all-reduce.
+        Short tensors go by recursive doubling, others around the ring, or by way of memory where all ranks share it;
+        over a transport without messages, by its own all-reduce.
         """
         with self._collective(f"all_reduce ({op})", x):
             if self.transport.point_to_point:
@@ -186,6 +186,7 @@ def connect(backend: Backend = "mpi", debug: bool = False) -> World:
     Raises:
         LaunchError: the launcher meant this job to have another number of ranks.
     """
+    os.environ.setdefault("OMPI_MCA_osc", "^ucx")  # where it finds no device it says so on every rank, as an error
     from mpi4py import MPI
 
     check_launch(launch_from(), MPI.COMM_WORLD.size, MPI.Get_library_version())

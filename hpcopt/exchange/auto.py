@@ -1,6 +1,7 @@
 """An exchange that measures the machine when it starts and gives each bucket the collective that is fastest there.
 
-Exact sums are chosen freely among MPI_Allreduce, recursive doubling and the ring. A codec, if the job names one, is
+Exact sums are chosen freely among MPI_Allreduce, recursive doubling and the ring (its sums, by way of memory where all
+ranks share it). A codec, if the job names one, is
 used for the buckets where it saves time on this network, and for no other.
 
 What a bucket takes decides how its sum is rounded, so all ranks follow rank 0's choice, and a run that goes on from a
@@ -14,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
-from hpcopt.comm import doubling, ring
+from hpcopt.comm import dense, doubling
 from hpcopt.comm.alpha_beta import Line, Machine
 from hpcopt.comm.calibration import calibrate, codec_cost
 from hpcopt.comm.traffic import dense_all_reduce_bytes
@@ -91,7 +92,7 @@ class AutoReducer(Reducer):
         elif algorithm == "doubling":
             doubling.all_reduce(transport, values)
         elif algorithm in ("ring", "half_ring"):
-            ring.all_reduce(transport, values, wire=bucket.kind.dtype if algorithm == "half_ring" else None)  # type: ignore[attr-defined]
+            dense.long(transport, values, wire=bucket.kind.dtype if algorithm == "half_ring" else None)  # type: ignore[attr-defined]
         else:
             self._lossy[algorithm].reduce(transport, bucket, step)
 

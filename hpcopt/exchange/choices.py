@@ -103,7 +103,7 @@ def predict(machine: Machine, values_bytes: int, codec: CodecCost | None, half: 
     predicted_s = {
         "native": alpha_beta.native_s(machine, values_bytes),
         "doubling": alpha_beta.doubling_s(machine, values_bytes),
-        "ring": alpha_beta.ring_s(machine, values_bytes),
+        "ring": alpha_beta.long_s(machine, values_bytes),
     }
     if codec is not None and half:
         predicted_s["half_ring"] = alpha_beta.ring_s(machine, values_bytes, codec)

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from hpcopt.comm import doubling, ring, two_phase, vote
+from hpcopt.comm import dense, doubling, ring, two_phase, vote
 from hpcopt.comm.hierarchy import Hierarchy
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.transport import Transport
@@ -30,7 +30,7 @@ def check(t: Transport, by_nodes: Hierarchy, count: int) -> None:
     settled_kb = 0
     for k in range(count):
         n = plan.choice([0, 1, plan.randrange(100), plan.randrange(LARGEST)])
-        kind = plan.choice(["ring", "doubling", "half", "dense", "qsgd", "topk", "vote", "nodes"])
+        kind = plan.choice(["ring", "doubling", "long", "half", "dense", "qsgd", "topk", "vote", "nodes"])
         if late.random() < 0.1:
             time.sleep(0.003 * late.random())
         x = torch.randint(-50, 50, (t.size, n), generator=torch.Generator().manual_seed(k)).float()
@@ -40,6 +40,8 @@ def check(t: Transport, by_nodes: Hierarchy, count: int) -> None:
             assert torch.equal(ring.all_reduce(t, own, segment_bytes=plan.choice([256, 65536])), total)
         elif kind == "doubling":
             assert torch.equal(doubling.all_reduce(t, own), total)
+        elif kind == "long":
+            assert torch.equal(dense.long(t, own), total)
         elif kind == "half":
             torch.testing.assert_close(ring.all_reduce(t, own, wire=torch.bfloat16), total, rtol=0.05, atol=1.0)
         elif kind == "dense":

@@ -22,7 +22,7 @@ FREE, DEAR = CodecCost(Line(), Line(), 8.0), CodecCost(Line(1.0, 1e3), Line(1.0,
 
 
 def machine(size: int, link: Line, native_s: float) -> Machine:
-    return Machine((0,) * size, link, Line(), Line(), ((1.0, native_s), (1e9, 1e3 * native_s)))
+    return Machine(tuple(range(size)), Line(), link, Line(), ((1.0, native_s), (1e9, 1e3 * native_s)))
 
 
 def given(monkeypatch, known: Machine, cost: CodecCost = CODEC) -> None:
