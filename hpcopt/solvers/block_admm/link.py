@@ -5,12 +5,14 @@ which is small, and its receiver adds it to the p that it knows exactly.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from hpcopt.comm.transport import Request, Transport
+from hpcopt.comm.transport import Request
+from hpcopt.comm.world import World
 from hpcopt.compress import Codec
 from hpcopt.compress.seeds import derive
 from hpcopt.phases import PhaseClock
@@ -23,7 +25,7 @@ class Link:
 
     def __init__(
         self,
-        transport: Transport,
+        world: World,
         neighbour: int,
         codec: Codec | None,
         seed: int,
@@ -32,7 +34,8 @@ class Link:
         device: torch.device,
     ) -> None:
         """Let ``under_way`` sends be pending before one is waited for; what comes lands on a device."""
-        self._transport, self._neighbour, self._codec, self._clock = transport, neighbour, codec, clock
+        self._transport, self._neighbour, self._codec, self._clock = world.transport, neighbour, codec, clock
+        self._watch, self._ends = world.watch, (world.ranks[world.rank], world.ranks[neighbour])
         self._device = device
         self._seed, self._under_way = seed, under_way
         self._sends: deque[tuple[Request, Tensor]] = deque()
@@ -56,11 +59,11 @@ class Link:
         """Wait for auxiliaries of this shape; with a codec, add them to the reference."""
         if self._codec is None:
             out = torch.empty(*shape, dtype=dtype, device=self._device)
-            with self._clock("exchange"):
+            with self._waiting("for", tag):
                 self._transport.receive(out, self._neighbour, tag).wait()
             return out
         length = torch.zeros(1, dtype=torch.int64)
-        with self._clock("exchange"):
+        with self._waiting("for", tag):
             self._transport.receive(length, self._neighbour, tag).wait()
             payload = torch.empty(int(length), dtype=torch.uint8, device=self._device)
             self._transport.receive(payload, self._neighbour, tag).wait()
@@ -71,11 +74,25 @@ class Link:
 
     def flush(self) -> None:
         """Wait until nothing is under way."""
-        while self._sends:
-            self._sends.popleft()[0].wait()
+        self._wait_for_sends(0)
 
     def _post(self, x: Tensor, tag: int) -> None:
+        self._wait_for_sends(self._under_way)
         with self._clock("exchange"):
-            while len(self._sends) > self._under_way:
-                self._sends.popleft()[0].wait()
             self._sends.append((self._transport.send(x, self._neighbour, tag), x))
+
+    def _wait_for_sends(self, pending: int) -> None:
+        """Until no more than that are pending."""
+        while len(self._sends) > pending:
+            request, _ = self._sends[0]
+            with self._waiting("until the other takes"):
+                request.wait()
+            self._sends.popleft()
+
+    @contextmanager
+    def _waiting(self, why: str, tag: int | None = None) -> Iterator[None]:
+        """Count the body, which waits for the neighbour, and let whoever watches for stalls know of it."""
+        way = "" if tag is None else " up" if tag == UP else " down"
+        what = f"rank {self._ends[0]}'s wait {why} auxiliaries{way}, rank {self._ends[1]} at the other end"
+        with self._clock("exchange"), self._watch(what, sorted(self._ends)):
+            yield

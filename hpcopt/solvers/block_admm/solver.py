@@ -328,7 +328,7 @@ class BlockAdmm:
     def _link(self, neighbour: int) -> Link:
         c = self._config
         under_way = max(c.in_flight, c.accumulate)
-        return Link(self._world.transport, neighbour, c.codec, c.codec_seed, under_way, self._clock, self._device)
+        return Link(self._world, neighbour, c.codec, c.codec_seed, under_way, self._clock, self._device)
 
     def _message(self, flight: Flight) -> int:
         return flight.number * self._config.accumulate + flight.part

@@ -1,0 +1,32 @@
+"""Messages between stages: who waits for a neighbour says for which."""
+
+import re
+import time
+
+import torch
+
+from hpcopt.comm.loopback import run_ranks
+from hpcopt.comm.stall import StallWatch
+from hpcopt.comm.world import World
+from hpcopt.phases import PhaseClock
+from hpcopt.solvers.block_admm.link import UP, Link
+
+
+def test_a_stall_report_names_the_neighbour_that_sends_nothing(tmp_path, capsys):
+    def program(t):
+        world = World(t)
+        with StallWatch(tmp_path / "stalls", t.rank, ["n0", "n1"], 0.4) as world.watch:
+            link = Link(world, 1 - t.rank, None, 0, 1, PhaseClock(), torch.device("cpu"))
+            if t.rank == 0:
+                time.sleep(2.0)
+                link.send(torch.ones(3), UP, 0)
+                return link.flush()
+            return link.receive((3,), torch.float32, UP)
+
+    assert run_ranks(2, program)[1].tolist() == [1, 1, 1]
+    report = capsys.readouterr().err
+    waits = (
+        r"stall: ranks 1 have waited \d\.\d s in rank 1's wait for auxiliaries up, rank 0 at the other end; missing: 0"
+    )
+    assert re.search(waits + r"\n  rank 0 on n0 is at\n", report)
+    assert "went on: rank 1's wait" in report
