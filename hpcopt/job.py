@@ -56,6 +56,11 @@ class Job(Config):
     @classmethod
     def _default_exchange(cls, sections: Any) -> Any:
         exchange = sections.get("exchange", {}) if isinstance(sections, dict) else None
+        if isinstance(exchange, dict) and exchange.get("name") == "horovod":  # its sums are native to its transport
+            run = sections["run"] if isinstance(sections.get("run"), dict) else {}
+            if run.get("backend", "horovod") != "horovod":
+                raise ValueError('[exchange] name = "horovod" needs [run] backend = "horovod", or none')
+            return {**sections, "run": {**run, "backend": "horovod"}, "exchange": {**exchange, "name": "native"}}
         if isinstance(exchange, dict) and "name" not in exchange:
             backend = sections["run"].get("backend") if isinstance(sections.get("run"), dict) else None
             name = "native" if backend == "horovod" else "ring"

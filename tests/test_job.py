@@ -38,6 +38,13 @@ def test_horovod_gets_its_own_exchange(path):
     assert read_job(path, ["run.backend=horovod"]).exchange.name == "native"
 
 
+def test_horovod_as_an_exchange_is_its_backend_too(path):
+    job = read_job(path, ["exchange.name=horovod", "exchange.bucket_mb=1"])
+    assert (job.exchange.name, job.exchange.bucket_mb, job.run.backend) == ("native", 1, "horovod")
+    with pytest.raises(JobError, match=r'name = "horovod" needs \[run\] backend = "horovod"'):
+        read_job(path, ["exchange.name=horovod", "run.backend=mpi"])
+
+
 def test_settings_override_the_file(path):
     job = read_job(path, ["run.steps=3", "solver.optimizer.lr=0.5", "run.name=other", "workload.model.blocks = 2"])
     assert (job.run.steps, job.solver.optimizer.lr, job.run.name, job.workload.model.blocks) == (3, 0.5, "other", 2)
