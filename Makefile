@@ -53,13 +53,14 @@ $(VENV)/ready-to-test: $(VENV)/ready $(VENV)/horovod
 	@touch $@
 
 # Horovod 0.28.1 asks for C++14, torch's headers for more: a wrapper that names the newer standard last settles it.
+# No cache: a wheel that pip built for another environment is linked with that one's MPI.
 $(VENV)/horovod: $(VENV)/ready
 	$(PIP) "cmake<4" "setuptools<80" wheel cloudpickle psutil pyyaml packaging
 	printf '#!/bin/sh\nexec g++ "$$@" -std=gnu++20\n' > $(VENV)/bin/horovod-cxx
 	chmod +x $(VENV)/bin/horovod-cxx
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" CXX="$(CURDIR)/$(VENV)/bin/horovod-cxx" HOROVOD_WITH_PYTORCH=1 HOROVOD_WITH_MPI=1 \
 	  HOROVOD_WITHOUT_GLOO=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1 \
-	  $(PIP) --no-build-isolation --no-deps horovod
+	  $(PIP) --no-cache-dir --no-build-isolation --no-deps horovod
 	@touch $@
 
 include slurm/devcluster/cluster.mk
