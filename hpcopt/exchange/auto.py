@@ -10,7 +10,7 @@ checkpoint keeps the choice that it began with; on another number of ranks it ch
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import nn
@@ -21,28 +21,21 @@ from hpcopt.comm.calibration import calibrate, codec_cost
 from hpcopt.comm.traffic import dense_all_reduce_bytes
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
-from hpcopt.compress import Codec, CodecConfig, Dense, Half, PerTensor
+from hpcopt.compress import Codec, Dense, Half
 from hpcopt.exchange.bucket import Bucket
 from hpcopt.exchange.choices import EXACT, Choice, Choices, choose, predict
-from hpcopt.exchange.overlap import Overlap
 from hpcopt.exchange.reducer import Entries, Reducer, Tree
-from hpcopt.exchange.two_phase import TwoPhaseConfig, TwoPhaseReducer
+from hpcopt.exchange.two_phase import AnyCodec, Lossy, TwoPhaseConfig, TwoPhaseReducer
 
 LOSSY = {"two_phase": False, "two_phase_by_nodes": True}  # whether by nodes
 
 
-class AutoConfig(Overlap):
+class AutoConfig(Lossy):
     """Measures links and kernels at the start, then takes the fastest collective for each bucket."""
 
     name: Literal["auto"] = "auto"
-    codec: Annotated[CodecConfig | PerTensor, Field(discriminator="name")] = Field(
-        Dense(), description="used for the buckets where it saves time; dense: sums stay exact"
-    )
-    feedback: Literal["auto", "error_feedback", "none"] = Field(
-        "auto", description="keep what payloads lack for the next step; auto: where the codec is biased"
-    )
+    codec: AnyCodec = Field(Dense(), description="used for the buckets where it saves time; dense: sums stay exact")
     calibration_s: float = Field(2.0, gt=0, description="seconds for measuring, at most, about")
-    seed: int = Field(0, ge=0, description="decides what codecs draw at random")
 
     def build(self) -> "AutoReducer":
         """Make the reducer."""

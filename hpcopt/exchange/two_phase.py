@@ -18,19 +18,24 @@ from hpcopt.exchange.bucket import Bucket
 from hpcopt.exchange.overlap import Overlap
 from hpcopt.exchange.reducer import Reducer, Tree, shared_out
 
+AnyCodec = Annotated[CodecConfig | PerTensor, Field(discriminator="name")]
 
-class TwoPhaseConfig(Overlap):
-    """All-to-all of shards, a sum in float32 at each shard's owner, one more encoding, all-gather."""
 
-    name: Literal["two_phase"] = "two_phase"
-    codec: Annotated[CodecConfig | PerTensor, Field(discriminator="name")] = Field(
-        QSGD(), description="any codec; per_tensor chooses by parameter"
-    )
+class Lossy(Overlap):
+    """What exchanges have in common that may send less than the gradients."""
+
     feedback: Literal["auto", "error_feedback", "none"] = Field(
         "auto", description="keep what payloads lack for the next step; auto: where the codec is biased"
     )
-    by_nodes: bool = Field(False, description="dense inside each node, the codec between nodes only")
     seed: int = Field(0, ge=0, description="decides what codecs draw at random")
+
+
+class TwoPhaseConfig(Lossy):
+    """All-to-all of shards, a sum in float32 at each shard's owner, one more encoding, all-gather."""
+
+    name: Literal["two_phase"] = "two_phase"
+    codec: AnyCodec = Field(QSGD(), description="any codec; per_tensor chooses by parameter")
+    by_nodes: bool = Field(False, description="dense inside each node, the codec between nodes only")
 
     def build(self) -> Reducer:
         """Make the reducer."""
