@@ -4,12 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from hpcopt.comm.world import World
 from hpcopt.errors import CheckpointError, HpcoptError, JobError
 from hpcopt.solvers.solver import Solver, Tree
 from hpcopt.store.checkpoint import SHARED, Checkpoints, rank_part
+from hpcopt.trainer.randomness import set_random_state
 
 
 @dataclass
@@ -65,14 +64,14 @@ def restore(world: World, checkpoints: Checkpoints, solver: Solver, say: Callabl
     for step in steps:
         try:
             with world.together():
-                position, shared, parts, rng = _read(checkpoints, step, world)
+                position, shared, parts, random = _read(checkpoints, step, world)
         except HpcoptError as error:  # on the rank that met the damage a CheckpointError, on the others what it said
             say(f"checkpoint of step {step} cannot be used: {error}")
             continue
         with world.together():
             solver.load_state_dict(shared, parts)
-        if rng is not None:
-            torch.set_rng_state(rng)
+        if random is not None:
+            set_random_state(random)
         say(f"resumed at step {position.step}")
         return position
     if steps:
@@ -82,15 +81,12 @@ def restore(world: World, checkpoints: Checkpoints, solver: Solver, say: Callabl
     return None
 
 
-def _read(
-    checkpoints: Checkpoints, step: int, world: World
-) -> tuple[Position, Tree, Sequence[Tree], torch.Tensor | None]:
+def _read(checkpoints: Checkpoints, step: int, world: World) -> tuple[Position, Tree, Sequence[Tree], Tree | None]:
     shared = checkpoints.read_part(step, SHARED)
     position = Position(**shared["position"])
-    rng = None
-    if position.ranks == world.size:
-        rng = checkpoints.read_part(step, rank_part(world.rank))["rng"]
-    return position, shared["solver"], _SavedParts(checkpoints, step, position.ranks), rng
+    same = position.ranks == world.size
+    random = checkpoints.read_part(step, rank_part(world.rank)) if same else None
+    return position, shared["solver"], _SavedParts(checkpoints, step, position.ranks), random
 
 
 class _SavedParts(Sequence[Any]):

@@ -2,12 +2,11 @@
 
 from dataclasses import asdict
 
-import torch
-
 from hpcopt.comm.world import World
 from hpcopt.solvers.solver import Solver
 from hpcopt.store.background import BackgroundWriter
 from hpcopt.store.checkpoint import SHARED, Checkpoints, rank_part
+from hpcopt.trainer.randomness import random_state
 from hpcopt.trainer.resume import Position
 
 
@@ -35,7 +34,7 @@ class Saver:
         with self._world.together():
             if self._world.rank == 0:
                 self._checkpoints.begin(step)
-        parts = {rank_part(self._world.rank): {"rng": torch.get_rng_state(), "solver": solver.rank_state_dict()}}
+        parts = {rank_part(self._world.rank): {**random_state(), "solver": solver.rank_state_dict()}}
         if self._world.rank == 0:
             parts[SHARED] = {"position": asdict(position), "solver": solver.state_dict()}
         self._pending = step

@@ -1,0 +1,28 @@
+"""Generators go on where they stood; that of a GPU is one more, played here by a second one of the CPU."""
+
+import pytest
+import torch
+
+from hpcopt.trainer.randomness import random_state, set_random_state
+
+
+@pytest.fixture
+def card(monkeypatch) -> torch.Generator:
+    generator = torch.Generator().manual_seed(5)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: generator.get_state())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", generator.set_state)
+    return generator
+
+
+def test_both_generators_go_on(card):
+    state = random_state()
+    drawn = torch.rand(3), torch.rand(3, generator=card)
+    set_random_state(state)
+    assert torch.equal(torch.rand(3), drawn[0]) and torch.equal(torch.rand(3, generator=card), drawn[1])
+
+
+@pytest.mark.skipif(torch.cuda.is_initialized(), reason="this process computes on a GPU")
+def test_a_run_on_the_cpu_neither_has_nor_wants_the_gpus():
+    assert random_state().keys() == {"rng"}
+    set_random_state({"rng": torch.get_rng_state(), "cuda_rng": torch.zeros(16, dtype=torch.uint8)})
