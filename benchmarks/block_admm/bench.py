@@ -107,17 +107,21 @@ def run_all(
 
 
 def chosen(experiment: str, method: str, settings: Settings) -> str:
-    """The setting that was best on held-out training images; the one there is, if a method has only one.
+    """The setting that was best on held-out training images, in the mean over seeds; the one there is, if a method has
+    only one.
 
     Raises:
         SystemExit: the method has several, and no run tells which is best.
     """
     if len(settings) == 1:
         return next(iter(settings))
-    runs = [run for run in recorded(experiment, tune=True).get(method, []) if run["setting"] in settings]
-    if not runs:
+    scores: dict[str, list[float]] = {}
+    for run in recorded(experiment, tune=True).get(method, []):
+        if run["setting"] in settings:
+            scores.setdefault(run["setting"], []).append(last(run["accuracy"]))
+    if not scores:
         raise SystemExit(f"{experiment}: run --tune --methods {method} first")
-    return str(max(runs, key=lambda run: last(run["accuracy"]))["setting"])
+    return max(scores, key=lambda setting: float(np.mean(scores[setting])))
 
 
 def record(experiment: str, method: str, setting: str, seed: int, figures: dict[str, Any], *, tune: bool) -> None:

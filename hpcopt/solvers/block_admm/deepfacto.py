@@ -9,11 +9,13 @@ by Block-ADMM with the multiplier u (divided by rho) of the one constraint. A ba
 1. S  <- projected gradient steps on ``gamma loss(g(S)) + lam/2 |f(x) + u - S B|^2``, from the label-free codes
 2. Z  <- max(0, (lam S B + rho (f(x) + u)) / (lam + rho))
 3. B  <- one HALS sweep on running sums of S^T S and S^T Z
-4. f  <- one optimizer step on ``rho/2 |f(x) - Z + u|^2``;  g on ``loss(g(S)) + loss(g(label-free S))``
+4. f  <- one optimizer step on ``rho/2 |f(x) - Z + u|^2 + head loss(h(f(x)))``, h linear and trained with it;
+   g  <- one on ``loss(g(S)) + loss(g(label-free S))``
 5. u  <- u + f(x) - Z
 
-From a random start the features collapse; so f is first trained plainly, under a linear head that is thrown away, then
-B comes from an NMF of its features. At inference the codes see no label: the model is its own forward pass.
+From a random start the features collapse; so f is first trained plainly, under h, then B comes from an NMF of its
+features. With ``head`` > 0 what h misses goes on training f, as a loss of f's own block; with 0 labels reach f through
+the codes alone. At inference the codes see no label, and h is gone: the model is its own forward pass.
 
 Over ranks the samples are shared out: gradients and the sums for B are added up, B is the same everywhere.
 """
@@ -52,6 +54,9 @@ class DeepFactoConfig(Scheduled):
     rho: float = Field(1.0, gt=0, description="weight of the features' constraint")
     fit: float = Field(1.0, gt=0, description="lam: weight of the factorisation's error")
     label: float = Field(10.0, ge=0, description="gamma: weight of the labels in the codes")
+    head: float = Field(
+        0.0, ge=0, description="weight of the plain head's loss in the features, when everything is trained together"
+    )
     code_steps: int = Field(10, ge=1, description="projected gradient steps on a batch's codes")
     memory: float = Field(
         0.97, ge=0, lt=1, description="how much of the basis's running sums lasts from batch to batch"
@@ -153,8 +158,10 @@ class DeepFacto:
         update_basis(self._nmf.basis, self._a, self._b)
         with self._clock("backward"):
             known, unseen = (self._loss.criterion(self._g(code), batch) for code in (s, free))
-            goal = Match(self._z - self._u, c.rho)(self._f(x)) / n
-            total_loss: Tensor = (goal + known + unseen) * batch.weight
+            features = self._f(x)
+            goal = Match(self._z - self._u, c.rho)(features) / n
+            plain = self._loss.criterion(self._head(features), batch)
+            total_loss: Tensor = (goal + c.head * plain + known + unseen) * batch.weight
             total_loss.backward()  # type: ignore[no-untyped-call]
         return unseen.detach() * batch.weight, error
 

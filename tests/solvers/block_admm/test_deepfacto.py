@@ -70,6 +70,20 @@ def test_the_joint_steps_remember_no_plain_gradient():
     assert float((moved > 0.5e-2).double().mean()) > 0.3
 
 
+def test_the_head_adds_its_own_gradient_to_that_of_the_features():
+    (*plain, joint), gradients = data(STEPS // 2 + 1), []
+    for weight in (0.0, 2.0):
+        s = solver(CONFIG.model_copy(update={"head": weight}))
+        for batch in plain:
+            s.step(batch)
+        loss = LOSS.criterion(s._head(s._f(joint.tensors["x"])), joint)
+        own = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(s._f.parameters()))])
+        s.step(joint)
+        gradients.append(torch.cat([p.grad.reshape(-1) for p in s._f.parameters()]))
+    torch.testing.assert_close(gradients[1] - gradients[0], 2 * own, rtol=1e-3, atol=1e-5)
+    assert own.norm() > 1e-3
+
+
 def test_inference_sees_no_label():
     s = solver()
     for batch in data(STEPS):
