@@ -131,19 +131,23 @@ def table(file: Path, score: str, sign: int, steps: int, first: list[str], clock
 
 
 def draw(curves: dict[str, Curve], score: str, clock: str, path: Path) -> None:
-    import matplotlib
+    from plotly import colors, subplots
 
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
-    for axis, key, name in zip(axes, ("step", clock), ("steps", clock), strict=True):
-        for label, curve in curves.items():
-            axis.plot([p[key] for p in curve], [p[score] for p in curve], label=label)
-        axis.set_xlabel(name)
-    axes[0].set_ylabel(score)
-    axes[0].legend()
-    figure.savefig(path, dpi=100)
+    figure = subplots.make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.04)
+    for colour, (label, curve) in zip(colors.qualitative.D3, curves.items(), strict=False):
+        for column, key in enumerate(("step", clock), 1):
+            figure.add_scatter(
+                x=[p[key] for p in curve], y=[p[score] for p in curve], row=1, col=column, mode="lines",
+                line={"color": colour, "width": 2}, name=label, showlegend=column == 1,
+            )  # fmt: skip
+    for column, name in enumerate(("steps", clock), 1):
+        figure.update_xaxes(title_text=name, col=column)
+    figure.update_yaxes(title_text=score, col=1)
+    figure.update_layout(
+        template="plotly_white", font_size=15, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+        margin={"l": 70, "r": 20, "t": 40, "b": 60},
+    )  # fmt: skip
+    figure.write_image(path, width=1100, height=400, scale=1.5)
 
 
 def main() -> None:
