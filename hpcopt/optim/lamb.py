@@ -5,7 +5,7 @@ from typing import Any, Literal, overload
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from hpcopt.config import Config
 from hpcopt.optim.groups import decay_matrices_only
@@ -73,9 +73,20 @@ class Lamb(torch.optim.Optimizer):
         state["v"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         root = (state["v"] / (1 - beta2 ** state["step"])).sqrt_().add_(group["eps"])
         update = (state["m"] / root).div_(1 - beta1 ** state["step"]).add_(p, alpha=group["weight_decay"])
-        p.add_(update, alpha=-group["lr"] * (_ratio(p, update) if p.dim() >= 2 else 1.0))
+        if p.dim() < 2:
+            p.add_(update, alpha=-group["lr"])
+        elif p.is_cpu:
+            p.add_(update, alpha=-group["lr"] * _ratio(p, update))
+        else:
+            p.sub_(update.mul_(group["lr"] * _unread_ratio(p, update)))
 
 
-def _ratio(p: torch.Tensor, update: torch.Tensor) -> float:
+def _ratio(p: Tensor, update: Tensor) -> float:
     weight_norm, update_norm = float(p.norm()), float(update.norm())
     return weight_norm / update_norm if weight_norm > 0 and update_norm > 0 else 1.0
+
+
+def _unread_ratio(p: Tensor, update: Tensor) -> Tensor:
+    """As ``_ratio``, for a GPU, which would have to be waited for to read it."""
+    weight_norm, update_norm = p.norm(), update.norm()
+    return torch.where((weight_norm > 0) & (update_norm > 0), weight_norm / update_norm, 1.0)

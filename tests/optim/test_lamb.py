@@ -3,9 +3,11 @@
 import copy
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
+from hpcopt.optim import lamb
 from hpcopt.optim.lamb import Lamb, LambConfig
 
 
@@ -68,3 +70,10 @@ def test_a_step_does_not_depend_on_the_scale_of_the_gradient():
         Lamb([p], lr=0.1, eps=1e-12).step()
         ends.append(p.detach())
     torch.testing.assert_close(*ends)
+
+
+def test_the_ratio_is_the_same_where_it_is_not_read():
+    generator = torch.Generator().manual_seed(0)
+    for p in (torch.randn(5, 7, generator=generator), torch.zeros(5, 7)):
+        for update in (torch.randn(5, 7, generator=generator), torch.zeros(5, 7)):
+            assert float(lamb._unread_ratio(p, update)) == pytest.approx(lamb._ratio(p, update), rel=1e-6)

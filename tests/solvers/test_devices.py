@@ -14,8 +14,9 @@ from hpcopt.comm.world import World
 from hpcopt.compress import PowerSGD
 from hpcopt.exchange import GossipConfig, NativeConfig, RingConfig
 from hpcopt.models.nmf import Nmf
-from hpcopt.optim import SgdConfig
+from hpcopt.optim import SgdConfig, SignumConfig
 from hpcopt.optim.first_order import AdamWConfig
+from hpcopt.optim.lamb import LambConfig
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
@@ -83,6 +84,8 @@ CASES = {
     "native": (SGD, NativeConfig(), network),
     "powersgd": (SGD, RingConfig(codec=PowerSGD(rank=1, min_compression=1)), network),
     "adamw, clipped": (DataParallelConfig(optimizer=AdamWConfig(), clip_norm=1.0), RingConfig(), network),
+    "lamb": (DataParallelConfig(optimizer=LambConfig()), RingConfig(), network),
+    "signum": (DataParallelConfig(optimizer=SignumConfig()), RingConfig(), network),
     "push-sum": (SGD, GossipConfig(), network),
     "metropolis": (SGD, GossipConfig(mixing="metropolis", graph="ring"), network),
     "block_admm": (BlockAdmmConfig(measure_every=1), RingConfig(), network),
@@ -97,8 +100,9 @@ def test_nothing_is_made_on_another_device(config, exchange, model, size, readin
     train(config, exchange, model, size)
 
 
-def test_data_parallelism_reads_only_its_losses_and_only_at_the_end_of_a_step(readings):
-    train(SGD, RingConfig(), network, 1)
+@pytest.mark.parametrize("optimizer", [SgdConfig(), AdamWConfig(), LambConfig(), SignumConfig()], ids=lambda o: o.name)
+def test_data_parallelism_reads_only_its_losses_and_only_at_the_end_of_a_step(optimizer, readings):
+    train(DataParallelConfig(optimizer=optimizer, accumulate=2), RingConfig(), network, 1)
     assert readings == ["item"] * 2 * STEPS
 
 

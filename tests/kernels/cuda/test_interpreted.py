@@ -4,12 +4,17 @@ The interpreter is slow, so inputs are short. On a machine with a card, test_on_
 """
 
 import os
+import threading
 
 import numpy as np
 import pytest
 import torch
 
-from hpcopt.compress import RandomK, Sign, TopK
+from hpcopt import kernels
+from hpcopt.comm import two_phase
+from hpcopt.comm.loopback import run_ranks
+from hpcopt.comm.staged import StagedTransport
+from hpcopt.compress import QSGD, RandomK, Sign, TopK
 from hpcopt.errors import NonFiniteError, PayloadError, UnsupportedError
 from hpcopt.kernels import cuda
 from tests.compress.properties import CODECS, gaussian, label
@@ -43,11 +48,52 @@ def test_a_sum_that_overflows_is_taken_again_in_float64(codec):
     check_same_bytes(codec, inputs(513)["sums overflow"], HERE)
 
 
+def test_sums_run_in_the_order_of_the_cpus():
+    """In another order about every other sum would differ in its last place."""
+    from tests.kernels.cuda.sums_kernel import squares
+
+    for seed in range(6):
+        x = gaussian(500, seed)
+        check_same_bytes(Sign(), x, HERE)
+        out = torch.zeros(1, dtype=torch.float64)
+        squares[(1,)](x, out, 500, 512)
+        assert out.item() == kernels.qsgd.sum_of_squares(x.numpy())
+
+
 @pytest.mark.parametrize("codec", BY_TORCH, ids=label)
 @pytest.mark.parametrize("n", [65, 300_000, 1_000_000])
 def test_same_places(codec, n):
     check_same_bytes(codec, gaussian(n), HERE)
     check_same_bytes(codec, (4 * gaussian(n)).round(), HERE)  # many of one size
+
+
+@pytest.fixture
+def one_kernel_at_a_time(monkeypatch):
+    """The interpreter is not made for several threads, which ranks are here."""
+    from triton.runtime.interpreter import GridExecutor
+
+    run, lock = GridExecutor.__call__, threading.Lock()
+
+    def alone(self, *args, **constants):
+        with lock:
+            run(self, *args, **constants)
+
+    monkeypatch.setattr(GridExecutor, "__call__", alone)
+
+
+@pytest.mark.parametrize("codec", [QSGD(), Sign(), TopK(fraction=0.1)], ids=label)
+def test_an_exchange_by_way_of_main_memory_has_the_bits_of_one_in_it(codec, one_kernel_at_a_time):
+    def summed(transport):
+        owed = [gaussian(600, seed=9), gaussian(600, seed=10)]
+        residuals = dict(zip(("sender_residual", "owner_residual"), owed, strict=True))
+        x = gaussian(600, seed=transport.rank)
+        two_phase.all_reduce(transport, x, codec, sender_seed=transport.rank, owner_seed=7, **residuals)
+        return torch.stack([x, *owed])
+
+    expected = run_ranks(3, summed)
+    with loops_for_a_gpu():
+        found = run_ranks(3, lambda t: summed(StagedTransport(t, away=lambda x: True)))
+    assert torch.equal(torch.stack(found), torch.stack(expected))
 
 
 @pytest.mark.parametrize("codec", [c for c in ON_DEVICE if c.name not in CARRY], ids=label)
