@@ -58,6 +58,16 @@ def test_narrow_gram_matrices_are_rounded_to_bfloat16(ones):
     assert (found.double() - expected).norm() > 2.0**-12 * expected.norm()  # it was taken
 
 
+@pytest.mark.skipif(not narrow_is_quick(), reason="no bfloat16 instructions")
+def test_narrow_patch_covariances_are_rounded_to_bfloat16():
+    x = torch.randn(16, 8, 12, 10, generator=torch.Generator().manual_seed(0))
+    geometry = autocorrelation.Geometry((12, 10), (3, 3), (1, 1), (1, 1), (1, 1))
+    expected = autocorrelation.patch_covariance(x.double(), geometry)
+    found = autocorrelation.patch_covariance(x, geometry, narrow=True)
+    assert_near(found, expected, 2.0**-8)
+    assert (found.double() - expected).norm() > 2.0**-12 * expected.norm()
+
+
 def test_looking_at_images_in_portions_changes_nothing(monkeypatch):
     x, g = (torch.randn(7, 5, 8, 9, dtype=torch.float64) for _ in range(2))
     geometry = autocorrelation.Geometry((8, 9), (3, 3), (1, 1), (1, 1), (1, 1))

@@ -13,10 +13,9 @@ from itertools import groupby, product
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from hpcopt.solvers.kaisa.products import times_transposed
+from hpcopt.solvers.kaisa.products import NARROW, narrow_is_quick
 
 PORTION_VALUES = 1 << 17  # of images are looked at together: fresh memory for all would cost more than the arithmetic
 
@@ -72,58 +71,66 @@ class Line(NamedTuple):
     alongs: list[int]
 
 
-def patch_covariance(x: Tensor, geometry: Geometry) -> Tensor:
+def patch_covariance(x: Tensor, geometry: Geometry, narrow: bool = False) -> Tensor:
     """Give the Gram matrix of the patches of x, in the order of a flattened convolution weight.
 
     Args:
         x: images, shape (samples, channels, *geometry.size).
         geometry: of the convolution.
+        narrow: where that is quicker, round x and the sums over all places to bfloat16; in between is float32.
 
     Returns:
         Shape (channels * kernel values, channels * kernel values).
     """
     channels, places = x.shape[1], geometry.kernel[0] * geometry.kernel[1]
     lines, corners, coefficients, entries = _recipe(geometry)
-    sums = torch.cat([_over_all_places(x, geometry), *_along_lines(x, lines), *_in_corners(x, corners)])
+    sums = torch.cat([_over_all_places(x, geometry, narrow), *_along_lines(x, lines), *_in_corners(x, corners)])
     upper = (coefficients.to(x.dtype) @ sums.flatten(1)).view(-1, channels, channels)
     blocks = torch.cat([upper, upper.transpose(1, 2)])[entries].view(places, places, channels, channels)
     return blocks.permute(2, 0, 3, 1).reshape(channels * places, channels * places)
 
 
-def _over_all_places(x: Tensor, geometry: Geometry) -> Tensor:
+def _over_all_places(x: Tensor, geometry: Geometry, narrow: bool) -> Tensor:
     """Sums of ``x[q] x[q + shift]^T`` for the shifts down by 0 to k - 1 steps of the dilation, and across by 1 - k to
     k - 1, row by row; what lies outside the image is zero. Shape (shifts, channels, channels).
     """
     channels, (places_h, places_w), dilation = x.shape[1], geometry.kernel, geometry.dilation
     below, across = (places_h - 1) * dilation[0], (places_w - 1) * dilation[1]
-    weight = x.new_empty(1).expand(channels, channels, places_h, 2 * places_w - 1)
+    narrow = narrow and x.dtype == torch.float32 and narrow_is_quick()
+    dtype = NARROW if narrow else x.dtype
+    weight = x.new_empty(1, dtype=dtype).expand(channels, channels, places_h, 2 * places_w - 1)
     sums = x.new_zeros(weight.shape)
-    portion = max(1, PORTION_VALUES // max(1, x[0].numel()))
-    image = x.new_zeros(min(portion, len(x)), channels, x.shape[2] + below, x.shape[3])
+    portion = max(1, len(x) if narrow else PORTION_VALUES // max(1, x[0].numel()))  # narrow sums are rounded once
+    image = x.new_zeros(min(portion, len(x)), channels, x.shape[2] + below, x.shape[3], dtype=dtype)
     rest = ((1, 1), (0, across), dilation, False, (0, 0), 1, (False, True, False))
     for part in torch.split(x, portion):
         image[: len(part), :, : x.shape[2]] = part  # the rows below it stay zero
-        sums += torch.ops.aten.convolution_backward(part, image[: len(part)], weight, None, *rest)[1]
+        sums += torch.ops.aten.convolution_backward(part.to(dtype), image[: len(part)], weight, None, *rest)[1]
     return sums.permute(2, 3, 0, 1).flatten(0, 1)
 
 
 def _along_lines(x: Tensor, lines: Sequence[Line]) -> Iterator[Tensor]:
     """The sums of each line's terms, shape (terms, channels, channels)."""
+    samples, channels = x.shape[:2]
+    reach = max((abs(along) for line in lines for along in line.alongs), default=0)
     kept: dict[tuple[int, int], Tensor] = {}
 
     def line(axis: int, at: int) -> Tensor:
-        """A row (axis 2) or column of all samples, shape (channels, samples, length)."""
+        """A row (axis 2) or column of all samples one after the other, with so many zeros between them that shifting
+        all meets no other sample; shape (channels, places).
+        """
         if (axis, at) not in kept:
-            kept[axis, at] = x.select(axis, at).transpose(0, 1).contiguous()
+            values = x.select(axis, at).transpose(0, 1)
+            places = samples * (values.shape[2] + reach)
+            flat = kept[axis, at] = x.new_zeros(channels, places + 2 * reach)
+            flat[:, reach : reach + places].view(channels, samples, -1)[:, :, : values.shape[2]] = values
         return kept[axis, at]
 
     for axis, at, other, alongs in lines:
         here, there = line(axis, at), line(axis, other)
-        reach, length = max(abs(along) for along in alongs), here.shape[2]
-        padded = F.pad(there, (reach, reach)) if reach else there
-        shifted = torch.cat([padded[:, :, reach + along : reach + along + length] for along in alongs])
-        sums = times_transposed(here.flatten(1), shifted.flatten(1))
-        yield sums.view(len(here), len(alongs), -1).transpose(0, 1)
+        places = here.shape[1] - 2 * reach
+        here = here[:, reach : reach + places]
+        yield torch.stack([here @ there[:, reach + along : reach + along + places].T for along in alongs])
 
 
 def _in_corners(x: Tensor, corners: Sequence[Term]) -> Iterator[Tensor]:

@@ -76,7 +76,8 @@ class Conv(Layer):
             x, pad_h, pad_w = self._padded(x), (0, 0), (0, 0)
         size, kernel, dilation = (x.shape[2], x.shape[3]), self.kernel, self.dilation
         geometry = Geometry(size, (kernel[0], kernel[1]), (dilation[0], dilation[1]), pad_h, pad_w)
-        matrix, positions = patch_covariance(x, geometry), len(x) * geometry.outputs[0] * geometry.outputs[1]
+        matrix = patch_covariance(x, geometry, self.options.narrow)
+        positions = len(x) * geometry.outputs[0] * geometry.outputs[1]
         if self.bias is not None:
             column_sums = patch_sums(x, geometry)
             border = torch.cat([column_sums, column_sums.new_full((1,), positions)])
