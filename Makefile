@@ -30,9 +30,9 @@ test: $(VENV)/ready-to-test check
 	for n in 2 3 4; do timeout 900 $(MPIRUN) -n $$n $(PYTHON) -m pytest -m "parallel[$$n] and not slurm" || exit 1; done
 	$(PYTHON) -m pytest -m slurm
 
-# Debian packages of the parts that pip cannot bring: SLURM, Fashion-MNIST, a browser for the report's page.
+# Debian packages of the parts that pip cannot bring: SLURM, Fashion-MNIST, a browser for the report's page, HDF5 over MPI.
 packages: cluster-packages
-	DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium
+	DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium python3-h5py-mpi
 
 check: $(VENV)/ready-to-test
 	$(PYTHON) -m ruff check --quiet .

@@ -115,7 +115,11 @@ def slowest_s(work: Callable[[], object]) -> float:
     COMM.barrier()
     start = time.perf_counter()
     work()
-    return COMM.allreduce(time.perf_counter() - start, MPI.MAX)
+    spent_s = time.perf_counter() - start
+    everybody = COMM.Ibarrier()
+    while not everybody.Test():
+        time.sleep(1e-3)  # MPI would wait busily, on a core that another rank may need for its work
+    return COMM.allreduce(spent_s, MPI.MAX)
 
 
 def drop_pages(folder: Path) -> None:
@@ -155,9 +159,9 @@ def compare(folder: Path, state: State, repeats: int) -> dict[str, tuple[float, 
     return {name: tuple(map(statistics.median, zip(*each, strict=True))) for name, each in times.items()}
 
 
-def in_background(folder: Path, state: State, repeats: int) -> tuple[float, float, float]:
-    """Seconds that training stands still, seconds of the whole write, and the time of a product while over before:
-    medians over repeats, the slowest rank's.
+def in_background(folder: Path, state: State, repeats: int) -> tuple[float, float, float, float]:
+    """Seconds that training stands still, what of them is the rank's own processor time, seconds of the whole write,
+    and the time of a product while over before: medians over repeats, the slowest rank's.
     """
     a = torch.randn(512, 512)
 
@@ -173,12 +177,18 @@ def in_background(folder: Path, state: State, repeats: int) -> tuple[float, floa
     before_s = products(lambda: time.perf_counter() > end)
     checkpoints = Checkpoints(folder / "background", keep=1)
     writer = BackgroundWriter(checkpoints)
-    stall_s, whole_s, meanwhile_s = [], [], []
+    stall_s, own_s, whole_s, meanwhile_s = [], [], [], []
     for step in range(repeats + 1):  # the first allocates the copy
         if RANK == 0:
             checkpoints.begin(step)
         start = time.perf_counter()
-        stall_s.append(slowest_s(lambda s=step: writer.write(s, {rank_part(RANK): state})))
+
+        def snapshot(step: int = step) -> None:
+            busy_s = time.thread_time()
+            writer.write(step, {rank_part(RANK): state})
+            own_s.append(time.thread_time() - busy_s)
+
+        stall_s.append(slowest_s(snapshot))
         meanwhile_s.append(products(lambda: not writer.busy))
         writer.wait()
         COMM.barrier()
@@ -186,7 +196,8 @@ def in_background(folder: Path, state: State, repeats: int) -> tuple[float, floa
         if RANK == 0:
             checkpoints.commit(step, [rank_part(rank) for rank in range(RANKS)])
     slower = COMM.allreduce(statistics.median(meanwhile_s[1:]) / before_s, MPI.MAX)
-    return statistics.median(stall_s[1:]), statistics.median(whole_s[1:]), slower
+    own = COMM.allreduce(statistics.median(own_s[1:]), MPI.MAX)
+    return statistics.median(stall_s[1:]), own, statistics.median(whole_s[1:]), slower
 
 
 def main() -> None:
@@ -204,7 +215,7 @@ def main() -> None:
     state = state_of(options.bytes / RANKS)
     total = COMM.allreduce(sum(t.nbytes for t in state.values()))
     times = compare(options.folder, state, options.repeats)
-    stall_s, whole_s, slower = in_background(options.folder, state, options.repeats)
+    stall_s, own_s, whole_s, slower = in_background(options.folder, state, options.repeats)
     if RANK == 0:
         print(
             f"{total / 1e9:.2f} GB on {RANKS} ranks, median of {options.repeats}; ratios are bandwidths over tofile's"
@@ -215,7 +226,8 @@ def main() -> None:
             ratios = f"{write0_s / write_s:>7.2f}{read_s:>8.2f} s{read0_s / read_s:>7.2f}"
             print(f"{name:30}{write_s:>7.2f} s{ratios}")
         print(
-            f"in the background: training stands still for {stall_s:.3f} s, {stall_s / whole_s:.1%} of {whole_s:.2f} s"
+            f"in the background training stands still for {stall_s:.3f} s, {stall_s / whole_s:.1%} of {whole_s:.2f} s; "
+            f"own processor time {own_s:.3f} s, {own_s / whole_s:.1%}"
         )
         print(f"a matrix product meanwhile takes {slower:.2f} times as long")
         if options.out:

@@ -77,7 +77,7 @@ def ls(path: Path) -> int:
     elif (path / MANIFEST).exists():
         for name, part in parts(path).items():
             print(f"{name}:")
-            _print_leaves(read_tree(part), "  ")
+            _print_leaves(read_tree(*part), "  ")
     else:
         for folder in folders(path):
             print(f"{folder.name}  {_about(folder)}")
@@ -106,7 +106,7 @@ def export(path: Path, file: Path, key: str) -> int:
     Raises:
         CheckpointError: no such key, nothing under it, or the file's suffix is unknown.
     """
-    tree: Any = read_tree(path if path.is_file() else parts(path)[SHARED])
+    tree: Any = read_tree(path) if path.is_file() else read_tree(*parts(path)[SHARED])
     for name in filter(None, key.split(".")):
         if not isinstance(tree, dict) or name not in tree:
             there = ", ".join(map(str, tree)) if isinstance(tree, dict) else "no names"
@@ -131,14 +131,14 @@ def export(path: Path, file: Path, key: str) -> int:
 
 def diff(path: Path, other: Path) -> int:
     """Print what two parts, or two checkpoints' parts, do not have in common."""
-    ours, theirs = ({SHARED: p} if p.is_file() else parts(p) for p in (path, other))
+    ours, theirs = ({SHARED: (p, "/")} if p.is_file() else parts(p) for p in (path, other))
     different = 0
     for name in dict.fromkeys([*ours, *theirs]):
         if name not in ours or name not in theirs:
             print(f"{name}: only in {path if name in ours else other}")
             different += 1
             continue
-        a, b = (dict(leaves(read_tree(p[name]))) for p in (ours, theirs))
+        a, b = (dict(leaves(read_tree(*p[name]))) for p in (ours, theirs))
         for key in dict.fromkeys([*a, *b]):
             if (text := _difference(a.get(key, _ABSENT), b.get(key, _ABSENT))) is not None:
                 print(f"{name}: {key}: {text}")
@@ -162,10 +162,11 @@ def folders(path: Path) -> list[Path]:
     return [checkpoints.path(step) for step in reversed(steps)]
 
 
-def parts(path: Path) -> dict[str, Path]:
-    """The part files, by name, of the newest checkpoint that a path stands for."""
+def parts(path: Path) -> dict[str, tuple[Path, str]]:
+    """Files and groups of the parts, by name, of the newest checkpoint that a path stands for."""
     folder = folders(path)[-1]
-    return {name: folder / f"{name}.h5" for name in Checkpoints(folder.parent, 1).parts(_step(folder))}
+    checkpoints, step = Checkpoints(folder.parent, 1), _step(folder)
+    return {name: checkpoints.place(step, name) for name in checkpoints.parts(step)}
 
 
 def leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:

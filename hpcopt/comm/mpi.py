@@ -58,6 +58,10 @@ class MpiTransport(Transport):
     def barrier(self) -> None:
         _poll(self._comm.Ibarrier())
 
+    @property
+    def communicator(self) -> MPI.Comm:
+        return self._comm
+
     def split(self, color: int, key: int) -> "MpiTransport":
         return MpiTransport(MPI.Intracomm(self._comm.Split(color, key)), self.traffic)
 

@@ -8,7 +8,7 @@ methods but the point-to-point ones are collective over the transport's ranks.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NoReturn, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -112,6 +112,11 @@ class Transport:
 
     def close(self) -> None:
         """Leave the job in order. The transport must not be used afterwards."""
+
+    @property
+    def communicator(self) -> Any:
+        """Of mpi4py, over the same ranks, for libraries that take one."""
+        self._refuse("MPI communicator")
 
     def _refuse(self, what: str) -> NoReturn:
         raise UnsupportedError(f'the {self.name} transport has no {what}; use [run] backend = "mpi"')

@@ -7,6 +7,8 @@
             rank00000.h5 ...  what a rank has alone, each written by its rank
         latest                name of the newest folder, for people and scripts
 
+Where all ranks write together (hpcopt/store/parallel.py), parts.h5 takes the place of the parts' own files.
+
 While it is written the folder is called step_00001234.tmp; the rename is the commit. No rank writes another rank's
 file, and only rank 0 makes, renames and removes folders. The class knows no ranks: the caller makes the barriers.
 """
@@ -14,7 +16,7 @@ file, and only rank 0 makes, renames and removes folders. The class knows no ran
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,12 @@ from typing import Any
 from hpcopt import __version__
 from hpcopt.errors import CheckpointError
 from hpcopt.store import hdf5
-from hpcopt.store.tree import REMEDY, read_tree, tree_checksum, verify_tree, write_tree
+from hpcopt.store.parallel import write_trees
+from hpcopt.store.tree import REMEDY, pack, read_tree, tree_checksum, verify_tree, write_tree
 
 SCHEMA_VERSION = 2
 SHARED = "shared"
+TOGETHER = "parts.h5"
 MANIFEST = "manifest.json"
 LATEST = "latest"
 
@@ -83,6 +87,23 @@ class Checkpoints:
         except (OSError, RuntimeError) as cause:  # HDF5 reports a full disk as either
             raise CheckpointError(f"cannot write {path} ({cause}): is the disk full?") from cause
 
+    def write_together(self, step: int, comm: Any, parts: Mapping[str, Any]) -> None:
+        """Write all ranks' parts to one file of the checkpoint that begin() opened. Collective over comm.
+
+        Args:
+            step: as given to begin().
+            comm: communicator of mpi4py.
+            parts: this rank's, by name; a tree each, of which nothing may be wrong: see write_part.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        path = self._unfinished(step) / TOGETHER
+        try:
+            write_trees(path, comm, {name: pack(tree) for name, tree in parts.items()}, {"step": step})
+        except (OSError, RuntimeError) as cause:
+            raise CheckpointError(f"cannot write {path} ({cause}): is the disk full?") from cause
+
     def commit(self, step: int, parts: Sequence[str]) -> Path:
         """Make the checkpoint count, once all ranks have written: manifest, rename, `latest`, and prune the oldest.
 
@@ -97,15 +118,17 @@ class Checkpoints:
             CheckpointError: a part is missing or incomplete; the checkpoint does not count then.
         """
         unfinished, folder = self._unfinished(step), self.path(step)
+        together = {"file": TOGETHER} if (unfinished / TOGETHER).exists() else {}
         about = {}
         for name in parts:
-            path = unfinished / f"{name}.h5"
-            about[name] = {"crc32": tree_checksum(path), "bytes": path.stat().st_size}
+            path, group = _place(unfinished, name, together)
+            about[name] = {"crc32": tree_checksum(path, group), "bytes": path.stat().st_size}
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "step": step,
             "hpcopt_version": __version__,
             "date_created": datetime.now(UTC).isoformat(timespec="seconds"),
+            **together,
             "parts": about,
         }
         try:
@@ -139,7 +162,7 @@ class Checkpoints:
         Raises:
             CheckpointError: no such checkpoint or part, or it is damaged.
         """
-        return read_tree(self._known_part(step, name))
+        return read_tree(*self._known_part(step, name))
 
     def verify(self, step: int) -> None:
         """Read every byte of a committed checkpoint.
@@ -148,7 +171,11 @@ class Checkpoints:
             CheckpointError: a part is missing or damaged.
         """
         for name in self.parts(step):
-            verify_tree(self._known_part(step, name))
+            verify_tree(*self._known_part(step, name))
+
+    def place(self, step: int, name: str) -> tuple[Path, str]:
+        """File of a part, and the group that it is in that file."""
+        return _place(self.path(step), name, self.manifest(step))
 
     def path(self, step: int) -> Path:
         """Folder of a committed checkpoint."""
@@ -171,20 +198,23 @@ class Checkpoints:
             for part in manifest["parts"].values():
                 int(part["bytes"]), str(part["crc32"])
             str(manifest["date_created"])
+            if manifest.get("file", TOGETHER) != TOGETHER:
+                raise ValueError(f"it names the file {manifest['file']}")
         except FileNotFoundError as cause:
             raise CheckpointError(f"{path} is missing: {REMEDY}") from cause
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
             raise CheckpointError(f"{path} is damaged ({cause!r}): {REMEDY}") from cause
         return manifest  # type: ignore[no-any-return]
 
-    def _known_part(self, step: int, name: str) -> Path:
-        """Path of a part, after making sure that the file is the one the manifest was written for."""
-        path, parts = self.path(step) / f"{name}.h5", self.manifest(step)["parts"]
+    def _known_part(self, step: int, name: str) -> tuple[Path, str]:
+        """Place of a part, after making sure that the file is the one the manifest was written for."""
+        manifest = self.manifest(step)
+        (path, group), parts = _place(self.path(step), name, manifest), manifest["parts"]
         if name not in parts:
             raise CheckpointError(f"{path.parent / MANIFEST} knows no part {name}, only {', '.join(parts)}: {REMEDY}")
-        if tree_checksum(path) != parts[name]["crc32"] or path.stat().st_size != parts[name]["bytes"]:
+        if tree_checksum(path, group) != parts[name]["crc32"] or path.stat().st_size != parts[name]["bytes"]:
             raise CheckpointError(f"{path} is not the file that {MANIFEST} was written for: {REMEDY}")
-        return path
+        return path, group
 
     def _prune(self) -> None:
         for step in self.steps()[self.keep :]:
@@ -199,3 +229,7 @@ class Checkpoints:
         temporary = self.folder / f".{LATEST}.tmp"
         temporary.write_text(name + "\n")
         temporary.replace(self.folder / LATEST)
+
+
+def _place(folder: Path, name: str, manifest: Mapping[str, Any]) -> tuple[Path, str]:
+    return (folder / TOGETHER, name) if "file" in manifest else (folder / f"{name}.h5", "/")

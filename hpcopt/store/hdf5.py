@@ -19,7 +19,8 @@ from hpcopt.errors import HpcoptError
 CONVENTIONS = "HPCOPT-1.0"
 VERSIONS = ("v110", "v110")  # oldest and newest format to use
 BLOCK_BYTES = 1 << 24
-PAGE_BYTES = 1 << 12  # what is longer starts on a page, so that the system copies whole ones
+PAGE_BYTES = 1 << 12
+ALIGNMENT = {"alignment_threshold": PAGE_BYTES, "alignment_interval": PAGE_BYTES}  # so that whole pages are copied
 
 
 @contextlib.contextmanager
@@ -29,8 +30,7 @@ def create(path: Path) -> Iterator[h5py.File]:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        align = {"alignment_threshold": PAGE_BYTES, "alignment_interval": PAGE_BYTES}
-        with h5py.File(temporary, "w", libver=VERSIONS, **align) as file:
+        with h5py.File(temporary, "w", libver=VERSIONS, **ALIGNMENT) as file:
             yield file
         publish(temporary, path)
     finally:

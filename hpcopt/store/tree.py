@@ -7,9 +7,11 @@ over the document and all values is verified on load: it guards against accident
 less than the disk, which a cryptographic sum does not. docs/format.md describes the layout.
 """
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +27,7 @@ from hpcopt.store import hdf5
 
 SCHEMA_VERSION = 2
 BUFFER_BYTES = 1 << 20
-BLOCK_BYTES = 1 << 18  # read, and then checksummed out of the core's own cache
+BLOCK_BYTES = 1 << 22  # read, and then checksummed out of the cache; the system reads ahead by what is asked for
 REMEDY = "resume from another checkpoint, or start afresh with --fresh"
 
 INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
@@ -47,6 +49,33 @@ class _Leaf(NamedTuple):
         return math.prod(self.shape)
 
 
+class Packed(NamedTuple):
+    """A tree ready to be written: its document, and its leaves in the order of the table."""
+
+    document: bytes
+    table: Sequence[_Leaf]
+    leaves: Sequence[Tensor | np.ndarray]
+
+    @property
+    def sizes(self) -> tuple[int, dict[str, int]]:
+        """Bytes of the document, and the number of values of each dtype, in the order of the file."""
+        last = {dtype: self.table[indices[-1]] for dtype, indices in by_dtype(self.table).items()}
+        return len(self.document), {dtype: leaf.first + leaf.size for dtype, leaf in last.items()}
+
+
+def pack(tree: Any) -> Packed:
+    """Turn a tree into a document and leaves; copies no values.
+
+    Raises:
+        TypeError: something in the tree is not what write_tree takes; the message says where it stands.
+    """
+    leaves: list[Tensor | np.ndarray] = []
+    packed = _pack(tree, "tree", leaves)
+    table = _lay_out(leaves)
+    document = json.dumps({"tree": packed, "arrays": table}, allow_nan=False, separators=(",", ":")).encode()
+    return Packed(document, table, leaves)
+
+
 def write_tree(path: Path, tree: Any, attributes: Mapping[str, Any] | None = None) -> str:
     """Write a tree to path, which appears complete and on disk, or not at all.
 
@@ -62,49 +91,66 @@ def write_tree(path: Path, tree: Any, attributes: Mapping[str, Any] | None = Non
     Raises:
         TypeError: something in the tree is of another type; the message says where it stands.
     """
-    leaves: list[Tensor | np.ndarray] = []
-    packed = _pack(tree, "tree", leaves)
-    table = _lay_out(leaves)
-    document = json.dumps({"tree": packed, "arrays": table}, allow_nan=False, separators=(",", ":")).encode()
-    checksum = crc32(document)
+    packed = pack(tree)
+    checksum = crc32(packed.document)
     with hdf5.create(path) as file:
-        title = {"Conventions": hdf5.CONVENTIONS, "title": "hpcopt tree", "schema_version": SCHEMA_VERSION}
-        hdf5.set_attributes(file, {**title, **(attributes or {})})
-        file.create_dataset("document", data=np.frombuffer(document, np.uint8))
-        stated = hdf5.contiguous(file, "crc32", (1,), np.dtype("<u4"))
-        arrays = _create_arrays(file, table)
+        set_title(file, attributes or {})
+        create_arrays(file, packed.sizes)
+        file["document"][...] = np.frombuffer(packed.document, np.uint8)
         file.flush()
         with Path(file.filename).open("r+b", BUFFER_BYTES) as raw:
-            for dtype, indices in _by_dtype(table).items():
-                raw.seek(hdf5.place(arrays[dtype]))
+            for dtype, indices in by_dtype(packed.table).items():
+                raw.seek(hdf5.place(file[f"values/{dtype}"]))
                 for index in indices:
-                    values = _bytes(_on_cpu(leaves[index]))
+                    values = as_bytes(packed.leaves[index])
                     checksum = crc32(values, checksum)
                     raw.write(values)
-            raw.seek(hdf5.place(stated))
+            raw.seek(hdf5.place(file["crc32"]))
             raw.write(checksum.to_bytes(4, "little"))
     return f"{checksum:08x}"
 
 
-def read_tree(path: Path) -> Any:
+def set_title(file: h5py.File, attributes: Mapping[str, Any]) -> None:
+    """Say in the root what the file is, and what else there is to say."""
+    title = {"Conventions": hdf5.CONVENTIONS, "title": "hpcopt tree", "schema_version": SCHEMA_VERSION}
+    hdf5.set_attributes(file, {**title, **attributes})
+
+
+def create_arrays(group: h5py.Group, sizes: tuple[int, dict[str, int]]) -> None:
+    """Make room in a group for a tree of such Packed.sizes."""
+    document_bytes, counts = sizes
+    hdf5.contiguous(group, "document", (document_bytes,), np.dtype(np.uint8))
+    hdf5.contiguous(group, "crc32", (1,), np.dtype("<u4"))
+    values = group.create_group("values")
+    for dtype, count in counts.items():
+        array = hdf5.contiguous(values, dtype, (count,), np.dtype(STORED_AS[dtype]))
+        hdf5.set_attributes(array, {"dtype": dtype, "units": "1", "long_name": f"values of all tensors of {dtype}"})
+
+
+def read_tree(path: Path, part: str = "/") -> Any:
     """Read what write_tree wrote; tensors come back on the CPU.
+
+    Args:
+        path: the file.
+        part: the group that the tree is in, of a file that holds several.
 
     Raises:
         CheckpointError: the file is missing, or damaged anywhere.
     """
-    with hdf5.reading(path, CheckpointError, REMEDY) as file:
-        document = file["document"][...].tobytes()
+    with _reading(path, part) as group:
+        document = group["document"][...].tobytes()
         contents = json.loads(document)
         table = [_Leaf(*row) for row in contents["arrays"]]
         leaves: list[Any] = [None] * len(table)
         checksum = crc32(document)
         with FileIO(path) as raw:
-            for dtype, indices in _by_dtype(table).items():
-                raw.seek(hdf5.place(_checked(file, dtype, [table[index] for index in indices])))
+            os.posix_fadvise(raw.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)  # small tensors, too, are read ahead
+            for dtype, indices in by_dtype(table).items():
+                raw.seek(hdf5.place(_checked(group, dtype, [table[index] for index in indices])))
                 for index in indices:
                     leaves[index] = _empty(table[index])
-                    checksum = _read_into(_bytes(leaves[index]), raw, checksum)
-        if checksum != _stated_checksum(file):
+                    checksum = _read_into(_memory(leaves[index]), raw, checksum)
+        if checksum != int(group["crc32"][0]):
             raise ValueError("its values do not match its checksum")
         return _unpack(contents["tree"], leaves)
 
@@ -118,35 +164,41 @@ def _read_into(values: memoryview, raw: FileIO, checksum: int) -> int:
     return checksum
 
 
-def tree_checksum(path: Path) -> str:
+def tree_checksum(path: Path, part: str = "/") -> str:
     """The checksum as write_tree returned it, of what the file should hold. Reads only the file's header."""
-    with hdf5.reading(path, CheckpointError, REMEDY) as file:
-        return f"{_stated_checksum(file):08x}"
+    with _reading(path, part) as group:
+        return f"{int(group['crc32'][0]):08x}"
 
 
-def verify_tree(path: Path) -> str:
+def verify_tree(path: Path, part: str = "/") -> str:
     """Read every byte and compare with the checksum, which is returned, without building the tree.
 
     Raises:
         CheckpointError: the file is missing, or damaged anywhere.
     """
-    with hdf5.reading(path, CheckpointError, REMEDY) as file:
-        document = file["document"][...].tobytes()
+    with _reading(path, part) as group:
+        document = group["document"][...].tobytes()
         checksum = crc32(document)
         table = [_Leaf(*row) for row in json.loads(document)["arrays"]]
-        for dtype, indices in _by_dtype(table).items():
-            array = _checked(file, dtype, [table[index] for index in indices])
+        for dtype, indices in by_dtype(table).items():
+            array = _checked(group, dtype, [table[index] for index in indices])
             for block in hdf5.blocks(path, hdf5.place(array), array.nbytes):
                 checksum = crc32(block, checksum)
-        if checksum != _stated_checksum(file):
+        if checksum != int(group["crc32"][0]):
             raise ValueError("its values do not match its checksum")
     return f"{checksum:08x}"
 
 
-def _stated_checksum(file: h5py.File) -> int:
-    if (schema := file.attrs["schema_version"]) != SCHEMA_VERSION:
-        raise ValueError(f"it is of schema {schema}, and this hpcopt reads {SCHEMA_VERSION}")
-    return int(file["crc32"][0])
+@contextlib.contextmanager
+def _reading(path: Path, part: str) -> Iterator[h5py.Group]:
+    """Open a tree's group in a file of this schema; damage becomes a CheckpointError."""
+    with hdf5.reading(path, CheckpointError, REMEDY) as file:
+        if (schema := file.attrs["schema_version"]) != SCHEMA_VERSION:
+            raise ValueError(f"it is of schema {schema}, and this hpcopt reads {SCHEMA_VERSION}")
+        group = file[part]
+        if "document" not in group and "values" not in group and len(group):
+            raise CheckpointError(f"{path} holds the parts {', '.join(group)}: name the folder that it is in")
+        yield group
 
 
 def _pack(node: Any, place: str, leaves: list[Tensor | np.ndarray]) -> Any:
@@ -203,7 +255,7 @@ def _lay_out(leaves: Sequence[Tensor | np.ndarray]) -> list[_Leaf]:
     return table
 
 
-def _by_dtype(table: Sequence[_Leaf]) -> dict[str, list[int]]:
+def by_dtype(table: Sequence[_Leaf]) -> dict[str, list[int]]:
     """Indices of the leaves of each dtype: the order of values in the file, and in the checksum."""
     groups: dict[str, list[int]] = {}
     for index, leaf in enumerate(table):
@@ -211,19 +263,9 @@ def _by_dtype(table: Sequence[_Leaf]) -> dict[str, list[int]]:
     return groups
 
 
-def _create_arrays(file: h5py.File, table: Sequence[_Leaf]) -> dict[str, h5py.Dataset]:
-    arrays, group = {}, file.create_group("values")
-    for dtype, indices in _by_dtype(table).items():
-        last = table[indices[-1]]
-        array = hdf5.contiguous(group, dtype, (last.first + last.size,), np.dtype(STORED_AS[dtype]))
-        hdf5.set_attributes(array, {"dtype": dtype, "units": "1", "long_name": f"values of all tensors of {dtype}"})
-        arrays[dtype] = array
-    return arrays
-
-
-def _checked(file: h5py.File, dtype: str, leaves: Sequence[_Leaf]) -> h5py.Dataset:
+def _checked(group: h5py.Group, dtype: str, leaves: Sequence[_Leaf]) -> h5py.Dataset:
     """The array of a dtype, after making sure that the leaves fill it exactly, one after the other."""
-    array, used = file[f"values/{dtype}"], 0
+    array, used = group[f"values/{dtype}"], 0
     for leaf in leaves:
         if leaf.first != used or min(leaf.shape, default=0) < 0:
             raise ValueError("its table is inconsistent")
@@ -250,7 +292,12 @@ def _empty(leaf: _Leaf) -> Tensor | np.ndarray:
     return values if leaf.kind == "array" else torch.from_numpy(values).view(getattr(torch, leaf.dtype))
 
 
-def _bytes(leaf: Tensor | np.ndarray) -> memoryview:
+def as_bytes(leaf: Tensor | np.ndarray) -> memoryview:
+    """The values of a leaf as they stand in the file; copies only what is not contiguous memory of the CPU."""
+    return _memory(_on_cpu(leaf))
+
+
+def _memory(leaf: Tensor | np.ndarray) -> memoryview:
     """The memory of a contiguous leaf as bytes; not a copy."""
     if isinstance(leaf, Tensor):
         leaf = torch.empty(0).numpy() if leaf.numel() == 0 else leaf.reshape(-1).view(torch.uint8).numpy()

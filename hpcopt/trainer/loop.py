@@ -59,7 +59,9 @@ class Trainer:
         self._checkpoint_every = run.checkpoint_every or workload.steps_per_epoch
         self._choices: Choices | None = None
         self._start_s = time.monotonic()
-        self._saver = Saver(world, checkpoints, run.checkpoint_in_background, position.step)
+        self._saver = Saver(
+            world, checkpoints, run.checkpoint_in_background, position.step, one_file=run.checkpoint_one_file
+        )
 
     def train(self) -> Outcome:
         """Run to the end, whichever it is. Collective.

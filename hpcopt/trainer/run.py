@@ -59,6 +59,10 @@ class RunConfig(Config):
     checkpoint_in_background: bool = Field(
         True, description="go on training while a checkpoint is written; needs memory for a copy of the state"
     )
+    checkpoint_one_file: bool = Field(
+        False,
+        description="all ranks write one file, over MPI-IO, while training waits; takes an h5py built with MPI",
+    )
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints to keep")
     stop_at: StopAt | None = Field(None, description="a score that ends the run early")
     time_budget: Annotated[float, BeforeValidator(seconds)] | None = Field(

@@ -1,11 +1,13 @@
 """Saving a job: all ranks together, each its own part, in the background if the job says so."""
 
 from dataclasses import asdict
+from typing import Any
 
 from hpcopt.comm.world import World
 from hpcopt.solvers.solver import Solver
 from hpcopt.store.background import BackgroundWriter
 from hpcopt.store.checkpoint import SHARED, Checkpoints, rank_part
+from hpcopt.store.parallel import require_mpi
 from hpcopt.trainer.randomness import random_state
 from hpcopt.trainer.resume import Position
 
@@ -20,8 +22,16 @@ class Saver:
         saved_step: of the newest checkpoint that counts.
     """
 
-    def __init__(self, world: World, checkpoints: Checkpoints, background: bool, saved_step: int) -> None:
-        self._world, self._checkpoints, self._background = world, checkpoints, background
+    def __init__(
+        self, world: World, checkpoints: Checkpoints, background: bool, saved_step: int, *, one_file: bool = False
+    ) -> None:
+        """Raises UnsupportedError, on all ranks, if one_file is not to be had here."""
+        self._world, self._checkpoints, self._background = world, checkpoints, background and not one_file
+        self._communicator: Any = None
+        if one_file:
+            with world.together():
+                require_mpi()
+                self._communicator = world.transport.communicator
         self._writer = BackgroundWriter(checkpoints)
         self._pending: int | None = None
         self.saved_step = saved_step
@@ -42,6 +52,9 @@ class Saver:
             self._writer.write(step, parts)
         else:
             with self._world.together():
+                if self._communicator is not None:
+                    self._checkpoints.write_together(step, self._communicator, parts)
+                    parts = {}
                 for name, tree in parts.items():
                     self._checkpoints.write_part(step, name, tree)
             self.finish()
