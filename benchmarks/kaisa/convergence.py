@@ -1,15 +1,17 @@
 """Does K-FAC reach a loss sooner than tuned first-order optimizers? One rank, one thread.
 
     python benchmarks/kaisa/convergence.py sweep TASK OPTIMIZER               # every setting of the grid, short
-    python benchmarks/kaisa/convergence.py run TASK OPTIMIZER SEED --steps 1000 [--set lr=0.1 damping=3] [--quiet]
-    python benchmarks/kaisa/convergence.py report                             # tables and curves into docs/kaisa.md
+    python benchmarks/kaisa/convergence.py run TASK OPTIMIZER SEED --steps 1000 [--set lr=0.1 damping=3]
+    python benchmarks/kaisa/convergence.py clock                              # what a step takes
+    python benchmarks/kaisa/curves.py                                         # tables and curves into docs/kaisa.md
 
 Tasks: ``autoencoder`` (784-1000-500-250-30 and back, tanh, Bernoulli cross-entropy, batch 512) and ``resnet`` (ResNet-8
 with GroupNorm, cross-entropy, batch 128), both on Fashion-MNIST less 2,500 held-out training images. Over a run's steps
-the learning rate falls linearly to 2 %. What a run finds depends on its seed alone; what it takes is counted in CPU
-seconds of the process and in wall seconds, which are meant only where the machine had nothing else to do (--quiet).
-Settings are chosen by, and curves show, the loss of the held-out images; the end of a run is judged on the test set. A
-run is a line of runs.jsonl. Evaluation is off the clock.
+the learning rate falls linearly to 2 %. Settings are chosen by, and curves show, the loss of the held-out images; the
+end of a run is judged on the test set. A run is a line of runs.jsonl; it depends on its seed alone but for the seconds,
+which other work on the machine lengthens. So ``clock`` measures what a step takes, the chosen settings of all
+optimizers taking turns, into step_times.json: CPU seconds of the process, of one thread, which with nothing else on the
+machine are its wall seconds. Evaluation is off the clock.
 """
 
 import argparse
@@ -22,14 +24,17 @@ from typing import Any
 import h5py
 import torch
 import torch.nn.functional as F
+from curves import chosen
 from torch import Tensor, nn
 
 import hpcopt
 from hpcopt.comm.world import alone
 from hpcopt.models.resnet import ResNetConfig
+from hpcopt.solvers.kaisa.recorder import Distribution
 
 DATA = Path("data/fashion-mnist")
 RUNS = Path(__file__).with_name("runs.jsonl")
+STEP_TIMES = Path(__file__).with_name("step_times.json")
 HELD_OUT = 2500
 EVALUATIONS = {"sweep": 5, "run": 25}
 
@@ -149,43 +154,79 @@ def optimizer_of(name: str, model: nn.Module, s: Settings) -> torch.optim.Optimi
     return torch.optim.SGD(model.parameters(), s["lr"], s["momentum"], weight_decay=decay, nesterov=name == "sgd")
 
 
-def run(
-    task: Task, name: str, seed: int, steps: int, settings: Settings, evaluations: int, quiet: bool = False
-) -> dict[str, Any]:
+class Training:
+    """A model with its optimizer and its own random numbers."""
+
+    def __init__(self, task: Task, name: str, seed: int, settings: Settings) -> None:
+        torch.manual_seed(seed)
+        self.task, self.model = task, task.model()
+        self.generator = torch.Generator().manual_seed(seed)
+        self.settings = {**(KAISA[task.name] if name == "kaisa" else {}), **settings}
+        self.optimizer = optimizer_of(name, self.model, self.settings)
+        self.kaisa = None
+        if name == "kaisa":
+            own = {k: v for k, v in self.settings.items() if k not in ("lr", "momentum", "weight_decay")}
+            lr = lambda: self.optimizer.param_groups[0]["lr"]  # noqa: E731
+            self.kaisa = hpcopt.Kaisa(self.model, alone(), lr=lr, fisher="sampled", **own)
+
+    def step(self, part: float) -> None:
+        """One step with this part of the learning rate."""
+        task, (x_all, labels_all) = self.task, self.task.train
+        rows = torch.randint(0, len(x_all), (task.batch,), generator=self.generator)
+        x, labels = x_all[rows], labels_all[rows]
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings["lr"] * part
+        outputs = task.outputs(self.model, x)
+        self.optimizer.zero_grad()
+        if self.kaisa is not None and self.kaisa.factors_due:
+            distribution: Distribution = "bernoulli" if task.name == "autoencoder" else "categorical"
+            self.kaisa.sample(outputs, distribution, generator=self.generator)
+        task.loss(outputs, x, labels).backward()  # type: ignore[no-untyped-call]
+        if self.kaisa is not None:
+            self.kaisa.step()
+        self.optimizer.step()
+
+
+def run(task: Task, name: str, seed: int, steps: int, settings: Settings, evaluations: int) -> dict[str, Any]:
     """One run: its line of runs.jsonl."""
-    torch.manual_seed(seed)
-    model, generator = task.model(), torch.Generator().manual_seed(seed)
-    settings = {**(KAISA[task.name] if name == "kaisa" else {}), **settings}
-    optimizer = optimizer_of(name, model, settings)
-    kaisa = None
-    if name == "kaisa":
-        own = {k: v for k, v in settings.items() if k not in ("lr", "momentum", "weight_decay")}
-        kaisa = hpcopt.Kaisa(model, alone(), lr=lambda: optimizer.param_groups[0]["lr"], fisher="sampled", **own)
-    x_all, labels_all = task.train
+    training = Training(task, name, seed, settings)
     curve, cpu_s, wall_s = [], 0.0, 0.0
     for step in range(steps):
         if step % max(1, steps // evaluations) == 0:
             point = {"step": step, "cpu_s": cpu_s, "wall_s": wall_s}
-            curve.append({**point, **task.evaluate(model, task.held_out)})
+            curve.append({**point, **task.evaluate(training.model, task.held_out)})
         cpu, wall = time.process_time(), time.perf_counter()
-        rows = torch.randint(0, len(x_all), (task.batch,), generator=generator)
-        x, labels = x_all[rows], labels_all[rows]
-        for group in optimizer.param_groups:
-            group["lr"] = settings["lr"] * max(0.02, 1 - step / steps)
-        outputs = task.outputs(model, x)
-        optimizer.zero_grad()
-        if kaisa is not None and kaisa.factors_due:
-            kaisa.sample(outputs, "bernoulli" if task.name == "autoencoder" else "categorical", generator=generator)
-        task.loss(outputs, x, labels).backward()  # type: ignore[no-untyped-call]
-        if kaisa is not None:
-            kaisa.step()
-        optimizer.step()
+        training.step(max(0.02, 1 - step / steps))
         cpu_s, wall_s = cpu_s + time.process_time() - cpu, wall_s + time.perf_counter() - wall
-    curve.append({"step": steps, "cpu_s": cpu_s, "wall_s": wall_s, **task.evaluate(model, task.held_out)})
+    curve.append({"step": steps, "cpu_s": cpu_s, "wall_s": wall_s, **task.evaluate(training.model, task.held_out)})
     return {
-        "task": task.name, "optimizer": name, "seed": seed, "steps": steps, "settings": settings, "quiet": quiet,
-        "test": task.evaluate(model, task.test), "curve": curve,
+        "task": task.name, "optimizer": name, "seed": seed, "steps": steps, "settings": training.settings,
+        "test": task.evaluate(training.model, task.test), "curve": curve,
     }  # fmt: skip
+
+
+def best_settings(task: str) -> dict[str, Settings]:
+    """Of each optimizer, those that the report speaks of."""
+    runs = [run for run in map(json.loads, RUNS.read_text().splitlines()) if run["task"] == task]
+    return {name: best[0]["settings"] for name, best in chosen(runs).items()}
+
+
+def clock(task: Task, settings: dict[str, Settings], rounds: int = 5, steps: int = 20) -> dict[str, list[float]]:
+    """CPU seconds of a step, one number a round; the optimizers take turns of steps that hold whole numbers of K-FAC's
+    refreshes of factors and of inverses.
+    """
+    trainings = {name: Training(task, name, 0, own) for name, own in settings.items()}
+    took: dict[str, list[float]] = {name: [] for name in trainings}
+    for turn in range(rounds + 1):
+        for name, training in trainings.items():
+            cpu, wall = time.process_time(), time.perf_counter()
+            for _ in range(steps):
+                training.step(0.1)
+            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+            print(f"{task.name} {name}: {wall / steps:.4f} s, of which it had a core for {cpu / wall:.1%}", flush=True)
+            if turn > 0:
+                took[name].append(cpu / steps)
+    return took
 
 
 def record(result: dict[str, Any]) -> None:
@@ -206,13 +247,17 @@ def main() -> None:
     one.add_argument("seed", type=int)
     one.add_argument("--steps", type=int, required=True)
     one.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
-    one.add_argument("--quiet", action="store_true")
+    commands.add_parser("clock")
     a = parser.parse_args()
     torch.set_num_threads(1)
+    if a.command == "clock":
+        times = {name: clock(Task(name), best_settings(name)) for name in ("autoencoder", "resnet")}
+        STEP_TIMES.write_text(json.dumps(times, indent=1) + "\n")
+        return
     task = Task(a.task)
     if a.command == "run":
         settings = {k: json.loads(v) for k, v in (pair.split("=") for pair in a.set)}
-        record(run(task, a.optimizer, a.seed, a.steps, settings, EVALUATIONS["run"], a.quiet))
+        record(run(task, a.optimizer, a.seed, a.steps, settings, EVALUATIONS["run"]))
     else:
         grid = GRIDS[a.task, a.optimizer]
         for settings in grid if a.only is None else [grid[a.only]]:

@@ -3,8 +3,8 @@
     python benchmarks/kaisa/curves.py
 
 Of each optimizer the settings with most seeds count, the lowest held-out loss deciding between equals. Losses at which
-optimizers are compared are the first-order ones' own mean losses at their ends. Wall seconds count where a run had a
-core to itself.
+optimizers are compared are the first-order ones' own mean losses at their ends. Seconds are steps times what a step
+takes (step_times.json, the median of its rounds).
 """
 
 import json
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 RUNS = Path(__file__).with_name("runs.jsonl")
+STEP_TIMES = Path(__file__).with_name("step_times.json")
 DOCS = Path(__file__).parents[2] / "docs"
 NAMES = {"sgd": "SGD, Nesterov", "adamw": "AdamW", "kaisa": "K-FAC"}
 COLOURS = {"sgd": "#e69f00", "adamw": "#0a84c6", "kaisa": "#009e73"}
@@ -23,27 +24,17 @@ COLOURS = {"sgd": "#e69f00", "adamw": "#0a84c6", "kaisa": "#009e73"}
 Run = dict[str, Any]
 
 
-def crossing(run: Run, loss: float, clock: str) -> float:
-    """Steps or seconds at which a run's curve first is at a loss, interpolated; infinite if it never is."""
+def crossing(run: Run, loss: float) -> float:
+    """Steps after which a run's curve first is at a loss, interpolated; infinite if it never is."""
     for a, b in pairwise(run["curve"]):
         if b["loss"] <= loss:
             part = max(0.0, (a["loss"] - loss) / (a["loss"] - b["loss"]))
-            return float(a[clock] + part * (b[clock] - a[clock]))
+            return float(a["step"] + part * (b["step"] - a["step"]))
     return float("inf")
 
 
 def final_loss(run: Run) -> float:
     return float(run["curve"][-1]["loss"])
-
-
-def waited(run: Run) -> float:
-    """Wall seconds for each CPU second: 1 where the process, of one thread, had a core to itself all the time."""
-    return float(run["curve"][-1]["wall_s"] / run["curve"][-1]["cpu_s"])
-
-
-def unwaiting(runs: list[Run]) -> list[Run]:
-    """Those whose wall seconds say what the optimizer takes."""
-    return [run for run in runs if waited(run) < 1.03]
 
 
 def spread(values: list[float], digits: str = ".4g") -> str:
@@ -53,8 +44,8 @@ def spread(values: list[float], digits: str = ".4g") -> str:
 
 
 def one_a_seed(runs: list[Run]) -> list[Run]:
-    """One run a seed: where there are several, that which waited least."""
-    by_seed = {run["seed"]: run for run in sorted(runs, key=waited, reverse=True)}
+    """One run a seed: where there are several, that with the finest curve."""
+    by_seed = {run["seed"]: run for run in sorted(runs, key=lambda r: len(r["curve"]))}
     return [by_seed[seed] for seed in sorted(by_seed)]
 
 
@@ -74,33 +65,27 @@ def words(settings: Run) -> str:
     return ", ".join(f"{key} {value}" for key, value in settings.items())
 
 
-def results(best: dict[str, list[Run]]) -> str:
-    """What each optimizer ends at, and where K-FAC is there."""
+def results(best: dict[str, list[Run]], step_s: dict[str, float]) -> str:
+    """What each optimizer ends at, and where K-FAC is there; ``step_s`` is what a step takes."""
     accuracy = "accuracy" in next(iter(best.values()))[0]["test"]
-    heads = ["optimizer", "settings", "seeds", "steps", "test loss", *["test accuracy"] * accuracy, "CPU s"]
-    heads += ["K-FAC there after: steps", "ratio", "CPU s", "ratio", "wall s", "ratio"]
+    heads = ["optimizer", "settings", "seeds", "steps", "s a step", "s", "test loss", *["test accuracy"] * accuracy]
+    heads += ["held-out loss", "K-FAC there after: steps", "ratio", "s", "ratio"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    ours = best.get("kaisa", [])
+    ours = one_a_seed(best["kaisa"])
     for name, runs in best.items():
-        seeds = one_a_seed(runs)
-        cells = [NAMES[name], words(runs[0]["settings"]), str(len(seeds)), str(runs[0]["steps"])]
+        seeds, steps = one_a_seed(runs), runs[0]["steps"]
+        cells = [NAMES[name], words(runs[0]["settings"]), str(len(seeds)), str(steps)]
+        cells += [f"{step_s[name]:.3f}", f"{steps * step_s[name]:.3g}"]
         cells.append(spread([r["test"]["loss"] for r in seeds]))
         if accuracy:
             cells.append(spread([r["test"]["accuracy"] for r in seeds]))
-        cells.append(spread([r["curve"][-1]["cpu_s"] for r in seeds], ".3g"))
         target = statistics.fmean(map(final_loss, seeds))
-        for clock, theirs, own in (
-            ("step", seeds, one_a_seed(ours)),
-            ("cpu_s", seeds, one_a_seed(ours)),
-            ("wall_s", unwaiting(seeds), unwaiting(one_a_seed(ours))),
-        ):
-            if name == "kaisa" or not theirs or not own:
-                cells += ["", ""]
-                continue
-            there = [crossing(r, target, clock) for r in own]
-            whole = statistics.fmean(r["curve"][-1][clock] for r in theirs)
-            cells += [spread(there, ".3g"), spread([t / whole for t in there], ".2f")]
-        lines.append("| " + " | ".join(cells) + " |")
+        cells.append(spread([final_loss(r) for r in seeds]))
+        if name != "kaisa":
+            there = [crossing(r, target) for r in ours]
+            for own, theirs in (there, steps), ([step_s["kaisa"] * t for t in there], step_s[name] * steps):
+                cells += [spread(own, ".3g"), spread([t / theirs for t in own], ".2f")]
+        lines.append("| " + " | ".join(cells) + " |" + " |" * (len(heads) - len(cells)))
     return "\n".join(lines)
 
 
@@ -124,20 +109,20 @@ def trials(runs: list[Run]) -> str:
     return "\n".join(lines)
 
 
-def picture(best: dict[str, dict[str, list[Run]]]) -> None:
-    """Held-out loss against steps and against CPU seconds, a row a task, a line a run."""
+def picture(best: dict[str, dict[str, list[Run]]], step_s: dict[str, dict[str, float]]) -> None:
+    """Held-out loss against steps and against seconds, a row a task, a line a run."""
     from plotly import subplots
 
-    titles = [f"{task}: held-out loss by {clock}" for task in best for clock in ("steps", "CPU seconds")]
+    titles = [f"{task}: held-out loss by {clock}" for task in best for clock in ("steps", "seconds")]
     figure = subplots.make_subplots(rows=len(best), cols=2, subplot_titles=titles, vertical_spacing=0.13)
     for row, (task, optimizers) in enumerate(best.items(), 1):
         for name, runs in optimizers.items():
             for i, run in enumerate(one_a_seed(runs)):
-                for column, clock in enumerate(("step", "cpu_s"), 1):
+                for column, unit in enumerate((1.0, step_s[task][name]), 1):
                     figure.add_scatter(
-                        x=[p[clock] for p in run["curve"]], y=[p["loss"] for p in run["curve"]], row=row, col=column,
-                        mode="lines", line={"color": COLOURS[name], "width": 2}, name=NAMES[name], legendgroup=name,
-                        showlegend=(row, column, i) == (1, 1, 0),
+                        x=[unit * p["step"] for p in run["curve"]], y=[p["loss"] for p in run["curve"]], row=row,
+                        col=column, mode="lines", line={"color": COLOURS[name], "width": 2}, name=NAMES[name],
+                        legendgroup=name, showlegend=(row, column, i) == (1, 1, 0),
                     )  # fmt: skip
         floor = min(final_loss(run) for runs in optimizers.values() for run in runs)
         figure.update_yaxes(
@@ -154,13 +139,16 @@ def main() -> None:
     runs = [json.loads(line) for line in RUNS.read_text().splitlines()]
     tasks = sorted({run["task"] for run in runs})
     best = {task: chosen([r for r in runs if r["task"] == task]) for task in tasks}
+    times = json.loads(STEP_TIMES.read_text())
+    step_s = {task: {name: statistics.median(rounds) for name, rounds in times[task].items()} for task in tasks}
     page = (DOCS / "kaisa.md").read_text()
     for task in tasks:
-        text = f"{results(best[task])}\n\nAll trials, seed 0:\n\n{trials([r for r in runs if r['task'] == task])}"
+        tried = trials([run for run in runs if run["task"] == task])
+        text = f"{results(best[task], step_s[task])}\n\nAll trials, seed 0:\n\n{tried}"
         begin, end = f"<!-- begin {task}: benchmarks/kaisa/curves.py -->", f"<!-- end {task} -->"
         page = re.sub(f"{begin}.*?{end}", lambda _, t=text, b=begin, e=end: f"{b}\n{t}\n{e}", page, flags=re.DOTALL)
     (DOCS / "kaisa.md").write_text(page)
-    picture(best)
+    picture(best, step_s)
 
 
 if __name__ == "__main__":
