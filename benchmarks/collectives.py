@@ -1,6 +1,7 @@
 """Our collectives against MPI_Allreduce, Horovod, gloo and PowerSGD's hook, in one run on the same ranks.
 
     mpirun -n 4 python benchmarks/collectives.py [--sizes 4K,1M,16M,64M] [--out FILE.h5] [--wire-gbit 0.957]
+    python benchmarks/collectives.py --table TWO.h5,FOUR.h5 OTHER.h5      medians of such files, in Markdown
 
 Every contender sums the same float32 tensor. A time is the median over repeats of the slowest rank's, from a barrier;
 contenders take turns, repeat by repeat, so that all see the same machine. "messages alone" sums nothing: it sends the
@@ -149,7 +150,11 @@ def main() -> None:
     parser.add_argument("--budget-s", type=float, default=4.0, help="seconds for each size, about")
     parser.add_argument("--wire-gbit", type=float, help="rate of every link")
     parser.add_argument("--out", type=Path, help="HDF5 file for the times")
+    parser.add_argument("--table", nargs="+", help="measure nothing; files in one cell are separated by commas")
     options = parser.parse_args()
+    if options.table:
+        print(markdown([group.split(",") for group in options.table], options.sizes.split(",")))
+        return
     torch.set_num_threads(1)
     world = connect("mpi")
     contenders = peers(world, set(options.peers.split(","))) | ours(world)
@@ -195,11 +200,35 @@ def report(size: str, times: dict[str, list[float]], ranks: int, n: int, wire_gb
 
 
 def write(path: Path, table: dict[str, dict[str, list[float]]], world: World) -> None:
+    from mpi4py import MPI
+
     with h5py.File(path, "w") as file:
         file.attrs["ranks"], file.attrs["hosts"] = world.size, world.nodes
+        file.attrs["mpi"] = MPI.Get_library_version().splitlines()[0].split(",")[0]
         for size, times in table.items():
             for name, values in times.items():
                 file[f"{size}/{name}/time_s"] = values
+
+
+def markdown(groups: list[list[str]], sizes: list[str]) -> str:
+    """Milliseconds of every contender: a group's columns are the sizes, and a cell has one median for each of its
+    files.
+    """
+    medians: dict[str, dict[tuple[str, str], float]] = {}
+    for path in (path for group in groups for path in group):
+        with h5py.File(path) as file:
+            for size in sizes:
+                for name, times in file[size].items():
+                    medians.setdefault(name, {})[path, size] = statistics.median(times["time_s"][:])
+    columns = [(group, size) for group in groups for size in sizes]
+    lines = [f"| | {' | '.join(size for _, size in columns)} |", "|---" * (1 + len(columns)) + "|"]
+    for name, found in medians.items():
+        cells = [
+            " / ".join(f"{1e3 * found[path, size]:.3g}" if (path, size) in found else "-" for path in group)
+            for group, size in columns
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

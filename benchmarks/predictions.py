@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from hpcopt.comm import doubling, ring, two_phase
+from hpcopt.comm import dense, doubling, two_phase
 from hpcopt.comm.calibration import calibrate, codec_cost, seconds
 from hpcopt.comm.launch import leave_exit_code
 from hpcopt.comm.world import World, connect
@@ -39,7 +39,7 @@ def measure(world: World, n: int) -> dict[str, float]:
     runs: dict[str, Callable[[], object]] = {
         "native": lambda: transport.all_reduce(values()),
         "doubling": lambda: doubling.all_reduce(transport, values()),
-        "ring": lambda: ring.all_reduce(transport, values()),
+        "ring": lambda: dense.long(transport, values()),
         **{f"two_phase {codec.name}": two_phases(codec) for codec in CODECS},
     }
     return {name: seconds(world, run, 0.5) for name, run in runs.items()}
@@ -58,7 +58,8 @@ def main() -> None:
     start_s = time.perf_counter()
     machine = calibrate(world)
     links_s = time.perf_counter() - start_s
-    costs = {codec.name: codec_cost(world, codec, False, 1 << 20, 0.2) for codec in CODECS}
+    longest = max(map(size_of, options.sizes.split(","))) // 4
+    costs = {codec.name: codec_cost(world, codec, False, longest, 0.2) for codec in CODECS}
     if world.rank == 0:
         print(f"{world.size} ranks on {world.nodes} hosts; links, sums and all-reduces in {links_s:.2f} s, {machine}")
         print(f"{'':10}{'':18}{'predicted ms':>14}{'measured ms':>14}{'ratio':>8}")
