@@ -76,7 +76,7 @@ def test_looking_at_images_in_portions_changes_nothing(monkeypatch):
         autocorrelation.patch_covariance(x, geometry),
         *norm._centred_moments(x.flatten(2), g.flatten(2), mean),
     )
-    monkeypatch.setattr(autocorrelation, "PORTION_VALUES", 2 * x[0].numel())
+    monkeypatch.setattr(autocorrelation, "PORTION_BYTES", 2 * x[0].nbytes)
     monkeypatch.setattr(norm, "PORTION_VALUES", 2 * x[0].numel())
     parts = (
         autocorrelation.patch_covariance(x, geometry),

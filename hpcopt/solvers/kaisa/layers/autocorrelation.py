@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hpcopt.solvers.kaisa.products import NARROW, narrow_is_quick
 
-PORTION_VALUES = 1 << 17  # of images are looked at together: fresh memory for all would cost more than the arithmetic
+PORTION_BYTES = 1 << 19  # of images are looked at together: fresh memory for all would cost more than the arithmetic
 
 
 class Geometry(NamedTuple):
@@ -100,7 +100,7 @@ def _over_all_places(x: Tensor, geometry: Geometry, narrow: bool) -> Tensor:
     dtype = NARROW if narrow else x.dtype
     weight = x.new_empty(1, dtype=dtype).expand(channels, channels, places_h, 2 * places_w - 1)
     sums = x.new_zeros(weight.shape)
-    portion = max(1, len(x) if narrow else PORTION_VALUES // max(1, x[0].numel()))  # narrow sums are rounded once
+    portion = max(1, PORTION_BYTES // max(1, x[0].numel() * dtype.itemsize))
     image = x.new_zeros(min(portion, len(x)), channels, x.shape[2] + below, x.shape[3], dtype=dtype)
     rest = ((1, 1), (0, across), dilation, False, (0, 0), 1, (False, True, False))
     for part in torch.split(x, portion):
