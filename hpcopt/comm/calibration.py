@@ -8,6 +8,7 @@ node share (memory, a link) is shared while it is measured.
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from hpcopt.comm.world import World
 from hpcopt.compress import Codec
 
 MESSAGES_BYTES = (64, 64 << 10, 512 << 10)
+STREAM_BYTES, MOST_HOPS = 4 << 20, 64  # of messages in one run
+RUNS = 4  # in a share of the budget, at least, about
 SUMS_BYTES = (16 << 10, 256 << 10, 1 << 20)
 ALL_REDUCES_BYTES = (256, 8 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20)
 MOST_REPEATS = 15
@@ -107,13 +110,16 @@ class _Memory:
 
 
 def _link(world: World, ring: Sequence[int], budget_s: float) -> Line:
-    """Messages around some ranks, all of which send at once; the others only wait. Collective: over all ranks."""
+    """Messages around some ranks, all of which send at once; the others only wait. Collective: over all ranks.
+
+    As many follow each other as time allows, up to ``STREAM_BYTES``: the first ones only fill the buffers of a link.
+    """
     transport, outgoing, incoming = world.transport, _Memory(), _Memory()
     times_s = []
+    share_s = budget_s / len(MESSAGES_BYTES)
     for size_bytes in MESSAGES_BYTES:
-        hops = 16 if size_bytes < 1 << 10 else 2
 
-        def shift(count: int = size_bytes // 4, hops: int = hops) -> None:
+        def shift(hops: int, count: int = size_bytes // 4) -> None:
             if len(ring) < 2:
                 return
             place = ring.index(transport.rank)
@@ -123,7 +129,10 @@ def _link(world: World, ring: Sequence[int], budget_s: float) -> Line:
                 receive.wait()
                 send.wait()
 
-        times_s.append(seconds(world, shift, budget_s / len(MESSAGES_BYTES)) / hops)
+        once(world, partial(shift, 2))
+        hop_s = once(world, partial(shift, 2)) / 2
+        hops = max(2, min(MOST_HOPS, STREAM_BYTES // size_bytes, int(share_s / RUNS / hop_s)))
+        times_s.append(seconds(world, partial(shift, hops), share_s) / hops)
     return fit(MESSAGES_BYTES, times_s)
 
 
