@@ -64,7 +64,7 @@ def test_any_grid_moves_the_same(size, fraction, dtype, tolerance):
         assert_same(net, found[0], 0)
 
 
-@pytest.mark.parallel([3])
+@pytest.mark.parallel([2, 3, 4])
 def test_mpi_moves_the_same():
     from hpcopt.comm.world import connect
 
