@@ -14,7 +14,7 @@ Cost with latency alpha and bandwidth B, for n values, with rates to pack, count
 ``2 (P - 1) alpha + 2 (P - 1) / P n / (8 B)``.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -43,7 +43,13 @@ def all_reduce(transport: Transport, x: Tensor, weights: Sequence[int] | None = 
     return x
 
 
-def vote(transport: Transport, x: Tensor, words: Tensor, weights: Sequence[int] | None = None) -> Iterator[slice]:
+def vote(
+    transport: Transport,
+    x: Tensor,
+    words: Tensor,
+    weights: Sequence[int] | None = None,
+    see: Callable[[Tensor], object] | None = None,
+) -> Iterator[slice]:
     """Vote on the signs of x, shape (n,), float32, contiguous, into words, shape (ballot_words(n),), int64; give each
     stretch of words once it is decided, for a caller that applies it while others are on the wire.
 
@@ -51,6 +57,7 @@ def vote(transport: Transport, x: Tensor, words: Tensor, weights: Sequence[int] 
 
     Args:
         weights: votes of each rank, integers of at least 0, the same on all ranks; by default one each.
+        see: is shown all ranks' ballots in the elections that this rank decides, shape (P, words), int64.
     """
     size, rank, traffic = transport.size, transport.rank, transport.traffic
     stretches = shards(words.numel(), size, GRAIN)
@@ -74,6 +81,9 @@ def vote(transport: Transport, x: Tensor, words: Tensor, weights: Sequence[int] 
         count(votes, weights, words[mine])
     outcomes = [transport.receive(words[stretches[source]], source) for source in sources]
     sends += [transport.send(words[mine], other) for other in others]
+    if see is not None:
+        with traffic.decoding():
+            see(votes)
     yield mine
     for source, outcome in zip(sources, outcomes, strict=True):
         with traffic.waiting():

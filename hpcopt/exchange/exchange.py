@@ -134,6 +134,10 @@ class Exchange:
         """What each bucket takes, if that was measured."""
         return self._reducer.choices
 
+    def metrics(self) -> dict[str, float]:
+        """Scalars to record of a step, by name, the same on all ranks."""
+        return self._reducer.metrics()
+
     def outcome(self, p: nn.Parameter) -> Tensor:
         """What a vote that leaves its outcomes packed decided for a parameter, for ``Signum``.
 

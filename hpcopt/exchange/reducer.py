@@ -51,6 +51,10 @@ class Reducer(ABC):
         """How buckets go, for a person, where the job does not say it already."""
         return ""
 
+    def metrics(self) -> dict[str, float]:
+        """Scalars to record of a step, the same on all ranks."""
+        return {}
+
     def state_dict(self) -> Tree:
         """This rank's own state, by parameter name."""
         return {}

@@ -12,16 +12,18 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from hpcopt.comm import vote
 from hpcopt.comm.hierarchy import Hierarchy
+from hpcopt.comm.traffic import dense_all_reduce_bytes
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
 from hpcopt.compress import Residuals
 from hpcopt.errors import UnsupportedError
 from hpcopt.exchange.bucket import Bucket
+from hpcopt.exchange.jury import Jury
 from hpcopt.exchange.overlap import Overlap
 from hpcopt.exchange.reducer import Reducer, Tree, shared_out
 
@@ -30,8 +32,10 @@ class VoteConfig(Overlap):
     """One bit a value each way: the majority of the ranks' signs."""
 
     name: Literal["vote"] = "vote"
-    weights: tuple[int, ...] | None = Field(
-        None, description="votes of each rank, integers of at least 0; by default one each"
+    weights: tuple[int, ...] | Literal["learned"] | None = Field(
+        None,
+        description="votes of each rank, integers of at least 0; learned: none for ranks whose ballots contradict the "
+        "others'; by default one each",
     )
     ties: Literal["in_turn", "plus"] = Field(
         "in_turn", description="one rank, another at each step, has the casting vote; or a tie is plus, as with weights"
@@ -42,13 +46,21 @@ class VoteConfig(Overlap):
         False, description="set by the solver: outcomes stay packed, for signum, and gradients as they are"
     )
 
+    @model_validator(mode="after")
+    def _fits(self) -> "VoteConfig":
+        if self.weights == "learned" and self.by_nodes:
+            raise ValueError(
+                'weights = "learned" needs by_nodes = false: nodes send counts, and nobody sees all ballots'
+            )
+        return self
+
     def build(self) -> "VoteReducer":
         """Make the reducer."""
         return VoteReducer(self)
 
 
 class VoteReducer(Reducer):
-    """Owner of this rank's momentum, and of the last outcomes."""
+    """Owner of this rank's momentum, of the last outcomes, and of what is known of the voters."""
 
     grain = vote.WORD
 
@@ -58,9 +70,14 @@ class VoteReducer(Reducer):
         self._words: dict[int, Tensor] = {}
         self._hierarchy: Hierarchy | None = None
         self._neighbours: Sequence[int] = ()
+        self._jury: Jury | None = None
+        self._last = 0
 
     def prepare(self, world: World, transport: Transport, buckets: Sequence[Bucket]) -> None:
         """Find the nodes, unless this is a rehearsal."""
+        self._last = len(buckets) - 1
+        if self._config.weights == "learned":
+            self._jury = Jury(transport.size)
         if self._config.by_nodes and transport.point_to_point:
             self._hierarchy = Hierarchy(transport, world.node)
             self._neighbours = [rank for rank, host in enumerate(world.hosts) if host == world.hosts[world.rank]]
@@ -79,10 +96,14 @@ class VoteReducer(Reducer):
         if bucket.index not in self._words:
             self._words[bucket.index] = torch.empty(vote.ballot_words(values.numel()), dtype=torch.int64)
         words = self._words[bucket.index]
-        for where in self._decided(transport, values, words, weights):
+        jury = self._jury if self._jury is not None and self._jury.counts_at(step) else None
+        for where in self._decided(transport, values, words, weights, jury):
             if not self._config.packed:
                 with transport.traffic.decoding():
                     vote.unpack(words[where], bucket.values[vote.WORD * where.start : vote.WORD * where.stop])
+        if jury is not None and bucket.index == self._last:
+            with transport.traffic.waiting():
+                jury.confer(transport)
 
     def outcome(self, bucket: Bucket, parameter: nn.Parameter) -> Tensor:
         """The majority's signs for a parameter, shape (ceil(n / 64),), int64; a set bit is minus."""
@@ -90,11 +111,11 @@ class VoteReducer(Reducer):
         return self._words[bucket.index][first : first + vote.ballot_words(parameter.numel())]
 
     def _decided(
-        self, transport: Transport, values: Tensor, words: Tensor, weights: Sequence[int] | None
+        self, transport: Transport, values: Tensor, words: Tensor, weights: Sequence[int] | None, jury: Jury | None
     ) -> Iterator[slice]:
         """Vote, and give each stretch of words once it is decided."""
         if self._hierarchy is None:
-            yield from vote.vote(transport, values, words, weights)
+            yield from vote.vote(transport, values, words, weights, None if jury is None else jury.see)
             return
         with transport.traffic.encoding():
             vote.pack(values, words)
@@ -106,21 +127,34 @@ class VoteReducer(Reducer):
 
     def _weights(self, size: int, step: int) -> Sequence[int] | None:
         """Of the ranks' votes at a step. A second vote where all others have one decides ties, and nothing else."""
-        weights = self._config.weights
-        if weights is not None and len(weights) != size:
-            raise UnsupportedError(f"[exchange] weights names {len(weights)} ranks, the job has {size}").everywhere()
-        if weights is None and size % 2 == 0 and self._config.ties == "in_turn":
-            return [1 + (rank == step % size) for rank in range(size)]
-        return weights
+        given = self._config.weights
+        if isinstance(given, tuple):
+            if len(given) != size:
+                raise UnsupportedError(f"[exchange] weights names {len(given)} ranks, the job has {size}").everywhere()
+            return given
+        voters = range(size) if self._jury is None else self._jury.voters
+        weights = [int(rank in voters) for rank in range(size)]
+        if len(voters) % 2 == 0 and self._config.ties == "in_turn":
+            weights[voters[step % len(voters)]] += 1
+        return None if set(weights) == {1} else weights
 
     def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
         if self._hierarchy is not None:
             return self._hierarchy.planned_vote_bytes(bucket.values.numel(), self._of_node(self._weights(size, rank)))
-        return vote.planned_bytes(bucket.values.numel(), size, rank)
+        counts = 8 * size**2 if self._config.weights == "learned" and bucket.index == self._last else 0
+        return vote.planned_bytes(bucket.values.numel(), size, rank) + dense_all_reduce_bytes(counts, size)
+
+    def metrics(self) -> dict[str, float]:
+        return {} if self._jury is None else {"voters": float(len(self._jury.voters))}
 
     def state_dict(self) -> Tree:
-        return {"momentum": self._momentum.state_dict()}
+        state = {"momentum": self._momentum.state_dict()}
+        return state if self._jury is None else {**state, "agreement": self._jury.agreement}
 
     def load_state_dict(self, parts: Sequence[Tree], rank: int, size: int) -> None:
-        """The momentum that this rank had; with more ranks than saved, the new ones begin at zero."""
+        """The momentum that this rank had; with more ranks than saved, the new ones begin at zero. Of other ranks than
+        the saved ones nothing is known, and all have a vote.
+        """
         self._momentum.load_state_dict(shared_out(parts, "momentum", rank, size))
+        if self._jury is not None and len(parts) == size and "agreement" in parts[rank]:
+            self._jury.agree_on(parts[rank]["agreement"].clone())

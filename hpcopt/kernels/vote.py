@@ -16,6 +16,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from hpcopt.kernels.masks import population
+
 WIDE = 8  # words that an adder tree handles at once
 FUSED_VOTERS = 16  # up to here the adder tree is unrolled
 STRETCH = 64  # words that the generic counter keeps in the first-level cache
@@ -124,6 +126,22 @@ def exceeds(planes, threshold, out):
             plane = planes[b, k]
             above = plane & above if threshold >> b & 1 else plane | above
         out[k] = above
+
+
+@njit(nogil=True, cache=True)
+def agreements(votes, counts):
+    """Add to counts, int64, (P, P), for every two voters the elections in which they agree less those in which they
+    differ, of votes, uint64, (P, words). All bits of all words count.
+    """
+    elections = 64 * votes.shape[1]
+    for voter in range(votes.shape[0]):
+        counts[voter, voter] += elections
+        for other in range(voter):
+            differ = 0
+            for k in range(votes.shape[1]):
+                differ += population(votes[voter, k] ^ votes[other, k])
+            counts[voter, other] += elections - 2 * differ
+            counts[other, voter] += elections - 2 * differ
 
 
 @njit(nogil=True, cache=True)

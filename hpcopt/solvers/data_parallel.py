@@ -96,7 +96,8 @@ class DataParallel:
         self._exchange.finish()
         with self._clock("update"):
             lr = self._update()
-        return StepStats(sum((loss.item() for loss in losses), 0.0), lr, choices=self._exchange.choices)
+        total = sum((loss.item() for loss in losses), 0.0)
+        return StepStats(total, lr, self._exchange.metrics(), choices=self._exchange.choices)
 
     def _update(self) -> float:
         if self._config.clip_norm is not None:

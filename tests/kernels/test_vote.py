@@ -44,6 +44,15 @@ def test_weighted_majority(weights):
     assert (bits_of(out) == (2 * (bits_of(votes) * np.array(weights)[:, None]).sum(0) > sum(weights))).all()
 
 
+@pytest.mark.parametrize(("voters", "words"), [(1, 3), (4, 0), (4, 1), (5, 77), (17, 8)])
+def test_agreements_are_what_signs_multiply_to(voters, words):
+    votes = np.random.default_rng(words).integers(0, 2**64, (voters, words), dtype=np.uint64)
+    counts = np.full((voters, voters), 7)
+    kernels.vote.agreements(votes, counts)
+    signs = 1 - 2 * bits_of(votes)
+    assert (counts == 7 + signs @ signs.T).all()
+
+
 @pytest.mark.parametrize("groups", [[4, 4, 4, 4], [3, 5, 1], [2, 16], [1]])
 def test_counts_of_groups_add_up_to_the_flat_vote(groups):
     voters = sum(groups)

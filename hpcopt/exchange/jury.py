@@ -1,0 +1,88 @@
+"""Who has a vote: ranks whose ballots contradict the others' lose it, and win it back when they no longer do.
+
+For every two ranks the jury keeps ``A[i, j]``: the elections in which their ballots agree less those in which they
+differ, of one step in ``EVERY``, an older count weighing less by ``1 / MEMORY`` at each new one. On n elections,
+ballots of coin flips have A near 0, those of one mind A = n; ``A[i, i]`` is the number of elections. These are integers
+that all ranks share, so all come to the same verdict.
+
+Beginning with all ranks, the voter that agrees least with the other voters is sent out, if it agrees with them less
+than an eighth as much as their median does; then the next one; never half of the ranks or more, and none where two
+halves contradict each other. So ranks that turn their signs round lose their vote, ranks that send noise do where the
+others' ballots are not all noise themselves, and a rank with more noise than others keeps it.
+
+A vote or none is the careful half of the weights that independent voters should have, log(p / (1 - p)) for one that is
+right with probability p (Nitzan & Paroush 1982, International Economic Review 23). The other half, a vote of negative
+weight for p < 1/2, gains from a liar only as long as it lies in the same way; and weights above the others' would be a
+prize for two liars who send the same ballot. Agreement with the other voters stands for p, which nobody knows (Ghosh,
+Kale & McAfee 2011, "Who moderates the moderators?").
+
+What this cannot tell: a rank whose data are unlike all others' from a liar, and a lie where values are zeros, which all
+vote plus.
+"""
+
+from statistics import median_high
+
+import torch
+from torch import Tensor
+
+from hpcopt import kernels
+from hpcopt.comm.transport import Transport
+from hpcopt.comm.vote import unsigned
+
+EVERY = 8  # steps from count to count
+MEMORY = 16  # counts that a verdict rests on, about
+SHARE = 1 / 8  # of the median voter's agreement with the others, that each must reach
+MARGIN = 0.01  # of all elections, by which agreement may be off by chance
+
+
+class Jury:
+    """The agreement of ballots, and what follows from it.
+
+    Attributes:
+        agreement: A, shape (P, P), int64, the same on all ranks.
+        voters: the ranks that have a vote, ascending.
+    """
+
+    def __init__(self, size: int) -> None:
+        """All have a vote, until counts say otherwise."""
+        self._counts = torch.zeros(size, size, dtype=torch.int64)
+        self.agree_on(torch.zeros_like(self._counts))
+
+    def counts_at(self, step: int) -> bool:
+        """Whether the ballots of a step are to be counted."""
+        return step % EVERY == EVERY - 1
+
+    def see(self, votes: Tensor) -> None:
+        """Count all ranks' ballots in some elections, shape (P, words), int64."""
+        kernels.vote.agreements(unsigned(votes), self._counts.numpy())
+
+    def confer(self, transport: Transport) -> None:
+        """Add up what the ranks have counted, each in its own elections. Collective: over the transport's ranks."""
+        transport.all_reduce(self._counts)
+        self.agree_on(self.agreement - self.agreement // MEMORY + self._counts)
+        self._counts.zero_()
+
+    def agree_on(self, agreement: Tensor) -> None:
+        """Come to the verdict that follows from an agreement A."""
+        self.agreement, self.voters = agreement, voters(agreement.tolist())
+
+
+def voters(agreement: list[list[int]]) -> list[int]:
+    """Which of P ranks have a vote, ascending: more than half of them.
+
+    Args:
+        agreement: A, (P, P).
+    """
+    seated = list(range(len(agreement)))
+    for _ in range((len(agreement) - 1) // 2):
+        scores = {rank: _with_others(agreement[rank], rank, seated) for rank in seated}
+        least, most = min(seated, key=scores.__getitem__), max(scores.values())
+        chance = MARGIN * agreement[least][least]
+        if most < -chance or scores[least] >= SHARE * median_high(scores.values()) - chance:
+            break
+        seated.remove(least)
+    return seated
+
+
+def _with_others(row: list[int], rank: int, seated: list[int]) -> float:
+    return sum(row[other] for other in seated if other != rank) / (len(seated) - 1)
