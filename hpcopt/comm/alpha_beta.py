@@ -106,13 +106,13 @@ def long_s(machine: Machine, nbytes: float) -> float:
 
 
 def shared_s(machine: Machine, nbytes: float) -> float:
-    """``hpcopt.comm.shared.all_reduce``: ``(s + 1) L alpha + (3 (P - 1) / P + 1 / P) n / gamma``. A copy is reckoned to
-    take as long as a sum, and a meeting the latency of L = ceil(log2 P) messages.
+    """``hpcopt.comm.shared.all_reduce``: ``(s + 1) alpha + (3 (P - 1) / P + 1 / P) n / gamma``. A copy is reckoned to
+    take as long as a sum, and a meeting the latency of a message.
     """
     size, chunk = machine.size, nbytes / machine.size
     meetings = 1 + max(1, -(-int(chunk) // slot_bytes(SHARED_BYTES, size)))
     sweeps_s = (3 * (size - 1) + 1) * chunk / machine.reduce.bytes_per_s
-    return meetings * (size - 1).bit_length() * machine.inside.start_s + sweeps_s
+    return meetings * machine.inside.start_s + sweeps_s
 
 
 def doubling_s(machine: Machine, nbytes: float) -> float:

@@ -3,7 +3,7 @@
 import threading
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, NoReturn, TypeVar
 
@@ -148,6 +148,7 @@ class LoopbackTransport(Transport):
 class _Shared:
     parts: list[Tensor]
     meet: Callable[[], None]
+    plans: dict[Any, Any] = field(default_factory=dict)
 
 
 class _Done:

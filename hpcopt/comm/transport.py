@@ -18,6 +18,7 @@ from hpcopt.errors import UnsupportedError
 
 Op = Literal["sum", "max", "min"]
 SHARED_BYTES = 4 << 20  # of shared memory, for each rank
+LINE_BYTES = 64  # of a cache: what one rank writes and another reads begins with one
 
 
 class Request(Protocol):
@@ -36,7 +37,10 @@ class SharedMemory(Protocol):
 
     Attributes:
         parts: that of every rank, uint8, of one length, beginning at a multiple of 64 bytes.
+        plans: what this rank keeps of its way through it, for tensors that come again.
     """
+
+    plans: dict[Any, Any]
 
     @property
     def parts(self) -> Sequence[Tensor]: ...

@@ -100,8 +100,8 @@ def test_no_term_of_a_fit_is_negative():
 
 
 def test_memory_in_place_of_a_wire():
-    """Two meetings of two messages in a row, and ten quarters of a sweep over the tensor; a longer one meets more."""
+    """Two meetings, and ten quarters of a sweep over the tensor; a longer one meets more."""
     m = Machine((0,) * 4, Line(A, B), Line(), Line(0.0, G), ((1.0, 1.0),))
     n = 1 << 20
-    assert alpha_beta.shared_s(m, n) == alpha_beta.long_s(m, n) == pytest.approx(4 * A + 10 / 4 * n / G)
-    assert alpha_beta.shared_s(m, 2 * n) == pytest.approx(6 * A + 20 / 4 * n / G)
+    assert alpha_beta.shared_s(m, n) == alpha_beta.long_s(m, n) == pytest.approx(2 * A + 10 / 4 * n / G)
+    assert alpha_beta.shared_s(m, 2 * n) == pytest.approx(3 * A + 20 / 4 * n / G)

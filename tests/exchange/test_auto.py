@@ -52,7 +52,7 @@ def algorithms(exchange: Exchange) -> list[str]:
 
 
 def test_short_buckets_go_natively_and_long_ones_round_the_ring():
-    quick_native = Machine((0,) * 8, Line(2e-5, 1e9), Line(), Line(0.0, 1e10), ((1.0, 1e-5), (1e4, 1e-4), (1e6, 1e-2)))
+    quick_native = Machine((0,) * 8, Line(2e-5, 1e9), Line(), Line(0.0, 1e10), ((1.0, 1e-5), (1e5, 2e-5), (1e6, 1e-2)))
     chosen = [choose(predict(quick_native, n, None, False)) for n in (100, 4000, 1 << 22)]
     assert chosen == ["native", "native", "ring"]
 
