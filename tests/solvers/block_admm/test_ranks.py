@@ -179,15 +179,20 @@ def test_layouts():
         Layout.choose(0, 8, 4, 8)
 
 
-@pytest.mark.parallel([2, 3])
+@pytest.mark.parallel([2, 3, 4])
 def test_mpi_ranks_take_the_path_of_one_process():
-    config = CONFIG.model_copy(update={"optimizer": SgdConfig(lr=0.05), "in_flight": 1})
-    ((expected, _, _),) = trained(config, 1)
+    """Stages, data groups, and groups of stages. Micro-batches have a given bound: only the first would be measured."""
     world = connect()
-    for stages in (1, world.size):
-        s = solver(config.model_copy(update={"stages": stages}), network(LAYERS), world, STEPS)
-        for batch in batches(STEPS, s.data_rank, s.data_size):
-            s.step(batch)
-        s.gather()
-        torch.testing.assert_close(parameters(s.model), expected, rtol=1e-6, atol=1e-8)
+    splits = [stages for stages in range(1, world.size + 1) if world.size % stages == 0]
+    for micro_batches, curvature in ((1, None), (2, 4.0)):
+        config = CONFIG.model_copy(update={"optimizer": SgdConfig(lr=0.05), "curvature": curvature})
+        ((expected, losses, _),) = trained(config, 1)
+        for stages in splits:
+            split = config.model_copy(update={"stages": stages, "accumulate": micro_batches})
+            s = solver(split, network(LAYERS), world, STEPS)
+            own = [s.step(batch).loss for batch in batches(STEPS, s.data_rank, s.data_size)]
+            s.gather()
+            torch.testing.assert_close(parameters(s.model), expected, rtol=1e-6, atol=1e-8)
+            everyones = world.all_reduce(torch.tensor(own, dtype=torch.float64))
+            assert everyones.tolist() == pytest.approx(losses, rel=1e-6)
     world.close()
