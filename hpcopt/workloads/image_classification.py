@@ -1,8 +1,10 @@
 """Images into classes: cross-entropy, top-1 accuracy, and top-5 where there are enough classes for it to mean much."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -19,6 +21,7 @@ from hpcopt.workloads.images import ImageWorkload
 ModelConfig = Annotated[MlpConfig | ResNetConfig | DeepResNetConfig | FactorMlpConfig, Field(discriminator="name")]
 
 FEW_CLASSES = 10
+UNLABELLED = -1
 
 
 class ImageClassificationConfig(Config):
@@ -27,6 +30,9 @@ class ImageClassificationConfig(Config):
     name: Literal["image_classification"] = "image_classification"
     data: Path = Field(Path("data/digits"), description="folder of shards")
     batch: int = Field(128, ge=1, description="samples in one step, over all ranks")
+    labelled: float = Field(
+        1.0, gt=0, le=1, description="fraction of the training samples whose labels are seen; the others have no loss"
+    )
     model: ModelConfig = Field(MlpConfig(), description="the network")
 
     def build(self, seed: int) -> "ImageClassification":
@@ -48,11 +54,17 @@ class ImageClassification(ImageWorkload):
         self.scores: tuple[str, ...] = ("test_loss", "test_accuracy", *(("test_top5_accuracy",) if self._top5 else ()))
         self.loss = OutputLoss(
             inputs=lambda batch: batch.tensors["images"],
-            criterion=lambda logits, batch: F.cross_entropy(logits, batch.tensors["labels"]),
+            criterion=lambda logits, batch: cross_entropy(logits, batch.tensors["labels"]),
             example=torch.zeros(1, *self.shape),
         )
+        self._hidden = torch.from_numpy(unlabelled(self.train_samples, config.labelled, seed))
         torch.manual_seed(seed)
         self.model: nn.Module = config.model.build(self.shape, classes)
+
+    def train_batches(self, rank: int, size: int, start: int) -> Iterator[Batch]:
+        for batch in super().train_batches(rank, size, start):
+            batch.tensors["labels"][self._hidden[batch.indices]] = UNLABELLED
+            yield batch
 
     def score(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         logits, labels = model(batch.tensors["images"]), batch.tensors["labels"]
@@ -63,3 +75,15 @@ class ImageClassification(ImageWorkload):
         if self._top5:
             scores["test_top5_accuracy"] = (logits.topk(5).indices == labels[:, None]).sum()
         return scores
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over all samples, shape (); one without a label counts as 0, so that no other's weight depends on it."""
+    return F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum") / len(labels)
+
+
+def unlabelled(samples: int, labelled: float, seed: int) -> np.ndarray:
+    """Which samples hide their labels, shape (samples,), bool: all but a fraction, drawn at random, of at least one."""
+    hidden = np.ones(samples, dtype=bool)
+    hidden[np.random.default_rng(seed).permutation(samples)[: max(1, round(labelled * samples))]] = False
+    return hidden
