@@ -2,16 +2,15 @@
 
 For layers l = 1..L with weights W_l, b_l, pre-activations z_l and activations a_l, a_0 = X::
 
-    loss(z_L, y) + rho/2 sum_{l<L} (|z_l - a_{l-1} W_l^T - b_l|^2 + |a_l - relu(z_l)|^2)
+    sum_i loss(z_{L,i}, y_i) + rho/2 sum_{l<L} (|z_l - a_{l-1} W_l^T - b_l|^2 + |a_l - relu(z_l)|^2)
                  + u (z_L - a_{L-1} W_L^T - b_L) + rho/2 |z_L - a_{L-1} W_L^T - b_L|^2
 
 Only the last linear map has a multiplier u; the others are penalised. A step visits every variable from the last layer
-to the first, then from the first to the last, then u. W and a take a step on a quadratic bound found by backtracking, b
-and the hidden z are exact, z_L takes accelerated gradient steps (FISTA).
+to the first, then from the first to the last, then u. W and a take a step on a quadratic bound found by backtracking
+from the curvature theta, b and the hidden z are exact, z_L takes accelerated gradient steps (FISTA).
 """
 
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -29,11 +28,14 @@ OUTPUT_STEPS = 20
 
 
 class DlAdmmConfig(Config):
-    """dlADMM, as published; the loss is the mean over the samples."""
+    """dlADMM, with what its authors' code has; the loss is a sum over the samples."""
 
     name: Literal["dladmm"] = "dladmm"
     rho: float = Field(1e-6, gt=0, description="weight of the penalties, at the start")
     rho_cap: float = Field(0.1, gt=0, description="weight that it does not grow beyond")
+    theta: float = Field(
+        1.0, gt=0, description="curvature that the bounds of W and a start from, at the start; it grows as rho does"
+    )
     init_std: float = Field(0.1, gt=0, description="standard deviation of the first weights")
 
     def build(
@@ -93,13 +95,9 @@ class DlAdmm(FullBatchSolver):
 
     def _update_w(self, i: int, x: Tensor) -> None:
         layer, below = self.layers[i], self._below(i, x)
-        target = self.tensors[f"z{i}"] + self._shift(i) - layer.bias
-
-        def missed(weight: Tensor) -> Tensor:
-            return below @ weight.T - target
-
-        slope = self._rho * missed(layer.weight).T @ below
-        layer.weight.copy_(self._bounded_step(layer.weight, slope, missed))
+        missed = -self._gap(i, x) - self._shift(i)
+        slope = self._rho * missed.T @ below
+        layer.weight.copy_(self._bounded_step(layer.weight, slope, below @ slope.T))
 
     def _update_b(self, i: int, x: Tensor) -> None:
         self.layers[i].bias.add_((self._gap(i, x) + self._shift(i)).mean(0))
@@ -107,24 +105,19 @@ class DlAdmm(FullBatchSolver):
     def _update_a(self, i: int) -> None:
         if i == self._last:
             return
-        above, relu = self.layers[i + 1], self.tensors[f"z{i}"].relu()
-        target = self.tensors[f"z{i + 1}"] + self._shift(i + 1) - above.bias
-        a, width = self.tensors[f"a{i}"], above.out_features
+        a, above = self.tensors[f"a{i}"], self.layers[i + 1].weight
+        missed = -self._gap(i + 1, a) - self._shift(i + 1)
+        slope = self._rho * (missed @ above + a - self.tensors[f"z{i}"].relu())
+        self.tensors[f"a{i}"] = self._bounded_step(a, slope, torch.cat([slope @ above.T, slope], 1))
 
-        def missed(a: Tensor) -> Tensor:
-            return torch.cat([a @ above.weight.T - target, a - relu], 1)
-
-        both = missed(a)
-        slope = self._rho * (both[:, :width] @ above.weight + both[:, width:])
-        self.tensors[f"a{i}"] = self._bounded_step(a, slope, missed)
-
-    def _bounded_step(self, v: Tensor, slope: Tensor, missed: Callable[[Tensor], Tensor]) -> Tensor:
-        """Minimise a quadratic that bounds rho/2 |missed(v)|^2. Backtracking would double its curvature from rho on
-        until it does; as ``missed`` is affine, the power of two where that ends is known at once.
+    def _bounded_step(self, v: Tensor, slope: Tensor, mapped_slope: Tensor) -> Tensor:
+        """Minimise a quadratic that bounds rho/2 |A v - c|^2, where A maps the slope to ``mapped_slope``. Backtracking
+        would double its curvature until it does; that power of two is known at once.
         """
-        steepness = float((missed(v + slope) - missed(v)).square().sum() / slope.square().sum().clamp_min(1e-38))
-        doublings = max(0, math.ceil(math.log2(max(steepness, 1.0))))
-        return v - slope / (self._rho * 2.0**doublings)
+        curvature = self._rho * float(mapped_slope.square().sum() / slope.square().sum().clamp_min(1e-38))
+        first = self._config.theta * self._rho / self._config.rho
+        doublings = max(0, math.ceil(math.log2(max(curvature / first, 1.0))))
+        return v - slope / (first * 2.0**doublings)
 
     def _update_z(self, i: int, x: Tensor, batch: Batch) -> None:
         mapped = self.layers[i](self._below(i, x))
@@ -132,7 +125,7 @@ class DlAdmm(FullBatchSolver):
             self.tensors[f"z{i}"] = relu_step(mapped, 1.0, self.tensors[f"a{i}"], 1.0)
             return
         center = mapped - self.tensors["u"] / self._rho
-        bound = self._rho + 0.5 / len(x)  # of cross-entropy, as a mean
+        bound = self._rho + 0.5  # of cross-entropy
         z = point = self.tensors[f"z{i}"]
         momentum = 1.0
         for _ in range(OUTPUT_STEPS):
@@ -145,7 +138,7 @@ class DlAdmm(FullBatchSolver):
     def _slope(self, outputs: Tensor, batch: Batch) -> Tensor:
         with torch.enable_grad():
             leaf = outputs.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self.loss.criterion(leaf, batch), leaf)
+            (slope,) = torch.autograd.grad(len(batch) * self.loss.criterion(leaf, batch), leaf)
         return slope
 
     def _grow_rho(self, loss: float) -> None:

@@ -69,7 +69,7 @@ def test_every_update_of_bcd_lowers_its_objective():
 def augmented(s, batch) -> float:
     """dlADMM's augmented Lagrangian."""
     x = s.inputs(batch)
-    total = float(LOSS.criterion(s.tensors[f"z{s._last}"], batch))
+    total = len(batch) * float(LOSS.criterion(s.tensors[f"z{s._last}"], batch))
     for i in range(s._last + 1):
         gap = s._gap(i, x)
         total += 0.5 * s._rho * float(gap.square().sum())
