@@ -12,7 +12,8 @@ from hpcopt.compress import QSGD, Half
 from hpcopt.errors import JobError
 from hpcopt.optim.first_order import AdamWConfig, SgdConfig
 from hpcopt.solvers.block_admm.layout import Layout
-from hpcopt.solvers.block_admm.solver import BlockAdmmConfig, Flight
+from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
+from hpcopt.solvers.block_admm.stage import Flight
 from tests.solvers.block_admm.problem import BATCH, batches, network, parameters, solver
 
 STEPS, LAYERS = 10, 4
@@ -84,10 +85,10 @@ def in_flight_oracle(in_flight: int) -> torch.Tensor:
     """
     layouts = [Layout(t, LAYERS, LAYERS, LAYERS) for t in range(LAYERS)]
     s = solver(CONFIG.model_copy(update={"stages": 1, "form": "online"}), network(LAYERS), steps=STEPS)
-    history = [[copy.deepcopy(block.layers) for block in s._blocks]]  # weights of each block after k batches
+    history = [[copy.deepcopy(block.layers) for block in s.stage.blocks]]  # weights of each block after k batches
     for number, batch in enumerate(batches(STEPS)):
-        newest = [block.layers for block in s._blocks]
-        for t, block in enumerate(s._blocks):
+        newest = [block.layers for block in s.stage.blocks]
+        for t, block in enumerate(s.stage.blocks):
             age = min(number, layouts[t].delay(in_flight))
             block.layers = copy.deepcopy(history[number - age][t])
             if number > age:
@@ -97,14 +98,14 @@ def in_flight_oracle(in_flight: int) -> torch.Tensor:
                         p.add_(age * (p - earlier))
         flight = Flight(batch, number, 0, CONFIG.rho)
         s._up(flight)
-        for block, layers in zip(s._blocks, newest, strict=True):
+        for block, layers in zip(s.stage.blocks, newest, strict=True):
             block.layers = layers
-        for t, block in enumerate(s._blocks[:-1]):  # goals move along with the weights, by way of the empty duals
+        for t, block in enumerate(s.stage.blocks[:-1]):  # goals move along with the weights, by way of the empty duals
             flight.duals[t] = flight.anchors[t + 1] - block.forward(flight.inputs[t])
         s._step += 1
         s._flights.append(flight)
         s._update([s._land(1)])
-        history.append([copy.deepcopy(block.layers) for block in s._blocks])
+        history.append([copy.deepcopy(block.layers) for block in s.stage.blocks])
     return parameters(s.model)
 
 

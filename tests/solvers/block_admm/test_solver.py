@@ -21,7 +21,8 @@ PLAIN = SgdConfig(lr=1e-12, momentum=0.0)  # leaves the weights where they are, 
 def lagrangian(s, flight, goals) -> float:
     """The augmented Lagrangian of one batch at the auxiliaries as they are, without its constant rho/2 |u|^2."""
     return sum(
-        float(goal(block.forward(z)).detach()) for block, z, goal in zip(s._blocks, flight.inputs, goals, strict=True)
+        float(goal(block.forward(z)).detach())
+        for block, z, goal in zip(s.stage.blocks, flight.inputs, goals, strict=True)
     )
 
 
@@ -34,7 +35,7 @@ def goals_of(s, flight):
 
 def before_going_down(s, batch):
     """Take a batch up and leave it there."""
-    from hpcopt.solvers.block_admm.solver import Flight
+    from hpcopt.solvers.block_admm.stage import Flight
 
     flight = Flight(batch, s._step, 0, s._config.rho_at(s._step, s._steps))
     s._up(flight)
@@ -50,7 +51,7 @@ def test_sweeping_the_auxiliaries_lowers_the_lagrangian(activation, rho):
     for batch in batches(12)[6:]:
         flight = before_going_down(s, batch)
         before = lagrangian(s, flight, goals_of(s, flight))
-        s._down(flight)
+        s.stage.down(flight, goals_of(s, flight)[-1])
         assert lagrangian(s, flight, goals_of(s, flight)) < before
 
 
@@ -58,9 +59,10 @@ def test_a_plain_gradient_step_on_the_weights_lowers_the_lagrangian():
     s = solver(BlockAdmmConfig(rho=1.0, optimizer=SgdConfig(lr=1e-3, momentum=0.0)), network())
     batch = batches(1)[0]
     flight = before_going_down(s, batch)
-    goals = s._down(flight)
+    s.stage.down(flight, goals_of(s, flight)[-1])
+    goals = flight.goals
     before = lagrangian(s, flight, goals)
-    for block, z, goal in zip(s._blocks, flight.inputs, goals, strict=True):
+    for block, z, goal in zip(s.stage.blocks, flight.inputs, goals, strict=True):
         block.begin(1)
         block.learn(z, goal, 1.0)
         block.update(1e-3)
@@ -69,10 +71,10 @@ def test_a_plain_gradient_step_on_the_weights_lowers_the_lagrangian():
 
 def test_power_iteration_finds_the_norm_of_the_jacobian():
     s = solver(BlockAdmmConfig(), network(2, activation=nn.ReLU))
-    weight = s._blocks[1].layers[0].weight.detach().clone()
+    weight = s.stage.blocks[1].layers[0].weight.detach().clone()
     s.step(batches(1)[0])
     expected = float(torch.linalg.matrix_norm(weight, 2)) ** 2
-    assert s._blocks[1]._jacobian_square == pytest.approx(1.1 * expected, rel=1e-3)
+    assert s.stage.blocks[1]._jacobian_square == pytest.approx(1.1 * expected, rel=1e-3)
 
 
 def test_auxiliaries_and_outputs_come_to_agree():
@@ -92,9 +94,9 @@ def test_a_fixed_point_satisfies_the_constraints_and_the_duals_are_the_slope():
     for _ in range(60):
         residual = s.step(batch).extra["residual"]
     assert residual < 1e-10  # |f(z) - z| <= 1e-5 |z|
-    z = s._stored[1].read(batch.indices).requires_grad_()
-    (slope,) = torch.autograd.grad(F.cross_entropy(s._blocks[1].layers(z), batch.tensors["y"], reduction="sum"), z)
-    torch.testing.assert_close(s._duals[0].read(batch.indices), slope, rtol=1e-4, atol=1e-6)
+    z = s.stage._stored[1].read(batch.indices).requires_grad_()
+    (slope,) = torch.autograd.grad(F.cross_entropy(s.stage.blocks[1].layers(z), batch.tensors["y"], reduction="sum"), z)
+    torch.testing.assert_close(s.stage._duals[0].read(batch.indices), slope, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("auxiliaries", ["stored", "revisited"])
@@ -105,7 +107,7 @@ def test_stored_auxiliaries_start_from_the_first_weights_and_revisited_ones_from
     *before, batch = batches(SAMPLES // BATCH)
     for other in before:
         s.step(other)
-    assert not s._stored[1].known(batch.indices).any()
+    assert not s.stage._stored[1].known(batch.indices).any()
     found = before_going_down(s, batch).inputs[1]
     starts = [model[:2](batch.tensors["x"]) for model in (first, s.model)]
     assert not torch.allclose(*starts)
@@ -124,7 +126,7 @@ def test_one_small_step_on_the_auxiliaries_is_back_propagation():
     reference = copy.deepcopy(model)
     LOSS(reference, batch).backward()
     s.step(batch)
-    for t, (block, own) in enumerate(zip(s._blocks, [0, 2, 4], strict=True), start=1):
+    for t, (block, own) in enumerate(zip(s.stage.blocks, [0, 2, 4], strict=True), start=1):
         expected = torch.cat([p.grad.reshape(-1) for p in reference[own].parameters()])
         found = torch.cat([p.grad.reshape(-1) for p in block.layers.parameters()])
         assert float(found.norm()) == pytest.approx(a ** (layers - t) * float(expected.norm()), rel=5e-3)
@@ -139,7 +141,7 @@ def test_no_gradient_crosses_a_cut(monkeypatch):
     seen = []
 
     def learn(self, z, goal, weight, original=Block.learn):
-        others = [p for block in s._blocks if block is not self for p in block.layers.parameters()]
+        others = [p for block in s.stage.blocks if block is not self for p in block.layers.parameters()]
         assert z.is_leaf and not z.requires_grad
         value = goal(self.layers(z))
         slopes = torch.autograd.grad(value, others, retain_graph=True, allow_unused=True)
@@ -150,7 +152,7 @@ def test_no_gradient_crosses_a_cut(monkeypatch):
 
     monkeypatch.setattr(Block, "learn", learn)
     s.step(batches(1)[0])
-    assert seen == s._blocks
+    assert seen == s.stage.blocks
 
 
 def test_duals_of_other_samples_stay_bit_for_bit():
@@ -159,18 +161,20 @@ def test_duals_of_other_samples_stay_bit_for_bit():
     for batch in steps[:8]:
         s.step(batch)
     others = torch.tensor([i for i in range(48) if i not in set(steps[8].indices.tolist())])
-    before = [table.read(others) for table in s._duals.values()]
-    mine = [table.read(steps[8].indices) for table in s._duals.values()]
+    before = [table.read(others) for table in s.stage._duals.values()]
+    mine = [table.read(steps[8].indices) for table in s.stage._duals.values()]
     s.step(steps[8])
-    assert all(torch.equal(a, t.read(others)) for a, t in zip(before, s._duals.values(), strict=True))
-    assert not any(torch.equal(a, t.read(steps[8].indices)) for a, t in zip(mine, s._duals.values(), strict=True))
+    assert all(torch.equal(a, t.read(others)) for a, t in zip(before, s.stage._duals.values(), strict=True))
+    assert not any(torch.equal(a, t.read(steps[8].indices)) for a, t in zip(mine, s.stage._duals.values(), strict=True))
 
 
 def test_the_online_form_keeps_nothing():
     s = solver(BlockAdmmConfig(form="online"), network())
     for batch in batches(4):
         s.step(batch)
-    assert all(len(table.state_dict()["indices"]) == 0 for table in [*s._duals.values(), *s._stored.values()])
+    assert all(
+        len(table.state_dict()["indices"]) == 0 for table in [*s.stage._duals.values(), *s.stage._stored.values()]
+    )
 
 
 def test_rho_goes_where_it_should():
@@ -232,8 +236,8 @@ def test_a_restart_continues_bit_for_bit(config):
     for batch in batches(12)[3:]:
         second.step(batch)
     assert torch.equal(parameters(straight.model), parameters(second.model))
-    for t, table in straight._duals.items():
-        assert torch.equal(table.state_dict()["rows"], second._duals[t].state_dict()["rows"])
+    for t, table in straight.stage._duals.items():
+        assert torch.equal(table.state_dict()["rows"], second.stage._duals[t].state_dict()["rows"])
 
 
 def test_what_does_not_fit_is_refused():
@@ -264,4 +268,4 @@ def test_a_restart_from_a_checkpoint_file_continues_bit_for_bit(tmp_path):
     for batch in batches(12)[7:]:
         second.step(batch)
     assert torch.equal(parameters(straight.model), parameters(second.model))
-    assert torch.equal(straight._stored[1].state_dict()["rows"], second._stored[1].state_dict()["rows"])
+    assert torch.equal(straight.stage._stored[1].state_dict()["rows"], second.stage._stored[1].state_dict()["rows"])
