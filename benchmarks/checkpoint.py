@@ -5,7 +5,8 @@
 Every rank holds its part of a state of so many bytes, in float32 tensors as a transformer has them. A time is the
 median over repeats of the slowest rank's, from a barrier; contenders take turns in random order. All writes end on disk
 (fsync); before a read the file's pages are dropped from the cache. The last lines are of writing in the background: how
-long training stands still, and how much slower a loop of matrix products runs meanwhile.
+long training stands still, in the call and before the next update of the parameters, and how much slower a loop of
+matrix products runs meanwhile.
 """
 
 import argparse
@@ -159,51 +160,55 @@ def compare(folder: Path, state: State, repeats: int) -> dict[str, tuple[float, 
     return {name: tuple(map(statistics.median, zip(*each, strict=True))) for name, each in times.items()}
 
 
-def in_background(folder: Path, state: State, repeats: int) -> tuple[float, float, float, float]:
-    """Seconds that training stands still, what of them is the rank's own processor time, seconds of the whole write,
-    and the time of a product while over before: medians over repeats, the slowest rank's.
+def in_background(folder: Path, state: State, repeats: int, step_s: float) -> tuple[float, float, float]:
+    """Seconds that training stands still, seconds of the whole write, and the time of a product while over before:
+    medians over repeats, the slowest rank's.
+
+    A step is as many products of matrices as take step_s before; the state, which is a model's parameters and its
+    optimizer's, changes after it.
     """
     a = torch.randn(512, 512)
 
-    def products(until: Callable[[], bool]) -> float:
-        times = []
-        while not until():
+    def products(until: Callable[[int], bool]) -> list[float]:
+        times: list[float] = []
+        while not until(len(times)):
             start = time.perf_counter()
             a @ a
             times.append(time.perf_counter() - start)
-        return statistics.median(times) if times else float("nan")
+        return times
 
     end = time.perf_counter() + 1
-    before_s = products(lambda: time.perf_counter() > end)
+    before_s = statistics.median(products(lambda _: time.perf_counter() > end))
     checkpoints = Checkpoints(folder / "background", keep=1)
     writer = BackgroundWriter(checkpoints)
-    stall_s, own_s, whole_s, meanwhile_s = [], [], [], []
+    stall_s, whole_s, meanwhile_s = [], [], []
     for step in range(repeats + 1):  # the first allocates the copy
         if RANK == 0:
             checkpoints.begin(step)
+        COMM.barrier()
         start = time.perf_counter()
-
-        def snapshot(step: int = step) -> None:
-            busy_s = time.thread_time()
-            writer.write(step, {rank_part(RANK): state})
-            own_s.append(time.thread_time() - busy_s)
-
-        stall_s.append(slowest_s(snapshot))
-        meanwhile_s.append(products(lambda: not writer.busy))
+        writer.write(step, {rank_part(RANK): state}, state.values())
+        called = time.perf_counter()
+        times = products(lambda done: done * before_s >= step_s)
+        update = time.perf_counter()
+        writer.copied()
+        stall_s.append(COMM.allreduce(called - start + time.perf_counter() - update, MPI.MAX))
+        times += products(lambda _: not writer.busy)
+        meanwhile_s.append(statistics.median(times))
         writer.wait()
         COMM.barrier()
         whole_s.append(COMM.allreduce(time.perf_counter() - start, MPI.MAX))
         if RANK == 0:
             checkpoints.commit(step, [rank_part(rank) for rank in range(RANKS)])
     slower = COMM.allreduce(statistics.median(meanwhile_s[1:]) / before_s, MPI.MAX)
-    own = COMM.allreduce(statistics.median(own_s[1:]), MPI.MAX)
-    return statistics.median(stall_s[1:]), own, statistics.median(whole_s[1:]), slower
+    return statistics.median(stall_s[1:]), statistics.median(whole_s[1:]), slower
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bytes", type=float, default=1e9, help="of the whole state")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--step-s", type=float, default=0.1, help="forward and backward pass, with nothing else to do")
     parser.add_argument(
         "--folder", type=Path, default=Path("runs/benchmarks/checkpoint"), help="on the disk to measure"
     )
@@ -215,7 +220,7 @@ def main() -> None:
     state = state_of(options.bytes / RANKS)
     total = COMM.allreduce(sum(t.nbytes for t in state.values()))
     times = compare(options.folder, state, options.repeats)
-    stall_s, own_s, whole_s, slower = in_background(options.folder, state, options.repeats)
+    stall_s, whole_s, slower = in_background(options.folder, state, options.repeats, options.step_s)
     if RANK == 0:
         print(
             f"{total / 1e9:.2f} GB on {RANKS} ranks, median of {options.repeats}; ratios are bandwidths over tofile's"
@@ -226,8 +231,8 @@ def main() -> None:
             ratios = f"{write0_s / write_s:>7.2f}{read_s:>8.2f} s{read0_s / read_s:>7.2f}"
             print(f"{name:30}{write_s:>7.2f} s{ratios}")
         print(
-            f"in the background training stands still for {stall_s:.3f} s, {stall_s / whole_s:.1%} of {whole_s:.2f} s; "
-            f"own processor time {own_s:.3f} s, {own_s / whole_s:.1%}"
+            f"in the background, with steps of {options.step_s} s, training stands still for {stall_s:.3f} s, "
+            f"{stall_s / whole_s:.1%} of {whole_s:.2f} s"
         )
         print(f"a matrix product meanwhile takes {slower:.2f} times as long")
         if options.out:

@@ -19,7 +19,7 @@ from hpcopt.optim import SignumConfig
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.first_order import FirstOrder
 from hpcopt.solvers.gossip import GossipSgd
-from hpcopt.solvers.solver import Batch, Loss, StepStats, Tree
+from hpcopt.solvers.solver import Batch, Loss, Solver, StepStats, Tree
 
 
 class DataParallelConfig(FirstOrder):
@@ -56,7 +56,7 @@ class DataParallelConfig(FirstOrder):
         return DataParallel(config, model, loss, world, exchange, steps, clock)
 
 
-class DataParallel:
+class DataParallel(Solver):
     """The solver."""
 
     def __init__(
@@ -79,6 +79,7 @@ class DataParallel:
             self._optimizer = config.optimizer.build(self._parameters, self._exchange.outcome)
         else:
             self._optimizer = config.optimizer.build(self._parameters)
+        self.optimizers = (self._optimizer,)
         self._steps, self._step = steps, 0
         for tensor in model.state_dict().values():
             world.broadcast(tensor)

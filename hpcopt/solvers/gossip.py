@@ -18,10 +18,10 @@ from hpcopt.errors import CheckpointError, JobError
 from hpcopt.exchange.gossip import GossipConfig
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.first_order import FirstOrder
-from hpcopt.solvers.solver import Batch, Loss, StepStats, Tree
+from hpcopt.solvers.solver import Batch, Loss, Solver, StepStats, Tree
 
 
-class GossipSgd:
+class GossipSgd(Solver):
     """The solver."""
 
     def __init__(

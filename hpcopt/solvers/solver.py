@@ -93,8 +93,11 @@ class Solver(Protocol):
         model: the whole model; parameters that other ranks own are as of the last ``gather``.
         data_rank, data_size: this rank takes the data_rank'th of data_size parts of every global batch. Ranks that hold
             different pieces of one model take the same part.
+        optimizers: those whose steps alone change the model's parameters, and their own state; none, if something else
+            changes them too.
     """
 
+    optimizers: Sequence[torch.optim.Optimizer] = ()
     model: nn.Module
     data_rank: int
     data_size: int

@@ -1,6 +1,9 @@
-"""Checkpoints written beside the training: the state is copied at once, the rest is another thread's."""
+"""Checkpoints written beside the training: the state is copied at once or, what stays as it is until the next update
+of the parameters, while the next gradients are computed (as CheckFreq does: Mohan et al. 2021, FAST'21); the rest is
+another thread's.
+"""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -17,21 +20,37 @@ class Snapshot:
     def __init__(self) -> None:
         self._buffers: list[Tensor] = []
         self._used = 0
+        self._still: set[tuple[int, int]] = set()
+        self._later: list[tuple[Tensor, Tensor]] = []
 
-    def take(self, tree: Any) -> Any:
+    def take(self, tree: Any, still: Iterable[Tensor] = ()) -> Any:
         """Copy a tree, which may change afterwards. The copy taken before is overwritten.
 
         Tensors of any device are copied to the CPU. Costs one pass over memory.
+
+        Args:
+            still: tensors that do not change until ``complete`` has returned; they are left to it.
         """
         self._used = 0
+        self._still = {_place(tensor) for tensor in still}
         copy = self._copy(tree)
         del self._buffers[self._used :]
         return copy
 
+    def complete(self) -> None:
+        """Copy what ``take`` left."""
+        for buffer, tensor in self._later:
+            buffer.copy_(tensor)
+        self._later.clear()
+
     def _copy(self, node: Any) -> Any:
         match node:
             case Tensor():
-                return self._buffer(node).copy_(node.detach())
+                buffer = self._buffer(node)
+                if _place(node) in self._still:
+                    self._later.append((buffer, node.detach()))
+                    return buffer
+                return buffer.copy_(node.detach())
             case np.ndarray():
                 return node.copy()
             case dict():
@@ -54,6 +73,11 @@ class Snapshot:
         return self._buffers[index]
 
 
+def _place(tensor: Tensor) -> tuple[int, int]:
+    """Where a tensor's values are, the same for all views of them all."""
+    return tensor.data_ptr(), tensor.numel()
+
+
 class BackgroundWriter:
     """Writes this rank's parts of a checkpoint in a thread of its own; one checkpoint at a time.
 
@@ -63,16 +87,27 @@ class BackgroundWriter:
     def __init__(self, checkpoints: Checkpoints) -> None:
         self._checkpoints, self._snapshot = checkpoints, Snapshot()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._copying: Future[None] | None = None
         self._writing: Future[None] | None = None
 
-    def write(self, step: int, parts: Mapping[str, Any]) -> None:
+    def write(self, step: int, parts: Mapping[str, Any], still: Iterable[Tensor] = ()) -> None:
         """Copy the parts and start to write them; returns when the originals may change.
 
         Waits first for an earlier checkpoint that is still being written, and raises what wait() raises.
+
+        Args:
+            still: tensors that do not change before copied() is called; they are copied in the background.
         """
         self.wait()
-        copies = self._snapshot.take(dict(parts))
+        copies = self._snapshot.take(dict(parts), still)
+        self._copying = self._thread.submit(self._snapshot.complete)
         self._writing = self._thread.submit(self._write, step, copies)
+
+    def copied(self) -> None:
+        """Return when all originals may change."""
+        if self._copying is not None:
+            copying, self._copying = self._copying, None
+            copying.result()
 
     @property
     def busy(self) -> bool:
@@ -86,6 +121,7 @@ class BackgroundWriter:
             CheckpointError: it could not be written.
             TypeError: the tree held something that is not data.
         """
+        self.copied()
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()

@@ -60,7 +60,12 @@ class Trainer:
         self._choices: Choices | None = None
         self._start_s = time.monotonic()
         self._saver = Saver(
-            world, checkpoints, run.checkpoint_in_background, position.step, one_file=run.checkpoint_one_file
+            world,
+            checkpoints,
+            run.checkpoint_in_background,
+            position.step,
+            clock=clock,
+            one_file=run.checkpoint_one_file,
         )
 
     def train(self) -> Outcome:

@@ -1,9 +1,15 @@
 """Saving a job: all ranks together, each its own part, in the background if the job says so."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
 from hpcopt.comm.world import World
+from hpcopt.phases import PhaseClock
 from hpcopt.solvers.solver import Solver
 from hpcopt.store.background import BackgroundWriter
 from hpcopt.store.checkpoint import SHARED, Checkpoints, rank_part
@@ -16,23 +22,33 @@ class Saver:
     """Makes checkpoints that count once every rank's part is on disk.
 
     In the background, a save takes a copy of the state and returns; the ranks agree later, at the end of some step,
-    that all have written. There is at most one such checkpoint under way.
+    that all have written. There is at most one such checkpoint under way. What only the solver's optimizers change is
+    copied while the next gradients are computed, and the optimizers' next step waits for it.
 
     Attributes:
         saved_step: of the newest checkpoint that counts.
     """
 
     def __init__(
-        self, world: World, checkpoints: Checkpoints, background: bool, saved_step: int, *, one_file: bool = False
+        self,
+        world: World,
+        checkpoints: Checkpoints,
+        background: bool,
+        saved_step: int,
+        *,
+        clock: PhaseClock,
+        one_file: bool = False,
     ) -> None:
         """Raises UnsupportedError, on all ranks, if one_file is not to be had here."""
         self._world, self._checkpoints, self._background = world, checkpoints, background and not one_file
+        self._clock = clock
         self._communicator: Any = None
         if one_file:
             with world.together():
                 require_mpi()
                 self._communicator = world.transport.communicator
         self._writer = BackgroundWriter(checkpoints)
+        self._holds: list[RemovableHandle] = []
         self._pending: int | None = None
         self.saved_step = saved_step
 
@@ -49,7 +65,8 @@ class Saver:
             parts[SHARED] = {"position": asdict(position), "solver": solver.state_dict()}
         self._pending = step
         if self._background:
-            self._writer.write(step, parts)
+            self._writer.write(step, parts, _moved_by(solver.optimizers))
+            self._holds = [o.register_step_pre_hook(self._before_update) for o in solver.optimizers]
         else:
             with self._world.together():
                 if self._communicator is not None:
@@ -58,6 +75,16 @@ class Saver:
                 for name, tree in parts.items():
                     self._checkpoints.write_part(step, name, tree)
             self.finish()
+
+    def _before_update(self, *_: object) -> None:
+        with self._clock("checkpoint"):
+            self._writer.copied()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        for hold in self._holds:
+            hold.remove()
+        self._holds = []
 
     @property
     def written(self) -> bool:
@@ -71,7 +98,15 @@ class Saver:
         step, self._pending = self._pending, None
         with self._world.together():
             self._writer.wait()
+        self._let_go()
         with self._world.together():
             if self._world.rank == 0:
                 self._checkpoints.commit(step, [SHARED, *(rank_part(rank) for rank in range(self._world.size))])
         self.saved_step = step
+
+
+def _moved_by(optimizers: Sequence[Optimizer]) -> list[Tensor]:
+    """The tensors that optimizers' steps change: parameters and their state."""
+    parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    states = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
+    return parameters + [value for value in states if isinstance(value, Tensor)]

@@ -52,6 +52,37 @@ def test_the_call_returns_before_the_file_is_written(checkpoints, monkeypatch):
     assert checkpoints.read_part(1, "shared") == 5
 
 
+def test_what_stands_still_is_copied_later(checkpoints, monkeypatch):
+    """The call returns before, copied() after, and what else there is has been copied by then."""
+    gate, complete = threading.Event(), Snapshot.complete
+    monkeypatch.setattr(Snapshot, "complete", lambda self: (gate.wait(10), complete(self)))
+    state = {"still": torch.zeros(3, 4), "view": torch.zeros(7), "moving": torch.zeros(5), "empty": torch.zeros(0)}
+    writer = BackgroundWriter(checkpoints)
+    for step in (1, 2):
+        gate.clear()
+        checkpoints.begin(step)
+        writer.write(step, {"shared": state}, [state["still"].view(-1), state["view"]])
+        state["moving"] += 1
+        threading.Timer(0.05, gate.set).start()
+        writer.copied()
+        assert gate.is_set()
+        state["still"] += 1
+        state["view"] += 1
+        writer.wait()
+        checkpoints.commit(step, ["shared"])
+        assert all((value == step - 1).all() for value in checkpoints.read_part(step, "shared").values())
+
+
+def test_a_failed_copy_is_told_before_the_originals_change(checkpoints):
+    writer = BackgroundWriter(checkpoints)
+    weight = torch.zeros(4)
+    checkpoints.begin(1)
+    writer._snapshot.complete = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    writer.write(1, {"shared": weight}, [weight])
+    with pytest.raises(ZeroDivisionError):
+        writer.copied()
+
+
 def test_a_failure_is_told_once(checkpoints):
     writer = BackgroundWriter(checkpoints)
     writer.write(7, {"shared": 1})  # begin() was forgotten, so there is no folder

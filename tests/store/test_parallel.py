@@ -19,6 +19,7 @@ import torch
 
 from hpcopt.checkpoint import main
 from hpcopt.errors import CheckpointError, UnsupportedError
+from hpcopt.phases import PhaseClock
 from hpcopt.store import parallel
 from hpcopt.store.checkpoint import SHARED, TOGETHER, Checkpoints, rank_part
 from tests.conftest import require
@@ -161,4 +162,4 @@ def test_a_job_is_refused_before_it_trains(tmp_path):
     from hpcopt.trainer.saver import Saver
 
     with pytest.raises(UnsupportedError):
-        Saver(alone(), Checkpoints(tmp_path, 1), background=True, saved_step=0, one_file=True)
+        Saver(alone(), Checkpoints(tmp_path, 1), background=True, saved_step=0, clock=PhaseClock(), one_file=True)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from hpcopt.comm.world import World
 from hpcopt.job import read_job
 from hpcopt.phases import PhaseClock
 from hpcopt.prepare import prepare
-from hpcopt.store.checkpoint import Checkpoints
+from hpcopt.store.background import Snapshot
+from hpcopt.store.checkpoint import SHARED, Checkpoints, rank_part
 from hpcopt.trainer.resume import Position, restore
 from hpcopt.trainer.saver import Saver
+from tests.store.test_tree import same
 
 STEPS, AFTER = 6, 3
 SGD, SIGNUM = ("solver.optimizer.name=sgd",), ("solver.optimizer.name=signum", "solver.optimizer.lr=0.001")
@@ -66,20 +69,48 @@ class Session:
         return copy.deepcopy(self.solver.state_dict()["model"])
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_other_ranks_go_on_from_the_same_parameters(tmp_path, data, case):
-    settings, exact = CASES[case]
-    path = tmp_path / "job.toml"
+def job_of(folder: Path, data: Path, settings: tuple[str, ...]):
+    path = folder / "job.toml"
     path.write_text(
         f'[run]\nname = "t"\nsteps = 9\n[workload]\ndata = "{data}"\nbatch = 64\n'
         '[workload.model]\nname = "mlp"\nhidden = [24, 16]\n'
     )
-    job = read_job(path, list(settings))
+    return read_job(path, list(settings))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_copied_beside_the_next_step_is_the_state_before_it(tmp_path, data, case, monkeypatch):
+    """Were a tensor copied late that something else than the optimizer changes, or did the optimizer not wait, then the
+    checkpoint would not be the one that is written with nothing else going on.
+    """
+    job, complete = job_of(tmp_path, data, CASES[case][0]), Snapshot.complete
+    monkeypatch.setattr(Snapshot, "complete", lambda self: (time.sleep(0.1), complete(self)))
 
     def save(transport):
         session = Session(transport, job)
         session.train(0, STEPS)
-        saver = Saver(session.world, Checkpoints(tmp_path, 1), False, 0)
+        at_once = Saver(session.world, Checkpoints(tmp_path / "at_once", 1), False, 0, clock=PhaseClock())
+        beside = Saver(session.world, Checkpoints(tmp_path / "beside", 1), True, 0, clock=PhaseClock())
+        at_once.save(Position(step=STEPS, ranks=2), session.solver)
+        beside.save(Position(step=STEPS, ranks=2), session.solver)
+        session.train(STEPS, AFTER)
+        beside.finish()
+
+    run_ranks(2, save)
+    for part in (SHARED, rank_part(0), rank_part(1)):
+        found = [Checkpoints(tmp_path / name, 1).read_part(STEPS, part) for name in ("at_once", "beside")]
+        assert same(*(tree["solver"] for tree in found))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_other_ranks_go_on_from_the_same_parameters(tmp_path, data, case):
+    settings, exact = CASES[case]
+    job = job_of(tmp_path, data, settings)
+
+    def save(transport):
+        session = Session(transport, job)
+        session.train(0, STEPS)
+        saver = Saver(session.world, Checkpoints(tmp_path, 1), False, 0, clock=PhaseClock())
         saver.save(Position(step=STEPS, ranks=2), session.solver)
         before = session.model()
         losses = session.train(STEPS, AFTER)

@@ -6,6 +6,7 @@ import torch
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World
 from hpcopt.errors import CheckpointError, HpcoptError, JobError
+from hpcopt.phases import PhaseClock
 from hpcopt.store.checkpoint import Checkpoints
 from hpcopt.trainer.resume import Position, restore
 from hpcopt.trainer.saver import Saver
@@ -13,6 +14,8 @@ from hpcopt.trainer.saver import Saver
 
 class Counter:
     """A solver with a number that all share and one of each rank's own."""
+
+    optimizers = ()
 
     def __init__(self, rank: int) -> None:
         self.shared, self.own = 0, rank
@@ -36,7 +39,7 @@ def saved(folder, ranks: int, step: int, background: bool = False) -> None:
         world = World(transport)
         solver = Counter(transport.rank)
         solver.shared = 10 * step
-        saver = Saver(world, Checkpoints(folder, 3), background, 0)
+        saver = Saver(world, Checkpoints(folder, 3), background, 0, clock=PhaseClock())
         saver.save(Position(step=step, ranks=ranks, scores={"a": 0.5}), solver)
         saver.finish()
         assert saver.saved_step == step

@@ -39,7 +39,7 @@ from hpcopt.phases import PhaseClock
 from hpcopt.solvers.block_admm.goal import Fit, Match
 from hpcopt.solvers.block_admm.samples import SampleTable
 from hpcopt.solvers.first_order import Scheduled
-from hpcopt.solvers.solver import Batch, Loss, OutputLoss, StepStats, Tree
+from hpcopt.solvers.solver import Batch, Loss, OutputLoss, Solver, StepStats, Tree
 
 RECENT = 32  # batches whose features the first basis is made from
 HEAD_STEPS = 1000
@@ -78,7 +78,7 @@ class DeepFactoConfig(Scheduled):
         return DeepFacto(self, model, loss, world, exchange, steps, clock)
 
 
-class DeepFacto:
+class DeepFacto(Solver):
     """The solver."""
 
     def __init__(

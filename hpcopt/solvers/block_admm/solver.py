@@ -26,7 +26,7 @@ from hpcopt.solvers.block_admm.goal import Fit, Goal, Match
 from hpcopt.solvers.block_admm.layout import Layout
 from hpcopt.solvers.block_admm.link import DOWN, UP, Link
 from hpcopt.solvers.block_admm.stage import AdmmConfig, Flight, Stage
-from hpcopt.solvers.solver import Batch, Loss, OutputLoss, StepStats, Tree
+from hpcopt.solvers.solver import Batch, Loss, OutputLoss, Solver, StepStats, Tree
 
 
 class BlockAdmmConfig(AdmmConfig):
@@ -59,7 +59,7 @@ class BlockAdmmConfig(AdmmConfig):
         return BlockAdmm(self, model, loss, world, exchange, steps, clock)
 
 
-class BlockAdmm:
+class BlockAdmm(Solver):
     """The solver, on a rank that holds a run of consecutive blocks."""
 
     def __init__(

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from hpcopt.comm.world import World
 from hpcopt.errors import CheckpointError, JobError
-from hpcopt.solvers.solver import Batch, Loss, OutputLoss, Tree
+from hpcopt.solvers.solver import Batch, Loss, OutputLoss, Solver, Tree
 
 
-class SerialSolver:
+class SerialSolver(Solver):
     """A solver on one rank.
 
     Attributes:
