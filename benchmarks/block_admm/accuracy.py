@@ -68,9 +68,13 @@ METHODS: dict[str, Settings] = {
         for lr, mu in product((1e-3, 2e-3, 4e-3, 8e-3), (3e-3, 3e-2))
     },
     "bcd": {"as published": BcdConfig()},
-    "dladmm": {"as published": DlAdmmConfig()},
+    "dladmm": {
+        f"rho {rho:g}, theta {theta:g}": DlAdmmConfig(rho=rho, theta=theta)
+        for rho, theta in product((1e-6, 1e-5, 1e-4, 1e-3), (1e-2, 1))
+    },
 }
-WHOLE = {"bcd": 50, "dladmm": 30}  # these see all samples in every step; their steps
+WHOLE = {"bcd": 50, "dladmm": 20}  # these see all samples in every step; their steps
+WHOLE_TUNED_ON = 5000, 20  # samples and steps of them that choose their settings
 
 LABELS = {
     "adam": "back-propagation, Adam",
@@ -98,11 +102,13 @@ def main() -> None:
     if not choice.methods:
         table()
         return
-    data = fashion_mnist(tune=choice.tune)
+    part, steps = WHOLE_TUNED_ON
 
     def run(method: str, config: Any, seed: int) -> dict[str, Any]:
-        batch = len(data[0].y) if method in WHOLE else 200 if method == "altmin" else 128
-        epochs = WHOLE.get(method, EPOCHS)
+        whole, epochs, batch = method in WHOLE, EPOCHS, 200 if method == "altmin" else 128
+        data = fashion_mnist(part if whole and choice.tune else 60000, tune=choice.tune)
+        if whole:
+            epochs, batch = steps if choice.tune else WHOLE[method], len(data[0].y)
         return train(config, network(seed), *data, batch=batch, epochs=epochs, seed=seed) | {"epochs": epochs}
 
     run_all("accuracy", METHODS, choice, run)

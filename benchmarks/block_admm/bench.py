@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpcopt.comm.world import alone
@@ -22,6 +21,7 @@ from hpcopt.exchange import RingConfig
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.solver import Batch, OutputLoss
 from hpcopt.store.shards import Shards
+from hpcopt.workloads.image_classification import cross_entropy
 from hpcopt.workloads.order import TrainOrder
 
 RUNS = Path(__file__).with_name("runs.jsonl")
@@ -29,7 +29,7 @@ TUNED_ON = 50000  # training samples, when the last 10,000 choose settings
 
 LOSS = OutputLoss(
     inputs=lambda batch: batch.tensors["images"],
-    criterion=lambda logits, batch: F.cross_entropy(logits, batch.tensors["labels"]),
+    criterion=lambda logits, batch: cross_entropy(logits, batch.tensors["labels"]),
     example=torch.zeros(1, 784),
 )
 
@@ -101,14 +101,16 @@ def run_all(
     for method in choice.methods:
         settings = methods[method]
         labels = list(settings) if choice.tune else [chosen(experiment, method, settings)]
+        if choice.best:
+            labels = first_round(experiment, method, settings)[: choice.best]
         for label, seed in itertools.product(labels, choice.seeds):
             figures = run(method, settings[label], seed)
             record(experiment, method, label, seed, figures, tune=choice.tune)
 
 
 def chosen(experiment: str, method: str, settings: Settings) -> str:
-    """The setting that was best on held-out training images, in the mean over seeds; the one there is, if a method has
-    only one.
+    """The setting that was best on held-out training images, in the mean over seeds, of those that were run with the
+    most seeds: the better ones of a first round; the one there is, if a method has only one.
 
     Raises:
         SystemExit: the method has several, and no run tells which is best.
@@ -121,7 +123,14 @@ def chosen(experiment: str, method: str, settings: Settings) -> str:
             scores.setdefault(run["setting"], []).append(last(run["accuracy"]))
     if not scores:
         raise SystemExit(f"{experiment}: run --tune --methods {method} first")
-    return max(scores, key=lambda setting: float(np.mean(scores[setting])))
+    most = max(map(len, scores.values()))
+    return max((s for s in scores if len(scores[s]) == most), key=lambda setting: float(np.mean(scores[setting])))
+
+
+def first_round(experiment: str, method: str, settings: Settings) -> list[str]:
+    """Settings from the best to the worst with seed 0 on held-out training images."""
+    tried = [run for run in recorded(experiment, tune=True)[method] if run["seed"] == 0 and run["setting"] in settings]
+    return [run["setting"] for run in sorted(tried, key=lambda run: -last(run["accuracy"]))]
 
 
 def record(experiment: str, method: str, setting: str, seed: int, figures: dict[str, Any], *, tune: bool) -> None:
@@ -164,4 +173,5 @@ def options(description: str, methods: Sequence[str]) -> argparse.Namespace:
     p.add_argument("--methods", nargs="*", default=[], choices=methods, help="what to run (default: print the table)")
     p.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     p.add_argument("--tune", action="store_true", help="run every setting, scored on held-out training images")
+    p.add_argument("--best", type=int, help="with --tune: only so many settings, the best with the first seed")
     return p.parse_args()
