@@ -2,6 +2,7 @@
 
     sbatch --exclusive slurm/training.sh train --link 100mbit ring     train to the target, on four nodes
     mpirun -n 4 python benchmarks/training.py train ring               the same, to count steps, where no link is slow
+    mpirun -n 4 python benchmarks/training.py attacked --flips --learned             a vote with a liar among the ranks
     sbatch --exclusive slurm/training.sh cost --link 1gbit             what a step takes and sends, overlapped and not
     python benchmarks/training.py table                                all of it, into docs/training.md
 
@@ -42,6 +43,9 @@ TO_THE_TARGET = [
     "run.checkpoint_every=1000000",
 ]
 SIGNUM = 'solver.optimizer={name="signum", lr=2e-3, momentum=0.9, weight_decay=5e-4}'
+LIAR = 'exchange.adversary={ranks=[3], kind="sign_flip", scale=4.0}'
+LEARNED = 'exchange.weights="learned"'
+TO_THE_END = "run.stop_at.value=0.99"
 ROWS = {
     "ring": ['exchange.name="ring"'],
     "ring, bf16": ['exchange.name="ring"', 'exchange.codec={name="half"}'],
@@ -147,11 +151,16 @@ def measure_costs(rows: list[str], link: str, interface: str, rounds: int) -> No
 
 
 def load() -> tuple[dict[str, dict[str, Any]], dict[tuple[str, str, bool], dict[str, Any]]]:
-    """The last training of each row, without adversaries, and the last costs by row, link and overlap."""
-    records = [json.loads(line) for line in RECORDS.read_text().splitlines()]
-    honest = [r for r in records if r["kind"] == "train" and "adversary" not in str(r["more"])]
-    trained = {r["row"]: r for r in honest}
+    """The last training of each row, with nothing else changed, and the last costs by row, link and overlap."""
+    records = load_records()
+    others = ("adversary", "weights", "seed")
+    plain = [r for r in records if r["kind"] == "train" and not any(word in str(r["more"]) for word in others)]
+    trained = {r["row"]: r for r in plain}
     return trained, {(r["row"], r["link"], r["overlap"]): r for r in records if r["kind"] == "cost"}
+
+
+def load_records() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RECORDS.read_text().splitlines()]
 
 
 def steps_to_target(trained: dict[str, Any]) -> int | None:
@@ -179,11 +188,36 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def attacked_settings(flips: bool, learned: bool, seed: int) -> list[str]:
+    """Changes to the vote's row."""
+    return [
+        TO_THE_END,
+        *([LIAR] if flips else []),
+        *([LEARNED] if learned else []),
+        *([f"run.seed={seed}"] * (seed > 0)),
+    ]
+
+
+def attacked_table() -> str:
+    """In Markdown: accuracies at the end of whole runs, those of all seeds in one cell."""
+    ended = {frozenset(r["more"]): r["curve"][-1][1] for r in load_records() if r["kind"] == "train"}
+    lines = ["| | all ranks honest | one of four turns its signs round |", "|---|---|---|"]
+    for label, learned in (("vote", False), ("vote, learned weights", True)):
+        cells = []
+        for flips in (False, True):
+            wanted = [frozenset(attacked_settings(flips, learned, seed)) for seed in range(4)]
+            cells.append(" / ".join(f"{ended[settings]:.3f}" for settings in wanted if settings in ended))
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def write_page() -> None:
-    """The table between the page's marks, and the picture beside it: accuracy against seconds on the slow links."""
+    """The tables between the page's marks, and the picture: accuracy against seconds on the slow links."""
     text = PAGE.read_text()
-    marks = "<!-- begin table -->\n", "<!-- end table -->"
-    PAGE.write_text(re.sub(f"{marks[0]}.*?{marks[1]}", lambda _: marks[0] + table() + marks[1], text, flags=re.S))
+    for name, content in (("table", table()), ("attacked", attacked_table())):
+        marks = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+        text = re.sub(f"{marks[0]}.*?{marks[1]}", lambda _, c=content, m=marks: m[0] + c + m[1], text, flags=re.S)
+    PAGE.write_text(text)
     trained, costs = load()
     link, name = next(iter(LINKS.items()))
     lines = []
@@ -200,16 +234,22 @@ def write_page() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "cost", "table"])
+    parser.add_argument("what", choices=["train", "cost", "attacked", "table"])
     parser.add_argument("rows", nargs="*", default=list(ROWS), help="cost: rows, by default all; train: one")
     parser.add_argument("--link", default="memory", help="rate of the links, as it is to stand in the table")
     parser.add_argument("--interface", default="e0", help="the nodes' network interface")
     parser.add_argument("--rounds", type=int, default=7, help="cost: turns of eight steps")
     parser.add_argument("--no-overlap", action="store_true", help="train: exchange after the backward pass")
     parser.add_argument("--set", action="append", default=[], help="train: a further change to the job")
+    parser.add_argument("--flips", action="store_true", help="attacked: a rank turns its signs round")
+    parser.add_argument("--learned", action="store_true", help="attacked: with learned weights")
+    parser.add_argument("--seed", type=int, default=0, help="attacked: of the job")
     options = parser.parse_args()
     if options.what == "cost":
         measure_costs(options.rows, options.link, options.interface, options.rounds)
+    elif options.what == "attacked":
+        changes = attacked_settings(options.flips, options.learned, options.seed)
+        train_to_target("vote, Signum", False, options.link, options.interface, changes)
     elif options.what == "train":
         (row,) = options.rows
         train_to_target(row, not options.no_overlap, options.link, options.interface, options.set)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from hpcopt import kernels
+from hpcopt.comm import dense
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.vote import unsigned
 
@@ -58,7 +59,7 @@ class Jury:
 
     def confer(self, transport: Transport) -> None:
         """Add up what the ranks have counted, each in its own elections. Collective: over the transport's ranks."""
-        transport.all_reduce(self._counts)
+        dense.all_reduce(transport, self._counts)
         self.agree_on(self.agreement - self.agreement // MEMORY + self._counts)
         self._counts.zero_()
 

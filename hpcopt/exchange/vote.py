@@ -15,9 +15,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from hpcopt.comm import vote
+from hpcopt.comm import dense, vote
 from hpcopt.comm.hierarchy import Hierarchy
-from hpcopt.comm.traffic import dense_all_reduce_bytes
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
 from hpcopt.compress import Residuals
@@ -141,8 +140,8 @@ class VoteReducer(Reducer):
     def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
         if self._hierarchy is not None:
             return self._hierarchy.planned_vote_bytes(bucket.values.numel(), self._of_node(self._weights(size, rank)))
-        counts = 8 * size**2 if self._config.weights == "learned" and bucket.index == self._last else 0
-        return vote.planned_bytes(bucket.values.numel(), size, rank) + dense_all_reduce_bytes(counts, size)
+        counts_bytes = 8 * size**2 if self._config.weights == "learned" and bucket.index == self._last else 0
+        return vote.planned_bytes(bucket.values.numel(), size, rank) + dense.planned_bytes(counts_bytes, size, rank)
 
     def metrics(self) -> dict[str, float]:
         return {} if self._jury is None else {"voters": float(len(self._jury.voters))}

@@ -263,11 +263,10 @@ def test_planned_bytes_are_what_is_sent(config):
     for counts, planned in run_ranks(3, program):
         if config.name == "native":
             continue  # loopback's own all-reduce sends no messages
-        # adacomp's payloads vary; loopback's own broadcast, which shared_topk uses, and its own sum of what voters are
-        # known by send no messages
-        variable = (
-            config.weights == "learned" if config.name == "vote" else config.codec.name in ("adacomp", "shared_topk")
-        )
+        # adacomp's payloads vary; loopback's own broadcast, which shared_topk uses, sends no messages; ballots are
+        # compared at one step in 8
+        learned = getattr(config, "weights", None) == "learned"
+        variable = learned or (config.name != "vote" and config.codec.name in ("adacomp", "shared_topk"))
         assert counts.sent_bytes <= planned + 8
         assert variable or counts.sent_bytes == pytest.approx(planned, abs=8)
         assert counts.dense_bytes > 0
