@@ -43,6 +43,7 @@ TO_THE_TARGET = [
     "run.checkpoint_every=1000000",
 ]
 SIGNUM = 'solver.optimizer={name="signum", lr=2e-3, momentum=0.9, weight_decay=5e-4}'
+NO_MOMENTUM = ["solver.optimizer.lr=0.5", "solver.optimizer.momentum=0"]
 LIAR = 'exchange.adversary={ranks=[3], kind="sign_flip", scale=4.0}'
 LEARNED = 'exchange.weights="learned"'
 TO_THE_END = "run.stop_at.value=0.99"
@@ -50,7 +51,7 @@ ROWS = {
     "ring": ['exchange.name="ring"'],
     "ring, bf16": ['exchange.name="ring"', 'exchange.codec={name="half"}'],
     "two-phase, QSGD 4 bits": ['exchange.name="two_phase"', 'exchange.codec={name="qsgd", bits=4}'],
-    "two-phase, top 1 %": ['exchange.name="two_phase"', 'exchange.codec={name="topk", fraction=0.01}'],
+    "two-phase, top 1 %": [*NO_MOMENTUM, 'exchange.name="two_phase"', 'exchange.codec={name="topk", fraction=0.01}'],
     "PowerSGD, rank 4": ['exchange.name="ring"', 'exchange.codec={name="powersgd", rank=4}'],
     "vote, Signum": [SIGNUM, 'exchange.name="vote"'],
     "push-sum": ['exchange={name="gossip", mixing="push_sum", graph="exponential"}'],
