@@ -1,7 +1,7 @@
 """Running averages of the factors that a rank owns."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,35 +45,31 @@ class Averages:
         rejected: sums that were not finite, and left out.
     """
 
-    def __init__(self, layers: Sequence[Layer], owned: Sequence[int], dtype: torch.dtype | None) -> None:
+    def __init__(self, layers: Sequence[Layer], owned: Sequence[int], dtype: torch.dtype) -> None:
         self.of: dict[int, Average] = {}
         self._layers = layers
         self.rejected = 0
-        numel = sum(layers[i].a.numel + layers[i].g.numel for i in owned)
-        if owned:
-            flat = torch.zeros(numel, dtype=dtype or layers[owned[0]].dtype)
-            for i in owned:
-                n = layers[i].a.numel + layers[i].g.numel
-                a, g = split(layers[i], flat[:n])
-                self.of[i] = Average(a, g)
-                flat = flat[n:]
+        lengths = [layers[i].a.numel + layers[i].g.numel for i in owned]
+        flat = torch.zeros(sum(lengths), dtype=dtype)
+        for i, own in zip(owned, torch.split(flat, lengths), strict=True):
+            self.of[i] = Average(*split(layers[i], own))
 
-    def add_sums(self, sums: Mapping[int, Tensor], decay: float) -> None:
-        """Add every layer's summed statistics: its piece of the sums' buffer, the number of rows last.
+    def add_sums(self, own: Tensor, decay: float) -> None:
+        """Add summed statistics: this rank's segment of the sums' buffer, for each layer A, G and the number of rows.
 
         A layer that no rank used, or whose sums are not finite, stays as it is.
         """
-        for i, piece in sums.items():
+        lengths = [average.numel + 1 for average in self.of.values()]
+        for (i, average), piece in zip(self.of.items(), torch.split(own, lengths), strict=True):
             rows = float(piece[-1])
             if rows == 0:
                 continue
-            if not (
-                math.isfinite(piece.sum()) or torch.isfinite(piece).all()
-            ):  # the first is quick; finite sums may overflow
+            # the sum is the quicker look, but may overflow although all its summands are finite
+            if not (math.isfinite(piece.sum()) or torch.isfinite(piece).all()):
                 self.rejected += 1
                 continue
             a, g = split(self._layers[i], piece[:-1])
-            self.of[i].add(a.div_(rows), g, decay)
+            average.add(a.div_(rows), g, decay)
 
 
 def split(layer: Layer, flat: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hpcopt.comm.world import World
 from hpcopt.solvers.kaisa import symmetric
 from hpcopt.solvers.kaisa.averages import Average
 from hpcopt.solvers.kaisa.inverse import apply_left
@@ -51,6 +52,22 @@ class Trial:
                 delta = layer.matrix([p.detach() - self.parameters[p] for p in layer.parameters()]).to(layer.dtype)
                 total += float(torch.sum(_times_g(layer, average, delta) * _times_a(layer, average, delta)))
         return total
+
+    def ratio(
+        self, layers: Sequence[Layer], averages: Mapping[int, Average], world: World, before: float, after: float
+    ) -> float:
+        """rho, of a loss that is the sum of the ranks' own. Collective: one all-reduce of four numbers.
+
+        Args:
+            layers, averages: of K-FAC; each layer's factors are on one rank.
+            world: the ranks.
+            before, after: this rank's summand of the loss before the step and after it.
+        """
+        slope = self.slope() / world.size  # the same on all ranks, but the sum is so to the bit
+        sums = torch.tensor([slope, self.curvature(layers, averages), before, after], dtype=torch.float64)
+        slope, curvature, before, after = world.all_reduce(sums).tolist()
+        model = slope + curvature / 2
+        return (after - before) / model if model < 0 else -math.inf
 
 
 def adapted(damping: float, ratio: float, factor: float, bounds: tuple[float, float]) -> float:

@@ -11,12 +11,17 @@ null space of a factor of few rows, the basis is arbitrary, and S with it: anoth
 otherwise, then finds another P.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from hpcopt.comm.world import World
 from hpcopt.solvers.kaisa.inverse import Eigen, Failures
 from hpcopt.solvers.kaisa.layers.conv import Conv
 from hpcopt.solvers.kaisa.layers.layer import Layer
+from hpcopt.solvers.kaisa.plan import Buffer
+from hpcopt.solvers.kaisa.refresh import Inverses
 
 
 class Ekfac(Eigen):
@@ -58,6 +63,36 @@ class Ekfac(Eigen):
             own = (g @ q_g.to(g.dtype)).transpose(1, 2) @ (a @ q_a.to(a.dtype))
             total += own.square()
         return total.flatten()
+
+
+class BatchMoments:
+    """S of a batch: added up while the model runs, summed over the ranks, and averaged into what Ekfac keeps."""
+
+    def __init__(self, method: Ekfac, layers: Sequence[Layer], inverses: Inverses, buffer: Buffer) -> None:
+        """``buffer`` is that of the layers' gradients, as which their moments are laid out."""
+        self._method, self._layers, self._inverses, self._buffer = method, layers, inverses, buffer
+        self._flat: Tensor | None = None
+
+    def record(self, layer: Layer, x: Tensor, gradient: Tensor) -> None:
+        """Add one use of a layer, if it has a basis yet."""
+        if self._inverses.made and has_moments(layer):
+            if self._flat is None:
+                self._flat = torch.zeros(self._buffer.numel, dtype=layer.dtype)
+            i = self._layers.index(layer)
+            self._flat[self._buffer.pieces[i]] += self._method.second_moments(layer, self._inverses.of(i), x, gradient)
+
+    def average(self, world: World, scale: float, decay: float) -> None:
+        """Average in what was recorded since the last time, times scale. Collective: one all-reduce."""
+        if not self._inverses.made:
+            return
+        flat, self._flat = self._flat, None
+        if flat is None:
+            flat = torch.zeros(self._buffer.numel, dtype=self._layers[0].dtype)
+        world.all_reduce(flat.mul_(scale))
+        for i, layer in enumerate(self._layers):
+            batch = flat[self._buffer.pieces[i]]
+            if has_moments(layer) and batch.any():
+                self._method.add(layer, self._inverses.of(i), batch, decay)
 
 
 def has_moments(layer: Layer) -> bool:

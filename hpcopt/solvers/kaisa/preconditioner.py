@@ -10,20 +10,19 @@ from torch import Tensor, nn
 
 from hpcopt.comm.ragged import exchange, reduce_to_owners
 from hpcopt.comm.world import World
-from hpcopt.errors import CheckpointError, JobError
-from hpcopt.solvers.kaisa import inverse
+from hpcopt.errors import JobError
+from hpcopt.solvers.kaisa import checkpoint, inverse
+from hpcopt.solvers.kaisa.arrangement import Arrangement
 from hpcopt.solvers.kaisa.averages import Averages
-from hpcopt.solvers.kaisa.cost import Forecast, forecast, layer_cost
+from hpcopt.solvers.kaisa.cost import Forecast
 from hpcopt.solvers.kaisa.damping import Trial, adapted
-from hpcopt.solvers.kaisa.ekfac import Ekfac, has_moments
+from hpcopt.solvers.kaisa.ekfac import BatchMoments, Ekfac
 from hpcopt.solvers.kaisa.layers.find import Layers
 from hpcopt.solvers.kaisa.layers.layer import Layer
 from hpcopt.solvers.kaisa.low_rank import LowRank
-from hpcopt.solvers.kaisa.memory import Memory, Widths, choose, predict
-from hpcopt.solvers.kaisa.placement import Grid, place
-from hpcopt.solvers.kaisa.plan import Message, Plan, Sizes
+from hpcopt.solvers.kaisa.plan import Message
 from hpcopt.solvers.kaisa.recorder import Distribution, Recorder
-from hpcopt.solvers.kaisa.refresh import Refresher
+from hpcopt.solvers.kaisa.refresh import Inverses, Refresher
 from hpcopt.solvers.kaisa.settings import DTYPES, KaisaSettings
 
 METHODS: dict[str, Callable[[KaisaSettings], inverse.Method]] = {
@@ -73,18 +72,20 @@ class Kaisa:
         """
         self.settings = s = KaisaSettings(**settings)
         self._world, self._lr, self._averaged, self._total_steps = world, lr, averaged, total_steps
-        if total_steps is None and {s.damping_final, s.factor_every_final, s.inverse_every_final} != {None}:
+        if total_steps is None and s.scheduled(0):
             raise JobError("settings named _final need total_steps").everywhere()
         self.layers = Layers(model, s.options(), s.skip)
         self._found = self.layers.found
         self._method = METHODS[s.method](s)
-        self.plan, self.memory = self._make_plan()
+        self._arrangement = Arrangement(self._found, self._method, s, world.size)
+        self.plan = self._arrangement.plan(world.rank)
+        self.memory = self._arrangement.memory(self.plan)
         if s.method == "ekfac" and self.plan.placement.grid.columns > 1:
             raise JobError('method = "ekfac" needs fraction = 1: every rank looks at its own samples').everywhere()
-        self._averages = Averages(self._found, self.plan.owned, self._dtype(s.factor_dtype))
-        self._inverses = torch.zeros(self.plan.inverses.numel, dtype=self._dtype(s.inverse_dtype))
-        self._refresher = Refresher(self._method, self._found, self.plan, self._averages, s.refresh_tolerance)
-        self._inverted = False
+        self._averages = Averages(self._found, self.plan.owned, self._arrangement.factor_dtype)
+        self._inverses = Inverses(self.plan, self._arrangement.inverse_dtype)
+        parts = self.plan, self._averages, self._inverses
+        self._refresher = Refresher(self._method, self._found, *parts, s.refresh_tolerance, s.inverse_lag)
         self.steps = 0
         self.damping, self.factor_every, self.inverse_every = s.damping, s.factor_every, s.inverse_every
         self.ratio = math.nan
@@ -95,9 +96,10 @@ class Kaisa:
         self._recorder = Recorder(
             model, self.layers, self.plan.sums, s.fisher == "sampled", lambda: model.training and self.factors_due
         )
-        self._moments: Tensor | None = None
+        self._moments: BatchMoments | None = None
         if isinstance(self._method, Ekfac):
-            self._recorder.also = self._add_moments
+            self._moments = BatchMoments(self._method, self._found, self._inverses, self.plan.gradients)
+            self._recorder.also = self._moments.record
 
     @property
     def factors_due(self) -> bool:
@@ -107,7 +109,7 @@ class Kaisa:
     @property
     def inverses_due(self) -> bool:
         """Whether the coming step refreshes the inverses."""
-        return self.steps % self.inverse_every == 0 or not self._inverted
+        return self.steps % self.inverse_every == 0 or not self._inverses.made
 
     @property
     def damping_due(self) -> bool:
@@ -158,13 +160,17 @@ class Kaisa:
         """
         if self.factors_due:
             self._refresh_factors(terms, grad_scale)
-        self._refresh_inverses()
+        if self._refresher.refresh(self.steps, self.inverses_due, self.damping):
+            self._exchange("inverses", self._inverses.flat, self.plan.inverses_out, self.plan.inverses_in)
         if self.damping_due:
             self._trial = Trial.begin(self._parameters)
-        if self._inverted:
+        if self._inverses.made:
             self._precondition()
         self.steps += 1
-        self._follow_schedules()
+        if self._total_steps:
+            done = min(1.0, self.steps / self._total_steps)
+            for name, value in self.settings.scheduled(done).items():
+                setattr(self, name, value)
 
     def adapt_damping(self, before: float, after: float) -> None:
         """After the inner optimizer's step, if ``damping_due`` before it. Collective: one all-reduce of four numbers.
@@ -176,78 +182,25 @@ class Kaisa:
         trial, self._trial = self._trial, None
         if trial is None:
             return
-        curvature = trial.curvature(self._found, self._averages.of)
         share = self._world.size if self._averaged else 1
-        slope = trial.slope() / self._world.size  # the same on all ranks, but the sum is so to the bit
-        sums = torch.tensor([slope, curvature, before / share, after / share], dtype=torch.float64)
-        slope, curvature, before, after = self._world.all_reduce(sums).tolist()
-        model = slope + curvature / 2
-        self.ratio = (after - before) / model if model < 0 else -math.inf
+        self.ratio = trial.ratio(self._found, self._averages.of, self._world, before / share, after / share)
         s = self.settings
         factor = s.damping_decay**s.damping_every
         self.damping = adapted(self.damping, self.ratio, factor, (s.damping_min, s.damping_max))
 
-    def _follow_schedules(self) -> None:
-        s = self.settings
-        done = min(1.0, self.steps / self._total_steps) if self._total_steps else 0.0
-        if s.damping_final is not None:
-            self.damping = _between(s.damping, s.damping_final, done)
-        if s.factor_every_final is not None:
-            self.factor_every = round(_between(s.factor_every, s.factor_every_final, done))
-        if s.inverse_every_final is not None:
-            self.inverse_every = round(_between(s.inverse_every, s.inverse_every_final, done))
-
     def _refresh_factors(self, terms: float | None, grad_scale: float) -> None:
         scale = (terms or self._recorder.terms) / grad_scale**2 / (self._world.size if self._averaged else 1)
         flat = self._recorder.take(scale)
-        plan, size = self.plan.sums, self._world.size
-        if flat is None:
-            flat = torch.zeros(plan.numel, dtype=self._found[0].dtype if self._found else torch.float32)
         wire = DTYPES[self.settings.wire_dtype] if self.settings.wire_dtype != "float32" else None
         with self._world.watch(f"sums of factors, step {self.steps}", self._world.ranks):
-            own = reduce_to_owners(self._world.transport, flat, plan.lengths, wire) if size > 1 else flat
-        start = plan.segments[self._world.rank].start
-        pieces = {i: own[plan.pieces[i].start - start : plan.pieces[i].stop - start] for i in self.plan.owned}
-        self._averages.add_sums(pieces, self.settings.factor_decay)
-        self._refresh_moments(scale)
-
-    def _add_moments(self, layer: Layer, x: Tensor, gradient: Tensor) -> None:
-        """EKFAC: add one use of a layer to the second moments, laid out like the gradients."""
-        if not (self._inverted and isinstance(self._method, Ekfac) and has_moments(layer)):
-            return
-        if self._moments is None:
-            self._moments = torch.zeros(self.plan.gradients.numel, dtype=layer.dtype)
-        i = self._found.index(layer)
-        kept = self._inverses[self.plan.inverses.pieces[i]]
-        self._moments[self.plan.gradients.pieces[i]] += self._method.second_moments(layer, kept, x, gradient)
-
-    def _refresh_moments(self, scale: float) -> None:
-        if not (self._inverted and isinstance(self._method, Ekfac)):
-            return
-        moments = self._moments
-        if moments is None:
-            moments = torch.zeros(self.plan.gradients.numel, dtype=self._found[0].dtype)
-        self._world.all_reduce(moments.mul_(scale))
-        self._moments = None
-        for i, layer in enumerate(self._found):
-            batch = moments[self.plan.gradients.pieces[i]]
-            if has_moments(layer) and batch.any():
-                self._method.add(layer, self._inverses[self.plan.inverses.pieces[i]], batch, self.settings.factor_decay)
-
-    def _refresh_inverses(self) -> None:
-        lag, refreshed = self.settings.inverse_lag, False
-        if self.inverses_due and (lag == 0 or not self._inverted):
-            self._refresher.now(self._inverses, self.damping)
-            self._inverted = refreshed = True
-        elif self.inverses_due:
-            self._refresher.start(self._inverses, self.damping, self.steps + lag)
-        refreshed = self._refresher.finish(self._inverses, self.steps) or refreshed
-        if refreshed:
-            self._exchange(self._inverses, self.plan.inverses_out, self.plan.inverses_in)
+            own = reduce_to_owners(self._world.transport, flat, self.plan.sums.lengths, wire)
+        self._averages.add_sums(own, self.settings.factor_decay)
+        if self._moments is not None:
+            self._moments.average(self._world, scale, self.settings.factor_decay)
 
     def _precondition(self) -> None:
         squares = [f.matrices * f.size**2 for layer in self._found for f in (layer.a, layer.g) if f.size > 1]
-        self._method.scratch = self._inverses.new_empty(max(squares, default=0))
+        self._method.scratch = self._inverses.flat.new_empty(max(squares, default=0))
         self._replace_gradients()
         self._method.scratch = None
 
@@ -271,17 +224,17 @@ class Kaisa:
             self._found[i].set_gradient(p, self.clipped)
 
     def _preconditioned(self, i: int, w: Tensor) -> Tensor:
-        p = self._method.apply(self._found[i], self._inverses[self.plan.inverses.pieces[i]], w, self.damping)
+        p = self._method.apply(self._found[i], self._inverses.of(i), w, self.damping)
         return p * (w.norm() / p.norm().clamp(min=torch.finfo(p.dtype).tiny)) if self.settings.graft else p
 
     def _spread(self, used: Sequence[int]) -> Tensor:
         """The preconditioned gradients of all layers, flat: of the own column computed, the others' received."""
-        flat = torch.zeros(self.plan.gradients.numel, dtype=self._found[0].dtype if self._found else torch.float32)
+        flat = torch.zeros(self.plan.gradients.numel, dtype=self._arrangement.dtype)
         for i in self.plan.worked:
             if i in used:
                 w = self._found[i].gradient().to(flat.dtype)
                 flat[self.plan.gradients.pieces[i]].view(w.shape).copy_(self._preconditioned(i, w))
-        self._exchange(flat, self.plan.gradients_out, self.plan.gradients_in)
+        self._exchange("preconditioned gradients", flat, self.plan.gradients_out, self.plan.gradients_in)
         return flat
 
     def _clip(self, product: float) -> float:
@@ -292,58 +245,18 @@ class Kaisa:
             return 1.0
         return float((clip / (product * lr**2)) ** 0.5)
 
-    def _exchange(self, flat: Tensor, outgoing: Sequence[Message], incoming: Sequence[Message]) -> None:
+    def _exchange(self, what: str, flat: Tensor, outgoing: Sequence[Message], incoming: Sequence[Message]) -> None:
         pairs = [[(flat[m.start : m.stop], m.peer) for m in messages] for messages in (outgoing, incoming)]
-        what = "inverses" if flat is self._inverses else "preconditioned gradients"
         with self._world.watch(f"{what}, step {self.steps}", self._world.ranks):
             exchange(self._world.transport, pairs[0], pairs[1])
 
-    def _dtype(self, name: str) -> torch.dtype | None:
-        """A settings' dtype; float32 stands for the layers' own."""
-        return DTYPES[name] if name != "float32" or not self._found else self._found[0].dtype
-
-    def _make_plan(self) -> tuple[Plan, Memory]:
-        s, layers = self.settings, self._found
-        widths = self._widths = Widths(
-            layers[0].dtype.itemsize if layers else 4,
-            (self._dtype(s.factor_dtype) or torch.float32).itemsize,
-            (self._dtype(s.inverse_dtype) or torch.float32).itemsize,
-            layers[0].dtype.itemsize if layers else 4,
-        )
-        sizes = self._sizes = [self._size(layer) for layer in layers]
-        costs = self._costs = [layer_cost(layer, self._method, widths, s) for layer in layers]
-        if s.memory_budget is not None:
-            placement, _ = choose(costs, sizes, self._world.size, widths, s.memory_budget)
-        else:
-            placement = place(costs, Grid.of_fraction(self._world.size, s.fraction))
-        plan = Plan(placement, sizes, self._world.rank)
-        return plan, predict(plan, widths)
-
-    def _size(self, layer: Layer) -> Sizes:
-        factors = (layer.a, layer.g)
-        inverting = self._method.squares * max(f.matrices * f.size**2 for f in factors)
-        return Sizes(layer.a.numel + layer.g.numel + 1, self._method.numel(layer), layer.numel, inverting)
-
     def forecasts(self) -> list[Forecast]:
         """What the memory-optimal, the half-way and the communication-optimal grid would cost."""
-        size = self._world.size
-        grids = dict.fromkeys(Grid.of_fraction(size, fraction) for fraction in (1 / size, 0.5, 1.0))
-        return [forecast(grid, self._costs, self._sizes, self._widths, self.settings) for grid in grids]
+        return self._arrangement.forecasts()
 
     def describe(self) -> dict[str, str]:
         """The plan for a person."""
-        grid = self.plan.placement.grid
-        ranks = [Plan(self.plan.placement, self._sizes, rank) for rank in range(grid.size)]
-        memory = [predict(plan, self._widths) for plan in ranks]
-        names = [layer.name for layer in self._found]
-        return {
-            "K-FAC layers": f"{len(names)} preconditioned, {len(self.layers.skipped)} not: "
-            + (", ".join(f"{name} ({why})" for name, why in self.layers.skipped.items()) or "none"),
-            "K-FAC grid": f"fraction {grid.fraction:.3g}\n{self.plan.placement.text()}",
-            "K-FAC memory": f"{max(m.held_bytes for m in memory):,} bytes kept on the fullest rank, "
-            f"{max(m.passing_bytes for m in memory):,} more in passing",
-            "K-FAC rank 0": "\n".join(ranks[0].lines(names, self._widths.sums)),
-        }
+        return self._arrangement.describe(self.layers.skipped)
 
     def state_dict(self) -> dict[str, Any]:
         """What is the same on all ranks."""
@@ -353,23 +266,13 @@ class Kaisa:
             "factor_every": self.factor_every,
             "inverse_every": self.inverse_every,
             "ratio": self.ratio,
-            "inverted": self._inverted,
+            "inverted": self._inverses.made,
             "inverses_come": self._refresher.due_step(),
         }
 
     def rank_state_dict(self) -> dict[str, Any]:
         """Factors and inverses of the layers that this rank owns, by name."""
-        state = {}
-        for i in self.plan.owned:
-            average = self._averages.of[i]
-            state[self._found[i].name] = {
-                "a": average.a,
-                "g": average.g,
-                "updates": average.updates,
-                "inverse": self._inverses[self.plan.inverses.pieces[i]],
-                **self._refresher.state(i),
-            }
-        return state
+        return checkpoint.rank_state(self._refresher)
 
     def load_state_dict(self, shared: dict[str, Any], parts: Sequence[dict[str, Any]]) -> None:
         """Restore from any number of ranks' parts.
@@ -377,39 +280,10 @@ class Kaisa:
         Raises:
             CheckpointError: a layer is missing or of another size.
         """
-        own: dict[int, dict[str, Any]] = {}
-        missing = {self._found[i].name for i in (*self.plan.owned, *self.plan.worked)}
-        for part in parts:
-            for i in range(len(self._found)):
-                entry = part.get(self._found[i].name)
-                if entry is not None:
-                    self._restore(i, entry)
-                    missing.discard(self._found[i].name)
-                    if i in self._averages.of:
-                        own[i] = entry
-        if missing:
-            raise CheckpointError(f"the checkpoint has no K-FAC factors of {', '.join(sorted(missing))}")
-        self.steps, self.damping, self._inverted = shared["steps"], shared["damping"], shared["inverted"]
+        checkpoint.restore(self._refresher, parts, shared["inverses_come"])
+        self.steps, self.damping, self._inverses.made = shared["steps"], shared["damping"], shared["inverted"]
         self.factor_every, self.inverse_every = shared["factor_every"], shared["inverse_every"]
         self.ratio = shared["ratio"]
-        self._refresher.restore(own, shared["inverses_come"], self._inverses)
-
-    def _restore(self, i: int, entry: dict[str, Any]) -> None:
-        try:
-            if i in self._averages.of:
-                average = self._averages.of[i]
-                average.a.copy_(entry["a"])
-                average.g.copy_(entry["g"])
-                average.updates = int(entry["updates"])
-            if i in self.plan.inverses.pieces:
-                self._inverses[self.plan.inverses.pieces[i]].copy_(entry["inverse"])
-        except (KeyError, RuntimeError) as error:
-            raise CheckpointError(f"the factors of {self._found[i].name} do not fit this job: {error}") from error
-
-
-def _between(first: float, final: float, done: float) -> float:
-    """Geometrically, from first at done = 0 to final at 1."""
-    return float(first * (final / first) ** done)
 
 
 def _has_gradients(layer: Layer) -> bool:

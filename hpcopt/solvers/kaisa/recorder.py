@@ -46,14 +46,16 @@ class Recorder:
         yield
         self._paused = False
 
-    def take(self, scale: float) -> Tensor | None:
-        """The sums so far, flat, those of gradients times scale; and forget them. None if nothing was recorded."""
+    def take(self, scale: float) -> Tensor:
+        """The sums so far, flat, those of gradients times scale; and forget them."""
         flat, self._flat = self._flat, None
-        for i, layer in enumerate(self._layers if flat is not None else ()):
-            sums = self._sums[layer]
-            sums.g.mul_(scale)
-            assert flat is not None
-            flat[self._buffer.pieces[i].stop - 1] = sums.rows
+        if flat is None:  # nothing was recorded
+            flat = torch.zeros(self._buffer.numel, dtype=self._layers[0].dtype if self._layers else torch.float32)
+        else:
+            for i, layer in enumerate(self._layers):
+                sums = self._sums[layer]
+                sums.g.mul_(scale)
+                flat[self._buffer.pieces[i].stop - 1] = sums.rows
         self._sums, self._pending, self.terms = {}, [], 0
         return flat
 

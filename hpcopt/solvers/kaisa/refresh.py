@@ -21,12 +21,41 @@ from hpcopt.solvers.kaisa.layers.layer import FactorShape, Layer
 from hpcopt.solvers.kaisa.plan import Plan
 
 
+class Inverses:
+    """What the method keeps of each layer of this rank's column, in one buffer that travels as it is.
+
+    Attributes:
+        flat: shape (plan.inverses.numel,).
+        made: whether there are any yet.
+    """
+
+    def __init__(self, plan: Plan, dtype: torch.dtype) -> None:
+        self.flat = torch.zeros(plan.inverses.numel, dtype=dtype)
+        self.made = False
+        self._plan = plan
+
+    def of(self, i: int) -> Tensor:
+        """A layer's, a view."""
+        return self.flat[self._plan.inverses.pieces[i]]
+
+    @property
+    def own(self) -> Tensor:
+        """Those of the layers that this rank owns, a view."""
+        return self.flat[self._plan.own_inverses]
+
+    def of_own(self, own: Tensor, i: int) -> Tensor:
+        """A layer's within ``own`` or a copy of it."""
+        piece, start = self._plan.inverses.pieces[i], self._plan.own_inverses.start
+        return own[piece.start - start : piece.stop - start]
+
+
 @dataclass
 class Refresher:
     """Inverts a rank's own layers.
 
     Attributes:
         tolerance: relative change of both factors below which a layer keeps its inverse; 0: none does.
+        lag: steps after which background work is put to use; 0: there is none.
         failures, skipped: what happened so far.
     """
 
@@ -34,28 +63,37 @@ class Refresher:
     layers: Sequence[Layer]
     plan: Plan
     averages: Averages
+    inverses: Inverses
     tolerance: float
+    lag: int
     failures: Failures = field(default_factory=Failures)
     skipped: int = 0
     _sketches: dict[int, Tensor] = field(default_factory=dict)
     _pending: "Future[Tensor] | None" = None
     _due: int = 0
 
-    def now(self, inverses: Tensor, damping: float) -> None:
-        """Refresh the own inverses in a column's buffer."""
-        for i in self._changed(damping):
-            self._invert(i, self.averages.of[i], inverses[self.plan.inverses.pieces[i]], damping)
+    def refresh(self, step: int, due: bool, damping: float) -> bool:
+        """Do a step's part; ``due`` says that new inverses are asked for. Give whether the own ones are new."""
+        at_once = due and (self.lag == 0 or not self.inverses.made)
+        if at_once:
+            self._now(damping)
+            self.inverses.made = True
+        elif due:
+            self._start(damping, step + self.lag)
+        return self._finish(step) or at_once
 
-    def start(self, inverses: Tensor, damping: float, due: int) -> None:
-        """Begin to refresh them in the background, from the factors as they are now, for use at step ``due``."""
+    def _now(self, damping: float) -> None:
+        for i in self._changed(damping):
+            self._invert(i, self.averages.of[i], self.inverses.of(i), damping)
+
+    def _start(self, damping: float, due: int) -> None:
+        """In the background, from the factors as they are now, for use at step ``due``."""
         snapshots = {i: self._copy(i) for i in self._changed(damping)}
-        start = self.plan.own_inverses.start
-        own = inverses[self.plan.own_inverses].clone()
+        own = self.inverses.own.clone()
 
         def work() -> Tensor:
             for i, average in snapshots.items():
-                piece = self.plan.inverses.pieces[i]
-                self._invert(i, average, own[piece.start - start : piece.stop - start], damping)
+                self._invert(i, average, self.inverses.of_own(own, i), damping)
             return own
 
         self._due = due
@@ -63,11 +101,11 @@ class Refresher:
             self._pending = pool.submit(work)
             pool.shutdown(wait=False)
 
-    def finish(self, inverses: Tensor, step: int) -> bool:
+    def _finish(self, step: int) -> bool:
         """Put background inverses to use if this is the step; give whether it was."""
         if self._pending is None or step < self._due:
             return False
-        inverses[self.plan.own_inverses] = self._pending.result()
+        self.inverses.own.copy_(self._pending.result())
         self._pending = None
         return True
 
@@ -79,19 +117,17 @@ class Refresher:
         """What a checkpoint keeps of a layer, beside its factors and inverse."""
         entry: dict[str, Any] = {"sketch": self._sketches[i]} if i in self._sketches else {}
         if self._pending is not None:
-            piece, start = self.plan.inverses.pieces[i], self.plan.own_inverses.start
-            entry["coming"] = self._pending.result()[piece.start - start : piece.stop - start]
+            entry["coming"] = self.inverses.of_own(self._pending.result(), i)
         return entry
 
-    def restore(self, entries: dict[int, dict[str, Any]], due: int | None, inverses: Tensor) -> None:
-        """Take back what ``state`` gave."""
+    def restore(self, entries: dict[int, dict[str, Any]], due: int | None) -> None:
+        """Take back what ``state`` gave, once the inverses in use are there."""
         self._sketches = {i: entry["sketch"].clone() for i, entry in entries.items() if "sketch" in entry}
         self._pending = None
         if due is not None:
-            own, start = inverses[self.plan.own_inverses].clone(), self.plan.own_inverses.start
+            own = self.inverses.own.clone()
             for i, entry in entries.items():
-                piece = self.plan.inverses.pieces[i]
-                own[piece.start - start : piece.stop - start] = entry["coming"]
+                self.inverses.of_own(own, i).copy_(entry["coming"])
             self._pending, self._due = Future(), due
             self._pending.set_result(own)
 

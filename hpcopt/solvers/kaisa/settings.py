@@ -79,3 +79,13 @@ class KaisaSettings(Config):
         """Those of the statistics."""
         every, narrow = (self.batch_every, self.position_every), self.factor_dtype == "bfloat16"
         return Options(self.sharing, self.max_size, self.large, *every, self.batch_dim, narrow)
+
+    def scheduled(self, done: float) -> dict[str, float]:
+        """The settings that have a ``_final``, when a run is ``done``, of 1: each goes there geometrically."""
+        values: dict[str, float] = {}
+        for name in ("damping", "factor_every", "inverse_every"):
+            first, final = getattr(self, name), getattr(self, f"{name}_final")
+            if final is not None:
+                value = float(first * (final / first) ** done)
+                values[name] = value if name == "damping" else round(value)
+        return values

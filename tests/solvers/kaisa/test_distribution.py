@@ -221,13 +221,13 @@ def test_background_inverses_are_those_of_the_step_that_began_them():
     """Started at step 2, in use from step 3: the same as inverting step 2's factors then."""
     _, kaisa = train(alone(), torch.float64, 3, inverse_lag=1)
     stale = copy.deepcopy(kaisa._averages.of)
-    before = kaisa._inverses.clone()
+    before = kaisa._inverses.flat.clone()
     _, continued = train(alone(), torch.float64, 4, inverse_lag=1)
-    assert not torch.equal(continued._inverses, before)
+    assert not torch.equal(continued._inverses.flat, before)
     for i, average in stale.items():
-        expected = torch.zeros_like(continued._inverses[continued.plan.inverses.pieces[i]])
+        expected = torch.zeros_like(continued._inverses.of(i))
         continued._method.invert(kaisa._found[i], average.a, average.g, 0.2, expected, kaisa.failures)
-        torch.testing.assert_close(continued._inverses[continued.plan.inverses.pieces[i]], expected)
+        torch.testing.assert_close(continued._inverses.of(i), expected)
 
 
 def test_layers_that_hardly_changed_keep_their_inverses():

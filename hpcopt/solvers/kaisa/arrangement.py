@@ -1,0 +1,83 @@
+"""How K-FAC's work on a model is spread over the ranks: from its layers and the settings to every rank's plan.
+
+Pure functions of shapes and settings: nothing here communicates, and every rank finds the same.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from hpcopt.solvers.kaisa.cost import Forecast, forecast, layer_cost
+from hpcopt.solvers.kaisa.inverse import Method
+from hpcopt.solvers.kaisa.layers.layer import Layer
+from hpcopt.solvers.kaisa.memory import Memory, Widths, choose, predict
+from hpcopt.solvers.kaisa.placement import Grid, place
+from hpcopt.solvers.kaisa.plan import Plan, Sizes
+from hpcopt.solvers.kaisa.settings import DTYPES, KaisaSettings
+
+
+class Arrangement:
+    """The placement of a model's layers on ``size`` ranks, and what follows from it.
+
+    Attributes:
+        dtype: of the layers, in which sums and gradients are.
+        factor_dtype, inverse_dtype: in which averages and inverses are kept; where "float32" is set, the layers' own.
+        placement: the grid, and who owns which layer.
+    """
+
+    def __init__(self, layers: Sequence[Layer], method: Method, settings: KaisaSettings, size: int) -> None:
+        """Place the layers.
+
+        Raises:
+            JobError: no placement fits the memory budget.
+        """
+        self._layers, self._settings = layers, settings
+        self.dtype = layers[0].dtype if layers else torch.float32
+        self.factor_dtype = self._kept(settings.factor_dtype)
+        self.inverse_dtype = self._kept(settings.inverse_dtype)
+        own = self.dtype.itemsize
+        self._widths = Widths(own, self.factor_dtype.itemsize, self.inverse_dtype.itemsize, own)
+        self._sizes = [_sizes(layer, method) for layer in layers]
+        self._costs = [layer_cost(layer, method, self._widths, settings) for layer in layers]
+        if settings.memory_budget is not None:
+            self.placement, _ = choose(self._costs, self._sizes, size, self._widths, settings.memory_budget)
+        else:
+            self.placement = place(self._costs, Grid.of_fraction(size, settings.fraction))
+
+    def plan(self, rank: int) -> Plan:
+        """A rank's part."""
+        return Plan(self.placement, self._sizes, rank)
+
+    def memory(self, plan: Plan) -> Memory:
+        """The bytes that a rank's part takes."""
+        return predict(plan, self._widths)
+
+    def forecasts(self) -> list[Forecast]:
+        """What the memory-optimal, the half-way and the communication-optimal grid would cost."""
+        size = self.placement.grid.size
+        grids = dict.fromkeys(Grid.of_fraction(size, fraction) for fraction in (1 / size, 0.5, 1.0))
+        return [forecast(grid, self._costs, self._sizes, self._widths, self._settings) for grid in grids]
+
+    def describe(self, skipped: Mapping[str, str]) -> dict[str, str]:
+        """The arrangement for a person, with what K-FAC leaves alone, and why."""
+        grid = self.placement.grid
+        plans = [self.plan(rank) for rank in range(grid.size)]
+        memory = [self.memory(plan) for plan in plans]
+        names = [layer.name for layer in self._layers]
+        return {
+            "K-FAC layers": f"{len(names)} preconditioned, {len(skipped)} not: "
+            + (", ".join(f"{name} ({why})" for name, why in skipped.items()) or "none"),
+            "K-FAC grid": f"fraction {grid.fraction:.3g}\n{self.placement.text()}",
+            "K-FAC memory": f"{max(m.held_bytes for m in memory):,} bytes kept on the fullest rank, "
+            f"{max(m.passing_bytes for m in memory):,} more in passing",
+            "K-FAC rank 0": "\n".join(plans[0].lines(names, self._widths.sums)),
+        }
+
+    def _kept(self, name: str) -> torch.dtype:
+        return self.dtype if name == "float32" else DTYPES[name]
+
+
+def _sizes(layer: Layer, method: Method) -> Sizes:
+    factors = (layer.a, layer.g)
+    inverting = method.squares * max(f.matrices * f.size**2 for f in factors)
+    return Sizes(layer.a.numel + layer.g.numel + 1, method.numel(layer), layer.numel, inverting)
