@@ -12,23 +12,32 @@ BLOCK = tl.constexpr(512)
 
 
 @triton.jit
-def places(count, WIDTH: tl.constexpr):
-    """Which code of a block of ``count`` stands where, (8 / WIDTH rows, 64 WIDTH bytes), and whether there is one."""
-    lanes = (count * WIDTH + 7) // 8
-    row = tl.arange(0, 8 // WIDTH)[:, None]
-    byte = tl.arange(0, 64 * WIDTH)[None, :]
-    place = row * lanes + byte
-    return place, (byte < lanes) & (place < count)
+def put(CODES: tl.constexpr, args, base, count, BITS: tl.constexpr, out):
+    """Write a block of ``count`` codes of BITS bits: of the values from ``base`` on, as the function CODES gives them.
+
+    ``CODES(k, inside, *args)`` gives int32 codes of the values k where ``inside``; it is called for each field.
+    """
+    if BITS & 8:
+        out = _put_field(CODES, args, base, count, 0, 8, out)
+    if BITS & 4:
+        out = _put_field(CODES, args, base, count, 0, 4, out)
+    if BITS & 2:
+        out = _put_field(CODES, args, base, count, BITS // 4 * 4, 2, out)
+    if BITS & 1:
+        out = _put_field(CODES, args, base, count, BITS // 2 * 2, 1, out)
 
 
 @triton.jit
-def put(codes, inside, count, SHIFT: tl.constexpr, WIDTH: tl.constexpr, out):
-    """Write the WIDTH bits from SHIFT on of codes, int32, in the order of ``places``; give what comes after them."""
+def _put_field(CODES: tl.constexpr, args, base, count, SHIFT: tl.constexpr, WIDTH: tl.constexpr, out):
+    """Write the WIDTH bits from SHIFT on of each code, a row for each code of a byte; give what comes after them."""
     lanes = (count * WIDTH + 7) // 8
     row = tl.arange(0, 8 // WIDTH)[:, None]
+    byte = tl.arange(0, 64 * WIDTH)
+    place = row * lanes + byte[None, :]
+    inside = (byte[None, :] < lanes) & (place < count)
+    codes = CODES(base + place, inside, *args)
     field = ((codes >> SHIFT) & ((1 << WIDTH) - 1)) << (WIDTH * row)
     packed = tl.sum(tl.where(inside, field, 0), 0)
-    byte = tl.arange(0, 64 * WIDTH)
     tl.store(out + byte, packed.to(tl.uint8), mask=byte < lanes)
     return out + lanes
 

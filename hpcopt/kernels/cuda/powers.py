@@ -28,9 +28,13 @@ def _encode(x, packed, worst, n, start, high, NEAREST: tl.constexpr):
     tl.store(packed + k, (rounded >> 23).to(tl.uint8), mask=k < count)
     top = tl.max(magnitude, 0)
     tl.atomic_max(worst, top, mask=top >= POWER_127)
-    k, inside = packing.places(count, 1)
+    packing.put(_sign, (x,), 0, count, 1, packed + count)
+
+
+@triton.jit
+def _sign(k, inside, x):
     bits = tl.load(x + k, mask=inside, other=0.0).to(tl.uint32, bitcast=True)
-    packing.put((bits >> 31).to(tl.int32), inside, count, 0, 1, packed + count)
+    return (bits >> 31).to(tl.int32)
 
 
 @triton.jit
@@ -49,7 +53,7 @@ def _decode(packed, out, n, weight, ADD: tl.constexpr):
 
 
 @triton.jit
-def _levels(x, k, inside, lift, factor, start, high, first, BITS: tl.constexpr):
+def _levels(k, inside, x, lift, factor, start, high, first, BITS: tl.constexpr):
     value = tl.load(x + k, mask=inside, other=0.0)
     dice = (rng.draw(start, high, first + k) >> 9).to(tl.int32)
     size = tl.abs(value * lift * factor)
@@ -74,18 +78,8 @@ def _dither(x, scales, packed, worst, n, start, high, BUCKET: tl.constexpr, BITS
     for i in range(tl.cdiv(count, BLOCK)):
         m = tl.minimum(count - i * BLOCK, BLOCK)
         out = packed + (first + i * BLOCK) // 8 * BITS
-        if BITS & 4:
-            k, inside = packing.places(m, 4)
-            codes = _levels(x, i * BLOCK + k, inside, lift, factor, start, high, first, BITS)
-            out = packing.put(codes, inside, m, 0, 4, out)
-        if BITS & 2:
-            k, inside = packing.places(m, 2)
-            codes = _levels(x, i * BLOCK + k, inside, lift, factor, start, high, first, BITS)
-            out = packing.put(codes, inside, m, BITS // 4 * 4, 2, out)
-        if BITS & 1:
-            k, inside = packing.places(m, 1)
-            codes = _levels(x, i * BLOCK + k, inside, lift, factor, start, high, first, BITS)
-            out = packing.put(codes, inside, m, BITS // 2 * 2, 1, out)
+        args = (x, lift, factor, start, high, first, BITS)
+        packing.put(_levels, args, i * BLOCK, m, BITS, out)
 
 
 @triton.jit

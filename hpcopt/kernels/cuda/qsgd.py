@@ -42,7 +42,7 @@ def note_worst(worst, top):
 
 
 @triton.jit
-def _codes(x, k, inside, limit, lift, factor, start, high, first, BITS: tl.constexpr, CLIP: tl.constexpr):
+def _codes(k, inside, x, limit, lift, factor, start, high, first, BITS: tl.constexpr, CLIP: tl.constexpr):
     value = tl.load(x + k, mask=inside, other=0.0)
     if CLIP > 0:
         value = tl.minimum(tl.maximum(value, -limit), limit)
@@ -85,22 +85,8 @@ def _encode(
     for i in range(tl.cdiv(count, BLOCK)):
         m = tl.minimum(count - i * BLOCK, BLOCK)
         out = packed + (first + i * BLOCK) // 8 * BITS
-        if BITS & 8:
-            k, inside = packing.places(m, 8)
-            codes = _codes(x, i * BLOCK + k, inside, scale, lift, factor, start, high, first, BITS, CLIP)
-            out = packing.put(codes, inside, m, 0, 8, out)
-        if BITS & 4:
-            k, inside = packing.places(m, 4)
-            codes = _codes(x, i * BLOCK + k, inside, scale, lift, factor, start, high, first, BITS, CLIP)
-            out = packing.put(codes, inside, m, 0, 4, out)
-        if BITS & 2:
-            k, inside = packing.places(m, 2)
-            codes = _codes(x, i * BLOCK + k, inside, scale, lift, factor, start, high, first, BITS, CLIP)
-            out = packing.put(codes, inside, m, BITS // 4 * 4, 2, out)
-        if BITS & 1:
-            k, inside = packing.places(m, 1)
-            codes = _codes(x, i * BLOCK + k, inside, scale, lift, factor, start, high, first, BITS, CLIP)
-            out = packing.put(codes, inside, m, BITS // 2 * 2, 1, out)
+        args = (x, scale, lift, factor, start, high, first, BITS, CLIP)
+        packing.put(_codes, args, i * BLOCK, m, BITS, out)
 
 
 @triton.jit
