@@ -77,13 +77,15 @@ class SentencePairs:
             raise DataError(
                 f"no *.hdf5 in {folder}: make them with `python -m hpcopt.prepare bert`, or name another folder"
             )
-        with self._open(0) as file:
-            self.masked = "special_token_positions" not in file
-            self.sequence = file["input_ids"].shape[1] if "input_ids" in file else 0
         self._rows, self._block_rows = [], []
+        self._made_with: list[int | None] = []  # words of the vocabulary; other tools' shards do not say
         for number in range(len(self._files)):
             with self._open(number) as file:
+                if number == 0:
+                    self.masked = "special_token_positions" not in file
+                    self.sequence = file["input_ids"].shape[1] if "input_ids" in file else 0
                 self._check(number, file)
+                self._made_with.append(int(file.attrs["words"]) if "words" in file.attrs else None)
                 self._rows.append(len(file["input_ids"]))
                 chunks = file["input_ids"].chunks
                 self._block_rows.append(max(BLOCK_ROWS, chunks[0] if chunks else 0))
@@ -119,12 +121,10 @@ class SentencePairs:
             DataError: a file is damaged, has words that a vocabulary of so many lacks, or says that it was made with
                 another one.
         """
-        for number in range(part, len(self._files), parts):
-            with self._open(number) as file:
-                made_with = int(file.attrs.get("words", words))  # other tools' shards do not say
-            if made_with != words:
+        for path, made_with in list(zip(self._files, self._made_with, strict=True))[part::parts]:
+            if made_with not in (None, words):
                 raise DataError(
-                    f"{self._files[number]} was made with {made_with} words, but the vocabulary has {words} words: "
+                    f"{path} was made with {made_with} words, but the vocabulary has {words} words: "
                     "name the one that the data was made with, [workload] vocabulary"
                 )
         for block in self.blocks(0, len(self)):

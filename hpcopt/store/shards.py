@@ -1,6 +1,7 @@
 """Training data as HDF5 shards: ``DATASET/{train,test}-00000.h5 ...``, written once, offline, and read by every rank
 where it needs rows.
- Each array of a shard is one contiguous HDF5 dataset, so rows are gathered through a memory map of its bytes: the ranks
+
+Each array of a shard is one contiguous HDF5 dataset, so rows are gathered through a memory map of its bytes: the ranks
 of a node share the pages that the operating system has cached, and no rank holds the data set.
 """
 
