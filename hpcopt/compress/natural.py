@@ -11,16 +11,15 @@ then the sign bits packed (``kernels.packing``): 9 bits a value. The last writes
 packed codes: the level from 0 to s, and above it a sign bit.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from hpcopt import kernels
 from hpcopt.compress.codec import Bytes, Codec, Floats, require_bytes, require_finite
-from hpcopt.compress.qsgd import BLOCK, packed_bytes, small_value_variance
+from hpcopt.compress.scaled_codes import BLOCK, ScaledCodes, packed_bytes, small_value_variance
 from hpcopt.kernels import cuda
 
 POWER_127 = 0x7F000000  # the bits of 2^127: magnitudes from there on could round up to Inf
@@ -84,7 +83,7 @@ class BiasedRounding(_PowersOfTwo):
         return self._round_on_device(x, True, seed, first, payload)
 
 
-class ExponentialDithering(Codec):
+class ExponentialDithering(ScaledCodes):
     """Levels at powers of two below the largest magnitude of the bucket."""
 
     name: Literal["exponential_dithering"] = "exponential_dithering"
@@ -96,37 +95,12 @@ class ExponentialDithering(Codec):
         levels = (1 << (self.bits - 1)) - 1
         return 1 / 8 + small_value_variance(2.0 ** (levels - 1), min(n, self.bucket) - 1)
 
-    def max_bytes(self, n: int) -> int:
-        """Exact."""
-        return 4 * self._buckets(n) + packed_bytes(n, self.bits)
+    def _layout(self) -> tuple[int, int]:
+        return self.bucket, self.bits
 
-    def _encode(self, x: Floats, seed: int, first: int, payload: Bytes) -> int:
-        scales, codes = self._parts(payload, x.size)
-        require_finite(kernels.powers.dither(x, self.bucket, self.bits, seed, first, scales, codes), self)
-        return payload.size
+    def _fill(self, loops: Any, x: Any, seed: int, first: int, scales: Any, codes: Any) -> int:
+        worst: int = loops.powers.dither(x, *self._layout(), seed, first, scales, codes)
+        return worst
 
-    def _decode(self, payload: Bytes, out: Floats, weight: float, add: bool) -> None:
-        require_bytes(payload, self.max_bytes(out.size), self)
-        scales, codes = self._parts(payload, out.size)
-        kernels.powers.undither(scales, codes, self.bucket, self.bits, np.float32(weight), add, out)
-
-    def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
-        scales, codes = self._parts_on_device(payload, x.numel())
-        require_finite(cuda.powers.dither(x, self.bucket, self.bits, seed, first, scales, codes), self)
-        return payload.numel()
-
-    def _decode_on_device(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
-        require_bytes(payload, self.max_bytes(out.numel()), self)
-        scales, codes = self._parts_on_device(payload, out.numel())
-        cuda.powers.undither(scales, codes, self.bucket, self.bits, weight, add, out)
-
-    def _buckets(self, n: int) -> int:
-        return -(-n // self.bucket)
-
-    def _parts(self, payload: Bytes, n: int) -> tuple[Floats, Bytes]:
-        split = 4 * self._buckets(n)
-        return payload[:split].view(np.float32), payload[split : self.max_bytes(n)]
-
-    def _parts_on_device(self, payload: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        split = 4 * self._buckets(n)
-        return payload[:split].view(torch.float32), payload[split : self.max_bytes(n)]
+    def _read(self, loops: Any, scales: Any, codes: Any, weight: float, add: bool, out: Any) -> None:
+        loops.powers.undither(scales, codes, *self._layout(), np.float32(weight), add, out)

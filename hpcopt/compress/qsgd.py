@@ -12,41 +12,14 @@ Payload, version 1: one float32 scale a bucket, then the codes, level + s, of ``
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from hpcopt import kernels
-from hpcopt.compress.codec import Bytes, Codec, Floats, require_bytes, require_finite
-from hpcopt.kernels import cuda
-
-BLOCK = 512  # values packed together; the layout of a block is in kernels.packing
+from hpcopt.compress.scaled_codes import BLOCK, ScaledCodes, small_value_variance
 
 
-def packed_bytes(n: int, bits: int) -> int:
-    """Bytes that n codes of ``bits`` bits fill: block by block, each field of a block rounded up to whole bytes."""
-    blocks, rest = divmod(n, BLOCK)
-    return blocks * BLOCK // 8 * bits + sum(-(-rest * width // 8) for width in (8, 4, 2, 1) if bits & width)
-
-
-def small_value_variance(levels: float, m: int) -> float:
-    """The largest ``sum f (1 - f) / (levels^2 + sum f^2)`` over f in [0, 1]^m.
-
-    It is the worst relative variance of a bucket that holds its own scale, at ``levels`` times the smallest level,
-    and m values below the smallest level. All f are then equal, and setting the derivative to zero gives f = sqrt(a^2
-    + a) - a with a = levels^2 / m.
-    """
-    if m <= 0:
-        return 0.0
-    a = levels * levels / m
-    f = a / (math.sqrt(a * a + a) + a)
-    return (1 - 2 * f) / (2 * f)
-
-
-class QSGD(Codec):
+class QSGD(ScaledCodes):
     """Uniform levels between -N and N."""
 
     name: Literal["qsgd"] = "qsgd"
@@ -68,39 +41,12 @@ class QSGD(Codec):
         n, s = min(n, self.bucket), self.levels
         return min(n / s**2, math.sqrt(n) / s) if self.norm == "l2" else small_value_variance(s, n - 1)
 
-    def max_bytes(self, n: int) -> int:
-        """Exact."""
-        return 4 * self._buckets(n) + packed_bytes(n, self.bits)
+    def _layout(self) -> tuple[int, int]:
+        return self.bucket, self.bits
 
-    def _encode(self, x: Floats, seed: int, first: int, payload: Bytes) -> int:
-        scales, codes = self._parts(payload, x.size)
-        worst = kernels.qsgd.encode(x, self.bucket, self.bits, self.norm == "l2", 0.0, seed, first, scales, codes)
-        require_finite(worst, self)
-        return payload.size
+    def _fill(self, loops: Any, x: Any, seed: int, first: int, scales: Any, codes: Any) -> int:
+        worst: int = loops.qsgd.encode(x, *self._layout(), self.norm == "l2", 0.0, seed, first, scales, codes)
+        return worst
 
-    def _decode(self, payload: Bytes, out: Floats, weight: float, add: bool) -> None:
-        require_bytes(payload, self.max_bytes(out.size), self)
-        scales, codes = self._parts(payload, out.size)
-        kernels.qsgd.decode(scales, codes, self.bucket, self.bits, weight, add, out)
-
-    def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
-        scales, codes = self._parts_on_device(payload, x.numel())
-        worst = cuda.qsgd.encode(x, self.bucket, self.bits, self.norm == "l2", 0.0, seed, first, scales, codes)
-        require_finite(worst, self)
-        return payload.numel()
-
-    def _decode_on_device(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
-        require_bytes(payload, self.max_bytes(out.numel()), self)
-        scales, codes = self._parts_on_device(payload, out.numel())
-        cuda.qsgd.decode(scales, codes, self.bucket, self.bits, weight, add, out)
-
-    def _buckets(self, n: int) -> int:
-        return -(-n // self.bucket)
-
-    def _parts(self, payload: Bytes, n: int) -> tuple[Floats, Bytes]:
-        split = 4 * self._buckets(n)
-        return payload[:split].view(np.float32), payload[split : self.max_bytes(n)]
-
-    def _parts_on_device(self, payload: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        split = 4 * self._buckets(n)
-        return payload[:split].view(torch.float32), payload[split : self.max_bytes(n)]
+    def _read(self, loops: Any, scales: Any, codes: Any, weight: float, add: bool, out: Any) -> None:
+        loops.qsgd.decode(scales, codes, *self._layout(), weight, add, out)

@@ -13,7 +13,7 @@ int8 or int16 (to be summed).
 """
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,18 +21,17 @@ from pydantic import Field
 from torch import Tensor
 
 from hpcopt import kernels
-from hpcopt.compress.codec import Bytes, Codec, Floats, float_array, require_bytes, require_finite
-from hpcopt.compress.qsgd import BLOCK, packed_bytes, small_value_variance
+from hpcopt.compress.codec import float_array
 from hpcopt.compress.residuals import Layout, views
 from hpcopt.compress.rounds import Reduction
+from hpcopt.compress.scaled_codes import BLOCK, ScaledCodes, small_value_variance
 from hpcopt.config import Config
 from hpcopt.errors import NonFiniteError
-from hpcopt.kernels import cuda
 
 BITS = 2
 
 
-class TernGrad(Codec):
+class TernGrad(ScaledCodes):
     """Two bits a value."""
 
     name: Literal["terngrad"] = "terngrad"
@@ -43,43 +42,15 @@ class TernGrad(Codec):
         """The exact supremum, about sqrt(bucket) / 2; None with clipping, which is biased."""
         return None if self.clip else small_value_variance(1, min(n, self.bucket) - 1)
 
-    def max_bytes(self, n: int) -> int:
-        """Exact."""
-        return 4 * self._buckets(n) + packed_bytes(n, BITS)
+    def _layout(self) -> tuple[int, int]:
+        return self.bucket, BITS
 
-    def _encode(self, x: Floats, seed: int, first: int, payload: Bytes) -> int:
-        scales, codes = self._parts(payload, x.size)
-        require_finite(
-            kernels.qsgd.encode(x, self.bucket, BITS, False, self.clip or 0.0, seed, first, scales, codes), self
-        )
-        return payload.size
+    def _fill(self, loops: Any, x: Any, seed: int, first: int, scales: Any, codes: Any) -> int:
+        worst: int = loops.qsgd.encode(x, *self._layout(), False, self.clip or 0.0, seed, first, scales, codes)
+        return worst
 
-    def _decode(self, payload: Bytes, out: Floats, weight: float, add: bool) -> None:
-        require_bytes(payload, self.max_bytes(out.size), self)
-        scales, codes = self._parts(payload, out.size)
-        kernels.qsgd.decode(scales, codes, self.bucket, BITS, weight, add, out)
-
-    def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
-        scales, codes = self._parts_on_device(payload, x.numel())
-        worst = cuda.qsgd.encode(x, self.bucket, BITS, False, self.clip or 0.0, seed, first, scales, codes)
-        require_finite(worst, self)
-        return payload.numel()
-
-    def _decode_on_device(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
-        require_bytes(payload, self.max_bytes(out.numel()), self)
-        scales, codes = self._parts_on_device(payload, out.numel())
-        cuda.qsgd.decode(scales, codes, self.bucket, BITS, weight, add, out)
-
-    def _buckets(self, n: int) -> int:
-        return -(-n // self.bucket)
-
-    def _parts(self, payload: Bytes, n: int) -> tuple[Floats, Bytes]:
-        split = 4 * self._buckets(n)
-        return payload[:split].view(np.float32), payload[split : self.max_bytes(n)]
-
-    def _parts_on_device(self, payload: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        split = 4 * self._buckets(n)
-        return payload[:split].view(torch.float32), payload[split : self.max_bytes(n)]
+    def _read(self, loops: Any, scales: Any, codes: Any, weight: float, add: bool, out: Any) -> None:
+        loops.qsgd.decode(scales, codes, *self._layout(), weight, add, out)
 
 
 class SharedTernGrad(Config):
