@@ -98,8 +98,10 @@ def differing_settings(runs: list[Run]) -> dict[str, list[str]]:
     keys = dict.fromkeys(key for settings in every for key in settings)
     values = {key: [settings.get(key, "") for settings in every] for key in keys}
     differing = {key: each for key, each in values.items() if len(set(each)) > 1}
-    named = differing.pop("run.name", [])
-    told = {key: each for key, each in differing.items() if len(set(zip(named, each, strict=False))) == len(set(named))}
+    named = differing.pop("run.name", None)
+    if named is None:
+        return differing
+    told = {key: each for key, each in differing.items() if len(set(zip(named, each, strict=True))) == len(set(named))}
     if len(told) > 2 and len(set(named)) < len(runs):  # the jobs' names say it in one column
         differing = {"run.name": named, **{key: each for key, each in differing.items() if key not in told}}
     return differing

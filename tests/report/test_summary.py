@@ -1,5 +1,6 @@
 """The figures of a known run."""
 
+import json
 import os
 
 import pytest
@@ -44,6 +45,15 @@ def test_settings_that_differ(tmp_path):
     make_run(tmp_path / "b", lr=0.2, ranks=5)
     runs = [read_run(tmp_path / name) for name in "ab"]
     assert differing_settings(runs) == {"ranks": ["3", "5"], "solver.lr": ["0.1", "0.2"]}
+
+
+def test_runs_of_one_name_show_all_settings_that_differ(tmp_path):
+    for name, lr in (("a", 0.1), ("b", 0.2)):
+        job = {"run": {"name": "same", "seed": lr}, "solver": {"lr": lr, "momentum": 4 * lr, "clip_norm": lr}}
+        make_run(tmp_path / name, config=json.dumps(job))
+    settings = differing_settings([read_run(tmp_path / name) for name in "ab"])
+    assert set(settings) == {"run.seed", "solver.lr", "solver.momentum", "solver.clip_norm"}
+    assert settings["solver.momentum"] == ["0.4", "0.8"]
 
 
 def test_labels(tmp_path):
