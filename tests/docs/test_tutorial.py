@@ -1,0 +1,18 @@
+"""The plan that the tutorial shows is what ``--dry-run`` says."""
+
+from pathlib import Path
+
+from hpcopt.job import read_job
+from hpcopt.prepare import prepare
+from hpcopt.train import plan
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_plan(tmp_path):
+    prepare("digits", tmp_path)
+    said = plan(read_job(ROOT / "jobs/quickstart.toml", [f"workload.data={tmp_path}/digits"]), 128)
+    shown = (ROOT / "docs/tutorial.md").read_text().partition("    plan\n")[2].partition("\n\n")[0]
+    for line in shown.splitlines():
+        if "device" not in line:  # this machine may have a GPU
+            assert line.removeprefix("    ") in said.splitlines()
