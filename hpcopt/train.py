@@ -9,7 +9,7 @@ import sys
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import hpcopt
 from hpcopt.comm.launch import launch_from, leave_exit_code, machine, usable_threads
@@ -19,6 +19,9 @@ from hpcopt.trainer.signals import StopSignals
 if TYPE_CHECKING:
     from hpcopt.comm.world import World
     from hpcopt.job import Job
+    from hpcopt.store.metrics import MetricsFile
+    from hpcopt.trainer.loop import Trainer
+    from hpcopt.trainer.progress import Progress
     from hpcopt.trainer.run import RunDirectory
     from hpcopt.workloads.workload import Workload
 
@@ -176,13 +179,7 @@ def train(job: "Job", world: "World", options: argparse.Namespace, signals: Stop
 
     from hpcopt.comm.device import device_name, use_device
     from hpcopt.comm.stall import StallWatch
-    from hpcopt.phases import PhaseClock
-    from hpcopt.store.checkpoint import Checkpoints
-    from hpcopt.store.metrics import MetricsFile
-    from hpcopt.trainer.loop import Trainer
     from hpcopt.trainer.progress import Progress
-    from hpcopt.trainer.recorder import Recorder
-    from hpcopt.trainer.resume import Position, restore
     from hpcopt.workloads.on_device import on_device
 
     signals.listen_for(job.run.requeue_signal)
@@ -195,7 +192,6 @@ def train(job: "Job", world: "World", options: argparse.Namespace, signals: Stop
     workload = on_device(build_workload(job, world), device)
     torch.manual_seed(job.run.seed * 1_000_003 + world.rank)  # what a rank draws from here on is its own
     steps = job.run.total_steps(workload.steps_per_epoch)
-    clock = PhaseClock()
     watch = StallWatch(directory.path / "stalls", world.rank, world.hosts, job.run.stall_s)
     progress = Progress(directory.log, speaks=world.rank == 0, total=steps, every_s=job.run.log_every_s)
     with watch, progress:
@@ -205,24 +201,53 @@ def train(job: "Job", world: "World", options: argparse.Namespace, signals: Stop
             f"{job.run.backend}, {' and '.join(dict.fromkeys(devices))}, {torch.get_num_threads()} threads a rank, "
             f"{steps} steps, into {directory.path}"
         )
-        solver = job.solver.build(workload.model, workload.loss, world, job.exchange, steps, clock)
-        checkpoints = Checkpoints(directory.checkpoints, job.run.keep_checkpoints)
-        position = restore(world, checkpoints, solver, progress.say) or Position()
-        if options.resume and not position.ranks:
-            raise JobError(f"--resume, but {directory.checkpoints} has no checkpoint").everywhere()
-        position.take_over(job.as_dict(), world.size)
-        file = MetricsFile(directory.metrics)
-        load = world.threads_per_core(torch.get_num_threads(), machine())
-        with world.together():
-            if world.rank == 0:
-                directory.job.write_text(job.as_toml())
-                start_metrics(file, job, world, position.step, load, devices)
-        recorder = Recorder(world, file, clock, position.elapsed_s)
-        trainer = Trainer(world, job.run, workload, solver, checkpoints, recorder, progress, clock, position, signals)
+        trainer = build_trainer(job, world, workload, directory, progress, devices, signals, resume=options.resume)
         gc.collect()
         gc.freeze()
         gc.enable()
         return trainer.train().exit_code
+
+
+def build_trainer(
+    job: "Job",
+    world: "World",
+    workload: "Workload",
+    directory: "RunDirectory",
+    progress: "Progress",
+    devices: list[str],
+    signals: StopSignals,
+    *,
+    resume: bool,
+) -> "Trainer":
+    """Make the solver, restore it from the newest checkpoint, and open metrics.h5. Collective.
+
+    Raises:
+        JobError: ``resume``, but there is no checkpoint.
+    """
+    import torch
+
+    from hpcopt.phases import PhaseClock
+    from hpcopt.store.checkpoint import Checkpoints
+    from hpcopt.store.metrics import MetricsFile
+    from hpcopt.trainer.loop import Trainer
+    from hpcopt.trainer.recorder import Recorder
+    from hpcopt.trainer.resume import Position, restore
+
+    clock, steps = PhaseClock(), job.run.total_steps(workload.steps_per_epoch)
+    solver = job.solver.build(workload.model, workload.loss, world, job.exchange, steps, clock)
+    checkpoints = Checkpoints(directory.checkpoints, job.run.keep_checkpoints)
+    position = restore(world, checkpoints, solver, progress.say) or Position()
+    if resume and not position.ranks:
+        raise JobError(f"--resume, but {directory.checkpoints} has no checkpoint").everywhere()
+    position.take_over(job.as_dict(), world.size)
+    file = MetricsFile(directory.metrics)
+    load = world.threads_per_core(torch.get_num_threads(), machine())
+    with world.together():
+        if world.rank == 0:
+            directory.job.write_text(job.as_toml())
+            start_metrics(file, job, world, position.step, load, devices)
+    recorder = Recorder(world, file, clock, position.elapsed_s)
+    return Trainer(world, job.run, workload, solver, checkpoints, recorder, progress, clock, position, signals)
 
 
 def build_workload(job: "Job", world: "World") -> "Workload":
@@ -283,7 +308,7 @@ def prepare_data(job: "Job", world: "World") -> None:
 
 
 def start_metrics(
-    file: Any, job: "Job", world: "World", step: int, threads_per_core: float, devices: list[str]
+    file: "MetricsFile", job: "Job", world: "World", step: int, threads_per_core: float, devices: list[str]
 ) -> None:
     """Create metrics.h5, or mark a restart in it."""
     import torch
