@@ -28,6 +28,14 @@ def put(CODES: tl.constexpr, args, base, count, BITS: tl.constexpr, out):
 
 
 @triton.jit
+def put_all(CODES: tl.constexpr, args, first, count, BITS: tl.constexpr, packed):
+    """As ``put``, of ``count`` values in blocks; ``first`` of the whole tensor is the first, a multiple of a block."""
+    for i in range(tl.cdiv(count, BLOCK)):
+        base = i * BLOCK
+        put(CODES, args, base, tl.minimum(count - base, BLOCK), BITS, packed + (first + base) // 8 * BITS)
+
+
+@triton.jit
 def _put_field(CODES: tl.constexpr, args, base, count, SHIFT: tl.constexpr, WIDTH: tl.constexpr, out):
     """Write the WIDTH bits from SHIFT on of each code, a row for each code of a byte; give what comes after them."""
     lanes = (count * WIDTH + 7) // 8

@@ -75,11 +75,7 @@ def _dither(x, scales, packed, worst, n, start, high, BUCKET: tl.constexpr, BITS
     tl.store(scales + bucket, scale)
     lift = tl.where(scale < TINY, LIFT, 1.0)
     factor = per_scale(scale * lift, UNITS)
-    for i in range(tl.cdiv(count, BLOCK)):
-        m = tl.minimum(count - i * BLOCK, BLOCK)
-        out = packed + (first + i * BLOCK) // 8 * BITS
-        args = (x, lift, factor, start, high, first, BITS)
-        packing.put(_levels, args, i * BLOCK, m, BITS, out)
+    packing.put_all(_levels, (x, lift, factor, start, high, first, BITS), first, count, BITS, packed)
 
 
 @triton.jit

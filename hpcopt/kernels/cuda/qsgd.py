@@ -82,11 +82,7 @@ def _encode(
     tl.store(scales + bucket, scale)
     lift = tl.where(scale < TINY, LIFT, 1.0)
     factor = per_scale(scale * lift, UNITS)
-    for i in range(tl.cdiv(count, BLOCK)):
-        m = tl.minimum(count - i * BLOCK, BLOCK)
-        out = packed + (first + i * BLOCK) // 8 * BITS
-        args = (x, scale, lift, factor, start, high, first, BITS, CLIP)
-        packing.put(_codes, args, i * BLOCK, m, BITS, out)
+    packing.put_all(_codes, (x, scale, lift, factor, start, high, first, BITS, CLIP), first, count, BITS, packed)
 
 
 @triton.jit
