@@ -76,6 +76,14 @@ class Job(Config):
             )
         return self
 
+    def check_ranks(self, ranks: int) -> None:
+        """Raise JobError if there are more ranks than samples in a batch: each needs one of every batch."""
+        if self.workload.batch < ranks:
+            raise JobError(
+                f"[workload] batch = {self.workload.batch} cannot be shared by {ranks} ranks: "
+                f"give each at least one sample, --set workload.batch={ranks} or more"
+            ).everywhere()
+
     def as_dict(self) -> dict[str, Any]:
         """Every setting as plain data, without those that are off."""
         return self.model_dump(mode="json", exclude_none=True)

@@ -84,10 +84,7 @@ def check(options: argparse.Namespace) -> None:
         raise JobError(f"{LAUNCH} is not here: submit from the top of the checkout")
     from hpcopt.job import read_job  # imports torch, which --help can do without
 
-    job = read_job(options.job, options.settings)
-    ranks = options.nodes * options.ntasks_per_node
-    if job.workload.batch < ranks:
-        raise JobError(f"[workload] batch = {job.workload.batch} cannot be shared by {ranks} ranks")
+    read_job(options.job, options.settings).check_ranks(options.nodes * options.ntasks_per_node)
 
 
 def batch_script(options: argparse.Namespace) -> str:

@@ -140,7 +140,7 @@ def plan(job: "Job", ranks: int) -> str:
     world = World(RehearsalTransport(ranks))
     prepare_data(job, world)
     workload = job.workload.build(job.run.seed)
-    check_size(job, world)
+    job.check_ranks(world.size)
     steps = job.run.total_steps(workload.steps_per_epoch)
     flops = sample_flops(workload)
     solver = job.solver.build(workload.model, workload.loss, world, job.exchange, steps, PhaseClock())
@@ -184,7 +184,7 @@ def train(job: "Job", world: "World", options: argparse.Namespace, signals: Stop
 
     signals.listen_for(job.run.requeue_signal)
     torch.set_num_threads(job.run.threads or usable_threads(world.local_size))
-    check_size(job, world)
+    job.check_ranks(world.size)
     directory = open_directory(job, world, options)
     prepare_data(job, world)
     device = use_device(world, job.run.device)
@@ -260,15 +260,6 @@ def build_workload(job: "Job", world: "World") -> "Workload":
         known = " and ".join(workload.scores)
         raise JobError(f"[run] stop_at.metric = {target.metric!r}, but there is {known}").everywhere()
     return workload
-
-
-def check_size(job: "Job", world: "World") -> None:
-    """Every rank needs a sample of every batch."""
-    if job.workload.batch < world.size:
-        raise JobError(
-            f"[workload] batch = {job.workload.batch} cannot be shared by {world.size} ranks: "
-            f"give each at least one sample, --set workload.batch={world.size} or more"
-        ).everywhere()
 
 
 def open_directory(job: "Job", world: "World", options: argparse.Namespace) -> "RunDirectory":
