@@ -1,8 +1,8 @@
 """An exchange that measures the machine when it starts and gives each bucket the collective that is fastest there.
 
 Exact sums are chosen freely among MPI_Allreduce, recursive doubling and the ring (its sums, by way of memory where all
-ranks share it). A codec, if the job names one, is
-used for the buckets where it saves time on this network, and for no other.
+ranks share it). A codec, if the job names one, is used for the buckets where it saves time on this network, and for no
+other.
 
 What a bucket takes decides how its sum is rounded, so all ranks follow rank 0's choice, and a run that goes on from a
 checkpoint keeps the choice that it began with; on another number of ranks it chooses anew.
