@@ -6,9 +6,12 @@ ballots of coin flips have A near 0, those of one mind A = n; ``A[i, i]`` is the
 that all ranks share, so all come to the same verdict.
 
 Beginning with all ranks, the voter that agrees least with the other voters is sent out, if it agrees with them less
-than an eighth as much as their median does; then the next one; never half of the ranks or more, and none where two
-halves contradict each other. So ranks that turn their signs round lose their vote, ranks that send noise do where the
-others' ballots are not all noise themselves, and a rank with more noise than others keeps it.
+than an eighth as much as their median does; then the next one; never half of the ranks or more. A liar lowers
+everybody's agreement, so even the median voter may contradict the others; who does so four times as much is sent out.
+Where two halves contradict each other all do it alike, and nobody is.
+
+So ranks that turn their signs round lose their vote, ranks that send noise do where the others' ballots are not all
+noise themselves, and a rank with more noise than others keeps it.
 
 A vote or none is the careful half of the weights that independent voters should have, log(p / (1 - p)) for one that is
 right with probability p (Nitzan & Paroush 1982, International Economic Review 23). The other half, a vote of negative
@@ -31,8 +34,9 @@ from hpcopt.comm.transport import Transport
 from hpcopt.comm.vote import unsigned
 
 EVERY = 8  # steps from count to count
-MEMORY = 16  # counts that a verdict rests on, about
+MEMORY = 64  # counts that a verdict rests on, about; from one to the next a pair's agreement varies by 0.14 of n
 SHARE = 1 / 8  # of the median voter's agreement with the others, that each must reach
+WORSE = 4  # times as much as a median voter that contradicts the others, each may contradict them
 MARGIN = 0.01  # of all elections, by which agreement may be off by chance
 
 
@@ -77,9 +81,8 @@ def voters(agreement: list[list[int]]) -> list[int]:
     seated = list(range(len(agreement)))
     for _ in range((len(agreement) - 1) // 2):
         scores = {rank: _with_others(agreement[rank], rank, seated) for rank in seated}
-        least, most = min(seated, key=scores.__getitem__), max(scores.values())
-        chance = MARGIN * agreement[least][least]
-        if most < -chance or scores[least] >= SHARE * median_high(scores.values()) - chance:
+        least, median = min(seated, key=scores.__getitem__), median_high(scores.values())
+        if scores[least] >= min(SHARE * median, WORSE * median) - MARGIN * agreement[least][least]:
             break
         seated.remove(least)
     return seated

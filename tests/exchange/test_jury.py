@@ -109,6 +109,14 @@ def test_who_has_a_vote(noises, flipped, seated):
     assert voters(agreement(ballots(noises, flipped))) == seated
 
 
+def test_a_liar_is_found_where_it_lowers_the_median_below_zero():
+    """Honest pairs agree in 3 of 100 elections more than they differ, the liar differs in 9 more: as late in a run."""
+    a = torch.full((4, 4), 300)
+    a[3], a[:, 3] = -900, -900
+    a.fill_diagonal_(10_000)
+    assert voters(a.tolist()) == [0, 1, 2]
+
+
 def test_more_than_half_always_have_one():
     generator = torch.Generator().manual_seed(0)
     for size in range(1, 10):
