@@ -20,8 +20,7 @@ class Arrangement:
     """The placement of a model's layers on ``size`` ranks, and what follows from it.
 
     Attributes:
-        dtype: of the layers, in which sums and gradients are.
-        factor_dtype, inverse_dtype: in which averages and inverses are kept; where "float32" is set, the layers' own.
+        factor_dtype, inverse_dtype: in which averages and inverses are kept; for "float32" the layers' own.
         placement: the grid, and who owns which layer.
     """
 
@@ -32,10 +31,10 @@ class Arrangement:
             JobError: no placement fits the memory budget.
         """
         self._layers, self._settings = layers, settings
-        self.dtype = layers[0].dtype if layers else torch.float32
+        self._dtype = layers[0].dtype if layers else torch.float32  # sums and gradients have it too
         self.factor_dtype = self._kept(settings.factor_dtype)
         self.inverse_dtype = self._kept(settings.inverse_dtype)
-        own = self.dtype.itemsize
+        own = self._dtype.itemsize
         self._widths = Widths(own, self.factor_dtype.itemsize, self.inverse_dtype.itemsize, own)
         self._sizes = [_sizes(layer, method) for layer in layers]
         self._costs = [layer_cost(layer, method, self._widths, settings) for layer in layers]
@@ -74,7 +73,7 @@ class Arrangement:
         }
 
     def _kept(self, name: str) -> torch.dtype:
-        return self.dtype if name == "float32" else DTYPES[name]
+        return self._dtype if name == "float32" else DTYPES[name]
 
 
 def _sizes(layer: Layer, method: Method) -> Sizes:

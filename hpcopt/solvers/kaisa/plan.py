@@ -11,6 +11,8 @@ ranks:
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from hpcopt.solvers.kaisa.placement import Placement
 
 
@@ -21,6 +23,10 @@ class Message:
     start: int
     stop: int
     peer: int
+
+    def of(self, flat: Tensor) -> tuple[Tensor, int]:
+        """Its values in the buffer, a view, and the rank."""
+        return flat[self.start : self.stop], self.peer
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hpcopt.comm.ragged import exchange, reduce_to_owners
@@ -17,10 +16,9 @@ from hpcopt.solvers.kaisa.averages import Averages
 from hpcopt.solvers.kaisa.cost import Forecast
 from hpcopt.solvers.kaisa.damping import Trial, adapted
 from hpcopt.solvers.kaisa.ekfac import BatchMoments, Ekfac
+from hpcopt.solvers.kaisa.gradients import Gradients
 from hpcopt.solvers.kaisa.layers.find import Layers
-from hpcopt.solvers.kaisa.layers.layer import Layer
 from hpcopt.solvers.kaisa.low_rank import LowRank
-from hpcopt.solvers.kaisa.plan import Message
 from hpcopt.solvers.kaisa.recorder import Distribution, Recorder
 from hpcopt.solvers.kaisa.refresh import Inverses, Refresher
 from hpcopt.solvers.kaisa.settings import DTYPES, KaisaSettings
@@ -44,7 +42,6 @@ class Kaisa:
         damping, factor_every, inverse_every: in use now; may be set at any time, the same on all ranks.
         ratio: rho of the last adaptation of the damping (``damping.py``).
         cosines: by layer, of the last step's preconditioned and raw gradients; 1 means that nothing was done.
-        clipped: the factor of KL clipping in the last step.
     """
 
     def __init__(
@@ -91,8 +88,8 @@ class Kaisa:
         self.ratio = math.nan
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._trial: Trial | None = None
-        self.cosines = {layer.name: math.nan for layer in self._found}
-        self.clipped = 1.0
+        self._gradients = Gradients(self._method, self._found, self.plan, self._inverses, world, s)
+        self.cosines = self._gradients.cosines
         self._recorder = Recorder(
             model, self.layers, self.plan.sums, s.fisher == "sampled", lambda: model.training and self.factors_due
         )
@@ -116,6 +113,11 @@ class Kaisa:
         """Whether the coming step wants ``adapt_damping`` after it."""
         every = self.settings.damping_every
         return every > 0 and self.steps % every == every - 1
+
+    @property
+    def clipped(self) -> float:
+        """The factor of KL clipping in the last step."""
+        return self._gradients.clipped
 
     @property
     def failures(self) -> inverse.Failures:
@@ -161,11 +163,12 @@ class Kaisa:
         if self.factors_due:
             self._refresh_factors(terms, grad_scale)
         if self._refresher.refresh(self.steps, self.inverses_due, self.damping):
-            self._exchange("inverses", self._inverses.flat, self.plan.inverses_out, self.plan.inverses_in)
+            self._spread_inverses()
         if self.damping_due:
             self._trial = Trial.begin(self._parameters)
         if self._inverses.made:
-            self._precondition()
+            lr = self._lr() if callable(self._lr) else self._lr
+            self._gradients.precondition(self.damping, lr, self.steps)
         self.steps += 1
         if self._total_steps:
             done = min(1.0, self.steps / self._total_steps)
@@ -198,57 +201,11 @@ class Kaisa:
         if self._moments is not None:
             self._moments.average(self._world, scale, self.settings.factor_decay)
 
-    def _precondition(self) -> None:
-        squares = [f.matrices * f.size**2 for layer in self._found for f in (layer.a, layer.g) if f.size > 1]
-        self._method.scratch = self._inverses.flat.new_empty(max(squares, default=0))
-        self._replace_gradients()
-        self._method.scratch = None
-
-    def _replace_gradients(self) -> None:
-        used = [i for i, layer in enumerate(self._found) if _has_gradients(layer)]
-        sent = self._spread(used) if self.plan.placement.grid.columns > 1 else None
-        preconditioned, dots = {}, []
-        for i in used:  # each layer's gradient is looked at while it is still in the cache
-            w = self._found[i].gradient().to(self._found[i].dtype)
-            p = self._preconditioned(i, w) if sent is None else sent[self.plan.gradients.pieces[i]].view(w.shape)
-            flat_p, flat_w = p.flatten(), w.flatten()
-            dots += [torch.dot(flat_p, flat_w), torch.dot(flat_p, flat_p), torch.dot(flat_w, flat_w)]
-            preconditioned[i] = p
-        values = torch.stack(dots).double().view(-1, 3) if dots else torch.zeros(0, 3)
-        if not torch.isfinite(values).all():
-            return
-        cosines = values[:, 0] / (values[:, 1] * values[:, 2]).sqrt().clamp(min=1e-30)
-        self.cosines.update(zip((self._found[i].name for i in used), cosines.tolist(), strict=True))
-        self.clipped = self._clip(float(values[:, 0].sum()))
-        for i, p in preconditioned.items():
-            self._found[i].set_gradient(p, self.clipped)
-
-    def _preconditioned(self, i: int, w: Tensor) -> Tensor:
-        p = self._method.apply(self._found[i], self._inverses.of(i), w, self.damping)
-        return p * (w.norm() / p.norm().clamp(min=torch.finfo(p.dtype).tiny)) if self.settings.graft else p
-
-    def _spread(self, used: Sequence[int]) -> Tensor:
-        """The preconditioned gradients of all layers, flat: of the own column computed, the others' received."""
-        flat = torch.zeros(self.plan.gradients.numel, dtype=self._arrangement.dtype)
-        for i in self.plan.worked:
-            if i in used:
-                w = self._found[i].gradient().to(flat.dtype)
-                flat[self.plan.gradients.pieces[i]].view(w.shape).copy_(self._preconditioned(i, w))
-        self._exchange("preconditioned gradients", flat, self.plan.gradients_out, self.plan.gradients_in)
-        return flat
-
-    def _clip(self, product: float) -> float:
-        """The factor of KL clipping; ``product`` is <P, gradient> over all layers, lr^2 of which is the divergence."""
-        clip = self.settings.kl_clip
-        lr = self._lr() if callable(self._lr) else self._lr
-        if clip is None or product * lr**2 <= clip:
-            return 1.0
-        return float((clip / (product * lr**2)) ** 0.5)
-
-    def _exchange(self, what: str, flat: Tensor, outgoing: Sequence[Message], incoming: Sequence[Message]) -> None:
-        pairs = [[(flat[m.start : m.stop], m.peer) for m in messages] for messages in (outgoing, incoming)]
-        with self._world.watch(f"{what}, step {self.steps}", self._world.ranks):
-            exchange(self._world.transport, pairs[0], pairs[1])
+    def _spread_inverses(self) -> None:
+        flat, messages = self._inverses.flat, (self.plan.inverses_out, self.plan.inverses_in)
+        outgoing, incoming = ([m.of(flat) for m in ms] for ms in messages)
+        with self._world.watch(f"inverses, step {self.steps}", self._world.ranks):
+            exchange(self._world.transport, outgoing, incoming)
 
     def forecasts(self) -> list[Forecast]:
         """What the memory-optimal, the half-way and the communication-optimal grid would cost."""
@@ -284,7 +241,3 @@ class Kaisa:
         self.steps, self.damping, self._inverses.made = shared["steps"], shared["damping"], shared["inverted"]
         self.factor_every, self.inverse_every = shared["factor_every"], shared["inverse_every"]
         self.ratio = shared["ratio"]
-
-
-def _has_gradients(layer: Layer) -> bool:
-    return all(p.grad is not None for p in layer.parameters())

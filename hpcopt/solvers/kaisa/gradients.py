@@ -1,0 +1,89 @@
+"""From inverses to natural gradients: each layer's preconditioned here, or received from its column, then KL-clipped.
+
+KL clipping: with W the gradients, P the preconditioned ones and <P, W> over all layers, every P is multiplied by
+``nu = min(1, sqrt(kl_clip / (lr^2 <P, W>)))``, which bounds how far a step moves the model's predictions.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hpcopt.comm.ragged import exchange
+from hpcopt.comm.world import World
+from hpcopt.solvers.kaisa.inverse import Method
+from hpcopt.solvers.kaisa.layers.layer import Layer
+from hpcopt.solvers.kaisa.plan import Plan
+from hpcopt.solvers.kaisa.refresh import Inverses
+from hpcopt.solvers.kaisa.settings import KaisaSettings
+
+
+class Gradients:
+    """Those of the layers, W, to be replaced by P.
+
+    Attributes:
+        cosines: by layer, of the last step's P and W.
+        clipped: the last step's nu.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        layers: Sequence[Layer],
+        plan: Plan,
+        inverses: Inverses,
+        world: World,
+        settings: KaisaSettings,
+    ) -> None:
+        self._method, self._layers, self._plan, self._inverses = method, layers, plan, inverses
+        self._world, self._settings = world, settings
+        self.cosines = {layer.name: math.nan for layer in layers}
+        self.clipped = 1.0
+
+    def precondition(self, damping: float, lr: float, step: int) -> None:
+        """Replace all, unless some are not finite. Collective, where ranks have inverses of some layers only."""
+        squares = [f.matrices * f.size**2 for layer in self._layers for f in (layer.a, layer.g) if f.size > 1]
+        self._method.scratch = self._inverses.flat.new_empty(max(squares, default=0))
+        self._replace(damping, lr, step)
+        self._method.scratch = None
+
+    def _replace(self, damping: float, lr: float, step: int) -> None:
+        used = [i for i, layer in enumerate(self._layers) if all(p.grad is not None for p in layer.parameters())]
+        spread = self._spread(used, damping, step) if self._plan.placement.grid.columns > 1 else None
+        preconditioned, dots = {}, []
+        for i in used:  # each layer's gradient is looked at while it is still in the cache
+            w = self._layers[i].gradient().to(self._layers[i].dtype)
+            p = self._natural(i, w, damping) if spread is None else spread[self._plan.gradients.pieces[i]].view(w.shape)
+            flat_p, flat_w = p.flatten(), w.flatten()
+            dots += [torch.dot(flat_p, flat_w), torch.dot(flat_p, flat_p), torch.dot(flat_w, flat_w)]
+            preconditioned[i] = p
+        values = torch.stack(dots).double().view(-1, 3) if dots else torch.zeros(0, 3)
+        if not torch.isfinite(values).all():
+            return
+        cosines = values[:, 0] / (values[:, 1] * values[:, 2]).sqrt().clamp(min=1e-30)
+        self.cosines.update(zip((self._layers[i].name for i in used), cosines.tolist(), strict=True))
+        self.clipped = self._clip(float(values[:, 0].sum()) * lr**2)
+        for i, p in preconditioned.items():
+            self._layers[i].set_gradient(p, self.clipped)
+
+    def _natural(self, i: int, w: Tensor, damping: float) -> Tensor:
+        p = self._method.apply(self._layers[i], self._inverses.of(i), w, damping)
+        return p * (w.norm() / p.norm().clamp(min=torch.finfo(p.dtype).tiny)) if self._settings.graft else p
+
+    def _spread(self, used: Sequence[int], damping: float, step: int) -> Tensor:
+        """Those of all layers, flat: of the own column computed, the others' received."""
+        dtype = self._layers[0].dtype if self._layers else torch.float32
+        flat = torch.zeros(self._plan.gradients.numel, dtype=dtype)
+        for i in self._plan.worked:
+            if i in used:
+                w = self._layers[i].gradient().to(dtype)
+                flat[self._plan.gradients.pieces[i]].view(w.shape).copy_(self._natural(i, w, damping))
+        outgoing, incoming = ([m.of(flat) for m in ms] for ms in (self._plan.gradients_out, self._plan.gradients_in))
+        with self._world.watch(f"preconditioned gradients, step {step}", self._world.ranks):
+            exchange(self._world.transport, outgoing, incoming)
+        return flat
+
+    def _clip(self, divergence: float) -> float:
+        clip = self._settings.kl_clip
+        return 1.0 if clip is None or divergence <= clip else float((clip / divergence) ** 0.5)
