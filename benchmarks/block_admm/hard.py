@@ -66,13 +66,17 @@ def adam(lr: float) -> AdamWConfig:
     return AdamWConfig(lr=lr, weight_decay=0)
 
 
-def back_propagation(rates: Sequence[float], optimizer: Callable[[float], OptimizerConfig]) -> Settings:
-    return {f"lr {lr:g}": DataParallelConfig(optimizer=optimizer(lr), schedule=COSINE) for lr in rates}
+def back_propagation(
+    rates: Sequence[float], optimizer: Callable[[float], OptimizerConfig], constant: Sequence[float] = ()
+) -> Settings:
+    """With rates that fall to zero along a cosine, and with some that stay."""
+    falling = {f"lr {lr:g}": DataParallelConfig(optimizer=optimizer(lr), schedule=COSINE) for lr in rates}
+    return falling | {f"constant lr {lr:g}": DataParallelConfig(optimizer=optimizer(lr)) for lr in constant}
 
 
 def block_admm(rhos: Sequence[tuple[float, float]], rates: Sequence[float], z_steps: int) -> Settings:
     return {
-        f"rho {start:g} to {end:g}, lr {lr:g}": BlockAdmmConfig(
+        f"rho {start:g} to {end:g}, lr {lr:g}, {z_steps} z steps": BlockAdmmConfig(
             form="online", rho=start, rho_end=end, z_steps=z_steps, optimizer=adam(lr), schedule=COSINE
         )
         for (start, end), lr in itertools.product(rhos, rates)
@@ -86,9 +90,16 @@ NETWORKS = {
     "sign-ste": lambda: stack(SIGN_WIDTHS, StraightThroughSign),
 }
 METHODS: dict[str, Settings] = {
-    "sigmoid-sgd": back_propagation((0.05, 0.2, 0.5, 1), lambda lr: SgdConfig(lr=lr)),
-    "sigmoid-adam": back_propagation((3e-4, 1e-3, 2e-3, 5e-3), adam),
-    "sigmoid-admm": block_admm([(0.1, 100), (1, 100)], (2e-3, 5e-3), z_steps=1),
+    "sigmoid-sgd": back_propagation(
+        (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10), lambda lr: SgdConfig(lr=lr), constant=(0.2, 0.5, 1, 2)
+    ),
+    "sigmoid-adam": back_propagation(
+        (3e-4, 1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 7e-3, 1e-2), adam, constant=(1e-3, 2e-3, 3e-3, 5e-3)
+    ),
+    "sigmoid-admm": {
+        **block_admm([(0.1, 100), (1, 100)], (2e-3, 5e-3), z_steps=1),
+        **block_admm([(0.1, 10), (0.1, 100)], (5e-3,), z_steps=5),
+    },
     "sign-adam": back_propagation((5e-4, 1e-3, 2e-3, 5e-3), adam),
     "sign-ste": back_propagation((5e-4, 1e-3, 2e-3, 5e-3), adam),
     "sign-admm": block_admm([(1, 1), (10, 10)], (1e-3, 2e-3), z_steps=3),
