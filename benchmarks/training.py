@@ -44,6 +44,7 @@ TO_THE_TARGET = [
 ]
 SIGNUM = 'solver.optimizer={name="signum", lr=2e-3, momentum=0.9, weight_decay=5e-4}'
 NO_MOMENTUM = ["solver.optimizer.lr=0.5", "solver.optimizer.momentum=0"]
+VOTE = "vote, Signum"
 LIAR = 'exchange.adversary={ranks=[3], kind="sign_flip", scale=4.0}'
 LEARNED = 'exchange.weights="learned"'
 TO_THE_END = "run.stop_at.value=0.99"
@@ -53,7 +54,7 @@ ROWS = {
     "two-phase, QSGD 4 bits": ['exchange.name="two_phase"', 'exchange.codec={name="qsgd", bits=4}'],
     "two-phase, top 1 %": [*NO_MOMENTUM, 'exchange.name="two_phase"', 'exchange.codec={name="topk", fraction=0.01}'],
     "PowerSGD, rank 4": ['exchange.name="ring"', 'exchange.codec={name="powersgd", rank=4}'],
-    "vote, Signum": [SIGNUM, 'exchange.name="vote"'],
+    VOTE: [SIGNUM, 'exchange.name="vote"'],
     "push-sum": ['exchange={name="gossip", mixing="push_sum", graph="exponential"}'],
 }
 
@@ -201,7 +202,8 @@ def attacked_settings(flips: bool, learned: bool, seed: int) -> list[str]:
 
 def attacked_table() -> str:
     """In Markdown: accuracies at the end of whole runs, those of all seeds in one cell."""
-    ended = {frozenset(r["more"]): r["curve"][-1][1] for r in load_records() if r["kind"] == "train"}
+    votes = [r for r in load_records() if r["kind"] == "train" and r["row"] == VOTE]
+    ended = {frozenset(r["more"]): r["curve"][-1][1] for r in votes}
     lines = ["| | all ranks honest | one of four turns its signs round |", "|---|---|---|"]
     for label, learned in (("vote", False), ("vote, learned weights", True)):
         cells = []
@@ -250,7 +252,7 @@ def main() -> None:
         measure_costs(options.rows, options.link, options.interface, options.rounds)
     elif options.what == "attacked":
         changes = attacked_settings(options.flips, options.learned, options.seed)
-        train_to_target("vote, Signum", False, options.link, options.interface, changes)
+        train_to_target(VOTE, False, options.link, options.interface, changes)
     elif options.what == "train":
         (row,) = options.rows
         train_to_target(row, not options.no_overlap, options.link, options.interface, options.set)
