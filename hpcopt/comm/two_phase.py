@@ -66,14 +66,8 @@ def all_reduce(
 
     sends: list[Request] = []
     for owner in others:
-        shard = stretches[owner]
         with traffic.encoding():
-            if sender_residual is None:
-                payload = codec.encode(x[shard], seed=sender_seed, first=first + shard.start)
-            else:
-                payload = codec.encode_feedback(
-                    x[shard], sender_residual[shard], seed=sender_seed, first=first + shard.start
-                )
+            payload = _encode(codec, x, stretches[owner], sender_residual, sender_seed, first)
         sends.append(transport.send(payload, owner))
     for source in sources:
         with traffic.waiting():
@@ -83,10 +77,7 @@ def all_reduce(
 
     receives = {source: transport.receive(landing[source], source, exact=False) for source in sources}
     with traffic.encoding():
-        if owner_residual is None:
-            payload = codec.encode(own, seed=owner_seed, first=first + mine.start)
-        else:
-            payload = codec.encode_feedback(own, owner_residual[mine], seed=owner_seed, first=first + mine.start)
+        payload = _encode(codec, x, mine, owner_residual, owner_seed, first)
     sends += [transport.send(payload, other) for other in others]
     with traffic.decoding():
         codec.decode(payload, own.numel(), out=own)
@@ -99,6 +90,13 @@ def all_reduce(
     with traffic.waiting():
         wait_all(sends)
     return x
+
+
+def _encode(codec: Codec, x: Tensor, shard: slice, residual: Tensor | None, seed: int, first: int) -> Tensor:
+    """The payload of a shard of x, whose first value has the index ``first``."""
+    if residual is None:
+        return codec.encode(x[shard], seed=seed, first=first + shard.start)
+    return codec.encode_feedback(x[shard], residual[shard], seed=seed, first=first + shard.start)
 
 
 def planned_bytes(n: int, size: int, rank: int, codec: Codec) -> int:
