@@ -11,8 +11,8 @@ from hpcopt.prepare.bert.make import Recipe, make
 from hpcopt.store.sentence_pairs import SentencePairs
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prepare sentence pairs, unless they are there; returns the exit code. Collective."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     default = Recipe()
     p = argparse.ArgumentParser(
         prog="python -m hpcopt.prepare bert",
@@ -60,7 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--data-dir", type=Path, default=Path("data"), help="folder of data sets; this one is in `bert` (default: data)"
     )
     p.add_argument("--force", action="store_true", help="make it again even if it is there")
-    options = p.parse_args(arguments)
+    return p
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prepare sentence pairs, unless they are there; returns the exit code. Collective."""
+    options = parser().parse_args(arguments)
     recipe = Recipe(
         text=options.text,
         vocabulary=options.vocabulary,
