@@ -1,6 +1,7 @@
 """python -m hpcopt.checkpoint ls|verify|export|diff: look into checkpoints, check them, take the model out."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -233,4 +234,5 @@ def _about(folder: Path) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `... | head` ends it without a word
     sys.exit(main())

@@ -73,9 +73,9 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         JobError: a number, the job file or one of its settings is wrong, or this is not the top of a checkout.
     """
-    for name in ("nodes", "ntasks_per_node", "cpus_per_task"):
-        if getattr(options, name) < 1:
-            raise JobError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1")
+    for name, least in {"nodes": 1, "ntasks_per_node": 1, "cpus_per_task": 1, "gpus_per_node": 0, "lead": 0}.items():
+        if getattr(options, name) < least:
+            raise JobError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least {least}")
     if options.array is not None and not re.fullmatch(r"\d+(-\d+)?(:\d+)?(,\d+(-\d+)?(:\d+)?)*(%\d+)?", options.array):
         raise JobError(f"--array {options.array}: write indices as 0-9, 1,3,5 or 0-99%4")
     if options.array is not None and options.run_dir is not None:

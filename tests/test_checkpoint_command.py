@@ -1,5 +1,9 @@
 """The checkpoint command: what it lists is there, what it exports is the model, what it calls the same is the same."""
 
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -34,6 +38,15 @@ def test_ls_of_a_run_lists_checkpoints(tmp_path, model, capsys):
     assert first.startswith("step_00000005  ")
     assert "damaged" in first
     assert "2 parts" in second
+
+
+def test_a_reader_that_leaves_ends_it_quietly(tmp_path, model):
+    save(tmp_path, 5, model)
+    command = [sys.executable, "-m", "hpcopt.checkpoint", "ls", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == -signal.SIGPIPE
 
 
 def test_ls_of_a_checkpoint_lists_values(tmp_path, model, capsys):

@@ -60,6 +60,7 @@ def test_an_array_trains_with_its_index_as_the_seed_each_in_its_own_folder(check
         (["jobs/none.toml"], "cannot read the job file"),
         (["jobs/quickstart.toml", "--set", "run.epoch=3"], 'did you mean "epochs"'),
         (["jobs/quickstart.toml", "--nodes", "0"], "--nodes 0: at least 1"),
+        (["jobs/quickstart.toml", "--gpus-per-node", "-1"], "--gpus-per-node -1: at least 0"),
         (["jobs/quickstart.toml", "--nodes", "1000"], "cannot be shared by 1000 ranks"),
         (["jobs/quickstart.toml", "--array", "a-b"], "--array a-b"),
         (["jobs/quickstart.toml", "--array", "0-3", "--run-dir", "runs/x"], "one directory"),

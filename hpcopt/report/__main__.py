@@ -1,6 +1,7 @@
 """Command line of hpcopt.report."""
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -107,4 +108,5 @@ def _write(file: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `... | head` ends it without a word
     sys.exit(main())
