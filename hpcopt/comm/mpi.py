@@ -28,6 +28,7 @@ class MpiTransport(Transport):
         self.rank = self._comm.rank
         self.size = self._comm.size
         self.traffic = traffic or Traffic()
+        self._derived: list[MpiTransport] = []
         self._shared: _Window | None = None
         self._one_node: bool | None = None  # not asked yet
 
@@ -63,15 +64,19 @@ class MpiTransport(Transport):
         return self._comm
 
     def split(self, color: int, key: int) -> "MpiTransport":
-        return MpiTransport(MPI.Intracomm(self._comm.Split(color, key)), self.traffic)
+        return self._keep(MpiTransport(MPI.Intracomm(self._comm.Split(color, key)), self.traffic))
 
     def duplicate(self) -> "MpiTransport":
-        return MpiTransport(self._comm.Dup())
+        return self._keep(MpiTransport(self._comm.Dup()))
+
+    def _keep(self, part: "MpiTransport") -> "MpiTransport":
+        self._derived.append(part)
+        return part
 
     def shared_memory(self) -> SharedMemory | None:
         if self._one_node is None:
             node = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
-            self._one_node = node.size == self.size
+            self._one_node = node.size == self.size > 1
             node.Free()
             if self._one_node:
                 self._shared = _Window(self._comm)
@@ -84,6 +89,11 @@ class MpiTransport(Transport):
         os._exit(exit_code)  # under srun, MPICH only asks SLURM to end the job, and returns
 
     def close(self) -> None:
+        """With all that was split or duplicated from it: MPI does not end in order while one of them has a window."""
+        if self._comm == MPI.COMM_NULL:
+            return
+        for part in self._derived:
+            part.close()
         self.barrier()
         if self._shared is not None:
             self._shared.free()
