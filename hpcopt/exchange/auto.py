@@ -24,8 +24,9 @@ from hpcopt.comm.world import World
 from hpcopt.compress import Codec, Dense, Half
 from hpcopt.exchange.bucket import Bucket
 from hpcopt.exchange.choices import EXACT, Choice, Choices, choose, predict
-from hpcopt.exchange.reducer import Entries, Reducer, Tree
+from hpcopt.exchange.reducer import Reducer, Tree
 from hpcopt.exchange.two_phase import AnyCodec, Lossy, TwoPhaseConfig, TwoPhaseReducer
+from hpcopt.store.saved_parts import SavedParts
 
 LOSSY = {"two_phase": False, "two_phase_by_nodes": True}  # whether by nodes
 
@@ -122,7 +123,7 @@ class AutoReducer(Reducer):
         if "lossy" not in saved:  # another exchange's
             return
         for name, reducer in self._lossy.items():
-            reducer.load_state_dict(Entries(Entries(parts, "lossy"), name), rank, size)
+            reducer.load_state_dict(SavedParts.of(parts).under("lossy", name), rank, size)
         self._indebted = {bucket.index for bucket in self._buckets}
         same = len(parts) == size and saved["values"] == [bucket.values.numel() for bucket in self._buckets]
         if same and self.choices is not None:

@@ -33,10 +33,11 @@ from hpcopt.errors import HpcoptError, PeerError, UnsupportedError
 from hpcopt.exchange.adversary import AdversaryConfig
 from hpcopt.exchange.bucket import Bucket, make_buckets
 from hpcopt.exchange.choices import Choices
-from hpcopt.exchange.reducer import Entries, Reducer, Tree
+from hpcopt.exchange.reducer import Reducer, Tree
 from hpcopt.exchange.trace import Trace
 from hpcopt.exchange.vote import VoteReducer
 from hpcopt.phases import PhaseClock
+from hpcopt.store.saved_parts import SavedParts
 
 
 class ReducerConfig(Protocol):
@@ -176,7 +177,7 @@ class Exchange:
         if len(parts):
             rank, size = self._world.rank, self._world.size
             self._step = parts[rank % len(parts)]["step"]
-            self._reducer.load_state_dict(Entries(parts, "reducer"), rank, size)
+            self._reducer.load_state_dict(SavedParts.of(parts).under("reducer"), rank, size)
 
     def _require_same_schedule(self) -> None:
         """Ranks that would run other collectives than rank 0 must say so now, and not hang later. Collective."""

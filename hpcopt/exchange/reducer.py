@@ -64,32 +64,6 @@ class Reducer(ABC):
         return
 
 
-class Entries(Sequence[Tree]):
-    """The entries under one key of many states, each state read on access."""
-
-    def __init__(self, states: Sequence[Tree], key: str) -> None:
-        self._states, self._key = states, key
-
-    def __len__(self) -> int:
-        return len(self._states)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._states[index][self._key]
-
-
-class Chosen(Sequence[Tree]):
-    """Some of many states, each read on access."""
-
-    def __init__(self, states: Sequence[Tree], indices: Sequence[int]) -> None:
-        self._states, self._indices = states, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._states[self._indices[index]]
-
-
 def shared_out(parts: Sequence[Tree], key: str, rank: int, size: int) -> Tree:
     """This rank's part of what the saved ranks owed: its own, if they were as many as now; else of old ranks r, r + P,
     ... the sum, so that nothing that was owed is lost.

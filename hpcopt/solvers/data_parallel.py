@@ -14,12 +14,12 @@ from torch import nn
 from hpcopt.comm.world import World
 from hpcopt.errors import CheckpointError, JobError
 from hpcopt.exchange import Exchange, ExchangeConfig, GossipConfig, SumConfig, VoteConfig
-from hpcopt.exchange.reducer import Entries
 from hpcopt.optim import SignumConfig
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.first_order import FirstOrder
 from hpcopt.solvers.gossip import GossipSgd
 from hpcopt.solvers.solver import Batch, Loss, Solver, StepStats, Tree
+from hpcopt.store.saved_parts import SavedParts
 
 
 class DataParallelConfig(FirstOrder):
@@ -129,7 +129,7 @@ class DataParallel(Solver):
             with torch.no_grad():
                 self.model.load_state_dict(shared["model"])
             self._optimizer.load_state_dict(shared["optimizer"])
-            self._exchange.load_state_dict(Entries(parts, "exchange"))
+            self._exchange.load_state_dict(SavedParts.of(parts).under("exchange"))
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit the job's model or optimizer: {error}") from error
         self._step = shared["step"]

@@ -25,6 +25,7 @@ from hpcopt import __version__
 from hpcopt.errors import CheckpointError
 from hpcopt.store import hdf5
 from hpcopt.store.parallel import write_trees
+from hpcopt.store.saved_parts import SavedParts
 from hpcopt.store.tree import REMEDY, pack, read_tree, tree_checksum, verify_tree, write_tree
 
 SCHEMA_VERSION = 2
@@ -163,6 +164,10 @@ class Checkpoints:
             CheckpointError: no such checkpoint or part, or it is damaged.
         """
         return read_tree(*self._known_part(step, name))
+
+    def rank_parts(self, step: int, ranks: int) -> SavedParts:
+        """What each rank that saved a committed checkpoint wrote alone: read on access, as by read_part, and once."""
+        return SavedParts.once(lambda rank: self.read_part(step, rank_part(rank)), ranks)
 
     def verify(self, step: int) -> None:
         """Read every byte of a committed checkpoint.

@@ -1,13 +1,14 @@
 """Where a run stands, and restoring it: by all ranks or by none."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from hpcopt.comm.world import World
 from hpcopt.errors import CheckpointError, HpcoptError, JobError
 from hpcopt.solvers.solver import Solver, Tree
-from hpcopt.store.checkpoint import SHARED, Checkpoints, rank_part
+from hpcopt.store.checkpoint import SHARED, Checkpoints
+from hpcopt.store.saved_parts import SavedParts
 from hpcopt.trainer.randomness import set_random_state
 
 
@@ -81,24 +82,9 @@ def restore(world: World, checkpoints: Checkpoints, solver: Solver, say: Callabl
     return None
 
 
-def _read(checkpoints: Checkpoints, step: int, world: World) -> tuple[Position, Tree, Sequence[Tree], Tree | None]:
+def _read(checkpoints: Checkpoints, step: int, world: World) -> tuple[Position, Tree, SavedParts, Tree | None]:
     shared = checkpoints.read_part(step, SHARED)
     position = Position(**shared["position"])
-    same = position.ranks == world.size
-    random = checkpoints.read_part(step, rank_part(world.rank)) if same else None
-    return position, shared["solver"], _SavedParts(checkpoints, step, position.ranks), random
-
-
-class _SavedParts(Sequence[Any]):
-    """The solver's own states of all ranks that saved, read on access."""
-
-    def __init__(self, checkpoints: Checkpoints, step: int, ranks: int) -> None:
-        self._checkpoints, self._step, self._ranks = checkpoints, step, ranks
-
-    def __len__(self) -> int:
-        return self._ranks
-
-    def __getitem__(self, rank: Any) -> Any:
-        if not 0 <= rank < self._ranks:
-            raise IndexError(rank)
-        return self._checkpoints.read_part(self._step, rank_part(rank))["solver"]
+    parts = checkpoints.rank_parts(step, position.ranks)
+    random = parts[world.rank] if position.ranks == world.size else None
+    return position, shared["solver"], parts.under("solver"), random

@@ -2,7 +2,9 @@
 
 import copy
 import math
+import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from hpcopt.comm.world import World
 from hpcopt.job import read_job
 from hpcopt.phases import PhaseClock
 from hpcopt.prepare import prepare
+from hpcopt.store import checkpoint
 from hpcopt.store.background import Snapshot
 from hpcopt.store.checkpoint import SHARED, Checkpoints, rank_part
 from hpcopt.trainer.resume import Position, restore
@@ -136,3 +139,35 @@ def test_other_ranks_go_on_from_the_same_parameters(tmp_path, data, case):
                     torch.testing.assert_close(end[name], tensor, rtol=1e-3, atol=1e-5)
             else:
                 assert more[0] < 1.5 * losses[0]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("case", ["top-k with feedback", "auto", "block_admm"])
+def test_a_resuming_rank_reads_each_file_once(tmp_path, data, case, ranks, monkeypatch):
+    """However many parts of a solver look into it: these looked 4, 8 and 10 times."""
+    topk = ("exchange.name=auto", "exchange.codec.name=topk")
+    job = job_of(tmp_path, data, CASES[case][0] if case in CASES else (*SGD, *topk))
+
+    def save(transport):
+        session = Session(transport, job)
+        session.train(0, STEPS)
+        saver = Saver(session.world, Checkpoints(tmp_path, 1), False, 0, clock=PhaseClock())
+        saver.save(Position(step=STEPS, ranks=2), session.solver)
+
+    run_ranks(2, save)
+    reads: Counter[tuple[int, str]] = Counter()
+    read_tree = checkpoint.read_tree
+
+    def counted(path, part="/"):
+        reads[threading.get_ident(), path.name] += 1
+        return read_tree(path, part)
+
+    monkeypatch.setattr(checkpoint, "read_tree", counted)
+
+    def go_on(transport):
+        session = Session(transport, job)
+        restore(session.world, Checkpoints(tmp_path, 1), session.solver, lambda text: None)
+
+    run_ranks(ranks, go_on)
+    assert {name for _, name in reads} == {"shared.h5", "rank00000.h5", "rank00001.h5"}
+    assert set(reads.values()) == {1}

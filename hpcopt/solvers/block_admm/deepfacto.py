@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from hpcopt.comm.world import World
 from hpcopt.errors import CheckpointError, JobError
 from hpcopt.exchange import Exchange, ExchangeConfig, require_sums
-from hpcopt.exchange.reducer import Entries
 from hpcopt.models.nmf import Nmf, codes, factorize, update_basis
 from hpcopt.optim import OptimizerConfig
 from hpcopt.optim.first_order import AdamWConfig
@@ -40,6 +39,7 @@ from hpcopt.solvers.block_admm.goal import Fit, Match
 from hpcopt.solvers.block_admm.samples import SampleTable
 from hpcopt.solvers.first_order import Scheduled
 from hpcopt.solvers.solver import Batch, Loss, OutputLoss, Solver, StepStats, Tree
+from hpcopt.store.saved_parts import SavedParts
 
 RECENT = 32  # batches whose features the first basis is made from
 HEAD_STEPS = 1000
@@ -249,7 +249,7 @@ class DeepFacto(Solver):
             for name, optimizer in self._optimizers.items():
                 optimizer.load_state_dict(shared["optimizers"][name])
             self._a, self._b = (shared["sums"][name].to(self._a.device) for name in ("a", "b"))
-            self._exchange.load_state_dict(Entries(parts, "exchange"))
+            self._exchange.load_state_dict(SavedParts.of(parts).under("exchange"))
             same = shared["ranks"] == self._world.size
             for part in [parts[self._world.rank]] if same else parts:
                 self._multipliers.add_state_dict(part["multipliers"])

@@ -18,7 +18,6 @@ from hpcopt.comm.world import World
 from hpcopt.compress import CodecConfig
 from hpcopt.errors import CheckpointError, JobError
 from hpcopt.exchange import ExchangeConfig, require_sums
-from hpcopt.exchange.reducer import Chosen
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.block_admm.block import Block
 from hpcopt.solvers.block_admm.cut import Balance, cut
@@ -27,6 +26,7 @@ from hpcopt.solvers.block_admm.layout import Layout
 from hpcopt.solvers.block_admm.link import DOWN, UP, Link
 from hpcopt.solvers.block_admm.stage import AdmmConfig, Flight, Stage
 from hpcopt.solvers.solver import Batch, Loss, OutputLoss, Solver, StepStats, Tree
+from hpcopt.store.saved_parts import SavedParts
 
 
 class BlockAdmmConfig(AdmmConfig):
@@ -212,9 +212,9 @@ class BlockAdmm(Solver):
         size, stages = shared["ranks"]
         same = (size, stages) == (self._layout.size, self._layout.stages)
 
-        def holders(block: int) -> Sequence[Tree]:
+        def holders(block: int) -> SavedParts:
             first = Layout(0, size, len(self._all), stages).owner(block)
-            return Chosen(parts, range(first, size, stages))
+            return SavedParts.of(parts)[first:size:stages]
 
         try:
             with torch.no_grad():

@@ -27,7 +27,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpcopt.exchange.reducer import Entries
 from hpcopt.optim import OptimizerConfig
 from hpcopt.optim.first_order import AdamWConfig
 from hpcopt.solvers.block_admm.block import Block
@@ -36,6 +35,7 @@ from hpcopt.solvers.block_admm.goal import Goal, Match
 from hpcopt.solvers.block_admm.samples import SampleTable
 from hpcopt.solvers.first_order import Scheduled
 from hpcopt.solvers.solver import Batch, OutputLoss, Tree
+from hpcopt.store.saved_parts import SavedParts
 
 
 class AdmmConfig(Scheduled):
@@ -219,14 +219,14 @@ class Stage:
             "auxiliaries": {str(t): table.state_dict() for t, table in self._stored.items()},
         }
 
-    def load_state_dict(self, first: Tree, peers: Callable[[int], Sequence[Tree]], tables: Iterable[Tree]) -> None:
+    def load_state_dict(self, first: Tree, peers: Callable[[int], SavedParts], tables: Iterable[Tree]) -> None:
         """Restore the first weights; each block from the parts of all ranks that held it; the tables from the parts of
         whoever may hold a row.
         """
         self._first.load_state_dict(first)
         for t, block in zip(self.owned, self.blocks, strict=True):
             holders = peers(t)
-            block.load_state_dict(holders[0]["blocks"][str(t)], Entries(Entries(holders, "exchanges"), str(t)))
+            block.load_state_dict(holders[0]["blocks"][str(t)], holders.under("exchanges", str(t)))
         for part in tables:
             for name, mine in (("multipliers", self._duals), ("auxiliaries", self._stored)):
                 for t, table in mine.items():

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from hpcopt.comm.world import World
 from hpcopt.errors import JobError
 from hpcopt.exchange import ExchangeConfig, require_sums
-from hpcopt.exchange.reducer import Entries
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.data_parallel import DataParallel
 from hpcopt.solvers.first_order import FirstOrder
@@ -19,6 +18,7 @@ from hpcopt.solvers.kaisa.preconditioner import Kaisa
 from hpcopt.solvers.kaisa.recorder import Distribution
 from hpcopt.solvers.kaisa.settings import KaisaSettings
 from hpcopt.solvers.solver import Batch, Loss, OutputLoss, StepStats, Tree
+from hpcopt.store.saved_parts import SavedParts
 
 
 class KaisaConfig(FirstOrder, KaisaSettings):
@@ -143,4 +143,4 @@ class KaisaSolver(DataParallel):
 
     def load_state_dict(self, shared: Tree, parts: Sequence[Tree]) -> None:
         super().load_state_dict(shared, parts)
-        self.kaisa.load_state_dict(shared["kaisa"], Entries(parts, "kaisa"))
+        self.kaisa.load_state_dict(shared["kaisa"], SavedParts.of(parts).under("kaisa"))
