@@ -3,7 +3,8 @@
 The first ``torch.optim.Optimizer`` imports ``torch._dynamo`` and with it sympy: some 800 modules, 69 MB and 0.6 s on
 every rank, only to mark functions that a compiler should leave alone. Until somebody asks for more than those marks, a
 stand-in takes the module's place; whoever does ask (``torch.compile``, activation checkpointing) gets the real one,
-imported there and then.
+imported there and then. Only the training command does this, in processes of its own: a library that is imported leaves
+torch as it is.
 """
 
 import importlib

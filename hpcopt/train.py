@@ -86,7 +86,9 @@ def guarded(options: argparse.Namespace, signals: StopSignals) -> int:
     world: World | None = None
     try:
         from hpcopt.job import read_job, schema
+        from hpcopt.lean_torch import keep_dynamo_out
 
+        keep_dynamo_out()
         if options.schema:
             print(schema())
             return EXIT_DONE

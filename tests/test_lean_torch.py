@@ -1,7 +1,9 @@
-"""An optimizer step needs no compiler, and the compiler is there for whoever asks."""
+"""An optimizer step of a training job needs no compiler, and the compiler is there for whoever asks."""
 
 import subprocess
 import sys
+
+LEAN = "import sys, torch\nfrom hpcopt.lean_torch import keep_dynamo_out\nkeep_dynamo_out()\n"
 
 
 def run(program: str) -> str:
@@ -10,8 +12,7 @@ def run(program: str) -> str:
 
 def test_a_training_step_imports_no_compiler():
     out = run(
-        "import sys, torch, hpcopt.optim\n"
-        "from hpcopt.optim.first_order import SgdConfig, AdamWConfig\n"
+        LEAN + "from hpcopt.optim import SgdConfig, AdamWConfig\n"
         "model = torch.nn.Linear(2, 2)\n"
         "for config in (SgdConfig(), AdamWConfig()):\n"
         "    optimizer = config.build(model.parameters())\n"
@@ -24,8 +25,7 @@ def test_a_training_step_imports_no_compiler():
 
 def test_compile_and_activation_checkpointing_get_the_real_one():
     out = run(
-        "import torch, hpcopt.optim\n"
-        "from torch.utils.checkpoint import checkpoint\n"
+        LEAN + "from torch.utils.checkpoint import checkpoint\n"
         "w = torch.ones(3, requires_grad=True)\n"
         "checkpoint(lambda x: (x * x).sum(), w, use_reentrant=False).backward()\n"
         "print(w.grad.tolist(), torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)).item())\n"
@@ -33,3 +33,15 @@ def test_compile_and_activation_checkpointing_get_the_real_one():
         "print(torch._dynamo.__file__ is not None)"
     )
     assert out.splitlines() == ["[2.0, 2.0, 2.0] 2.0", "True"]
+
+
+def test_whoever_imports_our_rooms_keeps_their_own_torch():
+    """The stand-in is the training command's: in somebody else's process torch stays what it is."""
+    out = run(
+        "import sys, torch, hpcopt.optim, hpcopt.solvers.data_parallel, hpcopt.job, hpcopt.train\n"
+        "assert set(hpcopt.optim.__all__) <= set(dir(hpcopt.optim))\n"
+        "print(sorted(m for m in sys.modules if m.startswith('torch._dynamo')))\n"
+        "torch.optim.SGD([torch.ones(1, requires_grad=True)])\n"
+        "print(torch._dynamo.__file__ is not None)"
+    )
+    assert out.splitlines() == ["[]", "True"]

@@ -45,7 +45,7 @@ def device_of(choice: DeviceChoice, local_rank: int) -> torch.device:
     if gpu is not None:
         return torch.device("cuda", gpu)
     if choice == "cuda":
-        raise JobError(f'[run] device = "cuda", but {_why_none()}; use device = "auto" or "cpu"')
+        raise JobError(f'[run] device = "cuda", but {_none_visible()}; use device = "auto" or "cpu"')
     return torch.device("cpu")
 
 
@@ -60,10 +60,13 @@ def planned_device(choice: DeviceChoice) -> str:
         return "cpu"
     visible = torch.cuda.device_count()
     if visible == 0:
-        return f"cpu: {_why_none()}" if choice == "auto" else f"cuda; here {_why_none()}"
+        return "cpu: no GPU is visible" if choice == "auto" else f"cuda; here {_none_visible()}"
     return "cuda: the one GPU visible" if visible == 1 else f"cuda: of {visible} GPUs visible that of the local rank"
 
 
-def _why_none() -> str:
+def _none_visible() -> str:
+    """That there is no GPU; where one was asked for, also that this torch would see none."""
     built = torch.backends.cuda.is_built()  # type: ignore[no-untyped-call]
-    return "no GPU is visible" if built else f"torch {torch.__version__} is built without CUDA"
+    return "no GPU is visible" + (
+        "" if built else f", and torch {torch.__version__}, built without CUDA, would see none"
+    )

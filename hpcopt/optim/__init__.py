@@ -1,10 +1,19 @@
 """Serial optimizers and learning-rate schedules; they know nothing of ranks."""
 
-from hpcopt.lean_torch import keep_dynamo_out
-from hpcopt.optim.first_order import OptimizerConfig, SgdConfig
+from hpcopt.optim.first_order import AdamWConfig, OptimizerConfig, SgdConfig
+from hpcopt.optim.groups import decay_matrices_only
+from hpcopt.optim.lamb import Lamb, LambConfig
 from hpcopt.optim.schedule import ScheduleConfig
-from hpcopt.optim.signum import SignumConfig
+from hpcopt.optim.signum import Signum, SignumConfig
 
-keep_dynamo_out()
-
-__all__ = ["OptimizerConfig", "ScheduleConfig", "SgdConfig", "SignumConfig"]
+__all__ = [
+    "AdamWConfig",
+    "Lamb",
+    "LambConfig",
+    "OptimizerConfig",
+    "ScheduleConfig",
+    "SgdConfig",
+    "Signum",
+    "SignumConfig",
+    "decay_matrices_only",
+]

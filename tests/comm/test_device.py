@@ -47,8 +47,11 @@ def test_no_gpu_is_an_error_on_every_rank_at_once(monkeypatch):
 
 def test_the_plan_names_the_device_also_where_it_is_not_run(monkeypatch):
     visible(monkeypatch, 0)
-    assert planned_device("auto").startswith("cpu: ")
-    assert planned_device("cuda").startswith("cuda; here ")
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    assert planned_device("auto") == "cpu: no GPU is visible"  # whoever has none needs no other torch
+    assert planned_device("cuda").startswith("cuda; here no GPU is visible, and torch ")
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    assert planned_device("cuda") == "cuda; here no GPU is visible"
     visible(monkeypatch, 1)
     assert planned_device("auto") == planned_device("cuda") == "cuda: the one GPU visible"
     visible(monkeypatch, 4)
