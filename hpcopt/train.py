@@ -238,10 +238,10 @@ def build_trainer(
     clock, steps = PhaseClock(), job.run.total_steps(workload.steps_per_epoch)
     solver = job.solver.build(workload.model, workload.loss, world, job.exchange, steps, clock)
     checkpoints = Checkpoints(directory.checkpoints, job.run.keep_checkpoints)
-    position = restore(world, checkpoints, solver, progress.say) or Position()
-    if resume and not position.ranks:
+    if resume and not world.broadcast_integers(checkpoints.steps()):
         raise JobError(f"--resume, but {directory.checkpoints} has no checkpoint").everywhere()
-    position.take_over(job.as_dict(), world.size)
+    position = restore(world, checkpoints, solver, job.as_dict(), progress.say) or Position()
+    position.job, position.ranks = job.as_dict(), world.size
     file = MetricsFile(directory.metrics)
     load = world.threads_per_core(torch.get_num_threads(), machine())
     with world.together():

@@ -15,6 +15,7 @@ from hpcopt.comm.world import World
 from hpcopt.errors import CheckpointError, JobError
 from hpcopt.exchange import Exchange, ExchangeConfig, GossipConfig, SumConfig, VoteConfig
 from hpcopt.optim import SignumConfig
+from hpcopt.optim.state import optimizer_state, restore_optimizer
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.first_order import FirstOrder
 from hpcopt.solvers.gossip import GossipSgd
@@ -119,7 +120,7 @@ class DataParallel(Solver):
         return {"parameters": f"{sum(p.numel() for p in self._parameters):,}", **self._exchange.plan()}
 
     def state_dict(self) -> Tree:
-        return {"step": self._step, "model": self.model.state_dict(), "optimizer": self._optimizer.state_dict()}
+        return {"step": self._step, "model": self.model.state_dict(), "optimizer": optimizer_state(self._optimizer)}
 
     def rank_state_dict(self) -> Tree:
         return {"exchange": self._exchange.rank_state_dict()}
@@ -128,7 +129,7 @@ class DataParallel(Solver):
         try:
             with torch.no_grad():
                 self.model.load_state_dict(shared["model"])
-            self._optimizer.load_state_dict(shared["optimizer"])
+            restore_optimizer(self._optimizer, shared["optimizer"])
             self._exchange.load_state_dict(SavedParts.of(parts).under("exchange"))
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit the job's model or optimizer: {error}") from error

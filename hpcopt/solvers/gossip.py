@@ -16,6 +16,7 @@ from hpcopt.comm.traffic import dense_all_reduce_bytes
 from hpcopt.comm.world import World
 from hpcopt.errors import CheckpointError, JobError
 from hpcopt.exchange.gossip import GossipConfig
+from hpcopt.optim.state import optimizer_state, restore_optimizer
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.first_order import FirstOrder
 from hpcopt.solvers.solver import Batch, Loss, Solver, StepStats, Tree
@@ -89,7 +90,7 @@ class GossipSgd(Solver):
         mixing = {"x": mixer.x, "weight": mixer.weight, "step": mixer.step}
         if isinstance(mixer, Choco):
             mixing["copies"] = {str(rank): tensor for rank, tensor in mixer.copies.items()}
-        return {"mixing": mixing, "optimizer": self._optimizer.state_dict()}
+        return {"mixing": mixing, "optimizer": optimizer_state(self._optimizer)}
 
     def load_state_dict(self, shared: Tree, parts: Sequence[Tree]) -> None:
         """With another number of ranks than saved, all go on from the mean."""
@@ -97,7 +98,7 @@ class GossipSgd(Solver):
             with torch.no_grad():
                 self.model.load_state_dict(shared["model"])
             own = parts[self._world.rank % len(parts)]
-            self._optimizer.load_state_dict(own["optimizer"])
+            restore_optimizer(self._optimizer, own["optimizer"])
             if len(parts) == self._world.size:
                 self._resume(own["mixing"])
             else:

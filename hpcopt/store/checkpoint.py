@@ -42,6 +42,11 @@ def rank_part(rank: int) -> str:
     return f"rank{rank:05d}"
 
 
+def ranks_of(parts: Sequence[str]) -> int:
+    """Number of ranks that wrote these parts."""
+    return len(set(parts) - {SHARED})
+
+
 class Checkpoints:
     """The checkpoints of one run directory.
 

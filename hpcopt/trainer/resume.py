@@ -1,15 +1,21 @@
 """Where a run stands, and restoring it: by all ranks or by none."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from hpcopt.comm.world import World
 from hpcopt.errors import CheckpointError, HpcoptError, JobError
 from hpcopt.solvers.solver import Solver, Tree
-from hpcopt.store.checkpoint import SHARED, Checkpoints
+from hpcopt.store.checkpoint import SHARED, Checkpoints, ranks_of
 from hpcopt.store.saved_parts import SavedParts
+from hpcopt.store.tree import REMEDY
 from hpcopt.trainer.randomness import set_random_state
+
+MISFITS = (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError)  # of a state that is another's
 
 
 @dataclass
@@ -30,27 +36,33 @@ class Position:
     ranks: int = 0
     job: dict[str, Any] = field(default_factory=dict)
 
-    def take_over(self, job: dict[str, Any], ranks: int) -> None:
-        """Go on from here with this job and number of ranks: with the same samples and seed as the steps up to here;
-        anything else may change.
+    def require_same_samples(self, job: Mapping[str, Any]) -> None:
+        """Check that a job draws the samples that the steps up to here drew; anything else may change.
 
         Raises:
             JobError: on all ranks.
         """
-        compared = (("run", {"seed"}), ("workload", job["workload"].keys() - {"data", "model"})) if self.ranks else ()
+        compared = (("run", {"seed"}), ("workload", job.get("workload", {}).keys() - {"data", "model"}))
         for section, keys in compared:
             for key in sorted(keys):
-                before, now = self.job[section].get(key), job[section].get(key)
+                before, now = self.job.get(section, {}).get(key), job.get(section, {}).get(key)
                 if before != now:
                     raise JobError(
                         f"the checkpoint was made with [{section}] {key} = {before!r}, not {now!r}: "
                         "go on with that, or start over with --fresh"
                     ).everywhere()
-        self.job, self.ranks = job, ranks
+
+    def changes(self, job: Mapping[str, Any]) -> list[str]:
+        """What a job would do otherwise than the steps up to here, a line a setting."""
+        before, now = (dict(_settings({k: v for k, v in j.items() if k != "run"})) for j in (self.job, job))
+        keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        return [f"{key} = {now.get(key)!r}, was {before.get(key)!r}" for key in keys]
 
 
-def restore(world: World, checkpoints: Checkpoints, solver: Solver, say: Callable[[str], None]) -> Position | None:
-    """Load the newest checkpoint that is whole, telling of any that is not. Collective.
+def restore(
+    world: World, checkpoints: Checkpoints, solver: Solver, job: Mapping[str, Any], say: Callable[[str], None]
+) -> Position | None:
+    """Load the newest checkpoint that is whole, telling of any that is not, and of what the job changes. Collective.
 
     With another number of ranks than saved it, each rank draws new random numbers; the solver decides about its own
     state.
@@ -60,6 +72,7 @@ def restore(world: World, checkpoints: Checkpoints, solver: Solver, say: Callabl
 
     Raises:
         CheckpointError: on all ranks: there are checkpoints but none is whole, or it does not fit the job.
+        JobError: on all ranks: the job draws other samples.
     """
     steps = world.broadcast_integers(checkpoints.steps())
     for step in steps:
@@ -69,22 +82,55 @@ def restore(world: World, checkpoints: Checkpoints, solver: Solver, say: Callabl
         except HpcoptError as error:  # on the rank that met the damage a CheckpointError, on the others what it said
             say(f"checkpoint of step {step} cannot be used: {error}")
             continue
-        with world.together():
+        position.require_same_samples(job)
+        changes = position.changes(job)
+        with world.together(), _fitting(changes):
             solver.load_state_dict(shared, parts)
         if random is not None:
             set_random_state(random)
-        say(f"resumed at step {position.step}")
+        say(f"resumed at step {position.step}" + "".join(f"\nfrom here on {change}" for change in changes))
         return position
     if steps:
         raise CheckpointError(
             f"no checkpoint in {checkpoints.folder} is whole; --fresh starts over beside them"
         ).everywhere()
+    say(f"no checkpoint in {checkpoints.folder}: starting at step 0")
     return None
+
+
+@contextmanager
+def _fitting(changes: list[str]) -> Iterator[None]:
+    """What a solver raises that finds another's state becomes one error, which names what the job changes."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError("; ".join([str(error), *changes])) from error
+    except MISFITS as error:
+        raise CheckpointError(
+            "; ".join([f"the checkpoint does not fit the job ({error!r}): {REMEDY}", *changes])
+        ) from error
 
 
 def _read(checkpoints: Checkpoints, step: int, world: World) -> tuple[Position, Tree, SavedParts, Tree | None]:
     shared = checkpoints.read_part(step, SHARED)
-    position = Position(**shared["position"])
-    parts = checkpoints.rank_parts(step, position.ranks)
-    random = parts[world.rank] if position.ranks == world.size else None
-    return position, shared["solver"], parts.under("solver"), random
+    try:
+        position = TypeAdapter(Position).validate_python(shared["position"])
+        state = shared["solver"]
+        if position.step != step or position.ranks != ranks_of(checkpoints.parts(step)):
+            raise ValueError(f"it says step {position.step} of {position.ranks} ranks")
+        parts = checkpoints.rank_parts(step, position.ranks)
+        random = parts[world.rank] if position.ranks == world.size else None
+        if random is not None:
+            random["rng"], random["solver"]
+    except (KeyError, TypeError, ValueError, ValidationError) as cause:
+        raise CheckpointError(f"{checkpoints.path(step)} is not a checkpoint of a job ({cause}): {REMEDY}") from cause
+    return position, state, parts.under("solver"), random
+
+
+def _settings(tree: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by dotted name."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _settings(value, f"{name}{key}.")
+        else:
+            yield f"{name}{key}", value

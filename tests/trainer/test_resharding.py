@@ -94,8 +94,8 @@ def test_what_is_copied_beside_the_next_step_is_the_state_before_it(tmp_path, da
         session.train(0, STEPS)
         at_once = Saver(session.world, Checkpoints(tmp_path / "at_once", 1), False, 0, clock=PhaseClock())
         beside = Saver(session.world, Checkpoints(tmp_path / "beside", 1), True, 0, clock=PhaseClock())
-        at_once.save(Position(step=STEPS, ranks=2), session.solver)
-        beside.save(Position(step=STEPS, ranks=2), session.solver)
+        at_once.save(Position(step=STEPS, ranks=2, job=job.as_dict()), session.solver)
+        beside.save(Position(step=STEPS, ranks=2, job=job.as_dict()), session.solver)
         session.train(STEPS, AFTER)
         beside.finish()
 
@@ -114,7 +114,7 @@ def test_other_ranks_go_on_from_the_same_parameters(tmp_path, data, case):
         session = Session(transport, job)
         session.train(0, STEPS)
         saver = Saver(session.world, Checkpoints(tmp_path, 1), False, 0, clock=PhaseClock())
-        saver.save(Position(step=STEPS, ranks=2), session.solver)
+        saver.save(Position(step=STEPS, ranks=2, job=job.as_dict()), session.solver)
         before = session.model()
         losses = session.train(STEPS, AFTER)
         return before, losses, session.model()
@@ -123,7 +123,7 @@ def test_other_ranks_go_on_from_the_same_parameters(tmp_path, data, case):
 
     def go_on(transport):
         session = Session(transport, job)
-        position = restore(session.world, Checkpoints(tmp_path, 1), session.solver, lambda text: None)
+        position = restore(session.world, Checkpoints(tmp_path, 1), session.solver, job.as_dict(), lambda text: None)
         assert (position.step, position.ranks) == (STEPS, 2)
         return session.model(), session.train(STEPS, AFTER), session.model()
 
@@ -152,7 +152,7 @@ def test_a_resuming_rank_reads_each_file_once(tmp_path, data, case, ranks, monke
         session = Session(transport, job)
         session.train(0, STEPS)
         saver = Saver(session.world, Checkpoints(tmp_path, 1), False, 0, clock=PhaseClock())
-        saver.save(Position(step=STEPS, ranks=2), session.solver)
+        saver.save(Position(step=STEPS, ranks=2, job=job.as_dict()), session.solver)
 
     run_ranks(2, save)
     reads: Counter[tuple[int, str]] = Counter()
@@ -166,7 +166,7 @@ def test_a_resuming_rank_reads_each_file_once(tmp_path, data, case, ranks, monke
 
     def go_on(transport):
         session = Session(transport, job)
-        restore(session.world, Checkpoints(tmp_path, 1), session.solver, lambda text: None)
+        restore(session.world, Checkpoints(tmp_path, 1), session.solver, job.as_dict(), lambda text: None)
 
     run_ranks(ranks, go_on)
     assert {name for _, name in reads} == {"shared.h5", "rank00000.h5", "rank00001.h5"}

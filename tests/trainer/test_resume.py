@@ -51,7 +51,7 @@ def restored(folder, ranks: int):
     def program(transport):
         said: list[str] = []
         solver = Counter(transport.rank)
-        position = restore(World(transport), Checkpoints(folder, 3), solver, said.append)
+        position = restore(World(transport), Checkpoints(folder, 3), solver, {}, said.append)
         return position, solver, said
 
     return run_ranks(ranks, program)
@@ -99,15 +99,14 @@ def test_the_random_numbers_go_on(tmp_path):
 
 def test_other_samples_are_another_run():
     job = {"run": {"seed": 0}, "workload": {"name": "x", "batch": 4, "data": "here"}}
-    position = Position()
-    position.take_over(job, 3)
+    position = Position(job=job)
     moved = {"run": {"seed": 0}, "workload": {"name": "x", "batch": 4, "data": "there"}}
-    position.take_over(moved, 4)
-    assert (position.ranks, position.job) == (4, moved)
+    position.require_same_samples(moved)
+    assert position.changes(moved) == ["workload.data = 'there', was 'here'"]
     with pytest.raises(JobError, match="seed"):
-        position.take_over({"run": {"seed": 1}, "workload": job["workload"]}, 4)
+        position.require_same_samples({"run": {"seed": 1}, "workload": job["workload"]})
     with pytest.raises(JobError, match="batch"):
-        position.take_over({"run": {"seed": 0}, "workload": {"name": "x", "batch": 8, "data": "here"}}, 4)
+        position.require_same_samples({"run": {"seed": 0}, "workload": {"name": "x", "batch": 8, "data": "here"}})
 
 
 def test_a_state_that_does_not_fit_is_an_error_on_every_rank(tmp_path):
@@ -118,7 +117,49 @@ def test_a_state_that_does_not_fit_is_an_error_on_every_rank(tmp_path):
             raise CheckpointError("does not fit")
 
     def program(transport):
-        restore(World(transport), Checkpoints(tmp_path, 3), Misfit(transport.rank), print)
+        restore(World(transport), Checkpoints(tmp_path, 3), Misfit(transport.rank), {}, print)
 
     with pytest.raises(CheckpointError, match="does not fit"):
         run_ranks(2, program)
+
+
+@pytest.mark.parametrize("cause", [KeyError("betas"), TypeError("list indices"), AttributeError("'int' has no items")])
+def test_whatever_a_solver_raises_on_anothers_state_is_one_error_that_names_the_change(tmp_path, cause):
+    saved(tmp_path, 1, 1)
+
+    class Foreign(Counter):
+        def load_state_dict(self, shared, parts):
+            raise cause
+
+    def program(transport):
+        job = {"solver": {"name": "kaisa"}}
+        restore(World(transport), Checkpoints(tmp_path, 3), Foreign(transport.rank), job, print)
+
+    with pytest.raises(CheckpointError, match=r"(?s)does not fit.*--fresh.*solver\.name = 'kaisa', was None"):
+        run_ranks(2, program)
+
+
+FOREIGN = {
+    "another program's tree": {"weights": torch.zeros(3)},
+    "no tree": [1, 2, 3],
+    "a position of other kinds": {"position": {"step": "two"}, "solver": {}},
+    "another step": {"position": {"step": 9, "ranks": 1}, "solver": {}},
+    "more ranks than wrote": {"position": {"step": 1, "ranks": 10**9}, "solver": {}},
+    "no ranks": {"position": {"step": 1, "ranks": 0}, "solver": {}},
+    "no solver": {"position": {"step": 1, "ranks": 1}},
+}
+
+
+@pytest.mark.parametrize("tree", FOREIGN.values(), ids=FOREIGN)
+def test_a_checkpoint_that_is_not_a_jobs_is_passed_over(tmp_path, tree):
+    checkpoints = Checkpoints(tmp_path, 3)
+    checkpoints.begin(1)
+    for name in ("shared", "rank00000"):
+        checkpoints.write_part(1, name, tree)
+    checkpoints.commit(1, ["shared", "rank00000"])
+    with pytest.raises(CheckpointError, match="no checkpoint in .* is whole"):
+        restored(tmp_path, 2)
+    saved(tmp_path, 1, 0)
+    for position, _, said in restored(tmp_path, 2):
+        assert position.step == 0
+        assert "step 1 cannot be used" in said[0] and "is not a checkpoint of a job" in said[0]

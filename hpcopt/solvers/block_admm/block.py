@@ -14,6 +14,7 @@ from hpcopt.comm.world import World
 from hpcopt.errors import JobError
 from hpcopt.exchange import Exchange, SumConfig
 from hpcopt.optim import OptimizerConfig
+from hpcopt.optim.state import optimizer_state, restore_optimizer
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.block_admm.cut import is_proximal
 from hpcopt.solvers.block_admm.goal import Goal, Match
@@ -157,7 +158,7 @@ class Block:
 
     def state_dict(self) -> Tree:
         """The optimizer's state, the latest step and the curvature; the parameters belong to the model's state."""
-        optimizer = self._optimizer.state_dict() if self._optimizer else None
+        optimizer = optimizer_state(self._optimizer) if self._optimizer else None
         curvature = {"direction": self._direction, "jacobian_square": self._jacobian_square}
         return {"optimizer": optimizer, "latest": self._latest, **curvature}
 
@@ -169,7 +170,7 @@ class Block:
         """Restore what ``state_dict`` gave, and what the exchanges of all saved peers kept."""
         self._exchange.load_state_dict(exchanges)
         if self._optimizer:
-            self._optimizer.load_state_dict(state["optimizer"])
+            restore_optimizer(self._optimizer, state["optimizer"])
         self._direction, self._jacobian_square = state["direction"], state["jacobian_square"]
         for name in self._latest.keys() & state["latest"].keys():
             self._latest[name] = state["latest"][name].to(self._latest[name].device)

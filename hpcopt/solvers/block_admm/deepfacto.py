@@ -34,6 +34,7 @@ from hpcopt.exchange import Exchange, ExchangeConfig, require_sums
 from hpcopt.models.nmf import Nmf, codes, factorize, update_basis
 from hpcopt.optim import OptimizerConfig
 from hpcopt.optim.first_order import AdamWConfig
+from hpcopt.optim.state import optimizer_state, restore_optimizer
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.block_admm.goal import Fit, Match
 from hpcopt.solvers.block_admm.samples import SampleTable
@@ -230,7 +231,7 @@ class DeepFacto(Solver):
             "ranks": self._world.size,
             "model": self.model.state_dict(),
             "head": self._head.state_dict(),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
+            "optimizers": {name: optimizer_state(optimizer) for name, optimizer in self._optimizers.items()},
             "sums": {"a": self._a, "b": self._b},
         }
 
@@ -247,7 +248,7 @@ class DeepFacto(Solver):
                 self.model.load_state_dict(shared["model"])
                 self._head.load_state_dict(shared["head"])
             for name, optimizer in self._optimizers.items():
-                optimizer.load_state_dict(shared["optimizers"][name])
+                restore_optimizer(optimizer, shared["optimizers"][name])
             self._a, self._b = (shared["sums"][name].to(self._a.device) for name in ("a", "b"))
             self._exchange.load_state_dict(SavedParts.of(parts).under("exchange"))
             same = shared["ranks"] == self._world.size

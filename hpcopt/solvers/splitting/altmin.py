@@ -17,6 +17,7 @@ from hpcopt.errors import JobError
 from hpcopt.exchange import ExchangeConfig
 from hpcopt.optim import OptimizerConfig
 from hpcopt.optim.first_order import AdamWConfig
+from hpcopt.optim.state import optimizer_state, restore_optimizer
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.first_order import Scheduled
 from hpcopt.solvers.solver import Batch, Loss, StepStats, Tree
@@ -87,12 +88,12 @@ class AltMin(SerialSolver):
         return code.detach()
 
     def state_dict(self) -> Tree:
-        return {**super().state_dict(), "optimizers": [optimizer.state_dict() for optimizer in self._optimizers]}
+        return {**super().state_dict(), "optimizers": [optimizer_state(optimizer) for optimizer in self._optimizers]}
 
     def load_state_dict(self, shared: Tree, parts: object) -> None:
         super().load_state_dict(shared, [])
         for optimizer, state in zip(self._optimizers, shared["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
+            restore_optimizer(optimizer, state)
 
 
 def _cut_before_activations(model: nn.Module) -> list[nn.Sequential]:
