@@ -242,6 +242,28 @@ def test_a_checkpoint_of_another_model(job, tmp_path, capsys):
     assert "does not fit" in capsys.readouterr().err
 
 
+def test_another_optimizer_is_refused_by_name(job, tmp_path, capsys):
+    assert main([job, "--run-dir", str(tmp_path / "run"), "--set", "run.steps=3"]) == 0
+    path = Path(job)
+    path.write_text(path.read_text().replace('name = "sgd"', 'name = "adamw"'))
+    assert main([job, "--run-dir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "SGD" in error and "AdamW" in error and "solver.optimizer.name = 'adamw', was 'sgd'" in error
+    assert "Traceback" not in error
+
+
+def test_changed_settings_of_the_optimizer_take_effect(job, tmp_path, capsys):
+    """They were kept as they had been, while job.toml said otherwise."""
+    run, plain = tmp_path / "run", tmp_path / "plain"
+    for path in (run, plain):
+        assert main([job, "--run-dir", str(path), "--set", "run.steps=3"]) == 0
+    assert main([job, "--run-dir", str(run), "--set", "solver.optimizer.nesterov=true"]) == 0
+    assert "from here on solver.optimizer.nesterov = True, was False" in capsys.readouterr().out
+    assert main([job, "--run-dir", str(plain)]) == 0
+    np.testing.assert_array_equal(losses(run)[:4], losses(plain)[:4])
+    assert losses(run)[4] != losses(plain)[4]
+
+
 def test_a_checkpoint_of_other_samples(job, tmp_path, capsys):
     assert main([job, "--run-dir", str(tmp_path / "run"), "--set", "run.steps=3"]) == 0
     for change, was in (("workload.batch=32", "batch = 64"), ("run.seed=5", "seed = 0")):

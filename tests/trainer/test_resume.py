@@ -157,7 +157,7 @@ def test_a_checkpoint_that_is_not_a_jobs_is_passed_over(tmp_path, tree):
     for name in ("shared", "rank00000"):
         checkpoints.write_part(1, name, tree)
     checkpoints.commit(1, ["shared", "rank00000"])
-    with pytest.raises(CheckpointError, match="no checkpoint in .* is whole"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole"):
         restored(tmp_path, 2)
     saved(tmp_path, 1, 0)
     for position, _, said in restored(tmp_path, 2):
