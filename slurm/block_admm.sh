@@ -29,5 +29,5 @@ fi
 [[ -r $JOB ]] || refuse "there is no $JOB; this version of hpcopt may not have the Block-ADMM solver yet"
 RUN_DIR=${RUN_DIR:-runs/$(basename "$JOB" .toml)-$SLURM_JOB_ID}
 
-run_ranks "$SLURM_NTASKS" python -m hpcopt.train "$JOB" --run-dir "$RUN_DIR" "$@"
+run_ranks "$RANKS" python -m hpcopt.train "$JOB" --run-dir "$RUN_DIR" "$@"
 finish

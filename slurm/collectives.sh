@@ -13,5 +13,5 @@ set -euo pipefail
 # shellcheck source=slurm/launch.sh
 source slurm/launch.sh
 
-run_ranks "$SLURM_NTASKS" python benchmarks/collectives.py "$@"
+run_ranks "$RANKS" python benchmarks/collectives.py "$@"
 finish

@@ -41,16 +41,17 @@ if ((PHASE == 2)); then
 elif ((${SLURM_RESTART_COUNT:-0} == 0)); then
     export PHASE1_DIR=$RUN_DIR
     env --unset=RUN_DIR PHASE=2 sbatch --dependency="afterok:$SLURM_JOB_ID" --kill-on-invalid-dep=yes \
-        --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node="$RANKS_PER_NODE" --cpus-per-task="$OMP_NUM_THREADS" \
-        --partition="$SLURM_JOB_PARTITION" ${SLURM_JOB_ACCOUNT:+--account="$SLURM_JOB_ACCOUNT"} \
+        --nodes="$nodes_given" --ntasks="$RANKS" ${RANKS_PER_NODE:+--ntasks-per-node="$RANKS_PER_NODE"} \
+        --cpus-per-task="$OMP_NUM_THREADS" ${SLURM_GPUS_PER_NODE:+--gpus-per-node="$SLURM_GPUS_PER_NODE"} \
+        ${SLURM_JOB_PARTITION:+--partition="$SLURM_JOB_PARTITION"} ${SLURM_JOB_ACCOUNT:+--account="$SLURM_JOB_ACCOUNT"} \
         slurm/kaisa_bert.sh "$JOB" "$@"
 fi
 
 if [[ ! -e data/bert ]] && grep --quiet '^data = "data/bert/' "$job_file"; then
-    ranks=$SLURM_NTASKS nodes=$SLURM_JOB_NUM_NODES
+    ranks=$RANKS nodes=$nodes_given
     (start_"$LAUNCHER" python -m hpcopt.prepare bert --words 1024) # few words: the text is small
 fi
-run_ranks "$SLURM_NTASKS" python -m hpcopt.train "$job_file" --run-dir "$RUN_DIR" "${begin_with[@]}" "$@"
+run_ranks "$RANKS" python -m hpcopt.train "$job_file" --run-dir "$RUN_DIR" "${begin_with[@]}" "$@"
 if ((EXIT_CODE == 0)); then
     python -m hpcopt.report "${runs[@]}"
     python -m hpcopt.report "${runs[@]}" --html "$RUN_DIR/report.html"

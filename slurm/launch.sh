@@ -1,11 +1,12 @@
 # shellcheck shell=bash
-# What the batch scripts share, sourced by them: site section, launcher, wall clock and preemption.
+# What the batch scripts share, sourced by them: site section, launcher, wall clock and preemption. They find in RANKS how
+# many ranks SLURM gave, in RANKS_PER_NODE how many on each node: nothing where nodes have different numbers.
 #
 # Settings, from the environment (VAR=value sbatch ...) or the site section:
-#   SITE          name of the site section slurm/site/$SITE.sh (default: the cluster's own name)
+#   SITE          name of the site section slurm/site/$SITE.sh, here or beside this file (default: the cluster's own name)
 #   LAUNCHER      srun or mpirun (default: srun)
 #   MPI_KIND      srun's --mpi kind (default: the cluster's)
-#   MPIRUN_ARGS   mpirun's options, an array (default: RANKS_PER_NODE on each node, with a core a thread)
+#   MPIRUN_ARGS   mpirun's options, an array (default: SLURM's numbers of ranks on the nodes, with a core a thread)
 #   MAX_RESTARTS  how often a job may put itself back into the queue (default: 20)
 
 EXIT_BAD_INPUT=2 EXIT_PEER=70 EXIT_REQUEUE=85 # as in hpcopt/errors.py
@@ -19,11 +20,33 @@ refuse() {
 [[ -n ${SLURM_JOB_ID:-} ]] || refuse "this is a batch script: submit it with sbatch"
 [[ -z ${SLURM_HET_SIZE:-} ]] || refuse "heterogeneous jobs are not supported: submit one component, of one kind of node"
 
+# ranks_on LIST: the sum of the nodes' ranks as SLURM writes them: 7 for "1,3(x2)"
+ranks_on() {
+    local part sum=0
+    for part in ${1//,/ }; do
+        [[ $part == *"(x"* ]] || part+="(x1)"
+        part=${part/"(x"/ * } part=${part%")"}
+        sum=$((sum + part))
+    done
+    echo "$sum"
+}
+
+# SLURM sets SLURM_NTASKS for some of the ways to ask for ranks, SLURM_TASKS_PER_NODE for all.
+nodes_given=${SLURM_JOB_NUM_NODES:-1}
+layout=${SLURM_TASKS_PER_NODE:-1(x$nodes_given)}
+if [[ -z ${SLURM_NTASKS:-} && -n ${SLURM_NTASKS_PER_NODE:-} ]]; then
+    layout="$SLURM_NTASKS_PER_NODE(x$nodes_given)"
+fi
+RANKS=${SLURM_NTASKS:-$(ranks_on "$layout")} RANKS_PER_NODE=
+[[ $layout == *,* ]] || RANKS_PER_NODE=${layout%%(*}
+
 SITE=${SITE:-${SLURM_CLUSTER_NAME:-none}}
 MPIRUN_ARGS=()
-if [[ -r slurm/site/$SITE.sh ]]; then
+site_file=slurm/site/$SITE.sh
+[[ -r $site_file ]] || site_file=$(dirname "${BASH_SOURCE[0]}")/site/$SITE.sh
+if [[ -r $site_file ]]; then
     # shellcheck source=/dev/null
-    source "slurm/site/$SITE.sh"
+    source "$site_file"
 else
     echo "launch: no slurm/site/$SITE.sh, so the environment is that of the shell that submitted"
 fi
@@ -31,7 +54,6 @@ fi
 LAUNCHER=${LAUNCHER:-srun}
 MPI_KIND=${MPI_KIND:-}
 MAX_RESTARTS=${MAX_RESTARTS:-20}
-RANKS_PER_NODE=${SLURM_NTASKS_PER_NODE:-${SLURM_TASKS_PER_NODE%%[(,]*}} # "2(x4)", or "2,1" if ragged: the first
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 export TERM=dumb # Open MPI gives the ranks a pseudo-terminal, but nobody watches: no progress bar into the log
 # The plain id of an array's last task is that of the whole array.
@@ -39,12 +61,17 @@ JOB_ID=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 JOB_ID=${JOB_ID:-$SLURM_JOB_ID}
 # Where the ranks leave their exit code. Open MPI's mpirun may say 0 when a node is lost, or crash after a checkpoint.
 export HPCOPT_EXIT_FILE=logs/$JOB_ID.exit
+mkdir -p logs
 
-# run_ranks N COMMAND...: start N ranks, RANKS_PER_NODE on a node; pass USR1 and TERM on to them as USR1, on which they
+# run_ranks N COMMAND...: start N ranks, all that SLURM gave or RANKS_PER_NODE on each of fewer nodes; pass USR1 and TERM on to them as USR1, on which they
 # checkpoint and end (TERM would make Open MPI's mpirun kill them); set EXIT_CODE to theirs.
 run_ranks() {
-    local ranks=$1 nodes=$((($1 + RANKS_PER_NODE - 1) / RANKS_PER_NODE)) launcher_pid signalled=yes
+    local ranks=$1 nodes=$nodes_given launcher_pid signalled=yes
     shift
+    if ((ranks != RANKS)); then
+        [[ -n $RANKS_PER_NODE ]] || refuse "$ranks of $RANKS ranks, but nodes have different numbers of them: --ntasks-per-node"
+        nodes=$(((ranks + RANKS_PER_NODE - 1) / RANKS_PER_NODE))
+    fi
     echo "launch: $(date --utc +%FT%TZ) $LAUNCHER, $ranks ranks on $nodes of ${SLURM_JOB_NODELIST:-?}," \
         "restart ${SLURM_RESTART_COUNT:-0}: $*"
     rm -f "$HPCOPT_EXIT_FILE"
@@ -67,15 +94,16 @@ run_ranks() {
 
 # --wait: when one rank has ended, the others get a minute to do so.
 start_srun() {
-    exec srun --ntasks="$ranks" --nodes="$nodes" --ntasks-per-node="$RANKS_PER_NODE" \
+    exec srun --ntasks="$ranks" --nodes="$nodes" ${RANKS_PER_NODE:+--ntasks-per-node="$RANKS_PER_NODE"} \
         --cpus-per-task="$OMP_NUM_THREADS" --wait=60 --kill-on-bad-exit=0 ${MPI_KIND:+--mpi="$MPI_KIND"} "$@"
 }
 
 start_mpirun() {
     if [[ ${#MPIRUN_ARGS[@]} -eq 0 ]]; then
         if mpirun --version | grep --quiet --ignore-case "open.mpi"; then
-            MPIRUN_ARGS=(--map-by "ppr:$RANKS_PER_NODE:node:PE=$OMP_NUM_THREADS")
-        else
+            local place=${RANKS_PER_NODE:+ppr:$RANKS_PER_NODE:node}
+            MPIRUN_ARGS=(--map-by "${place:-slot}:PE=$OMP_NUM_THREADS")
+        elif [[ -n $RANKS_PER_NODE ]]; then
             MPIRUN_ARGS=(-ppn "$RANKS_PER_NODE")
         fi
     fi

@@ -13,5 +13,5 @@ set -euo pipefail
 # shellcheck source=slurm/launch.sh
 source slurm/launch.sh
 
-run_ranks "$SLURM_NTASKS" python -m benchmarks.block_admm.pipeline "$@"
+run_ranks "$RANKS" python -m benchmarks.block_admm.pipeline "$@"
 finish

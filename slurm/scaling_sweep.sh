@@ -37,7 +37,8 @@ points=$((${#nodes[@]} * ${#seeds[@]}))
 
 n=${nodes[SLURM_ARRAY_TASK_ID / ${#seeds[@]}]}
 seed=${seeds[SLURM_ARRAY_TASK_ID % ${#seeds[@]}]}
-((n <= SLURM_JOB_NUM_NODES)) || refuse "a point of $n nodes does not fit into $SLURM_JOB_NUM_NODES: sbatch -N $n"
+((n <= nodes_given)) || refuse "a point of $n nodes does not fit into $nodes_given: sbatch -N $n"
+[[ -n $RANKS_PER_NODE ]] || refuse "nodes have different numbers of ranks, $SLURM_TASKS_PER_NODE: give --ntasks-per-node"
 ranks=$((n * RANKS_PER_NODE))
 weak=()
 if [[ -n ${BATCH_PER_RANK:-} ]]; then

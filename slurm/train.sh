@@ -29,5 +29,5 @@ JOB=${1:?usage: sbatch slurm/train.sh JOB.toml [options of hpcopt.train]}
 shift
 RUN_DIR=${RUN_DIR:-runs/$(basename "$JOB" .toml)-$SLURM_JOB_ID}
 
-run_ranks "$SLURM_NTASKS" python -m hpcopt.train "$JOB" --run-dir "$RUN_DIR" "$@"
+run_ranks "$RANKS" python -m hpcopt.train "$JOB" --run-dir "$RUN_DIR" "$@"
 finish

@@ -14,5 +14,5 @@ set -euo pipefail
 # shellcheck source=slurm/launch.sh
 source slurm/launch.sh
 
-run_ranks "$SLURM_NTASKS" python benchmarks/training.py "$@"
+run_ranks "$RANKS" python benchmarks/training.py "$@"
 finish

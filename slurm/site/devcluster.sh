@@ -7,7 +7,8 @@ if mpirun --version | grep --quiet --ignore-case "open.mpi"; then
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
     export PRTE_ALLOW_RUN_AS_ROOT=1 PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1
     # The hosts share one machine's cores: unless told not to, rank 0 of each would be bound to the same one.
-    MPIRUN_ARGS=(--map-by "ppr:${SLURM_NTASKS_PER_NODE:-1}:node:oversubscribe" --bind-to none)
+    place=${RANKS_PER_NODE:+ppr:$RANKS_PER_NODE:node}
+    MPIRUN_ARGS=(--map-by "${place:-slot}:oversubscribe" --bind-to none)
 else
     MPI_KIND=${MPI_KIND:-pmi2}
     # MPICH sees that the hosts are one machine and would use shared memory instead of the links.

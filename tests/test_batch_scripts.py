@@ -1,0 +1,148 @@
+"""The batch scripts ask for the ranks that SLURM gave, however it says so. SLURM's commands are stand-ins here."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# A launcher writes down its arguments, and its ranks leave exit code 0.
+LAUNCHER = """#!/bin/bash
+[[ $1 == --version ]] && { echo "$FLAVOUR"; exit; }
+printf '%s\\n' "$@" > "$(basename "$0").asked"
+echo 0 > "$HPCOPT_EXIT_FILE"
+"""
+STAND_INS = {"srun": LAUNCHER, "mpirun": LAUNCHER, "sbatch": LAUNCHER.replace("echo 0", "# echo 0")} | dict.fromkeys(
+    ("sacct", "python"), "#!/bin/bash\n"
+)
+
+
+@pytest.fixture
+def allocation(tmp_path, monkeypatch):
+    """A folder to submit from, with the scripts and the jobs, in a batch job of four nodes."""
+    for name in ("slurm", "jobs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "bin").mkdir()
+    for name, text in STAND_INS.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    for name in [name for name in os.environ if name.startswith(("SLURM", "HPCOPT", "OMP", "PHASE"))]:
+        monkeypatch.delenv(name)
+    for name in ("SITE", "LAUNCHER", "MPI_KIND", "RUN_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    return {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "4"}
+
+
+def run(script: str, *arguments: str, **environment: str) -> tuple[int, str]:
+    """Exit code of a batch script in this environment, and what it printed."""
+    done = subprocess.run(
+        ["bash", f"slurm/{script}", *arguments], env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def asked(launcher: str) -> list[str]:
+    return Path(f"{launcher}.asked").read_text().splitlines()
+
+
+# What SLURM may set, and what is asked of srun, of MPICH's mpirun and of Open MPI's.
+LAYOUTS = [
+    (
+        {"SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "2", "SLURM_TASKS_PER_NODE": "2(x4)"},
+        ["--ntasks=8", "--nodes=4", "--ntasks-per-node=2"],
+        ["-n", "8", "-ppn", "2"],
+        ["-n", "8", "--map-by", "ppr:2:node:PE=1"],
+    ),
+    (
+        {"SLURM_NTASKS_PER_NODE": "2", "SLURM_TASKS_PER_NODE": "32(x4)"},  # a number for each node alone
+        ["--ntasks=8", "--nodes=4", "--ntasks-per-node=2"],
+        ["-n", "8", "-ppn", "2"],
+        ["-n", "8", "--map-by", "ppr:2:node:PE=1"],
+    ),
+    (
+        {"SLURM_TASKS_PER_NODE": "1(x4)"},  # nodes alone
+        ["--ntasks=4", "--nodes=4", "--ntasks-per-node=1"],
+        ["-n", "4", "-ppn", "1"],
+        ["-n", "4", "--map-by", "ppr:1:node:PE=1"],
+    ),
+    (
+        {"SLURM_NTASKS": "7", "SLURM_JOB_NUM_NODES": "3", "SLURM_TASKS_PER_NODE": "1,3(x2)"},
+        ["--ntasks=7", "--nodes=3", "--cpus-per-task=1"],
+        ["-n", "7", "python"],
+        ["-n", "7", "--map-by", "slot:PE=1"],
+    ),
+    (
+        {"SLURM_TASKS_PER_NODE": "2,1(x2),4"},
+        ["--ntasks=8", "--nodes=4", "--cpus-per-task=1"],
+        ["-n", "8", "python"],
+        ["-n", "8", "--map-by", "slot:PE=1"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("slurm", "srun", "mpich", "openmpi"), LAYOUTS)
+def test_all_ranks_are_started_on_all_nodes(allocation, slurm, srun, mpich, openmpi):
+    def start(**environment: str) -> None:
+        code, said = run("train.sh", "jobs/quickstart.toml", **allocation, **environment)
+        assert code == 0, said
+
+    allocation |= slurm
+    start()
+    assert asked("srun")[: len(srun)] == srun
+    start(LAUNCHER="mpirun", FLAVOUR="HYDRA build details")
+    assert asked("mpirun")[: len(mpich)] == mpich
+    start(LAUNCHER="mpirun", FLAVOUR="mpirun (Open MPI) 5.0.11")
+    assert asked("mpirun")[: len(openmpi)] == openmpi
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("train.sh", ["jobs/quickstart.toml"]),
+        ("block_admm.sh", []),
+        ("kaisa_bert.sh", []),
+        ("collectives.sh", []),
+        ("pipeline.sh", []),
+        ("training.sh", []),
+    ],
+)
+def test_no_script_needs_a_number_of_tasks(allocation, script, arguments):
+    code, said = run(script, *arguments, **allocation, SLURM_TASKS_PER_NODE="1,3(x3)")
+    assert code == 0, said
+    assert asked("srun")[:2] == ["--ntasks=10", "--nodes=4"]
+    if script == "kaisa_bert.sh":  # phase 2 is given as many
+        assert {"--nodes=4", "--ntasks=10"} <= set(asked("sbatch"))
+
+
+def test_a_sweeps_points_are_started_on_nodes_of_their_own(allocation):
+    allocation |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "4", "SLURM_ARRAY_TASK_COUNT": "9"}
+    code, said = run("scaling_sweep.sh", "jobs/quickstart.toml", **allocation, SLURM_TASKS_PER_NODE="2(x4)")
+    assert code == 0, said
+    assert asked("srun")[:3] == ["--ntasks=4", "--nodes=2", "--ntasks-per-node=2"]
+    code, said = run("scaling_sweep.sh", "jobs/quickstart.toml", **allocation, SLURM_TASKS_PER_NODE="1,3(x3)")
+    assert (code, "different numbers of ranks, 1,3(x3)" in said) == (2, True)
+
+
+def test_a_site_file_stands_here_or_beside_the_launch_script(allocation, tmp_path):
+    """An installed package has the scripts elsewhere than the folder that is submitted from."""
+    (tmp_path / "slurm").unlink()
+    home = tmp_path / "installed"
+    (home / "site").mkdir(parents=True)
+    (home / "launch.sh").write_bytes((ROOT / "slurm/launch.sh").read_bytes())
+    (home / "site/here.sh").write_text("echo THE PACKAGE\n")
+    script = f'set -euo pipefail\nsource "{home}/launch.sh"\nrun_ranks "$RANKS" python ranks.py\nfinish\n'
+
+    def said() -> str:
+        environment = {**os.environ, **allocation, "SITE": "here"}
+        command = ["bash", "-c", script]
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+    assert "THE PACKAGE" in said()
+    (tmp_path / "slurm/site").mkdir(parents=True)
+    (tmp_path / "slurm/site/here.sh").write_text("echo THE FOLDER\n")
+    assert "THE FOLDER" in said()
+    assert "THE PACKAGE" not in said()
