@@ -1,7 +1,6 @@
-"""python -m hpcopt.submit JOB.toml --nodes 4: put a training job into SLURM's queue, or print the batch script."""
+"""hpcopt submit JOB.toml --nodes 4: put a training job into SLURM's queue, or print the batch script."""
 
 import argparse
-import re
 import shlex
 import shutil
 import subprocess
@@ -9,16 +8,18 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+from hpcopt import sbatch
 from hpcopt.errors import EXIT_DONE, HpcoptError, JobError
+from hpcopt.shipped import shipped
 
-LAUNCH = Path("slurm/launch.sh")
+LAUNCH = Path("slurm/launch.sh")  # the folder's own goes before the package's
 LOGS = Path("logs")  # SLURM does not make it, and loses the output of a job whose log it cannot open
 
 EPILOG = """\
 examples:
-  python -m hpcopt.submit jobs/quickstart.toml --nodes 4 --ntasks-per-node 8 --time 1:00:00
-  python -m hpcopt.submit jobs/quickstart.toml --nodes 4 --set solver.optimizer.lr=0.05 --dry-run
-  python -m hpcopt.submit jobs/quickstart.toml --array 0-9 --sbatch=--account=abc123
+  hpcopt submit job.toml --nodes 4 --ntasks-per-node 8 --time 1:00:00
+  hpcopt submit job.toml --nodes 4 --set solver.optimizer.lr=0.05 --dry-run
+  hpcopt submit job.toml --array 0-9 --sbatch=--account=abc123
 
 What the site needs (modules, MPI) stands in slurm/site/<cluster>.sh. The job checkpoints before its time limit, goes
 back into the queue and continues in the same run directory.
@@ -28,7 +29,7 @@ back into the queue and continues in the same run directory.
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(
-        prog="python -m hpcopt.submit",
+        prog="hpcopt submit",
         description="Write a batch script for a training job, have SLURM check it, and submit it.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.dry_run:
             print(script, end="")
         else:
-            submit(script, options.job.stem)
+            submit(script, options.job.stem, options.array is not None)
     except HpcoptError as error:
         print(f"hpcopt.submit: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -71,51 +72,57 @@ def check(options: argparse.Namespace) -> None:
     """Find what would only fail in the queue.
 
     Raises:
-        JobError: a number, the job file or one of its settings is wrong, or this is not the top of a checkout.
+        JobError: an option, the job file or one of its settings is wrong.
     """
     for name, least in {"nodes": 1, "ntasks_per_node": 1, "cpus_per_task": 1, "gpus_per_node": 0, "lead": 0}.items():
         if getattr(options, name) < least:
             raise JobError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least {least}")
-    if options.array is not None and not re.fullmatch(r"\d+(-\d+)?(:\d+)?(,\d+(-\d+)?(:\d+)?)*(%\d+)?", options.array):
-        raise JobError(f"--array {options.array}: write indices as 0-9, 1,3,5 or 0-99%4")
+    sbatch.check_name(options.job.stem)
+    sbatch.check_limit(options.time, options.lead)
+    if options.array is not None:
+        sbatch.check_array(options.array)
     if options.array is not None and options.run_dir is not None:
         raise JobError("--run-dir with --array: all indices would train in one directory; leave it out")
-    if not LAUNCH.exists():
-        raise JobError(f"{LAUNCH} is not here: submit from the top of the checkout")
+    for option in options.sbatch:
+        sbatch.check_option(option, header(options))
     from hpcopt.job import read_job  # imports torch, which --help can do without
 
     read_job(options.job, options.settings).check_ranks(options.nodes * options.ntasks_per_node)
 
 
-def batch_script(options: argparse.Namespace) -> str:
-    """The script as sbatch takes it."""
-    name, array = options.job.stem, options.array is not None
-    index = "%A_%a" if array else "%j"
-    header = {
-        "job-name": name,
+def header(options: argparse.Namespace) -> dict[str, object]:
+    """The options of sbatch that these options stand for; None leaves one out."""
+    return {
+        "job-name": options.job.stem,
         "nodes": options.nodes,
         "ntasks-per-node": options.ntasks_per_node,
         "cpus-per-task": options.cpus_per_task,
         "gpus-per-node": options.gpus_per_node or None,
         "time": options.time,
         "array": options.array,
-        "output": LOGS / f"{name}-{index}.out",
+        "output": LOGS / f"{sbatch.file_name(options.job.stem)}-{'%A_%a' if options.array else '%j'}.out",
         "open-mode": "append",
         "signal": f"B:USR1@{options.lead}",
     }
+
+
+def batch_script(options: argparse.Namespace) -> str:
+    """The script as sbatch takes it."""
+    name, array = options.job.stem, options.array is not None
     run_dir = shlex.quote(options.run_dir) if options.run_dir else f"runs/{shlex.quote(name)}-{_job_id(array)}"
     seed = ["--set", "run.seed=$SLURM_ARRAY_TASK_ID"] if array else []
     settings = [word for setting in options.settings for word in ("--set", shlex.quote(setting))]
     command = ["python", "-m", "hpcopt.train", shlex.quote(str(options.job)), "--run-dir", run_dir, *seed, *settings]
+    launch = LAUNCH if LAUNCH.exists() else shipped("slurm") / LAUNCH.name
     lines = [
         "#!/bin/bash",
-        *(f"#SBATCH --{key}={value}" for key, value in header.items() if value is not None),
+        *(f"#SBATCH {sbatch.word(f'--{key}={value}')}" for key, value in header(options).items() if value is not None),
         "#SBATCH --requeue",
-        *(f"#SBATCH {option}" for option in options.sbatch),
+        *(f"#SBATCH {sbatch.word(option)}" for option in options.sbatch),
         "set -euo pipefail",
         *([f"LAUNCHER={options.launcher}"] if options.launcher else []),
-        f"source {LAUNCH}",
-        f'run_ranks "$SLURM_NTASKS" {" ".join(command)}',
+        f"source {shlex.quote(str(launch))}",
+        f'run_ranks "$RANKS" {" ".join(command)}',
         "finish",
     ]
     return "\n".join(lines) + "\n"
@@ -125,7 +132,7 @@ def _job_id(array: bool) -> str:
     return "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if array else "$SLURM_JOB_ID"
 
 
-def submit(script: str, name: str) -> None:
+def submit(script: str, name: str, array: bool) -> None:
     """Keep the script beside the logs, let SLURM check it, submit it, and say where to look.
 
     Raises:
@@ -138,10 +145,9 @@ def submit(script: str, name: str) -> None:
     path.write_text(script)
     _sbatch("--test-only", str(path))
     job_id = _sbatch("--parsable", str(path)).split(";")[0].strip()
-    log = next(line.partition("=")[2] for line in script.splitlines() if line.startswith("#SBATCH --output="))
     print(f"job {job_id}")
     print(f"script {path}")
-    print(f"log {log.replace('%j', job_id).replace('%A', job_id).replace('%a', '*')}")
+    print(f"log {LOGS / name}-{job_id}{'_*' if array else ''}.out")
 
 
 def _sbatch(*arguments: str) -> str:

@@ -22,7 +22,7 @@ FLOORS = [
     {"exchange"},
     {"comm"},
     {"models", "optim", "compress", "store"},
-    {"kernels", "lean_torch", "phases", "config"},
+    {"kernels", "lean_torch", "phases", "config", "shipped", "sbatch"},
     {"errors"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

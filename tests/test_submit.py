@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hpcopt import sbatch
 from hpcopt.submit import main
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +64,17 @@ def test_an_array_trains_with_its_index_as_the_seed_each_in_its_own_folder(check
         (["jobs/quickstart.toml", "--gpus-per-node", "-1"], "--gpus-per-node -1: at least 0"),
         (["jobs/quickstart.toml", "--nodes", "1000"], "cannot be shared by 1000 ranks"),
         (["jobs/quickstart.toml", "--array", "a-b"], "--array a-b"),
+        (["jobs/quickstart.toml", "--array", "9-0"], "--array 9-0"),
+        (["jobs/quickstart.toml", "--array", "0-9%0"], "--array 0-9%0"),
+        (["jobs/quickstart.toml", "--time", "banana"], "--time banana: write minutes"),
+        (["jobs/quickstart.toml", "--time", "1:2:3:4"], "--time 1:2:3:4: write minutes"),
+        (["jobs/quickstart.toml", "--time", "2"], "--time 2 is 120 s, and --lead 120 asks"),
+        (["jobs/quickstart.toml", "--time", "0:30", "--lead", "60"], "--time 0:30 is 30 s"),
+        (["jobs/quickstart.toml", "--time", "7-0", "--lead", "70000"], "at most 65535 seconds"),
+        (["jobs/quickstart.toml", "--sbatch=account=abc"], "write one option in its long form"),
+        (["jobs/quickstart.toml", "--sbatch=--mem=1G\nrm -rf data"], "write one option in its long form"),
+        (["jobs/quickstart.toml", "--sbatch=--time=banana"], "a --time of its own"),
+        (["jobs/a\nb.toml"], "cannot be a job's name"),
         (["jobs/quickstart.toml", "--array", "0-3", "--run-dir", "runs/x"], "one directory"),
     ],
 )
@@ -71,10 +83,66 @@ def test_what_would_fail_in_the_queue_fails_here(checkout, capsys, arguments, me
     assert message in capsys.readouterr().err
 
 
-def test_elsewhere_than_in_a_checkout_it_says_so(tmp_path, monkeypatch, capsys):
+def sbatch_words(line: str) -> list[str]:
+    """An ``#SBATCH`` line as sbatch takes it apart: a backslash escapes also between quotes, ``#`` begins a comment."""
+    words, quote, escaped = [""], "", False
+    for character in line.removeprefix("#SBATCH "):
+        if escaped:
+            words[-1], escaped = words[-1] + character, False
+        elif character == "\\":
+            escaped = True
+        elif character == quote:
+            quote = ""
+        elif not quote and character in "'\"":
+            quote = character
+        elif not quote and character == "#":
+            break
+        elif not quote and character.isspace():
+            words.append("")
+        else:
+            words[-1] += character
+    return words
+
+
+@pytest.mark.parametrize("name", ["two words", "it's", 'a "b"', "100% #1", "dir; rm -rf *"])
+def test_a_name_of_any_characters_stays_one_word(checkout, capsys, name):
+    job = checkout / f"{name}.toml"
+    job.write_text((ROOT / "jobs/quickstart.toml").read_text())
+    assert main([job.name, f"--sbatch=--comment={name}", "--dry-run"]) == 0
+    script = capsys.readouterr().out
+    lines = [sbatch_words(line) for line in script.splitlines() if line.startswith("#SBATCH")]
+    assert all(len(words) == 1 for words in lines)
+    options = [words[0] for words in lines]
+    assert f"--job-name={name}" in options
+    assert f"--output=logs/{name.replace('%', '%%')}-%j.out" in options
+    assert f"--comment={name}" in options
+    shell = "run_ranks() { shift; printf '%s\\n' \"$@\"; }; finish() { :; }; SLURM_JOB_ID=7 RANKS=1\n"
+    lines = [line for line in script.splitlines() if not line.startswith(("#", "source"))]
+    done = subprocess.run(["bash", "-c", shell + "\n".join(lines)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[3:] == [job.name, "--run-dir", f"runs/{name}-7"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [
+        ("90", 5400),
+        ("1:30", 90),
+        ("2:00:01", 7201),
+        ("2-3", 51 * 3600),
+        ("2-3:04", 51 * 3600 + 240),
+        ("1-0:0:5", 86405),
+        ("0", None),
+        ("UNLIMITED", None),
+    ],
+)
+def test_limits_are_read_as_sbatch_reads_them(limit, seconds):
+    assert sbatch.seconds(limit) == seconds
+
+
+def test_a_folder_without_scripts_takes_the_packages(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main([str(ROOT / "jobs/quickstart.toml"), "--dry-run"]) == 2
-    assert "submit from the top of the checkout" in capsys.readouterr().err
+    assert main([str(ROOT / "jobs/quickstart.toml"), "--dry-run"]) == 0
+    assert f"\nsource {ROOT}/slurm/launch.sh\n" in capsys.readouterr().out
 
 
 def test_without_slurm_it_says_so(checkout, monkeypatch, capsys):
