@@ -1,4 +1,4 @@
-"""python -m hpcopt.checkpoint ls|verify|export|diff: look into checkpoints, check them, take the model out."""
+"""hpcopt checkpoint ls|verify|export|diff: look into checkpoints, check them, take the model out."""
 
 import argparse
 import signal
@@ -23,10 +23,10 @@ PATH is a run directory, a folder of checkpoints, one checkpoint, or one part (a
 Where one checkpoint is needed, a run directory stands for its newest one.
 
 examples:
-  python -m hpcopt.checkpoint ls runs/quickstart
-  python -m hpcopt.checkpoint verify runs/quickstart
-  python -m hpcopt.checkpoint export runs/quickstart model.safetensors
-  python -m hpcopt.checkpoint diff runs/a/checkpoints/step_00000330 runs/b
+  hpcopt checkpoint ls runs/quickstart
+  hpcopt checkpoint verify runs/quickstart
+  hpcopt checkpoint export runs/quickstart model.safetensors
+  hpcopt checkpoint diff runs/a/checkpoints/step_00000330 runs/b
 
 exit codes: 0 done, verify: undamaged, diff: the same; 1 diff: not the same; 2 damaged or bad input.
 """
@@ -35,7 +35,7 @@ exit codes: 0 done, verify: undamaged, diff: the same; 1 diff: not the same; 2 d
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(
-        prog="python -m hpcopt.checkpoint",
+        prog="hpcopt checkpoint",
         description="Look into checkpoints, check them, take the model out.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -23,8 +23,8 @@ def check_limit(limit: str, lead_s: int) -> None:
         raise JobError(f"--lead {lead_s}: SLURM gives a job at most {_LONGEST_LEAD_S} seconds of warning")
     if limit_s is not None and limit_s <= lead_s:
         raise JobError(
-            f"--time {limit} is {limit_s} s, and --lead {lead_s} asks the job to end {lead_s} s before that, once "
-            "it has started: give a longer --time, or a --lead just longer than a step and a checkpoint take"
+            f"--time {limit} is {limit_s} s, and --lead {lead_s} would ask it to end before it begins: give a longer "
+            "--time, or a --lead just longer than a step and a checkpoint take"
         )
 
 

@@ -1,4 +1,4 @@
-"""python -m hpcopt.train [JOB.toml]: train one job, on one rank or on thousands."""
+"""hpcopt train [JOB.toml]: train one job, on one rank or on thousands."""
 
 import argparse
 import gc
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 import hpcopt
 from hpcopt.comm.launch import launch_from, leave_exit_code, machine, usable_threads
 from hpcopt.errors import EXIT_BUG, EXIT_DONE, HpcoptError, JobError
+from hpcopt.shipped import shipped
 from hpcopt.trainer.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
     from hpcopt.trainer.run import RunDirectory
     from hpcopt.workloads.workload import Workload
 
-QUICKSTART = Path("jobs/quickstart.toml")
+OWN_JOB = Path("job.toml")
 
 EPILOG = """\
 examples:
-  python -m hpcopt.train                                  the quickstart: handwritten digits, a minute on a laptop
-  mpirun -n 128 python -m hpcopt.train jobs/my.toml       the same on 128 ranks
-  python -m hpcopt.train --set run.epochs=2 --set solver.optimizer.lr=0.05
-  python -m hpcopt.train jobs/my.toml --dry-run --ranks 1024
+  hpcopt train                                  the quickstart: handwritten digits, a minute on a laptop
+  mpirun -n 128 hpcopt train my.toml            a job of your own on 128 ranks
+  hpcopt train --set run.epochs=2 --set solver.optimizer.lr=0.05
+  hpcopt train my.toml --dry-run --ranks 1024
 
 exit codes: 0 done; 1 a bug, with its rank's traceback; 2 bad input: the message says what to do; 3 the loss is no
 longer finite; 70 another rank failed; 85 checkpointed before the end: submit the same command again.
@@ -42,12 +43,14 @@ longer finite; 70 another rank failed; 85 checkpointed before the end: submit th
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(
-        prog="python -m hpcopt.train",
+        prog="hpcopt train",
         description="Train one job. A run directory with a checkpoint is resumed; the same command can be requeued.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("job", nargs="?", type=Path, help=f"job file (default: {QUICKSTART})")
+    p.add_argument(
+        "job", nargs="?", type=Path, help=f"job file (default: {OWN_JOB}, or the quickstart if there is none here)"
+    )
     p.add_argument(
         "--set",
         dest="settings",
@@ -92,7 +95,7 @@ def guarded(options: argparse.Namespace, signals: StopSignals) -> int:
         if options.schema:
             print(schema())
             return EXIT_DONE
-        job = read_job(options.job or quickstart(), options.settings)
+        job = read_job(options.job or default_job(), options.settings)
         if options.dry_run:
             if launch.rank == 0:
                 print(plan(job, options.ranks or launch.size))
@@ -127,9 +130,9 @@ def guarded(options: argparse.Namespace, signals: StopSignals) -> int:
     return exit_code
 
 
-def quickstart() -> Path:
-    """The job that runs when none is named: in the current folder, else beside the package."""
-    return QUICKSTART if QUICKSTART.exists() else Path(__file__).parents[1] / QUICKSTART
+def default_job() -> Path:
+    """The job that runs when none is named: the current folder's own, else the one that comes with the package."""
+    return OWN_JOB if OWN_JOB.exists() else shipped("jobs") / "quickstart.toml"
 
 
 def plan(job: "Job", ranks: int) -> str:

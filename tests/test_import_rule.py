@@ -13,7 +13,7 @@ PACKAGE = Path(hpcopt.__file__).parent
 
 # One line a floor, from the top; the rooms of one floor do not know each other.
 FLOORS = [
-    {"train", "report", "submit", "checkpoint"},
+    {"cli", "train", "report", "submit", "checkpoint"},
     {"prepare"},
     {"job"},
     {"trainer"},

@@ -68,7 +68,7 @@ def test_an_array_trains_with_its_index_as_the_seed_each_in_its_own_folder(check
         (["jobs/quickstart.toml", "--array", "0-9%0"], "--array 0-9%0"),
         (["jobs/quickstart.toml", "--time", "banana"], "--time banana: write minutes"),
         (["jobs/quickstart.toml", "--time", "1:2:3:4"], "--time 1:2:3:4: write minutes"),
-        (["jobs/quickstart.toml", "--time", "2"], "--time 2 is 120 s, and --lead 120 asks"),
+        (["jobs/quickstart.toml", "--time", "2"], "--time 2 is 120 s, and --lead 120 would ask it"),
         (["jobs/quickstart.toml", "--time", "0:30", "--lead", "60"], "--time 0:30 is 30 s"),
         (["jobs/quickstart.toml", "--time", "7-0", "--lead", "70000"], "at most 65535 seconds"),
         (["jobs/quickstart.toml", "--sbatch=account=abc"], "write one option in its long form"),

@@ -17,9 +17,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["bert"]:  # text has options of its own, and is prepared by all ranks
         return bert.main(arguments[1:])
     parser = argparse.ArgumentParser(
-        prog="python -m hpcopt.prepare",
+        prog="hpcopt prepare",
         description="Turn raw data into the HDF5 shards that training reads.",
-        epilog="Text for BERT has options of its own: python -m hpcopt.prepare bert --help",
+        epilog="Text for BERT has options of its own: hpcopt prepare bert --help",
     )
     parser.add_argument("name", choices=list(SOURCES), help="the data set, or bert")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of data sets (default: data)")

@@ -29,7 +29,7 @@ LOG_WIDTH = 160  # columns, where the output is not a terminal's
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(
-        prog="python -m hpcopt.report",
+        prog="hpcopt report",
         description="Show what runs measured. A run may still be going on.",
         epilog="Times of a step leave out the first ten steps after a start and count its slowest rank.",
     )

@@ -15,7 +15,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     default = Recipe()
     p = argparse.ArgumentParser(
-        prog="python -m hpcopt.prepare bert",
+        prog="hpcopt prepare bert",
         description="Turn text into sentence pairs for BERT. Under mpirun, ranks share the work.",
     )
     p.add_argument(
