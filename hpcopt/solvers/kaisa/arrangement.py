@@ -64,8 +64,7 @@ class Arrangement:
         memory = [self.memory(plan) for plan in plans]
         names = [layer.name for layer in self._layers]
         return {
-            "K-FAC layers": f"{len(names)} preconditioned, {len(skipped)} not: "
-            + (", ".join(f"{name} ({why})" for name, why in skipped.items()) or "none"),
+            "K-FAC layers": f"{len(names)} preconditioned, {len(skipped)} not: " + _by_reason(skipped),
             "K-FAC grid": f"fraction {grid.fraction:.3g}\n{self.placement.text()}",
             "K-FAC memory": f"{max(m.held_bytes for m in memory):,} bytes kept on the fullest rank, "
             f"{max(m.passing_bytes for m in memory):,} more in passing",
@@ -74,6 +73,12 @@ class Arrangement:
 
     def _kept(self, name: str) -> torch.dtype:
         return self._dtype if name == "float32" else DTYPES[name]
+
+
+def _by_reason(skipped: Mapping[str, str]) -> str:
+    reasons = dict.fromkeys(skipped.values())
+    groups = ([name for name in skipped if skipped[name] == why] for why in reasons)
+    return ", ".join(f"{' '.join(names)} ({why})" for names, why in zip(groups, reasons, strict=True)) or "none"
 
 
 def _sizes(layer: Layer, method: Method) -> Sizes:

@@ -90,9 +90,8 @@ class Kaisa:
         self._trial: Trial | None = None
         self._gradients = Gradients(self._method, self._found, self.plan, self._inverses, world, s)
         self.cosines = self._gradients.cosines
-        self._recorder = Recorder(
-            model, self.layers, self.plan.sums, s.fisher == "sampled", lambda: model.training and self.factors_due
-        )
+        sampled = s.fisher == "sampled"
+        self._recorder = Recorder(model, self.layers, self.plan.sums, sampled, lambda: self.factors_due)
         self._moments: BatchMoments | None = None
         if isinstance(self._method, Ekfac):
             self._moments = BatchMoments(self._method, self._found, self._inverses, self.plan.gradients)

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils._pytree import tree_leaves
 
 from hpcopt.solvers.kaisa import fresh
 from hpcopt.solvers.kaisa.averages import split
@@ -23,7 +24,8 @@ class Recorder:
 
     Attributes:
         also: called as well, with a layer, its input and the gradient of its output.
-        terms: samples that went through the model since the last ``take``, by its first input's first dimension.
+        terms: samples that went through the model since the last ``take``, by its first input's first dimension: those
+            whose outputs got a gradient, or all, if none did.
     """
 
     def __init__(self, model: nn.Module, layers: Layers, buffer: Buffer, sampled: bool, wanted: Callable[[], bool]):
@@ -33,18 +35,28 @@ class Recorder:
         self._pending: list[tuple[Layer, Input, GradientEdge, int]] = []
         self._inputs: WeakValueDictionary[int, Input] = WeakValueDictionary()  # by the id of the tensor
         self._paused = False
-        self.terms = 0
+        self._passed = self._returned = 0  # samples that went forward, and that came back
+        self._accumulated = False
         self.also: Callable[[Layer, Tensor, Tensor], None] | None = None
         layers.watch(self._active, self._used)
         self._model = model
-        model.register_forward_pre_hook(self._count, with_kwargs=True)
+        model.register_forward_pre_hook(self._begin)
+        model.register_forward_hook(self._count, with_kwargs=True)
+        for layer in layers.found:
+            layer.weight.register_post_accumulate_grad_hook(self._note)  # type: ignore[no-untyped-call]
+
+    @property
+    def terms(self) -> int:
+        return self._returned or self._passed
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Look away for a while."""
-        self._paused = True
-        yield
-        self._paused = False
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
 
     def take(self, scale: float) -> Tensor:
         """The sums so far, flat, those of gradients times scale; and forget them."""
@@ -56,8 +68,13 @@ class Recorder:
                 sums = self._sums[layer]
                 sums.g.mul_(scale)
                 flat[self._buffer.pieces[i].stop - 1] = sums.rows
-        self._sums, self._pending, self.terms = {}, [], 0
+        self._forget()
         return flat
+
+    def _forget(self) -> None:
+        self._flat, self._sums, self._pending = None, {}, []
+        self._passed = self._returned = 0
+        self._accumulated = False
 
     def sample(
         self, outputs: Tensor, distribution: Distribution, terms: float, generator: torch.Generator | None = None
@@ -70,37 +87,57 @@ class Recorder:
         gradient = _sampled_gradient(outputs.detach(), distribution, generator) / terms
         edges = [edge for _, _, edge, _ in self._pending]
         gradients = torch.autograd.grad(outputs, edges, gradient, retain_graph=True, allow_unused=True)
-        for (layer, source, _, first), g in zip(self._pending, gradients, strict=True):
+        for (layer, source, _, part), g in zip(self._pending, gradients, strict=True):
             if g is not None:
-                self._add(layer, source, g, first)
+                self._add(layer, source, g, part)
         self._pending = []
 
     def _active(self) -> bool:
         return not self._paused and torch.is_grad_enabled() and self._wanted()
 
-    def _count(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        if module is self._model and self._active():
-            tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim]
-            self.terms += len(tensors[0]) if tensors else 0
+    def _note(self, _parameter: nn.Parameter) -> None:
+        self._accumulated = True
 
-    def _used(self, layer: Layer, x: Tensor, output: Tensor, first: int) -> None:
+    def _begin(self, module: nn.Module, _args: Any) -> None:
+        """Before a forward pass: what was recorded with gradients that have been dropped since, as after an error that
+        the loop caught, is dropped with them.
+        """
+        if module is self._model and self._accumulated and self._active() and not any(map(_has_gradient, self._layers)):
+            self._forget()
+
+    def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if module is not self._model or not self._active():
+            return
+        samples = next((len(x) for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim), 0)
+        self._passed += samples
+        left = [samples]
+
+        def returned(_gradient: Tensor) -> None:
+            self._returned += left[0]
+            left[0] = 0
+
+        for y in tree_leaves(output):
+            if isinstance(y, Tensor) and y.requires_grad:
+                y.register_hook(returned)  # type: ignore[no-untyped-call]
+
+    def _used(self, layer: Layer, x: Tensor, output: Tensor, part: int) -> None:
         source = self._inputs.setdefault(id(x), Input(x))  # an input is there as long as its tensor
         source.users += 1
         if self._sampled:
-            self._pending.append((layer, source, get_gradient_edge(output), first))
+            self._pending.append((layer, source, get_gradient_edge(output), part))
         else:
             held = [source]  # hooks live as long as the whole graph: what it has done with is let go
 
             def add_use(gradient: Tensor) -> None:
-                self._add(layer, held[0], gradient, first)
+                self._add(layer, held[0], gradient, part)
                 if not _keeps_graph():
                     held.clear()
 
             output.register_hook(add_use)  # type: ignore[no-untyped-call]
 
-    def _add(self, layer: Layer, source: Input, gradient: Tensor, first: int) -> None:
-        add(layer, self._into(layer), source, gradient, first)
-        if self.also is not None:
+    def _add(self, layer: Layer, source: Input, gradient: Tensor, part: int) -> None:
+        add(layer, self._into(layer), source, gradient, part)
+        if self.also is not None and gradient.numel():
             self.also(layer, source.x, gradient)
 
     def _into(self, layer: Layer) -> Sums:
@@ -109,6 +146,10 @@ class Recorder:
             for i, other in enumerate(self._layers):
                 self._sums[other] = Sums(*split(other, self._flat[self._buffer.pieces[i]]))
         return self._sums[layer]
+
+
+def _has_gradient(layer: Layer) -> bool:
+    return any(p.grad is not None and bool(p.grad.any()) for p in layer.parameters())
 
 
 def _keeps_graph() -> bool:

@@ -235,3 +235,25 @@ def test_layers_that_hardly_changed_keep_their_inverses():
     _, never = train(alone(), torch.float64, 5, refresh_tolerance=100.0)
     assert always.skipped_refreshes == 0
     assert never.skipped_refreshes == 2 * len(never._found)  # steps 2 and 4
+
+
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+def test_a_rank_without_samples_takes_part(fraction):
+    """With an empty batch, or without a forward pass at all."""
+    net, x = net_and_words()
+
+    def step(world: World, own: Tensor | None) -> Net:
+        model = copy.deepcopy(net)
+        kaisa = Kaisa(model, world, averaged=False, fraction=fraction, **SETTINGS)
+        if own is not None:
+            (mean_loss(model(own)) if len(own) else model(own).sum() * 0).backward()
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            world.all_reduce(p.grad)
+        kaisa.step(terms=len(x))
+        return model
+
+    expected = step(alone(), x)
+    for empty in (x[:0], None):
+        for found in run_ranks(2, lambda t, e=empty: step(World(t), e if t.rank else x)):
+            assert_same(found, expected, 1e-9)

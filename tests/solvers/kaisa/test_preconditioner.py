@@ -278,3 +278,88 @@ def test_autocast_activations_are_summed_in_single_precision():
     expected = torch.cat([g.flatten() for g in exact.values()])
     assert (found - expected).norm() <= 0.1 * expected.norm()
     assert all(average.g.dtype == torch.float32 for average in kaisa._averages.of.values())
+
+
+def without_rows() -> list[tuple[nn.Module, torch.Tensor]]:
+    return [
+        (nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8)), torch.randn(0, 5)),
+        (nn.LayerNorm((2, 4)), torch.randn(0, 3, 2, 4)),
+        (nn.GroupNorm(2, 4), torch.randn(0, 4, 3)),
+        (nn.Conv1d(4, 4, 3, padding=1), torch.randn(0, 4, 8)),
+        (nn.Conv2d(4, 4, 3, padding=1), torch.randn(0, 4, 8, 8)),
+        (nn.Conv2d(4, 4, 3, stride=2, groups=2), torch.randn(0, 4, 8, 8)),
+        (nn.Embedding(5, 4), torch.zeros(0, 3, dtype=torch.int64)),
+    ]
+
+
+@pytest.mark.parametrize("method", ["cholesky", "eigen", "ekfac"])
+@pytest.mark.parametrize("module, x", without_rows(), ids=str)
+def test_a_batch_without_rows_adds_nothing(module, x, method):
+    """Between two batches with rows it changes neither factors nor gradients, and with none at all it is no error."""
+    torch.manual_seed(0)
+    rows = torch.randn(6, *x.shape[1:]) if x.is_floating_point() else torch.randint(0, 5, (6, *x.shape[1:]))
+    settings = {"damping": DAMPING, "kl_clip": None, "method": method}
+    expected, _ = preconditioned(copy.deepcopy(module), rows, **settings)
+    for batches in ((x, rows, x), (x,)):
+        model = copy.deepcopy(module)
+        kaisa = Kaisa(model, alone(), **settings)
+        for batch in batches:
+            (mean_loss(model(batch)) if len(batch) else model(batch).sum() * 0).backward()
+        kaisa.step(terms=6)
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(p.grad, expected[name] if len(batches) > 1 else torch.zeros_like(p))
+
+
+@pytest.mark.parametrize("module", [nn.GroupNorm(2, 6), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3)], ids=str)
+def test_channels_last_changes_nothing(module):
+    torch.manual_seed(0)
+    x = torch.randn(5, 6, 4, 4)
+    expected, _ = preconditioned(copy.deepcopy(module), x)
+    last = x.to(memory_format=torch.channels_last).requires_grad_()  # without, torch itself crashes in GroupNorm
+    found, _ = preconditioned(module.to(memory_format=torch.channels_last), last)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name])
+
+
+def test_evaluation_mode_is_preconditioned_too():
+    """As where a network is fine-tuned with its norms and dropout at rest; without either, nothing changes."""
+    net, x = net_and_words()
+    training, _ = preconditioned(net.train(), x)
+    evaluating, kaisa = preconditioned(net.eval(), x)
+    assert kaisa.cosines["head"] < 0.999
+    for name in training:
+        torch.testing.assert_close(evaluating[name], training[name], rtol=1e-12, atol=0)
+
+
+def test_a_pass_without_a_gradient_counts_no_samples():
+    net, x = net_and_words()
+    expected, _ = preconditioned(net, x)
+    kaisa = Kaisa(net, alone(), damping=DAMPING, kl_clip=None)
+    net.zero_grad()
+    net(x[:5])  # a look at the outputs
+    mean_loss(net(x)).backward()
+    kaisa.step()
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("terms", [None, 12])
+def test_a_step_that_the_loop_gave_up_leaves_nothing(set_to_none, terms):
+    """The loop drops the gradients, and with them goes what was recorded; gradients that add up stay."""
+    net, x = net_and_words()
+    expected, _ = preconditioned(net, x)
+    kaisa = Kaisa(net, alone(), damping=DAMPING, kl_clip=None)
+    net.zero_grad()
+    with pytest.raises(ArithmeticError):
+        (mean_loss(net(x[:7])) * float("inf")).backward()
+        raise ArithmeticError
+    with pytest.raises(ArithmeticError), kaisa.paused():
+        raise ArithmeticError
+    net.zero_grad(set_to_none=set_to_none)
+    for part in x.split(6):
+        (mean_loss(net(part)) / 2).backward()
+    kaisa.step(terms=terms)
+    assert kaisa.rejected == 0
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name], rtol=1e-9, atol=1e-12)

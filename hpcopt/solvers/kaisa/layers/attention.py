@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hpcopt.solvers.kaisa.layers.layer import Layer, Options, Sums
+from hpcopt.solvers.kaisa.layers.running import while_running
 
 
 class PackedProjection(Layer):
@@ -57,32 +58,17 @@ class WatchedAttention:
         """Call ``on_use(layer, input, output, first)`` at every use while active; first: the first of the three
         projections in that use.
         """
-        modes: list[_LinearCalls | None] = []
-
-        def enter(module: nn.Module, _args: Any) -> None:
-            mode = _LinearCalls(self._told(on_use)) if module is self._module and active() else None
-            if mode is not None:
-                mode.__enter__()  # type: ignore[no-untyped-call]
-            modes.append(mode)
-
-        def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
-            mode = modes.pop()
-            if mode is not None:
-                mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-
-        self._module.register_forward_pre_hook(enter)
-        self._module.register_forward_hook(leave, always_call=True)
+        told = self._told(on_use)
+        while_running(self._module, lambda: _LinearCalls(told) if active() else None)
 
     def _told(self, on_use: Callable[[Layer, Tensor, Tensor, int], None]) -> Callable[[Tensor, Tensor, Tensor], None]:
-        packed, output = self.packed.weight, self.output.weight
-
         def told(x: Tensor, weight: Tensor, y: Tensor) -> None:
             if not y.requires_grad:
                 return
-            if weight is output:
+            if weight is self.output.weight:
                 on_use(self.output, x, y, 0)
-            elif weight is packed or weight._base is packed:
-                on_use(self.packed, x, y, weight.storage_offset() // packed[0].numel() // self.packed.outputs)
+            elif weight is self.packed.weight or weight._base is self.packed.weight:
+                on_use(self.packed, x, y, weight.storage_offset() // self.packed.inputs // self.packed.outputs)
 
         return told
 

@@ -12,19 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from hpcopt.solvers.kaisa.layers.attention import PackedProjection, WatchedAttention
-from hpcopt.solvers.kaisa.layers.conv import Conv
-from hpcopt.solvers.kaisa.layers.embedding import Embedding
-from hpcopt.solvers.kaisa.layers.layer import Input, Layer, Options, Sums
-from hpcopt.solvers.kaisa.layers.norm import ScaleShift
-
-KINDS: list[tuple[tuple[type[nn.Module], ...], Callable[..., Layer]]] = [
-    ((nn.Linear,), Layer),
-    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), Conv),
-    ((nn.Embedding,), Embedding),
-    ((nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), ScaleShift),
-]
-
-OnUse = Callable[[Layer, Tensor, Tensor, int], None]
+from hpcopt.solvers.kaisa.layers.embedding import AS_OUTPUT, Embedding
+from hpcopt.solvers.kaisa.layers.free import FreeUses, OnUse
+from hpcopt.solvers.kaisa.layers.known import kind_of, require_shapes, why_not
+from hpcopt.solvers.kaisa.layers.layer import WITHOUT_BIAS, Input, Layer, Options, Sums
 
 
 class Layers:
@@ -36,51 +27,86 @@ class Layers:
     """
 
     def __init__(self, model: nn.Module, options: Options, skip: Sequence[str] = ()) -> None:
-        """Look at every module whose name, or class, no pattern of ``skip`` is found in."""
+        """Look at every module whose name, or class, no pattern of ``skip`` is found in.
+
+        Raises:
+            JobError: a parameter has no shape yet.
+        """
+        require_shapes(model)
         self.found: list[Layer] = []
         self.skipped: dict[str, str] = {}
+        self._model, self._options = model, options
         self._watches: list[tuple[nn.Module, Layer] | WatchedAttention] = []
         of_weight: dict[int, Layer] = {}
-        inside_attention: set[nn.Module] = set()
+        inside: set[nn.Module] = set()  # modules that stand for parameters of another
         for name, module in sorted(model.named_modules(), key=lambda item: isinstance(item[1], nn.Embedding)):
-            own = [p for p in module.parameters(recurse=False) if p.requires_grad]
-            if not own or module in inside_attention:
+            if module in inside:
+                continue
+            inside |= set(_parts(module))
+            if not list(module.parameters(recurse=False)) and not hasattr(module, "parametrizations"):
                 continue
             if any(re.search(pattern, name) or re.search(pattern, type(module).__name__) for pattern in skip):
                 self.skipped[name] = "skip"
-                inside_attention |= set(module.children()) if isinstance(module, nn.MultiheadAttention) else set()
-            elif isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-                attention = WatchedAttention(name, module, options)
-                inside_attention.add(module.out_proj)
-                self.found += attention.layers
-                self._watches.append(attention)
-            elif (kind := _kind(module)) is not None and len(own) == len(list(module.parameters(recurse=False))):
-                tied = of_weight.get(id(module.weight))
-                if tied is None:
-                    layer = of_weight[id(module.weight)] = kind(name, module, options)
-                    self.found.append(layer)
-                    self._watches.append((module, layer))
-                elif isinstance(tied, Embedding) or not isinstance(module, nn.Embedding):  # an output layer tells more
-                    self._watches.append((module, tied))
+            elif isinstance(module, nn.MultiheadAttention):
+                self._add_attention(name, module)
+            elif isinstance(kind := kind_of(module), str):
+                self.skipped[name] = kind
             else:
-                self.skipped[name] = f"{type(module).__name__} is not known, or part of it is frozen"
+                self._add(name, module, kind, of_weight)
         order = {id(p): i for i, p in enumerate(model.parameters())}
         self.found.sort(key=lambda layer: order[id(layer.weight)])
+        self._free = FreeUses([x for x in of_weight.values() if type(x) is Layer or isinstance(x, Embedding)])
+
+    def _add(self, name: str, module: nn.Module, kind: Callable[..., Layer], of_weight: dict[int, Layer]) -> None:
+        tied = of_weight.get(id(module.weight))
+        if tied is None:
+            layer = of_weight[id(module.weight)] = kind(name, module, self._options)
+            self.found.append(layer)
+            self._watches.append((module, layer))
+        elif isinstance(tied, Embedding) or not isinstance(module, nn.Embedding):  # an output layer tells more
+            self._watches.append((module, tied))
+
+    def _add_attention(self, name: str, module: nn.MultiheadAttention) -> None:
+        names = ("in_proj_weight", "in_proj_bias", "bias_k", "bias_v")
+        separate = "its projections have weights of their own" if module.in_proj_weight is None else ""
+        why = separate or why_not(module, nn.MultiheadAttention, *names)
+        why = why or why_not(module.out_proj, nn.Linear, "weight", "bias")
+        if why:
+            self.skipped[name] = why
+            return
+        attention = WatchedAttention(name, module, self._options)
+        self.found += attention.layers
+        self._watches.append(attention)
+        if module.bias_k is not None:
+            self.skipped[f"{name}.bias_k, bias_v"] = "not known"
 
     def watch(self, active: Callable[[], bool], on_use: OnUse) -> None:
-        """Call ``on_use(layer, input, output, first)`` after every use of a layer while ``active()``."""
+        """Call ``on_use(layer, input, output, part)`` after every use of a layer while ``active()``; ``part`` is the
+        first of attention's projections that it is a use of, ``AS_OUTPUT`` or ``WITHOUT_BIAS``; otherwise 0.
+        """
         for watched in self._watches:
             if isinstance(watched, WatchedAttention):
                 watched.watch(active, on_use)
             else:
                 module, layer = watched
-                module.register_forward_hook(_hook(module, layer, active, on_use))
+                hook = _hook(module, layer, self._free, active, on_use)
+                module.register_forward_hook(hook, prepend=True, with_kwargs=True)
+        if self._free.layers:
+            self._free.watch(self._model, active, on_use)
 
 
-def add(layer: Layer, sums: Sums, source: Input, gradient: Tensor, first: int) -> None:
-    """Add a use that ``watch`` told of, once its gradient is there."""
+def add(layer: Layer, sums: Sums, source: Input, gradient: Tensor, part: int) -> None:
+    """Add a use that ``watch`` told of, once its gradient is there. Without rows it adds nothing."""
+    if not gradient.numel():
+        return
     if isinstance(layer, PackedProjection):
-        layer.record_part(sums, source.x, gradient, first)
+        layer.record_part(sums, source.x, gradient, part)
+    elif isinstance(layer, Embedding) and part == AS_OUTPUT:
+        layer.record_output(sums, source.x, gradient)
+    elif isinstance(layer, Embedding) and layer.is_output:
+        return
+    elif type(layer) is Layer and part == WITHOUT_BIAS:
+        layer.record_without_bias(sums, source.x, gradient)
     elif type(layer) is Layer:
         source.add_to(sums, layer)
         layer.record_gradient(sums, gradient.detach())
@@ -88,19 +114,19 @@ def add(layer: Layer, sums: Sums, source: Input, gradient: Tensor, first: int) -
         layer.record(sums, source.x, gradient)
 
 
-def _kind(module: nn.Module) -> Callable[..., Layer] | None:
-    for classes, kind in KINDS:
-        if isinstance(module, classes):
-            sparse = isinstance(module, nn.Embedding) and module.sparse
-            return None if sparse or module.weight is None else kind
-    return None
+def _parts(module: nn.Module) -> list[nn.Module]:
+    """Modules inside another that only hold its parameters: it does not call them."""
+    parts = [module.out_proj] if isinstance(module, nn.MultiheadAttention) else []
+    lists = getattr(module, "parametrizations", nn.Module())
+    return parts + list(lists.modules())
 
 
 def _hook(
-    watched: nn.Module, layer: Layer, active: Callable[[], bool], on_use: OnUse
-) -> Callable[[nn.Module, Any, Tensor], None]:
-    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        if module is watched and output.requires_grad and active():  # a copy of the model has this hook too
-            on_use(layer, args[0], output, 0)
+    watched: nn.Module, layer: Layer, free: FreeUses, active: Callable[[], bool], on_use: OnUse
+) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        # a copy of the model has this hook too
+        if module is watched and output.requires_grad and active() and not free.told(output):
+            on_use(layer, args[0] if args else kwargs["input"], output, 0)
 
     return hook

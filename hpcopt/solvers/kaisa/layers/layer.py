@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from hpcopt.solvers.kaisa import symmetric
 
+WITHOUT_BIAS = 1  # the part of a layer with a bias that a use without it computes
+
 
 @dataclass(frozen=True)
 class FactorShape:
@@ -173,6 +175,13 @@ class Layer:
     def record_input(self, sums: Sums, x: Tensor) -> None:
         """Add the input's rows to sums.a."""
         self._add_input_rows(sums, self._rows(x, "mean")[0])
+
+    def record_without_bias(self, sums: Sums, x: Tensor, gradient: Tensor) -> None:
+        """Add one use of the weight alone."""
+        rows, _ = self._rows(x.detach(), "mean")
+        self.a.add_rows(sums.a, torch.cat([rows, rows.new_zeros(len(rows), 1)], 1).unsqueeze(0))
+        sums.rows += len(rows)
+        self.record_gradient(sums, gradient.detach())
 
     def record_gradient(self, sums: Sums, gradient: Tensor) -> None:
         """Add the gradient's rows to sums.g, those left out weighed in."""

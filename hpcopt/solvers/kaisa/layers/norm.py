@@ -67,7 +67,7 @@ class ScaleShift(Layer):
         x, g = x.reshape(*shape, -1), g.reshape(*shape, -1)
         if isinstance(module, nn.GroupNorm):
             of_group = self.channels // module.num_groups
-            mean = x.view(len(x), module.num_groups, -1).mean(2).repeat_interleave(of_group, 1)
+            mean = x.reshape(len(x), module.num_groups, -1).mean(2).repeat_interleave(of_group, 1)
             crossed, variance = _centred_moments(x, g, mean)
             variance = variance.view(len(x), -1, of_group).mean(2).repeat_interleave(of_group, 1)
         else:
