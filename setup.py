@@ -3,10 +3,9 @@
 from setuptools import find_packages, setup
 
 # Folders at the top of the checkout that an installed package has as hpcopt/share/FOLDER, see hpcopt/shipped.py.
-# The batch scripts that are not here run benchmarks, which stay in the checkout.
 SHARED = {
     "jobs": ["*.toml"],
-    "slurm": ["launch.sh", "train.sh", "scaling_sweep.sh", "block_admm.sh", "kaisa_bert.sh", "site/example.sh"],
+    "slurm": ["*.sh", "site/example.sh"],
 }
 
 setup(

@@ -1,9 +1,9 @@
 """Seconds to 0.90 test accuracy with every exchange: a ResNet on Fashion-MNIST, four ranks on links of a known rate.
 
-    sbatch --exclusive slurm/training.sh train --link 100mbit ring     train to the target, on four nodes
+    sbatch --exclusive benchmarks/training.sh train --link 100mbit ring     train to the target, on four nodes
     mpirun -n 4 python benchmarks/training.py train ring               the same, to count steps, where no link is slow
     mpirun -n 4 python benchmarks/training.py attacked --flips --learned             a vote with a liar among the ranks
-    sbatch --exclusive slurm/training.sh cost --link 1gbit             what a step takes and sends, overlapped and not
+    sbatch --exclusive benchmarks/training.sh cost --link 1gbit        what a step takes and sends, overlapped and not
     python benchmarks/training.py table                                all of it, into docs/training.md
 
 How many steps a row needs is the same on any network: a run's numbers do not depend on when messages arrive. What a

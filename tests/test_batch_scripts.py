@@ -22,7 +22,7 @@ STAND_INS = {"srun": LAUNCHER, "mpirun": LAUNCHER, "sbatch": LAUNCHER.replace("e
 @pytest.fixture
 def allocation(tmp_path, monkeypatch):
     """A folder to submit from, with the scripts and the jobs, in a batch job of four nodes."""
-    for name in ("slurm", "jobs"):
+    for name in ("slurm", "jobs", "benchmarks"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "bin").mkdir()
     for name, text in STAND_INS.items():
@@ -40,7 +40,7 @@ def allocation(tmp_path, monkeypatch):
 def run(script: str, *arguments: str, **environment: str) -> tuple[int, str]:
     """Exit code of a batch script in this environment, and what it printed."""
     done = subprocess.run(
-        ["bash", f"slurm/{script}", *arguments], env={**os.environ, **environment}, capture_output=True, text=True
+        ["bash", script, *arguments], env={**os.environ, **environment}, capture_output=True, text=True
     )
     return done.returncode, done.stdout + done.stderr
 
@@ -87,7 +87,7 @@ LAYOUTS = [
 @pytest.mark.parametrize(("slurm", "srun", "mpich", "openmpi"), LAYOUTS)
 def test_all_ranks_are_started_on_all_nodes(allocation, slurm, srun, mpich, openmpi):
     def start(**environment: str) -> None:
-        code, said = run("train.sh", "jobs/quickstart.toml", **allocation, **environment)
+        code, said = run("slurm/train.sh", "jobs/quickstart.toml", **allocation, **environment)
         assert code == 0, said
 
     allocation |= slurm
@@ -99,31 +99,29 @@ def test_all_ranks_are_started_on_all_nodes(allocation, slurm, srun, mpich, open
     assert asked("mpirun")[: len(openmpi)] == openmpi
 
 
-@pytest.mark.parametrize(
-    ("script", "arguments"),
-    [
-        ("train.sh", ["jobs/quickstart.toml"]),
-        ("block_admm.sh", []),
-        ("kaisa_bert.sh", []),
-        ("collectives.sh", []),
-        ("pipeline.sh", []),
-        ("training.sh", []),
-    ],
-)
-def test_no_script_needs_a_number_of_tasks(allocation, script, arguments):
-    code, said = run(script, *arguments, **allocation, SLURM_TASKS_PER_NODE="1,3(x3)")
+SCRIPTS = [path for folder in ("slurm", "benchmarks") for path in (ROOT / folder).rglob("*.sh")]
+WHOLE = [
+    str(path.relative_to(ROOT))
+    for path in SCRIPTS
+    if "#SBATCH --nodes" in (text := path.read_text()) and "--array" not in text
+]
+
+
+@pytest.mark.parametrize("script", WHOLE)
+def test_no_script_needs_a_number_of_tasks(allocation, script):
+    code, said = run(script, "jobs/quickstart.toml", **allocation, SLURM_TASKS_PER_NODE="1,3(x3)")
     assert code == 0, said
     assert asked("srun")[:2] == ["--ntasks=10", "--nodes=4"]
-    if script == "kaisa_bert.sh":  # phase 2 is given as many
+    if script == "slurm/kaisa_bert.sh":  # phase 2 is given as many
         assert {"--nodes=4", "--ntasks=10"} <= set(asked("sbatch"))
 
 
 def test_a_sweeps_points_are_started_on_nodes_of_their_own(allocation):
     allocation |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "4", "SLURM_ARRAY_TASK_COUNT": "9"}
-    code, said = run("scaling_sweep.sh", "jobs/quickstart.toml", **allocation, SLURM_TASKS_PER_NODE="2(x4)")
+    code, said = run("slurm/scaling_sweep.sh", "jobs/quickstart.toml", **allocation, SLURM_TASKS_PER_NODE="2(x4)")
     assert code == 0, said
     assert asked("srun")[:3] == ["--ntasks=4", "--nodes=2", "--ntasks-per-node=2"]
-    code, said = run("scaling_sweep.sh", "jobs/quickstart.toml", **allocation, SLURM_TASKS_PER_NODE="1,3(x3)")
+    code, said = run("slurm/scaling_sweep.sh", "jobs/quickstart.toml", **allocation, SLURM_TASKS_PER_NODE="1,3(x3)")
     assert (code, "different numbers of ranks, 1,3(x3)" in said) == (2, True)
 
 

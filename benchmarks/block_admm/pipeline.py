@@ -2,7 +2,7 @@
 against one batch at a time.
 
     mpirun -n 4 python -m benchmarks.block_admm.pipeline [--epochs 1] [--in-flight four-parts] [--codec bf16]
-    sbatch --exclusive slurm/pipeline.sh                       the same on four hosts
+    sbatch --exclusive benchmarks/block_admm/pipeline.sh                       the same on four hosts
     python -m benchmarks.block_admm.pipeline --table
 
 Records throughput, the share of time that each rank waited for a message, the bytes of a boundary, and the accuracy.

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Our collectives beside their peers, one rank on each of four nodes.
 #
-#   sbatch --exclusive slurm/collectives.sh [options of benchmarks/collectives.py]
+#   sbatch --exclusive benchmarks/collectives.sh [options of benchmarks/collectives.py]
 #
 #SBATCH --job-name=collectives
 #SBATCH --nodes=4

@@ -1,8 +1,8 @@
 #!/bin/bash
 # Training with every exchange: to a test accuracy, or so many steps, one rank on each of four nodes.
 #
-#   sbatch --exclusive slurm/training.sh train --link 100mbit ring "vote, Signum"
-#   sbatch --exclusive slurm/training.sh cost --link 100mbit
+#   sbatch --exclusive benchmarks/training.sh train --link 100mbit ring "vote, Signum"
+#   sbatch --exclusive benchmarks/training.sh cost --link 100mbit
 #
 #SBATCH --job-name=training
 #SBATCH --nodes=4

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Block-ADMM with one batch in flight and with four, a block on each of four nodes.
 #
-#   sbatch --exclusive slurm/pipeline.sh [options of benchmarks/block_admm/pipeline.py]
+#   sbatch --exclusive benchmarks/block_admm/pipeline.sh [options of benchmarks/block_admm/pipeline.py]
 #
 #SBATCH --job-name=pipeline
 #SBATCH --nodes=4
