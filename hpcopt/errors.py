@@ -6,9 +6,10 @@ exit      meaning
 0         done: the job reached its steps, its target or its time budget's last planned step
 1         a bug in hpcopt or in the user's own code: the traceback names the rank and the host
 2         bad input: job, data, checkpoint, run directory or launch; the message says what to do
-3         the training diverged: the loss is no longer finite
+3         the training diverged: the loss or a gradient is no longer finite
 70        another rank failed or cannot be reached
 85        checkpointed before the end (signal or time budget): submit the same command again
+130       interrupted (Ctrl-C, the signal INT): all ranks end at once, without a checkpoint
 ========  =====================================================================================
 """
 
@@ -20,6 +21,7 @@ EXIT_BAD_INPUT = 2
 EXIT_DIVERGED = 3
 EXIT_PEER = 70
 EXIT_REQUEUE = 85
+EXIT_INTERRUPTED = 130
 
 
 class HpcoptError(Exception):
@@ -73,6 +75,8 @@ class DivergedError(HpcoptError):
 
 class NonFiniteError(HpcoptError):
     """A tensor holds Inf or NaN where neither can be carried on."""
+
+    exit_code = EXIT_DIVERGED
 
 
 class PayloadError(HpcoptError):

@@ -9,6 +9,7 @@ import horovod.torch as hvd
 import torch
 from torch import Tensor
 
+from hpcopt.comm.mpi import abort
 from hpcopt.comm.traffic import Traffic, dense_all_reduce_bytes
 from hpcopt.comm.transport import Op, Transport
 
@@ -60,17 +61,15 @@ class HorovodTransport(Transport):
         return HorovodTransport(f"{self._channel}.{next(self._duplicates)}")
 
     def abort(self, exit_code: int) -> NoReturn:
-        from mpi4py import MPI
-
-        MPI.COMM_WORLD.Abort(exit_code)
-        raise AssertionError("MPI_Abort returned")
+        abort(exit_code)
 
     def close(self) -> None:
         """Stop Horovod's background thread on all ranks together: it must not meet an MPI that a faster rank has
-        already finalized.
+        already finalized. All transports of a rank share the thread: the first that closes stops it.
         """
-        self.barrier()
-        hvd.shutdown()
+        if hvd.is_initialized():
+            self.barrier()
+            hvd.shutdown()
 
     def _next(self, what: str) -> str:
         return f"{self._channel}.{what}.{next(self._order)}"

@@ -6,8 +6,14 @@ train alone and overwrite the others' files, so the number of ranks that MPI rep
 claim.
 """
 
+import array
+import fcntl
 import os
 import socket
+import stat
+import sys
+import termios
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -81,6 +87,22 @@ def leave_exit_code(exit_code: int, environment: Mapping[str, str] = os.environ)
     if path := environment.get("HPCOPT_EXIT_FILE"):
         with suppress(OSError), Path(path).open("x") as file:
             file.write(f"{exit_code}\n")
+
+
+def hand_over_output(patience_s: float = 1.0) -> None:
+    """Flush standard output and error, and wait until the launcher has read them: when a rank aborts, MPICH's drops
+    what is still in its pipes, a traceback for instance.
+    """
+    unread = array.array("i", [0])
+    end_s = time.monotonic() + patience_s
+    for file in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed, or no file at all
+            file.flush()
+            while stat.S_ISFIFO(os.fstat(file.fileno()).st_mode) and time.monotonic() < end_s:
+                fcntl.ioctl(file.fileno(), termios.FIONREAD, unread)
+                if not unread[0]:
+                    break
+                time.sleep(0.001)
 
 
 def usable_threads(local_size: int, environment: Mapping[str, str] = os.environ) -> int:

@@ -1,13 +1,13 @@
 """mpi4py as a transport: buffers only, never pickled objects, so counts may pass 2**31 and nothing is copied twice."""
 
 import os
-import sys
 from typing import Any, NoReturn
 
 import torch
 from mpi4py import MPI
 from torch import Tensor
 
+from hpcopt.comm.launch import hand_over_output
 from hpcopt.comm.traffic import Traffic, dense_all_reduce_bytes
 from hpcopt.comm.transport import LINE_BYTES, SHARED_BYTES, Op, Request, SharedMemory, Transport
 from hpcopt.errors import PeerError, UnsupportedError
@@ -28,6 +28,7 @@ class MpiTransport(Transport):
         self.rank = self._comm.rank
         self.size = self._comm.size
         self.traffic = traffic or Traffic()
+        self.threaded = MPI.Query_thread() == MPI.THREAD_MULTIPLE
         self._derived: list[MpiTransport] = []
         self._shared: _Window | None = None
         self._one_node: bool | None = None  # not asked yet
@@ -83,10 +84,7 @@ class MpiTransport(Transport):
         return self._shared
 
     def abort(self, exit_code: int) -> NoReturn:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        MPI.COMM_WORLD.Abort(exit_code)
-        os._exit(exit_code)  # under srun, MPICH only asks SLURM to end the job, and returns
+        abort(exit_code)
 
     def close(self) -> None:
         """With all that was split or duplicated from it: MPI does not end in order while one of them has a window."""
@@ -98,6 +96,13 @@ class MpiTransport(Transport):
         if self._shared is not None:
             self._shared.free()
         self._comm.Free()
+
+
+def abort(exit_code: int) -> NoReturn:
+    """End every rank of the job at once."""
+    hand_over_output()
+    MPI.COMM_WORLD.Abort(exit_code)
+    os._exit(exit_code)  # under srun, MPICH only asks SLURM to end the job, and returns
 
 
 class _Window:

@@ -24,7 +24,7 @@ class StagedTransport(Transport):
     def __init__(self, inner: Transport, away: Callable[[Tensor], bool] = outside_main_memory) -> None:
         """Copy the tensors for which ``away`` holds."""
         self._inner, self._away = inner, away
-        self.name, self.point_to_point = inner.name, inner.point_to_point
+        self.name, self.point_to_point, self.threaded = inner.name, inner.point_to_point, inner.threaded
         self.rank, self.size, self.traffic = inner.rank, inner.size, inner.traffic
 
     def send(self, x: Tensor, to: int, tag: int = 0) -> Request:

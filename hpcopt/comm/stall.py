@@ -24,8 +24,11 @@ from typing import Any, Self, TextIO
 LOOKS = 4  # in the time that a collective may take
 SILENCE = 2  # times what a collective may take: who has not told of itself until then gives no sign of life
 FRAMES = 6  # innermost ones of a stack
+STALL_S = 60.0  # that a collective may take, unless something else is said
+CLOSE = "close"  # a rank's last collective
 
 
+States = dict[int, dict[str, Any] | None]  # by rank; of one that gives no sign of life, None
 Watch = Callable[[str, Sequence[int]], AbstractContextManager[None]]  # of a collective, and the ranks that are in it
 
 
@@ -43,6 +46,11 @@ class _Stay:
     since_s: float
     reported: bool = False
 
+    @property
+    def last(self) -> bool:
+        """Whether the rank enters no other collective after it."""
+        return self.what.endswith(f": {CLOSE}")
+
 
 class StallWatch:
     """Watches one rank's collectives while it is entered.
@@ -51,7 +59,13 @@ class StallWatch:
     """
 
     def __init__(
-        self, folder: Path, rank: int, hosts: Sequence[str], after_s: float, out: TextIO | None = None
+        self,
+        folder: Path,
+        rank: int,
+        hosts: Sequence[str],
+        after_s: float,
+        out: TextIO | None = None,
+        forsaken: Callable[[], None] | None = None,
     ) -> None:
         """Get ready; the folder is made when something stalls.
 
@@ -61,8 +75,10 @@ class StallWatch:
             hosts: host name of every rank.
             after_s: seconds that a collective may take.
             out: where reports go; by default standard error.
+            forsaken: called, after the report, when this rank is leaving while a rank that it waits for waits for it.
         """
         self._folder, self._rank, self._hosts, self._after_s, self._out = folder, rank, hosts, after_s, out
+        self._forsaken = forsaken
         self._stays: dict[int, _Stay] = {}
         self._threads = {threading.get_ident(): None}  # in order; those whose stacks are told
         self._alarm, self._state = (folder / f"rank{rank:05}.{kind}.json" for kind in ("stalled", "state"))
@@ -111,17 +127,34 @@ class StallWatch:
         self._folder.mkdir(parents=True, exist_ok=True)
         if not stalled:
             self._alarm.unlink(missing_ok=True)
-        _write(self._state, {"inside": [stay.what for stay in stays], "stack": self._stacks()})
+        waits_for = [[stay.what, list(stay.ranks)] for stay in stalled]
+        _write(self._state, {"inside": [stay.what for stay in stays], "waits": waits_for, "stack": self._stacks()})
         if stalled:
             _write(self._alarm, {})
         for stay in stalled:
+            states, waited_s = self._states(stay), now_s - stay.since_s
+            told = stay.reported or waited_s > (SILENCE + 1) * self._after_s  # by this rank or another
             if not stay.reported:
-                self._report(stay, now_s - stay.since_s)
+                self._report(stay, waited_s, states)
+            if told and self._forsaken is not None and self._leaving(stay) and self._is_waited_for(states):
+                self._forsaken()
 
-    def _report(self, stay: _Stay, waited_s: float) -> None:
-        """Say who is missing, once all ranks have told where they are, or have had time to."""
+    def _states(self, stay: _Stay) -> States:
+        """What the ranks of a stalled collective have told of themselves."""
         fresh_s = self._state.stat().st_mtime - self._after_s  # by the file system's clock; older ones are of the dead
-        states = {rank: _read(self._folder / f"rank{rank:05}.state.json", fresh_s) for rank in stay.ranks}
+        return {rank: _read(self._folder / f"rank{rank:05}.state.json", fresh_s) for rank in stay.ranks}
+
+    def _leaving(self, stay: _Stay) -> bool:
+        return stay.last or not threading.main_thread().is_alive()
+
+    def _is_waited_for(self, states: States) -> bool:
+        """Whether a rank has waited too long in a collective that this one is not in."""
+        inside = [stay.what for stay in self._stays.values()]
+        waits = [wait for state in states.values() if state for wait in state["waits"]]
+        return any(self._rank in ranks and what not in inside for what, ranks in waits)
+
+    def _report(self, stay: _Stay, waited_s: float, states: States) -> None:
+        """Say who is missing, once all ranks have told where they are, or have had time to."""
         if waited_s < SILENCE * self._after_s and not all(states.values()):
             return
         waiting = [rank for rank, state in states.items() if state and stay.what in state["inside"]]

@@ -56,11 +56,13 @@ class Transport:
         size: number of ranks, P.
         traffic: this rank's counts, shared by all transports split from one.
         host_memory_only: it reads and writes tensors in main memory and no others.
+        threaded: a duplicate may be used in another thread at the same time.
     """
 
     name = "transport"
     point_to_point = False
     host_memory_only = False
+    threaded = True
 
     rank: int
     size: int

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import socket
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
@@ -12,12 +13,13 @@ from torch import Tensor
 
 from hpcopt.comm import dense
 from hpcopt.comm.agreement import require_same_call
+from hpcopt.comm.departure import watch_over
 from hpcopt.comm.launch import check_launch, launch_from
 from hpcopt.comm.loopback import LoopbackHub, LoopbackTransport
-from hpcopt.comm.stall import Watch, unwatched
+from hpcopt.comm.stall import CLOSE, STALL_S, Watch, unwatched
 from hpcopt.comm.traffic import Traffic
 from hpcopt.comm.transport import Op, Transport
-from hpcopt.errors import HpcoptError, PeerError
+from hpcopt.errors import HpcoptError, LaunchError, PeerError
 
 Backend = Literal["mpi", "horovod"]
 
@@ -35,6 +37,7 @@ class World:
         ranks: number in the job of each of these ranks.
         watch: is told of every collective.
         debug: compare what the ranks are about to do before each collective.
+        closed: this rank has left in order.
     """
 
     def __init__(self, transport: Transport, debug: bool = False) -> None:
@@ -43,6 +46,7 @@ class World:
         self.rank, self.size = transport.rank, transport.size
         self.ranks: Sequence[int] = range(self.size)
         self.watch: Watch = unwatched
+        self.closed = False
         self._name, self._calls = "all ranks", 0
         self.hosts = self.gather_text(socket.gethostname())
         distinct = list(dict.fromkeys(self.hosts))
@@ -173,30 +177,56 @@ class World:
 
     def close(self) -> None:
         """Leave in order. Collective."""
-        with self._collective("close"):
+        with self._collective(CLOSE):
             self.transport.close()
+        self.closed = True
 
 
-def connect(backend: Backend = "mpi", debug: bool = False) -> World:
+def connect(backend: Backend = "mpi", debug: bool = False, stall_s: float = STALL_S) -> World:
     """Start the transport and find the other ranks. Collective: over all ranks of the job.
+
+    From then on no rank leaves the others waiting, see ``hpcopt.comm.departure``.
 
     Args:
         debug: compare what the ranks are about to do before each collective.
+        stall_s: seconds that a collective may wait before the ranks missing from it are named; the first call's count.
 
     Raises:
-        LaunchError: the launcher meant this job to have another number of ranks.
+        LaunchError: the launcher meant this job to have another number of ranks, or the backend is not installed.
     """
     os.environ.setdefault("OMPI_MCA_osc", "^ucx")  # where it finds no device it says so on every rank, as an error
     from mpi4py import MPI
 
-    check_launch(launch_from(), MPI.COMM_WORLD.size, MPI.Get_library_version())
-    if backend == "horovod":
-        from hpcopt.comm.horovod import HorovodTransport
-
-        return World(HorovodTransport(), debug)
     from hpcopt.comm.mpi import MpiTransport
 
-    return World(MpiTransport(), debug)
+    check_launch(launch_from(), MPI.COMM_WORLD.size, MPI.Get_library_version())
+    world = World(MpiTransport(), debug)
+    if world.rank == 0 and not world.transport.threaded:
+        warnings.warn(
+            "MPI was started without MPI_THREAD_MULTIPLE, so gradients are exchanged after the backward pass, not "
+            "beside it: unset MPI4PY_RC_THREAD_LEVEL and mpi4py.rc.thread_level, if this MPI has threads at all",
+            stacklevel=2,
+        )
+    if backend == "horovod":
+        world = _over_horovod(world, debug)
+    if world.size > 1:
+        watch_over(world, stall_s)
+    return world
+
+
+def _over_horovod(world: World, debug: bool) -> World:
+    """The same ranks by way of Horovod. Collective."""
+    with world.together():
+        try:
+            from hpcopt.comm.horovod import HorovodTransport
+        except ImportError as error:
+            raise LaunchError(
+                f"Horovod cannot be loaded ({error}): install it, built for this MPI and torch, with\n"
+                f"  HOROVOD_WITH_MPI=1 HOROVOD_WITH_PYTORCH=1 pip install --no-build-isolation horovod\n"
+                '  or leave it: [run] backend = "mpi" needs none'
+            ) from None
+    world.close()
+    return World(HorovodTransport(), debug)
 
 
 def alone() -> World:

@@ -91,7 +91,7 @@ class Exchange:
         self._transport = world.transport.duplicate()
         self._reducer.prepare(world, self._transport, self.buckets)
         self._seconds = [0.0] * len(self.buckets)
-        self._thread = ThreadPoolExecutor(1, "exchange") if config.overlap else None
+        self._thread = ThreadPoolExecutor(1, "exchange") if config.overlap and self._transport.threaded else None
         self._step = 0
         self._rearm(1)
         for p in self._bucket_of:

@@ -1,0 +1,98 @@
+"""Programs of a user's own whose ranks do not leave together: the job ends, and says why."""
+
+import re
+
+import pytest
+
+from tests.launching import mpirun
+
+LOOP = """
+import os, signal, sys, threading
+import torch
+from hpcopt.comm.world import connect
+from hpcopt.exchange import Exchange, RingConfig
+torch.manual_seed(0)
+world = connect(stall_s=1, debug="debug" in sys.argv)
+model = torch.nn.Linear(8, 8)
+exchange = Exchange(world, model.named_parameters(), RingConfig())
+def step():
+    model.zero_grad()
+    model(torch.ones(2, 8)).sum().backward()
+    exchange.finish()
+step()
+"""
+
+
+@pytest.mark.parametrize(
+    ("failure", "exit_code", "said"),
+    [
+        ("raise TypeError('bad sample')", 1, "TypeError: bad sample"),
+        (
+            "from hpcopt.errors import NonFiniteError; raise NonFiniteError('a gradient')",
+            3,
+            "NonFiniteError: a gradient",
+        ),
+        ("sys.exit(7)", 7, "rank 1 on"),
+        ("sys.exit('no such sample')", 1, "no such sample"),
+        ("os.kill(os.getpid(), signal.SIGINT); threading.Event().wait()", 130, "KeyboardInterrupt"),
+    ],
+)
+def test_a_failure_that_nobody_catches_ends_all_ranks(failure, exit_code, said):
+    """Also where the failing rank has a thread that waits for the others."""
+    backward = "model.zero_grad(); model(torch.ones(2, 8)).sum().backward()"
+    job = mpirun(2, "-c", LOOP + f"if world.rank == 1:\n    {backward}\n    {failure}\nworld.barrier()")
+    assert job.returncode == exit_code, job.stderr
+    assert said in job.stderr
+    assert f"ends the job, exit code {exit_code}" in job.stderr
+
+
+@pytest.mark.parametrize("leave", ["raise SystemExit", "world.close()"])
+def test_a_rank_that_leaves_early_is_named_by_those_that_wait(leave):
+    job = mpirun(3, "-c", LOOP + f"if world.rank == 1:\n    {leave}\nelse:\n    step()")
+    assert job.returncode == 70, job.stderr
+    assert re.search(r"stall: ranks 0, 2 have waited .* in ring of bucket 0, step 1: .*; missing: 1\n", job.stderr)
+    assert re.search(r"rank 1 on \S+ is in call \d+ of all ranks: close", job.stderr)
+    assert re.search(r"stall: ranks 1 have waited .* close; missing: 0, 2\n", job.stderr)
+
+
+def test_in_debug_mode_it_is_named_before_anybody_waits():
+    job = mpirun(2, "-c", LOOP + "if world.rank == 1:\n    step()\nworld.close()", "debug")
+    assert job.returncode == 70, job.stderr
+    assert "about to run different collectives" in job.stderr
+    assert "close" in job.stderr
+
+
+def test_a_rank_that_comes_late_to_the_end_is_waited_for():
+    """It is busy for longer than a collective may take, beside its exchange, which waits for nobody."""
+    job = mpirun(2, "-c", LOOP + "import time\nif world.rank == 1: time.sleep(3)\nprint('ends', world.rank)")
+    assert job.returncode == 0, job.stderr
+    assert sorted(job.stdout.split()) == ["0", "1", "ends", "ends"]
+    assert re.search(r"stall: ranks 0 have waited .* close; missing: 1\n  rank 1 on \S+ is at\n", job.stderr)
+
+
+def test_what_is_caught_or_comes_after_the_end_ends_nothing():
+    program = """
+try: sys.exit(3)
+except SystemExit as leaving: assert leaving.code == 3
+def alone():
+    sys.exit(4)
+thread = threading.Thread(target=alone)
+thread.start()
+thread.join()
+if world.rank == 1 and os.fork() == 0:
+    sys.excepthook(ValueError, ValueError("of a forked process"), None)
+    os._exit(5)
+step()
+world.close()
+if world.rank == 1: sys.exit(6)
+"""
+    job = mpirun(2, "-c", LOOP + program)
+    assert job.returncode == 6, job.stderr
+    assert job.stderr == "ValueError: of a forked process\n"
+
+
+def test_without_threads_in_mpi_gradients_are_exchanged_by_the_main_one():
+    program = "world.barrier()\nassert not any(t.name.startswith('exchange') for t in threading.enumerate())"
+    job = mpirun(2, "-c", LOOP + program, MPI4PY_RC_THREAD_LEVEL="serialized")
+    assert job.returncode == 0, job.stderr
+    assert job.stderr.count("without MPI_THREAD_MULTIPLE") == 1
