@@ -188,6 +188,33 @@ def test_a_diverged_run_says_so(job, tmp_path, capsys):
     assert "clip_norm" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("background", ["true", "false"])
+@pytest.mark.parametrize("lr", ["1e30", "3e38"])
+def test_a_diverged_run_keeps_the_good_checkpoint(job, tmp_path, capsys, lr, background):
+    """It was pruned for one of NaN, or of 1e37, from which no rate leads on."""
+    run, one = tmp_path / "run", ["--set", "run.checkpoint_every=1", "--set", "run.keep_checkpoints=1"]
+    one += ["--set", f"run.checkpoint_in_background={background}"]
+    assert main([job, "--run-dir", str(run), *one, "--set", "run.steps=2"]) == 0
+    assert main([job, "--run-dir", str(run), *one, "--set", f"solver.optimizer.lr={lr}"]) == 3
+    error = capsys.readouterr().err
+    (step,) = Checkpoints(run / "checkpoints", keep=1).steps()
+    assert step == 2
+    assert "the checkpoints of step 2 are kept" in error
+    assert main([job, "--run-dir", str(run), *one]) == 0
+
+
+def test_by_default_the_first_checkpoint_is_early_and_the_rest_keep_to_their_share(job, tmp_path, monkeypatch, capsys):
+    from hpcopt.trainer import pace
+
+    monkeypatch.setattr(pace, "LEAST_S", 0.0)
+    path = Path(job)
+    path.write_text(path.read_text().replace("checkpoint_every = 3", "checkpoint_share = 1e-6"))
+    monkeypatch.setattr(Checkpoints, "_prune", lambda self: None)
+    assert main([job, "--run-dir", str(tmp_path / "run")]) == 0
+    assert "no checkpoint in" in capsys.readouterr().out
+    assert Checkpoints(tmp_path / "run" / "checkpoints", keep=2).steps() == [12, 1]
+
+
 def test_dry_run_plans_for_ranks_that_are_not_there(job, capsys):
     assert main([job, "--dry-run", "--ranks", "48"]) == 0
     out = capsys.readouterr().out

@@ -48,6 +48,7 @@ class GossipSgd(Solver):
         self._transport = world.transport.duplicate()
         self._mixer = exchange.build(self._transport, self._z.clone())
         self._optimizer = config.optimizer.build(parameters)
+        self.pipelined = exchange.tau > 0
         self._steps, self._step = steps, 0
 
     def step(self, batch: Batch) -> StepStats:

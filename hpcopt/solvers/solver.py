@@ -95,8 +95,10 @@ class Solver(Protocol):
             different pieces of one model take the same part.
         optimizers: those whose steps alone change the model's parameters, and their own state; none, if something else
             changes them too.
+        pipelined: whether batches are in flight between steps, which ``gather`` finishes: then it moves the training.
     """
 
+    pipelined: bool = False
     optimizers: Sequence[torch.optim.Optimizer] = ()
     model: nn.Module
     data_rank: int

@@ -3,6 +3,7 @@ of the parameters, while the next gradients are computed (as CheckFreq does: Moh
 another thread's.
 """
 
+import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -82,6 +83,9 @@ class BackgroundWriter:
     """Writes this rank's parts of a checkpoint in a thread of its own; one checkpoint at a time.
 
     Where Checkpoints asks for a barrier and then commit(), call wait() on every rank first.
+
+    Attributes:
+        took_s: seconds that it wrote at the newest checkpoint.
     """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
@@ -89,6 +93,7 @@ class BackgroundWriter:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._copying: Future[None] | None = None
         self._writing: Future[None] | None = None
+        self.took_s = 0.0
 
     def write(self, step: int, parts: Mapping[str, Any], still: Iterable[Tensor] = ()) -> None:
         """Copy the parts and start to write them; returns when the originals may change.
@@ -127,5 +132,7 @@ class BackgroundWriter:
             writing.result()
 
     def _write(self, step: int, parts: Mapping[str, Any]) -> None:
+        start_s = time.monotonic()
         for name, tree in parts.items():
             self._checkpoints.write_part(step, name, tree)
+        self.took_s = time.monotonic() - start_s

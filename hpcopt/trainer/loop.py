@@ -13,6 +13,7 @@ from hpcopt.exchange.choices import Choices
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.solver import Solver, StepStats
 from hpcopt.store.checkpoint import Checkpoints
+from hpcopt.trainer.pace import Pace
 from hpcopt.trainer.progress import Progress
 from hpcopt.trainer.recorder import Recorder
 from hpcopt.trainer.resume import Position
@@ -56,7 +57,7 @@ class Trainer:
         self._position, self._signals = position, signals
         self._total = run.total_steps(workload.steps_per_epoch)
         self._evaluate_every = run.evaluate_every or workload.steps_per_epoch
-        self._checkpoint_every = run.checkpoint_every or workload.steps_per_epoch
+        self._pace = Pace(run.checkpoint_every, run.checkpoint_share, at_evaluations=solver.pipelined)
         self._choices: Choices | None = None
         self._start_s = time.monotonic()
         self._saver = Saver(
@@ -72,13 +73,17 @@ class Trainer:
         """Run to the end, whichever it is. Collective.
 
         Raises:
-            DivergedError: on all ranks, when the loss is no longer finite.
+            DivergedError: on all ranks, when the loss or the parameters are no longer finite.
         """
-        outcome = self._steps()
-        self._saver.finish()
-        if self._position.step != self._saver.saved_step:
-            self._save()
+        try:
+            outcome = self._steps()
             self._saver.finish()
+            if self._position.step != self._saver.saved_step:
+                self._save()
+                self._saver.finish()
+        except DivergedError:
+            self._recorder.finish("diverged", EXIT_DIVERGED)
+            raise
         self._recorder.finish(outcome.value[1], outcome.exit_code)
         self._progress.say(f"{outcome.value[1]} after step {self._position.step} of {self._total}")
         self._summarise()
@@ -95,23 +100,20 @@ class Trainer:
             stats = self._solver.step(batch)
             position.step += 1
             with self._clock("exchange"):
-                loss, stop, late, flush, written = self._agree(stats.loss, self._signals.received is not None)
+                loss, stop, late, flush, written, wanted = self._agree(stats.loss, self._signals.received is not None)
             self._record(loss, stats)
             if not math.isfinite(loss):
-                self._saver.finish()
-                self._recorder.finish("diverged", EXIT_DIVERGED)
-                raise DivergedError(
-                    f"the loss became {loss} at step {position.step}; the last checkpoint is of step "
-                    f"{self._saver.saved_step}. Lower the learning rate, or add [solver] clip_norm"
-                )
+                self._saver.give_up(position.step - 1)
+                raise DivergedError(f"the loss became {loss} at step {position.step}; {self._saver.kept()}")
             if flush:
                 self._recorder.flush()
             if written:
                 self._finish_saving()
             last = position.step == self._total
-            if last or position.step % self._evaluate_every == 0:
+            evaluated = last or position.step % self._evaluate_every == 0
+            if evaluated:
                 self._evaluate()
-            if position.step % self._checkpoint_every == 0 and not last:
+            if not last and self._pace.due(position.step, wanted=wanted, evaluated=evaluated):
                 self._save()
             if not last and stop:
                 return Outcome.SIGNAL
@@ -119,13 +121,15 @@ class Trainer:
                 return Outcome.TIME
         return Outcome.TARGET if self._target_reached() else Outcome.DONE
 
-    def _agree(self, loss: float, stop: bool) -> tuple[float, bool, bool, bool, bool]:
+    def _agree(self, loss: float, stop: bool) -> tuple[float, bool, bool, bool, bool, bool]:
         """Sum the ranks' parts of the loss; stop, hurry or flush on all ranks if one wants to, take a checkpoint for
-        written if all have written. Collective.
+        written if all have written, want a new one if rank 0 does. Collective.
         """
-        ours = [loss, stop, self._late(), self._recorder.flush_due(self._run.log_every_s), self._saver.written]
-        votes = self._world.all_reduce(torch.tensor(ours, dtype=torch.float64))
-        return float(votes[0]), bool(votes[1]), bool(votes[2]), bool(votes[3]), int(votes[4]) == self._world.size
+        flush, written = self._recorder.flush_due(self._run.log_every_s), self._saver.written
+        wanted = self._world.rank == 0 and not self._saver.under_way and self._pace.wanted(self._saver.took_s)
+        ours = torch.tensor([loss, stop, self._late(), flush, written, wanted], dtype=torch.float64)
+        total, *votes = self._world.all_reduce(ours).tolist()
+        return total, votes[0] > 0, votes[1] > 0, votes[2] > 0, votes[3] == self._world.size, votes[4] > 0
 
     def _late(self) -> bool:
         budget_s = self._run.time_budget

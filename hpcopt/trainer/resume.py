@@ -13,6 +13,7 @@ from hpcopt.solvers.solver import Solver, Tree
 from hpcopt.store.checkpoint import SHARED, Checkpoints, ranks_of
 from hpcopt.store.saved_parts import SavedParts
 from hpcopt.store.tree import REMEDY
+from hpcopt.trainer.finite import not_finite
 from hpcopt.trainer.randomness import set_random_state
 
 MISFITS = (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError)  # of a state that is another's
@@ -86,13 +87,16 @@ def restore(
         changes = position.changes(job)
         with world.together(), _fitting(changes):
             solver.load_state_dict(shared, parts)
+        if (wrong := not_finite(world, solver)) is not None:
+            say(f"checkpoint of step {step} cannot be used: {wrong} is not finite")
+            continue
         if random is not None:
             set_random_state(random)
         say(f"resumed at step {position.step}" + "".join(f"\nfrom here on {change}" for change in changes))
         return position
     if steps:
         raise CheckpointError(
-            f"no checkpoint in {checkpoints.folder} is whole; --fresh starts over beside them"
+            f"no checkpoint in {checkpoints.folder} can be used; --fresh starts over beside them"
         ).everywhere()
     say(f"no checkpoint in {checkpoints.folder}: starting at step 0")
     return None

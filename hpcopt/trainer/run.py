@@ -55,7 +55,15 @@ class RunConfig(Config):
         None, gt=0, description="passes over the training samples; with steps, whichever is less"
     )
     evaluate_every: int | None = Field(None, ge=1, description="steps between evaluations; by default one epoch")
-    checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; by default one epoch")
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="steps between checkpoints; by default as many as checkpoint_share says"
+    )
+    checkpoint_share: float = Field(
+        0.02,
+        gt=0,
+        le=1,
+        description="part of the run's time that checkpoints may take, the first after 5 s; not with checkpoint_every",
+    )
     checkpoint_in_background: bool = Field(
         True, description="go on training while a checkpoint is written; needs memory for a copy of the state"
     )

@@ -1,5 +1,7 @@
 """Saving a job: all ranks together, each its own part, in the background if the job says so."""
 
+import contextlib
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -9,24 +11,26 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from hpcopt.comm.world import World
+from hpcopt.errors import DivergedError, HpcoptError
 from hpcopt.phases import PhaseClock
 from hpcopt.solvers.solver import Solver
 from hpcopt.store.background import BackgroundWriter
 from hpcopt.store.checkpoint import SHARED, Checkpoints, rank_part
 from hpcopt.store.parallel import require_mpi
+from hpcopt.trainer.finite import not_finite
 from hpcopt.trainer.randomness import random_state
 from hpcopt.trainer.resume import Position
 
 
 class Saver:
-    """Makes checkpoints that count once every rank's part is on disk.
+    """Makes checkpoints that count once every rank's part is on disk, and the next step's loss has shown it good.
 
     In the background, a save takes a copy of the state and returns; the ranks agree later, at the end of some step,
     that all have written. There is at most one such checkpoint under way. What only the solver's optimizers change is
     copied while the next gradients are computed, and the optimizers' next step waits for it.
 
     Attributes:
-        saved_step: of the newest checkpoint that counts.
+        saved_step: of the newest checkpoint that counts, or where the run began.
     """
 
     def __init__(
@@ -50,13 +54,20 @@ class Saver:
         self._writer = BackgroundWriter(checkpoints)
         self._holds: list[RemovableHandle] = []
         self._pending: int | None = None
+        self._held_s = 0.0
         self.saved_step = saved_step
 
     def save(self, position: Position, solver: Solver) -> None:
-        """Save what is the same everywhere by rank 0, each rank's own by itself. Collective."""
+        """Save what is the same everywhere by rank 0, each rank's own by itself. Collective.
+
+        Raises:
+            DivergedError: on all ranks: the parameters are no longer finite, and nothing is saved.
+        """
         self.finish()
-        step = position.step
+        step, start_s = position.step, time.monotonic()
         solver.gather()
+        if (wrong := not_finite(self._world, solver)) is not None:
+            raise DivergedError(f"{wrong} is not finite after step {step}, and is not saved; {self.kept()}")
         with self._world.together():
             if self._world.rank == 0:
                 self._checkpoints.begin(step)
@@ -74,7 +85,7 @@ class Saver:
                     parts = {}
                 for name, tree in parts.items():
                     self._checkpoints.write_part(step, name, tree)
-            self.finish()
+        self._held_s = time.monotonic() - start_s
 
     def _before_update(self, *_: object) -> None:
         with self._clock("checkpoint"):
@@ -85,6 +96,11 @@ class Saver:
         for hold in self._holds:
             hold.remove()
         self._holds = []
+
+    @property
+    def under_way(self) -> bool:
+        """Whether there is a checkpoint that does not count yet."""
+        return self._pending is not None
 
     @property
     def written(self) -> bool:
@@ -103,6 +119,30 @@ class Saver:
             if self._world.rank == 0:
                 self._checkpoints.commit(step, [SHARED, *(rank_part(rank) for rank in range(self._world.size))])
         self.saved_step = step
+
+    def give_up(self, step: int) -> None:
+        """Finish the checkpoint under way, unless it is of ``step``, whose parameters proved bad: that never counts.
+        Collective.
+        """
+        if self._pending == step:
+            self._pending = None
+            with contextlib.suppress(HpcoptError):
+                self._writer.wait()
+            self._let_go()
+        self.finish()
+
+    @property
+    def took_s(self) -> float:
+        """Seconds that the newest checkpoint cost this rank, those of the background too; 0 before the first."""
+        return self._held_s + self._writer.took_s
+
+    def kept(self) -> str:
+        """What a run that diverged has left, and what to do with it."""
+        steps = ", ".join(map(str, self._checkpoints.steps()))
+        advice = "lower the learning rate or add [solver] clip_norm, and start again"
+        if not steps:
+            return f"no checkpoint was made. To begin at step 0, {advice}"
+        return f"the checkpoints of step {steps} are kept. To go on from the newest, {advice}"
 
 
 def _moved_by(optimizers: Sequence[Optimizer]) -> list[Tensor]:

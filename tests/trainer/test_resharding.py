@@ -95,6 +95,7 @@ def test_what_is_copied_beside_the_next_step_is_the_state_before_it(tmp_path, da
         at_once = Saver(session.world, Checkpoints(tmp_path / "at_once", 1), False, 0, clock=PhaseClock())
         beside = Saver(session.world, Checkpoints(tmp_path / "beside", 1), True, 0, clock=PhaseClock())
         at_once.save(Position(step=STEPS, ranks=2, job=job.as_dict()), session.solver)
+        at_once.finish()
         beside.save(Position(step=STEPS, ranks=2, job=job.as_dict()), session.solver)
         session.train(STEPS, AFTER)
         beside.finish()
@@ -115,6 +116,7 @@ def test_other_ranks_go_on_from_the_same_parameters(tmp_path, data, case):
         session.train(0, STEPS)
         saver = Saver(session.world, Checkpoints(tmp_path, 1), False, 0, clock=PhaseClock())
         saver.save(Position(step=STEPS, ranks=2, job=job.as_dict()), session.solver)
+        saver.finish()
         before = session.model()
         losses = session.train(STEPS, AFTER)
         return before, losses, session.model()
@@ -153,6 +155,7 @@ def test_a_resuming_rank_reads_each_file_once(tmp_path, data, case, ranks, monke
         session.train(0, STEPS)
         saver = Saver(session.world, Checkpoints(tmp_path, 1), False, 0, clock=PhaseClock())
         saver.save(Position(step=STEPS, ranks=2, job=job.as_dict()), session.solver)
+        saver.finish()
 
     run_ranks(2, save)
     reads: Counter[tuple[int, str]] = Counter()

@@ -1,11 +1,13 @@
 """A checkpoint is saved by all ranks, restored by all or by none, and by another number of ranks."""
 
+import math
+
 import pytest
 import torch
 
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World
-from hpcopt.errors import CheckpointError, HpcoptError, JobError
+from hpcopt.errors import CheckpointError, DivergedError, HpcoptError, JobError
 from hpcopt.phases import PhaseClock
 from hpcopt.store.checkpoint import Checkpoints
 from hpcopt.trainer.resume import Position, restore
@@ -16,8 +18,10 @@ class Counter:
     """A solver with a number that all share and one of each rank's own."""
 
     optimizers = ()
+    pipelined = False
 
     def __init__(self, rank: int) -> None:
+        self.model = torch.nn.Linear(2, 1)
         self.shared, self.own = 0, rank
         self.loaded: list[int] = []
 
@@ -68,7 +72,9 @@ def test_any_number_of_ranks_gets_everyones_part(tmp_path, ranks, background):
 
 
 def test_nothing_there(tmp_path):
-    assert [position for position, _, _ in restored(tmp_path, 2)] == [None, None]
+    for position, _, said in restored(tmp_path, 2):
+        assert position is None
+        assert said == [f"no checkpoint in {tmp_path}: starting at step 0"]
 
 
 def test_one_ranks_damage_makes_all_fall_back(tmp_path):
@@ -139,6 +145,53 @@ def test_whatever_a_solver_raises_on_anothers_state_is_one_error_that_names_the_
         run_ranks(2, program)
 
 
+BAD = (math.inf, -math.inf, math.nan)
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("value", BAD)
+def test_nothing_that_is_not_finite_takes_the_place_of_a_good_checkpoint(tmp_path, value, background):
+    """One rank's one value is enough, in the parameters or in what the optimizer keeps."""
+
+    def program(transport):
+        world, solver = World(transport), Counter(transport.rank)
+        optimizer = torch.optim.SGD(solver.model.parameters(), lr=0.1, momentum=0.9)
+        solver.model.weight.grad = torch.zeros(1, 2)
+        optimizer.step()
+        solver.optimizers = (optimizer,)
+        saver = Saver(world, Checkpoints(tmp_path, 1), background, 0, clock=PhaseClock())
+        assert "no checkpoint was made" in saver.kept()
+        saver.save(Position(step=1, ranks=2), solver)
+        saver.finish()
+        momentum = optimizer.state[solver.model.weight]["momentum_buffer"]
+        for tensor, name in ((solver.model.bias.data, "bias"), (momentum, "momentum_buffer of the optimizer")):
+            if transport.rank == 1:
+                tensor.view(-1)[-1] = value
+            with pytest.raises(DivergedError, match=rf"{name} on rank 1 is not finite after step 2.*step 1 are kept"):
+                saver.save(Position(step=2, ranks=2), solver)
+            tensor.zero_()
+
+    run_ranks(2, program)
+    assert Checkpoints(tmp_path, 1).steps() == [1]
+
+
+def test_a_checkpoint_that_is_not_finite_is_passed_over(tmp_path):
+    """Such were written once."""
+    saved(tmp_path, 1, 1)
+    saved(tmp_path, 1, 2)
+
+    class Loads(Counter):
+        def load_state_dict(self, shared, parts):
+            super().load_state_dict(shared, parts)
+            self.model.bias.data.fill_(math.nan if shared["shared"] == 20 else 1.0)
+
+    def program(transport):
+        said, solver = [], Loads(transport.rank)
+        return restore(World(transport), Checkpoints(tmp_path, 3), solver, {}, said.append).step, said[0]
+
+    assert run_ranks(2, program) == [(1, "checkpoint of step 2 cannot be used: bias on rank 0 is not finite")] * 2
+
+
 FOREIGN = {
     "another program's tree": {"weights": torch.zeros(3)},
     "no tree": [1, 2, 3],
@@ -157,7 +210,7 @@ def test_a_checkpoint_that_is_not_a_jobs_is_passed_over(tmp_path, tree):
     for name in ("shared", "rank00000"):
         checkpoints.write_part(1, name, tree)
     checkpoints.commit(1, ["shared", "rank00000"])
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be used"):
         restored(tmp_path, 2)
     saved(tmp_path, 1, 0)
     for position, _, said in restored(tmp_path, 2):

@@ -88,7 +88,7 @@ class BlockAdmm(Solver):
         if config.in_flight > 1 and config.accumulate > 1:
             raise JobError("[solver] either in_flight or accumulate may be more than 1: batches, or parts of one")
         self._delay = layout.delay(max(config.in_flight, config.accumulate))
-        self._ages = self._delay > 0 and config.accumulate == 1
+        self._ages = self.pipelined = self._delay > 0 and config.accumulate == 1
         blocks = [
             Block(self._all[t], config.optimizer, peers, sums, config.curvature or 0.0, clock, extrapolate=self._ages)
             for t in owned
