@@ -74,7 +74,7 @@ class DivergedError(HpcoptError):
 
 
 class NonFiniteError(HpcoptError):
-    """A tensor holds Inf or NaN where neither can be carried on."""
+    """A tensor holds Inf, NaN or values too large where they cannot be carried on."""
 
     exit_code = EXIT_DIVERGED
 

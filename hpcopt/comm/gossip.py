@@ -7,10 +7,12 @@
 - ``Metropolis`` on undirected graphs: weights that sum to one both ways, so that x itself tends to the mean.
 - ``Choco`` (Koloskova et al. 2019, arXiv:1902.00340, alg. 1): the same with compressed differences. Every rank keeps a
   public copy of its x, which neighbours follow by adding the payloads: ``x_i += gamma sum_j w_ij (copy_j - copy_i)``.
+  Where x holds Inf or NaN, its neighbours' x become NaN in the same round, and no copy changes.
 
 Cost of a round with k neighbours: ``alpha + k n / B``.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 
@@ -20,6 +22,7 @@ from torch import Tensor
 from hpcopt.comm.graphs import Graph, metropolis, sources
 from hpcopt.comm.transport import Request, Transport, wait_all
 from hpcopt.compress import Codec
+from hpcopt.compress.finite import MOST, magnitude_bound
 from hpcopt.compress.seeds import derive
 
 
@@ -146,9 +149,8 @@ class Choco(Mixer):
         traffic, rank = self._transport.traffic, self._transport.rank
         with traffic.encoding():
             seed = derive(self._seed, self.step, rank, "choco")
-            mine = self.copies[rank]
-            payload = self._codec.encode(self.x - mine, seed=seed)
-            self._codec.decode_add(payload, mine)
+            payload = self._encode(self.x - self.copies[rank], seed)
+            mine = self._decode_add(payload, self.copies[rank])
         landing = {j: self.x.new_empty(self._message_bytes(), dtype=torch.uint8) for j in self._weights}
         receives = {j: self._transport.receive(landing[j], j, exact=False) for j in self._weights}
         sends = [self._transport.send(payload, j) for j in self._weights]
@@ -156,11 +158,24 @@ class Choco(Mixer):
             with traffic.waiting():
                 received_bytes = receives[j].wait()
             with traffic.decoding():
-                self._codec.decode_add(landing[j][:received_bytes], self.copies[j])
-                self.x.add_(self.copies[j] - mine, alpha=self._gamma * weight)
+                copy = self._decode_add(landing[j][:received_bytes], self.copies[j])
+                self.x.add_(copy - mine, alpha=self._gamma * weight)
         with traffic.waiting():
             wait_all(sends)
         self.step += 1
+
+    def _encode(self, change: Tensor, seed: int) -> Tensor:
+        """Its payload; an empty one stands for Inf or NaN, or for what the codec does not carry."""
+        if float(magnitude_bound(change)) * self._codec.gain(change.numel()) > MOST:
+            return change.new_empty(0, dtype=torch.uint8)
+        return self._codec.encode(change, seed=seed)
+
+    def _decode_add(self, payload: Tensor, copy: Tensor) -> Tensor:
+        """Add a payload to a copy, and give the copy; NaN, with the copy as it was, for a payload that is empty."""
+        if not payload.numel():
+            return torch.full_like(copy, math.nan)
+        self._codec.decode_add(payload, copy)
+        return copy
 
     def _message_bytes(self) -> int:
         return self._codec.max_bytes(self.x.numel())

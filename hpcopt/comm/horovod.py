@@ -34,6 +34,11 @@ class HorovodTransport(Transport):
         self._channel = channel
 
     def all_reduce(self, x: Tensor, op: Op = "sum") -> None:
+        if x.dtype == torch.bfloat16:
+            wide = x.float()
+            self.all_reduce(wide, op)
+            x.copy_(wide)
+            return
         if x.dtype not in _REDUCIBLE:
             self._refuse(f"all_reduce of {x.dtype}")
         self.traffic.sent_bytes += dense_all_reduce_bytes(x.numel() * x.element_size(), self.size)

@@ -12,6 +12,7 @@ from hpcopt.comm.traffic import Traffic, dense_all_reduce_bytes
 from hpcopt.comm.transport import LINE_BYTES, SHARED_BYTES, Op, Request, SharedMemory, Transport
 from hpcopt.errors import PeerError, UnsupportedError
 
+_SHORT = (torch.bfloat16, torch.float16)
 _OPS = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
 
 
@@ -42,6 +43,11 @@ class MpiTransport(Transport):
         return _MpiRequest(self._comm.Irecv(_bytes(out), source, tag), out, expected, source)
 
     def all_reduce(self, x: Tensor, op: Op = "sum") -> None:
+        if x.dtype in _SHORT:  # MPI does not know them
+            wide = x.float()
+            self.all_reduce(wide, op)
+            x.copy_(wide)
+            return
         self.traffic.sent_bytes += dense_all_reduce_bytes(x.numel() * x.element_size(), self.size)
         self._comm.Allreduce(MPI.IN_PLACE, x.numpy(), _OPS[op])
 

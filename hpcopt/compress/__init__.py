@@ -2,7 +2,7 @@
 
 - ``CodecConfig``: the stateless codecs, tensor -> payload -> tensor, as a job file names them; ``PerTensor`` chooses
   among them.
-- ``FeedbackConfig``: error feedback or EF21 around a codec.
+- ``Residuals``: what error feedback keeps, by parameter name; who sends owns them.
 - ``RoundsConfig``: compressors that work in rounds of plain reductions.
 """
 
@@ -14,16 +14,6 @@ from hpcopt.compress.adacomp import AdaComp
 from hpcopt.compress.atomo import Atomo
 from hpcopt.compress.codec import Codec
 from hpcopt.compress.dense import Dense
-from hpcopt.compress.feedback import (
-    EF21,
-    EF21Config,
-    ErrorFeedback,
-    ErrorFeedbackConfig,
-    Feedback,
-    FeedbackConfig,
-    NoFeedback,
-    NoFeedbackConfig,
-)
 from hpcopt.compress.half import Half
 from hpcopt.compress.natural import BiasedRounding, ExponentialDithering, Natural
 from hpcopt.compress.per_tensor import CodecConfig, PerTensor, Rule
@@ -46,19 +36,11 @@ __all__ = [
     "Codec",
     "CodecConfig",
     "Dense",
-    "EF21",
-    "EF21Config",
-    "ErrorFeedback",
-    "ErrorFeedbackConfig",
     "ExponentialDithering",
-    "Feedback",
-    "FeedbackConfig",
     "Half",
     "Layout",
     "LinearRounds",
     "Natural",
-    "NoFeedback",
-    "NoFeedbackConfig",
     "PerTensor",
     "PowerSGD",
     "QSGD",

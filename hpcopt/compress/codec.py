@@ -62,6 +62,12 @@ class Codec(Config, ABC):
         omega = self.variance(n)
         return None if omega is None or omega >= 1 else 1 - omega
 
+    def gain(self, n: int) -> float:
+        """The most by which a decoded magnitude may exceed the largest of the n values: ``|C(x)|_inf <= gain |x|_inf``.
+        Exchanges refuse values that so could leave the range of float32.
+        """
+        return 1.0
+
     @abstractmethod
     def max_bytes(self, n: int) -> int:
         """Upper bound of the payload's size in bytes for n values."""
@@ -126,6 +132,8 @@ class Codec(Config, ABC):
         """
         require_flat(x)
         require_flat(residual)
+        if residual.numel() != x.numel():
+            raise UnsupportedError(f"a residual of {residual.numel()} values does not belong to {x.numel()} values")
         room = self._room(x, out)
         if not x.numel():
             return room[:0]

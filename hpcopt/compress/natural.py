@@ -34,6 +34,10 @@ class _PowersOfTwo(Codec):
         """Exact."""
         return n + packed_bytes(n, 1)
 
+    def gain(self, n: int) -> float:
+        """Up to the next power of two."""
+        return 2.0
+
     def _round(self, x: Floats, nearest: bool, seed: int, first: int, payload: Bytes) -> int:
         require_finite(kernels.powers.encode(x, nearest, seed, first, payload), self, POWER_127)
         return payload.size

@@ -21,9 +21,8 @@ from torch import Tensor
 
 from hpcopt.compress import seeds
 from hpcopt.compress.residuals import Layout, Residuals, views
-from hpcopt.compress.rounds import Reduction
+from hpcopt.compress.rounds import Reduction, agree
 from hpcopt.config import Config
-from hpcopt.errors import NonFiniteError
 
 
 class PowerSGD(Config):
@@ -64,7 +63,10 @@ class PowerSGDState:
         dense = [part for name, part in parts.items() if not ranks[name]]
         low = {name: rank for name, rank in ranks.items() if rank}
         compressed = {name: layout[name] for name in low}
-        errors = views(self._errors.flat(compressed, bucket.device), compressed)
+        owed = self._errors.flat(compressed, bucket.device)
+        if not (yield from agree(self.config, self._gain(compressed), bucket, owed)):
+            return
+        errors = views(owed, compressed)
         matrices = {name: errors[name].add_(parts[name]).flatten(1) for name in low}
         right = {name: self._start(name, matrix, low[name], seed) for name, matrix in matrices.items()}
 
@@ -73,8 +75,6 @@ class PowerSGDState:
             + [part.reshape(-1) for part in dense]
             + [bucket[:0]]
         )
-        if not first.isfinite().all():
-            raise NonFiniteError("powersgd was given Inf or NaN: lower the learning rate or clip the gradient")
         yield Reduction("sum", first)
 
         sizes = [matrices[name].shape[0] * rank for name, rank in low.items()] + [part.numel() for part in dense]
@@ -112,9 +112,22 @@ class PowerSGDState:
         """Q to begin with: the last one, or Gaussian values that are the same on all ranks."""
         kept, columns = self._right.get(name), matrix.shape[1]
         if self.config.warm_start and kept is not None and kept.shape == (columns, rank):
-            return kept.to(matrix.device)
+            return _scaled(kept).to(matrix.device)
         generator = torch.Generator().manual_seed(seeds.derive(seed, 0, seeds.EVERY_RANK, name))
         return torch.randn(columns, rank, generator=generator).to(matrix.device)
+
+    def _gain(self, layout: Layout) -> float:
+        """Of ``|A Q|``, with magnitudes of Q below 8, also if it is drawn, and of ``|P Q^T|``, with orthonormal P."""
+        sides = [(shape[0], prod(shape[1:])) for shape in layout.values()]
+        return max((float(max(8 * columns, self.config.rank * rows)) for rows, columns in sides), default=1.0)
+
+
+def _scaled(right: Tensor) -> Tensor:
+    """Q times the power of two that brings its largest magnitude to [1/2, 1): only its span matters, and values as
+    large as gradients would leave the range of float32 in A Q.
+    """
+    exponent = torch.frexp(right.abs().amax()).exponent
+    return torch.ldexp(right, -exponent)
 
 
 def _orthonormal(matrix: Tensor) -> Tensor:

@@ -48,6 +48,10 @@ class RandomK(Codec):
         """``k / n`` if not scaled."""
         return super().contraction(n) if self.scaled else 1 / self._stretch(n)
 
+    def gain(self, n: int) -> float:
+        """``n / k`` if scaled."""
+        return self._stretch(n) if self.scaled else 1.0
+
     def max_bytes(self, n: int) -> int:
         """Exact."""
         return 16 + 4 * self.k(n)

@@ -7,15 +7,18 @@ drives it:
     for op, buffer in compressor.rounds(bucket, layout, seed=seed):
         reduce(op, buffer)  # in place, over all ranks
 
-Afterwards ``bucket`` holds the (approximate) sum over the ranks, the same bits on all of them.
+Afterwards ``bucket`` holds the (approximate) sum over the ranks, the same bits on all of them. The first round of each
+is ``agree``: where a rank has Inf or NaN the sum is NaN, and no rank's state has changed.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Generator, Iterator, Mapping
 from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
 from hpcopt.compress.codec import Codec
+from hpcopt.compress.finite import Named, can_be_sent, magnitude_bound
 from hpcopt.compress.residuals import Layout, Residuals
 from hpcopt.errors import UnsupportedError
 
@@ -44,6 +47,25 @@ class RoundCompressor(Protocol):
         """Take over a ``state_dict``."""
 
 
+def agree(codec: Named, gain: float, bucket: Tensor, owed: Tensor | None = None) -> Generator[Reduction, None, bool]:
+    """The round before all others: whether every rank can send what it has; if not, the bucket becomes NaN.
+
+    Args:
+        codec: for the message.
+        gain: the most by which a magnitude may grow on its way.
+        owed: what will be added to the bucket.
+
+    Raises:
+        NonFiniteError: on all ranks: the values are finite, and too large.
+    """
+    bound = magnitude_bound(bucket) if owed is None else magnitude_bound(bucket, owed)
+    yield Reduction("sum", bound)
+    if can_be_sent(float(bound), gain, codec):
+        return True
+    bucket.fill_(math.nan)
+    return False
+
+
 class LinearRounds:
     """Any linear codec as one round: encode, sum the payloads, decode. With ``feedback``, what a rank's own payload
     lacks is kept for its next step.
@@ -57,11 +79,14 @@ class LinearRounds:
         self._residuals = Residuals() if feedback else None
 
     def rounds(self, bucket: Tensor, layout: Layout, *, seed: int) -> Iterator[Reduction]:
-        """One sum, of the payload."""
-        if self._residuals is None:
+        """The sum of the payloads."""
+        owed = None if self._residuals is None else self._residuals.flat(layout, bucket.device)
+        if not (yield from agree(self.codec, self.codec.gain(bucket.numel()), bucket, owed)):
+            return
+        if owed is None:
             payload = self.codec.encode(bucket, seed=seed)
         else:
-            payload = self.codec.encode_feedback(bucket, self._residuals.flat(layout, bucket.device), seed=seed)
+            payload = self.codec.encode_feedback(bucket, owed, seed=seed)
         yield Reduction("sum", self.codec.summable(payload))
         self.codec.decode(payload, bucket.numel(), out=bucket)
 

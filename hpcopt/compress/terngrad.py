@@ -15,7 +15,6 @@ int8 or int16 (to be summed).
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -23,10 +22,9 @@ from torch import Tensor
 from hpcopt import kernels
 from hpcopt.compress.codec import float_array
 from hpcopt.compress.residuals import Layout, views
-from hpcopt.compress.rounds import Reduction
+from hpcopt.compress.rounds import Reduction, agree
 from hpcopt.compress.scaled_codes import BLOCK, ScaledCodes, small_value_variance
 from hpcopt.config import Config
-from hpcopt.errors import NonFiniteError
 
 BITS = 2
 
@@ -73,6 +71,8 @@ class SharedTernGrad(Config):
 
     def rounds(self, bucket: Tensor, layout: Layout, *, seed: int) -> Iterator[Reduction]:
         """The maximum of the scales, then the sum of the signs."""
+        if not (yield from agree(self, 1.0, bucket)):
+            return
         parts = [part.view(-1) for part in views(bucket, layout).values()]
         scales = torch.stack([self._scale(part) for part in parts]) if parts else torch.empty(0)
         yield Reduction("max", scales)
@@ -96,6 +96,4 @@ class SharedTernGrad(Config):
 
     def _scale(self, part: Tensor) -> Tensor:
         top, square = kernels.qsgd.magnitudes(float_array(part))
-        if not np.isfinite(top):
-            raise NonFiniteError("shared_terngrad was given Inf or NaN: lower the learning rate or clip the gradient")
         return torch.tensor(min(top, self.clip * (square / part.numel()) ** 0.5) if self.clip and part.numel() else top)

@@ -29,11 +29,11 @@ from hpcopt.compress.half import Half
 from hpcopt.compress.natural import BiasedRounding, ExponentialDithering, Natural
 from hpcopt.compress.qsgd import QSGD
 from hpcopt.compress.residuals import Layout, Residuals
-from hpcopt.compress.rounds import Reduction
+from hpcopt.compress.rounds import Reduction, agree
 from hpcopt.compress.sign import Sign
 from hpcopt.compress.terngrad import TernGrad
 from hpcopt.config import Config
-from hpcopt.errors import NonFiniteError, PayloadError
+from hpcopt.errors import PayloadError
 from hpcopt.kernels import cuda
 
 RUN = 16  # sampled neighbours: a cache line
@@ -221,7 +221,7 @@ class SharedTopK(Config):
 
     def build(self) -> "SharedTopKState":
         """The residuals' owner."""
-        return SharedTopKState(self.fraction)
+        return SharedTopKState(self)
 
 
 class SharedTopKState:
@@ -229,21 +229,22 @@ class SharedTopKState:
 
     shared_seed = True
 
-    def __init__(self, fraction: float) -> None:
-        self.fraction = fraction
+    def __init__(self, config: SharedTopK) -> None:
+        self.config = config
         self._residuals = Residuals()
 
     def rounds(self, bucket: Tensor, layout: Layout, *, seed: int) -> Iterator[Reduction]:
         """The broadcast of the places, then the sum of the values."""
         n = bucket.numel()
-        owed = self._residuals.flat(layout, bucket.device).add_(bucket)
-        k = min(n, max(1, round(self.fraction * n)))
+        owed = self._residuals.flat(layout, bucket.device)
+        if not (yield from agree(self.config, 1.0, bucket, owed)):
+            return
+        owed.add_(bucket)
+        k = min(n, max(1, round(self.config.fraction * n)))
         places = torch.from_numpy(largest(float_array(owed), k).view(np.int32))
         yield Reduction("broadcast", places)
         chosen = places.long()
         values = owed[chosen]
-        if not values.isfinite().all():
-            raise NonFiniteError("shared_topk was given Inf or NaN: lower the learning rate or clip the gradient")
         owed[chosen] = 0
         yield Reduction("sum", values)
         bucket.zero_()

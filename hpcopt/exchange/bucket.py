@@ -1,5 +1,6 @@
 """Parameters in flat buckets: a backward pass writes straight into what a collective sends."""
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcopt.compress import Layout
+from hpcopt.errors import UnsupportedError
 
 
 @dataclass
@@ -45,7 +47,16 @@ def make_buckets(
     about that order.
 
     Parameters of unlike kind, dtype or device do not share a bucket. Each begins at a multiple of ``grain`` values.
+
+    Raises:
+        UnsupportedError: two parameters have one name; what is kept for them goes by it.
     """
+    again = [name for name, count in Counter(name for name, _ in parameters).items() if count > 1]
+    if again:
+        raise UnsupportedError(
+            f"parameters share the name {again[0]!r}: give each a name of its own, as model.named_parameters() does, "
+            "or a prefix for each of several models"
+        )
     open_groups: dict[Hashable, list[tuple[str, nn.Parameter]]] = {}
     closed: list[tuple[Hashable, list[tuple[str, nn.Parameter]]]] = []
     for name, p in reversed(parameters):

@@ -79,13 +79,16 @@ class Exchange:
             clock: counts the exchange's phases.
 
         Raises:
+            UnsupportedError: two parameters have one name.
             PeerError: the ranks' parameters differ in name, shape or dtype, or their exchanges in settings.
         """
         self._world, self._mean, self._clock = world, mean, clock or PhaseClock()
         self._operation, self._reducer, self._adversary = config.name, config.build(), config.adversary
         self._trace = Trace(config.trace, world.rank)
         parameters = [(name, p) for name, p in named_parameters if p.requires_grad]
-        self.buckets = make_buckets(parameters, int(config.bucket_mb * 1e6), self._reducer.kind, self._reducer.grain)
+        with world.together():
+            bucket_bytes = int(config.bucket_mb * 1e6)
+            self.buckets = make_buckets(parameters, bucket_bytes, self._reducer.kind, self._reducer.grain)
         self._require_same_schedule()
         self._bucket_of = {p: bucket for bucket in self.buckets for p in bucket.views}
         self._transport = world.transport.duplicate()

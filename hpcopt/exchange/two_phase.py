@@ -1,24 +1,29 @@
 """Exchange of payloads that cannot be summed on the way: two-phase, with error feedback where the codec needs it."""
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
-from hpcopt.comm import dense, two_phase
+from hpcopt.comm import dense, doubling, two_phase
 from hpcopt.comm.hierarchy import Hierarchy
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
 from hpcopt.compress import QSGD, Codec, CodecConfig, Dense, PerTensor, Residuals
+from hpcopt.compress.finite import can_be_sent, magnitude_bound
 from hpcopt.compress.seeds import EVERY_RANK, derive
 from hpcopt.exchange.bucket import Bucket
 from hpcopt.exchange.overlap import Overlap
 from hpcopt.exchange.reducer import Reducer, Tree, shared_out
 
 AnyCodec = Annotated[CodecConfig | PerTensor, Field(discriminator="name")]
+
+
+BOUND_BYTES = 8  # what ranks agree on before a bucket goes
 
 
 class Lossy(Overlap):
@@ -69,6 +74,9 @@ class TwoPhaseReducer(Reducer):
         feedback = self.keeps_residuals(codec)
         device = bucket.values.device
         owed = self._sender.flat(bucket.layout, device) if feedback else None
+        owed_of_sum = self._owner.flat(bucket.layout, device) if feedback else None
+        if not self._agree(transport, bucket.values, codec, owed, owed_of_sum):
+            return
         sender = transport.rank
         all_reduce: Callable[..., object] = partial(two_phase.all_reduce, transport)
         if self._hierarchy is not None:
@@ -82,8 +90,17 @@ class TwoPhaseReducer(Reducer):
             sender_seed=derive(self._config.seed, step, EVERY_RANK if codec.shared_seed else sender, bucket.name),
             owner_seed=derive(self._config.seed, step, EVERY_RANK, f"sum of {bucket.name}"),
             sender_residual=owed,
-            owner_residual=self._owner.flat(bucket.layout, device) if feedback else None,
+            owner_residual=owed_of_sum,
         )
+
+    def _agree(self, transport: Transport, values: Tensor, codec: Codec, *owed: Tensor | None) -> bool:
+        """Whether all ranks can send what they have; if not, the values become NaN. Both encodings may enlarge them."""
+        terms = [values, *(tensor for tensor in owed if tensor is not None)]
+        bound = doubling.all_reduce(transport, magnitude_bound(*terms))
+        if can_be_sent(float(bound), codec.gain(values.numel()) ** 2, codec):
+            return True
+        values.fill_(math.nan)
+        return False
 
     def keeps_residuals(self, codec: Codec) -> bool:
         """Whether what this codec's payloads lack is kept."""
@@ -100,9 +117,10 @@ class TwoPhaseReducer(Reducer):
 
     def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
         if isinstance(bucket.kind, Codec) and not isinstance(bucket.kind, Dense):
+            agreement = doubling.planned_bytes(BOUND_BYTES, size, rank)
             if self._config.by_nodes:
-                return by_nodes_bytes(self._hierarchy, bucket.values.numel(), size, bucket.kind)
-            return two_phase.planned_bytes(bucket.values.numel(), size, rank, bucket.kind)
+                return agreement + by_nodes_bytes(self._hierarchy, bucket.values.numel(), size, bucket.kind)
+            return agreement + two_phase.planned_bytes(bucket.values.numel(), size, rank, bucket.kind)
         return dense.planned_bytes(bucket.values.numel() * bucket.values.element_size(), size, rank)
 
     def state_dict(self) -> Tree:

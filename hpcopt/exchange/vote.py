@@ -8,6 +8,7 @@ Where gradients are mostly noise, 4 ranks tie in 3 of 8 elections. Were all ties
 a run's loss rises again; so with an even number of ranks one of them, in turn, has the casting vote.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -20,6 +21,7 @@ from hpcopt.comm.hierarchy import Hierarchy
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
 from hpcopt.compress import Residuals
+from hpcopt.compress.finite import magnitude_bound
 from hpcopt.errors import UnsupportedError
 from hpcopt.exchange.bucket import Bucket
 from hpcopt.exchange.jury import Jury
@@ -91,7 +93,7 @@ class VoteReducer(Reducer):
                     'use [run] device = "cpu", or [exchange] name = "two_phase" with codec "sign"'
                 ).everywhere()
             if beta:
-                values = self._momentum.flat(bucket.layout, values.device).mul_(beta).add_(values, alpha=1 - beta)
+                values = self._momentum_after(bucket, beta)
         if bucket.index not in self._words:
             self._words[bucket.index] = torch.empty(vote.ballot_words(values.numel()), dtype=torch.int64)
         words = self._words[bucket.index]
@@ -103,6 +105,13 @@ class VoteReducer(Reducer):
         if jury is not None and bucket.index == self._last:
             with transport.traffic.waiting():
                 jury.confer(transport)
+
+    def _momentum_after(self, bucket: Bucket, beta: float) -> Tensor:
+        """This rank's momentum with the bucket's gradients; without them if they hold Inf or NaN, which would stay."""
+        momentum = self._momentum.flat(bucket.layout, bucket.values.device)
+        if math.isinf(float(magnitude_bound(bucket.values))):
+            return momentum
+        return momentum.mul_(beta).add_(bucket.values, alpha=1 - beta)
 
     def outcome(self, bucket: Bucket, parameter: nn.Parameter) -> Tensor:
         """The majority's signs for a parameter, shape (ceil(n / 64),), int64; a set bit is minus."""

@@ -1,5 +1,6 @@
 """Gossip: the mean is conserved, and reached, whatever the graph, the delays and the codec."""
 
+import math
 import random
 import time
 
@@ -10,7 +11,7 @@ import torch
 from hpcopt.comm import graphs
 from hpcopt.comm.gossip import Choco, Metropolis, PushSum
 from hpcopt.comm.loopback import run_ranks
-from hpcopt.compress import QSGD, TopK
+from hpcopt.compress import QSGD, Natural, TopK
 from hpcopt.errors import JobError
 
 N = 37
@@ -124,6 +125,28 @@ def test_compressed_differences_agree_on_the_same_mean(size, codec, gamma):
     torch.testing.assert_close(torch.stack(results).mean(0), mean(size), rtol=1e-4, atol=1e-5)
     for x in results:
         torch.testing.assert_close(x, mean(size), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 3e38])
+def test_what_cannot_be_sent_is_seen_by_the_neighbours_and_stays_in_no_copy(bad):
+    """3e38: natural compression carries it neither. The next round, with values put back, goes on as ever."""
+
+    def program(t):
+        mixer = Choco(t, graphs.ring(4), values(4)[t.rank].clone(), Natural(), 0.5)
+        mixer.mix()
+        good, its_copies = mixer.x.clone(), [copy.clone() for j, copy in mixer.copies.items() if j == 1]
+        if t.rank == 1:
+            mixer.x[3] = bad
+        mixer.mix()
+        seen = not mixer.x.isfinite().all()
+        for before, after in zip(its_copies, [copy for j, copy in mixer.copies.items() if j == 1], strict=True):
+            assert torch.equal(before, after)
+        mixer.x.copy_(good)
+        mixer.mix()
+        assert mixer.x.isfinite().all() and all(copy.isfinite().all() for copy in mixer.copies.values())
+        return bool(seen)
+
+    assert run_ranks(4, program) == [True, True, True, False]  # rank 3 is no neighbour of rank 1
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 6, 9])

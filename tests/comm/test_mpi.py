@@ -48,6 +48,15 @@ def test_collectives(world):
 
 
 @pytest.mark.parallel([2, 3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_two_byte_values_are_summed_in_float32(world, dtype):
+    x = torch.full((5,), 257.0 if world.rank == 0 else 0.75).to(dtype)  # bfloat16 has no 257, and the sum rounds once
+    expected = torch.stack([torch.full((5,), 257.0).to(dtype).float(), *torch.full((world.size - 1, 5), 0.75)]).sum(0)
+    world.transport.all_reduce(x)
+    assert torch.equal(x, expected.to(dtype))
+
+
+@pytest.mark.parallel([2, 3])
 def test_horovod_collectives(horovod):
     world = connect("horovod")
     check_collectives(world)

@@ -168,13 +168,16 @@ def test_a_rehearsal_measures_nothing_and_says_what_auto_means():
 
 
 def test_calibration_counts_no_bytes():
-    def program(t):
+    def program(t, config):
         world = World(t)
         world.traffic.lap()
-        Exchange(world, network().named_parameters(), AutoConfig(calibration_s=0.05))
+        Exchange(world, network().named_parameters(), config)
         return world.traffic.lap().sent_bytes
 
-    assert run_ranks(2, program) == [0, 0]
+    measured, given = (
+        run_ranks(2, lambda t, c=config: program(t, c)) for config in (AutoConfig(calibration_s=0.05), RingConfig())
+    )
+    assert measured == given
 
 
 @pytest.mark.parametrize("size", [1, 2])

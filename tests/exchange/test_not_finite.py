@@ -1,0 +1,170 @@
+"""Inf and NaN of one rank: all ranks see them in that step, and none in the next; what is kept between steps does not
+change. And parameters of one name, whose error feedback would mix.
+"""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from hpcopt.comm.loopback import run_ranks
+from hpcopt.comm.world import World, alone
+from hpcopt.compress import Natural, PowerSGD, RandomK, SharedTernGrad, SharedTopK, TopK
+from hpcopt.errors import NonFiniteError, UnsupportedError
+from hpcopt.exchange import Exchange, NativeConfig, RingConfig, TwoPhaseConfig, VoteConfig
+from tests.comm.test_calibration import on_hosts
+from tests.compress.properties import CODECS
+from tests.compress.properties import label as codec_label
+
+N, STEPS, BAD_STEP = 1500, 5, 2
+SUMS = [
+    RingConfig(),
+    NativeConfig(),
+    *(RingConfig(codec=codec) for codec in CODECS if codec.name == "half"),
+    RingConfig(codec=RandomK(fraction=0.2)),
+    RingConfig(codec=RandomK(fraction=0.2, scaled=False)),
+    RingConfig(codec=PowerSGD(rank=2)),
+    RingConfig(codec=PowerSGD(rank=2, warm_start=False)),
+    RingConfig(codec=SharedTernGrad()),
+    RingConfig(codec=SharedTopK(fraction=0.1)),
+    *(TwoPhaseConfig(codec=codec, feedback=f) for codec in CODECS for f in ("error_feedback", "none")),
+    TwoPhaseConfig(codec=TopK(fraction=0.1), by_nodes=True),
+    TwoPhaseConfig(by_nodes=True),
+]
+
+
+def label(config) -> str:
+    codec = f"-{codec_label(config.codec)}" if hasattr(config, "codec") else ""
+    return f"{config.name}{codec}-{getattr(config, 'feedback', '')}-{getattr(config, 'by_nodes', '')}"
+
+
+def gradient(step: int, rank: int) -> torch.Tensor:
+    return torch.randn(N, generator=torch.Generator().manual_seed(10 * step + rank))
+
+
+def matrix() -> nn.Parameter:
+    return nn.Parameter(torch.zeros(50, 30))
+
+
+def run(size: int, config, bad: float, bad_rank: int = 1):
+    """For each rank and step: the gradient that came out, and the state that is kept before and after the step."""
+
+    def program(transport):
+        p, world = matrix(), on_hosts(transport, ["a", "a", "b", "b"][:size])
+        exchange = Exchange(world, [("p", p)], config)
+        seen = []
+        for step in range(STEPS):
+            g = gradient(step, transport.rank)
+            if step == BAD_STEP and transport.rank == bad_rank:
+                g[700] = bad
+            before = copy.deepcopy(exchange.rank_state_dict()["reducer"])
+            exchange.zero()
+            (p.view(-1) * g).sum().backward()
+            exchange.finish()
+            seen.append((p.grad.reshape(-1).clone(), before, copy.deepcopy(exchange.rank_state_dict()["reducer"])))
+        return seen
+
+    return run_ranks(size, program)
+
+
+def same(one, other) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def tensors(state) -> list[torch.Tensor]:
+    if isinstance(state, dict):
+        return [t for part in state.values() for t in tensors(part)]
+    return [state] if isinstance(state, torch.Tensor) else []
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("config", SUMS, ids=label)
+def test_all_ranks_see_it_in_that_step_and_none_in_the_next(config, bad):
+    ranks = run(3, config, bad)
+    for step in range(STEPS):
+        for gradient, before, after in (rank[step] for rank in ranks):
+            assert gradient.isfinite().all() == (step != BAD_STEP)
+            assert all(t.isfinite().all() for t in tensors(after))
+            assert step != BAD_STEP or same(before, after), "the state changed"
+
+
+@pytest.mark.parametrize("bad_rank", [0, 1])
+def test_on_one_and_on_two_ranks(bad_rank):
+    for size in range(bad_rank + 1, 3):
+        for config in (TwoPhaseConfig(codec=TopK()), RingConfig(codec=SharedTopK())):
+            for rank in run(size, config, math.nan, bad_rank):
+                assert [out.isfinite().all().item() for out, _, _ in rank] == [True, True, False, True, True]
+
+
+def test_the_next_steps_are_those_of_a_run_without_that_step():
+    config = TwoPhaseConfig(codec=TopK(fraction=0.05))
+
+    def program(transport, skip):
+        p, world = matrix(), World(transport)
+        exchange = Exchange(world, [("p", p)], config)
+        for step in range(STEPS):
+            if step == BAD_STEP and skip:
+                state = exchange.rank_state_dict()
+                exchange.load_state_dict([{**copy.deepcopy(state), "step": step + 1}] * transport.size)
+                continue
+            g = gradient(step, transport.rank)
+            if step == BAD_STEP:
+                g[:] = math.inf if transport.rank == 1 else g
+            exchange.zero()
+            (p.view(-1) * g).sum().backward()
+            exchange.finish()
+        return p.grad.clone()
+
+    left_out, gone_through = (run_ranks(3, lambda t, s=skip: program(t, s)) for skip in (True, False))
+    assert all(torch.equal(a, b) for a, b in zip(left_out, gone_through, strict=True))
+
+
+@pytest.mark.parametrize("config", [VoteConfig(momentum=0.9), VoteConfig(), VoteConfig(momentum=0.9, by_nodes=True)])
+def test_a_vote_outvotes_it_and_no_momentum_keeps_it(config):
+    """A minority's NaN cannot be told from a lie, which must not stop the others."""
+    ranks = run(3, config, math.nan)
+    for step in range(STEPS):
+        for rank, (gradient, before, after) in enumerate(rank[step] for rank in ranks):
+            assert (gradient.abs() == 1).all()
+            assert all(t.isfinite().all() for t in tensors(after))
+            if step == BAD_STEP and config.momentum:
+                assert same(before["momentum"], after["momentum"]) == (rank == 1)
+
+
+@pytest.mark.parametrize(
+    "config", [TwoPhaseConfig(codec=Natural()), RingConfig(codec=SharedTopK(fraction=1)), RingConfig(codec=PowerSGD())]
+)
+def test_what_would_leave_the_range_is_refused_by_name_on_all_ranks(config):
+    refused = []
+
+    def program(transport):
+        p = matrix()
+        exchange = Exchange(World(transport), [("p", p)], config)
+        exchange.zero()
+        (p * (2e38 if transport.rank else 1.0)).sum().backward()
+        try:
+            exchange.finish()
+        except NonFiniteError as error:
+            refused.append((config.codec.name in str(error), error.on_every_rank))
+
+    run_ranks(3, program)
+    assert refused == [(True, True)] * 3
+
+
+def test_parameters_of_one_name_are_refused():
+    for config in (RingConfig(), TwoPhaseConfig(bucket_mb=1e-6)):
+        with pytest.raises(UnsupportedError, match="share the name 'weight'"):
+            Exchange(alone(), [("weight", matrix()), ("bias", matrix()), ("weight", matrix())], config)
+
+
+def test_equal_names_on_one_rank_alone_end_all_ranks():
+    def program(transport):
+        names = ("a", "a") if transport.rank == 1 else ("a", "b")
+        with pytest.raises(Exception, match="share the name 'a'"):
+            Exchange(World(transport), [(name, matrix()) for name in names], RingConfig())
+
+    run_ranks(3, program)
