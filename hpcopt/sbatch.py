@@ -88,8 +88,12 @@ def check_name(name: str) -> None:
 
 
 def word(text: str) -> str:
-    """A word of an ``#SBATCH`` line: quotes, blanks, ``#`` and backslashes mean themselves behind a backslash."""
-    return re.sub(r"[\s'\"\\#]", r"\\\g<0>", text)
+    """A word of an ``#SBATCH`` line. Unlike in a shell, a blank ends a word also behind a backslash, and a backslash
+    escapes also between quotes.
+    """
+    if not re.search(r"[\s'\"\\#]", text):
+        return text
+    return '"' + re.sub(r"[\"\\]", r"\\\g<0>", text) + '"'
 
 
 def file_name(text: str) -> str:

@@ -84,10 +84,14 @@ def test_what_would_fail_in_the_queue_fails_here(checkout, capsys, arguments, me
 
 
 def sbatch_words(line: str) -> list[str]:
-    """An ``#SBATCH`` line as sbatch takes it apart: a backslash escapes also between quotes, ``#`` begins a comment."""
+    """An ``#SBATCH`` line as sbatch was seen to take it apart: a backslash escapes also between quotes, but no blank
+    outside them; ``#`` begins a comment.
+    """
     words, quote, escaped = [""], "", False
     for character in line.removeprefix("#SBATCH "):
-        if escaped:
+        if character.isspace() and not quote:
+            words.append("")
+        elif escaped:
             words[-1], escaped = words[-1] + character, False
         elif character == "\\":
             escaped = True
@@ -97,14 +101,12 @@ def sbatch_words(line: str) -> list[str]:
             quote = character
         elif not quote and character == "#":
             break
-        elif not quote and character.isspace():
-            words.append("")
         else:
             words[-1] += character
     return words
 
 
-@pytest.mark.parametrize("name", ["two words", "it's", 'a "b"', "100% #1", "dir; rm -rf *"])
+@pytest.mark.parametrize("name", ["two words", "it's", 'a "b"', "100% #1", "dir; rm -rf *", "é ü"])
 def test_a_name_of_any_characters_stays_one_word(checkout, capsys, name):
     job = checkout / f"{name}.toml"
     job.write_text((ROOT / "jobs/quickstart.toml").read_text())

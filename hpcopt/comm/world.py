@@ -182,6 +182,11 @@ class World:
         self.closed = True
 
 
+_NO_MPI = """\
+MPI cannot be loaded ({}): load the module of the site's, or install one into this Python, with
+  pip install mpich"""
+
+
 def connect(backend: Backend = "mpi", debug: bool = False, stall_s: float = STALL_S) -> World:
     """Start the transport and find the other ranks. Collective: over all ranks of the job.
 
@@ -192,10 +197,13 @@ def connect(backend: Backend = "mpi", debug: bool = False, stall_s: float = STAL
         stall_s: seconds that a collective may wait before the ranks missing from it are named; the first call's count.
 
     Raises:
-        LaunchError: the launcher meant this job to have another number of ranks, or the backend is not installed.
+        LaunchError: the launcher meant this job to have another number of ranks; MPI or the backend is not installed.
     """
     os.environ.setdefault("OMPI_MCA_osc", "^ucx")  # where it finds no device it says so on every rank, as an error
-    from mpi4py import MPI
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise LaunchError(_NO_MPI.format(str(error).splitlines()[0])) from None
 
     from hpcopt.comm.mpi import MpiTransport
 

@@ -1,12 +1,15 @@
 """What ranks know of each other, and how they fail together."""
 
+import sys
+import types
+
 import pytest
 import torch
 
 from hpcopt.comm.dense import SHORT_BYTES
 from hpcopt.comm.loopback import run_ranks
-from hpcopt.comm.world import World, alone
-from hpcopt.errors import DataError, HpcoptError, PeerError
+from hpcopt.comm.world import World, alone, connect
+from hpcopt.errors import DataError, HpcoptError, LaunchError, PeerError
 
 
 def test_ranks_of_one_host():
@@ -108,3 +111,19 @@ def test_groups_know_their_numbers_in_the_job():
         return half.ranks, half.split(0).ranks
 
     assert run_ranks(5, program) == [([4, 2, 0],) * 2, ([3, 1],) * 2] * 2 + [([4, 2, 0],) * 2]
+
+
+class _WithoutLibrary(types.ModuleType):
+    """mpi4py from a wheel where no MPI is installed."""
+
+    def __getattr__(self, name):
+        raise RuntimeError("cannot load MPI library\nlibmpi.so: cannot open shared object file\nlibmpi.so.12: the same")
+
+
+@pytest.mark.parametrize("mpi4py", [None, _WithoutLibrary("mpi4py")])
+def test_without_an_mpi_it_says_how_to_get_one(monkeypatch, mpi4py):
+    with monkeypatch.context() as patch, pytest.raises(LaunchError, match="MPI cannot be loaded") as error:
+        patch.setitem(sys.modules, "mpi4py", mpi4py)
+        connect()
+    assert str(error.value).endswith("\n  pip install mpich")
+    assert "libmpi.so" not in str(error.value)

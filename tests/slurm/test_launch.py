@@ -50,8 +50,8 @@ def test_four_hosts_train_over_their_links(cluster, environment):
     assert on_links == pytest.approx(reported, rel=0.1)
 
 
-@every_launcher
-def test_ranks_of_one_host_are_numbered_there_and_have_a_thread_for_each_core(cluster, environment):
+def ranks_of(*options: str, **environment: str) -> list[list[str]]:
+    """Rank, host, node, local rank and threads of every rank that a batch job of these options starts."""
     Path("ranks.py").write_text(
         "from hpcopt.comm.world import connect\n"
         "w = connect()\n"
@@ -62,13 +62,26 @@ def test_ranks_of_one_host_are_numbered_there_and_have_a_thread_for_each_core(cl
     )
     Path("ranks.sh").write_text(
         "#!/bin/bash\n#SBATCH --time=5 --output=logs/ranks-%j.out\nset -euo pipefail\nsource slurm/launch.sh\n"
-        'run_ranks "$SLURM_NTASKS" python ranks.py\n'
+        'run_ranks "$RANKS" python ranks.py\n'
     )
-    job = BatchJob("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=3", "ranks.sh", **environment).end()
-    ranks = sorted(line.split()[1:] for line in job.log.splitlines() if line.startswith("RANK"))
+    job = BatchJob(*options, "ranks.sh", **environment).end()
+    return sorted(line.split()[1:] for line in job.log.splitlines() if line.startswith("RANK"))
+
+
+@every_launcher
+def test_ranks_of_one_host_are_numbered_there_and_have_a_thread_for_each_core(cluster, environment):
+    ranks = ranks_of("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=3", **environment)
     assert [rank[0] for rank in ranks] == ["0", "1", "2", "3"]
     assert [rank[2:] for rank in ranks] == [["0", "0", "3"], ["0", "1", "3"], ["1", "0", "3"], ["1", "1", "3"]]
     assert ranks[0][1] == ranks[1][1] != ranks[2][1] == ranks[3][1]
+
+
+@every_launcher
+def test_hosts_have_as_many_ranks_as_slurm_gave_them(cluster, environment):
+    """Five ranks on three hosts are three, one and one; without a word about ranks it is one a host."""
+    ranks = ranks_of("--nodes=3", "--ntasks=5", **environment)
+    assert [rank[2] for rank in ranks] == ["0", "0", "0", "1", "2"]
+    assert [rank[2] for rank in ranks_of("--nodes=3", **environment)] == ["0", "1", "2"]
 
 
 def test_the_wrong_mpi_kind_is_stopped_with_the_right_command(cluster):
