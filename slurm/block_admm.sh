@@ -1,7 +1,7 @@
 #!/bin/bash
 # Train by stochastic Block-ADMM.
 #
-#   sbatch slurm/block_admm.sh [JOB.toml] [options of hpcopt.train]     (default: jobs/block_admm.toml)
+#   sbatch slurm/block_admm.sh [JOB.toml] [options of hpcopt train]     (default: jobs/block_admm.toml)
 #
 # Submit from the top of the checkout; what to edit, and how preemption works, is as in slurm/train.sh.
 #

@@ -2,7 +2,7 @@
 # Pretrain BERT with KAISA: phase 1 on short sequences, then phase 2 on long ones, a second job that waits for the first
 # and begins with its weights.
 #
-#   sbatch slurm/kaisa_bert.sh [JOB.toml] [options of hpcopt.train]     (default: jobs/kaisa_bert.toml)
+#   sbatch slurm/kaisa_bert.sh [JOB.toml] [options of hpcopt train]     (default: jobs/kaisa_bert.toml)
 #   PHASE=2 PHASE1_DIR=runs/... sbatch slurm/kaisa_bert.sh              phase 2 alone
 #
 # The job of phase 2 is JOB_phase2.toml. A job that reads data/bert gets it made, by all ranks, if it is not there.
@@ -30,13 +30,15 @@ if [[ ${1:-} == *.toml ]]; then
     shift
 fi
 PHASE=${PHASE:-1}
+[[ $PHASE == [12] ]] || refuse "PHASE=$PHASE: write 1 or 2"
+[[ $PHASE == 1 || -n ${PHASE1_DIR:-} ]] || refuse "PHASE1_DIR: give the run directory of phase 1"
 RUN_DIR=${RUN_DIR:-runs/$(basename "$JOB" .toml)-phase$PHASE-$SLURM_JOB_ID}
 job_file=$JOB begin_with=() runs=("$RUN_DIR")
 ((PHASE == 1)) || job_file=${JOB%.toml}_phase2.toml
 [[ -r $job_file ]] || refuse "there is no $job_file"
 
 if ((PHASE == 2)); then
-    begin_with=(--set "workload.start_from=${PHASE1_DIR:?the run directory of phase 1}")
+    begin_with=(--set "workload.start_from=$PHASE1_DIR")
     runs=("$PHASE1_DIR" "$RUN_DIR")
 elif ((${SLURM_RESTART_COUNT:-0} == 0)); then
     export PHASE1_DIR=$RUN_DIR

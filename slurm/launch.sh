@@ -17,6 +17,15 @@ refuse() {
     exit "$EXIT_BAD_INPUT"
 }
 
+# whole NAME VALUE...: refuse a setting with a value that is no whole number.
+whole() {
+    local name=$1 value
+    shift
+    for value; do
+        [[ $value =~ ^(0|[1-9][0-9]*)$ ]] || refuse "$name: \"$value\" is no whole number"
+    done
+}
+
 [[ -n ${SLURM_JOB_ID:-} ]] || refuse "this is a batch script: submit it with sbatch"
 [[ -z ${SLURM_HET_SIZE:-} ]] || refuse "heterogeneous jobs are not supported: submit one component, of one kind of node"
 
@@ -54,6 +63,7 @@ fi
 LAUNCHER=${LAUNCHER:-srun}
 MPI_KIND=${MPI_KIND:-}
 MAX_RESTARTS=${MAX_RESTARTS:-20}
+whole MAX_RESTARTS "$MAX_RESTARTS"
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 export TERM=dumb # Open MPI gives the ranks a pseudo-terminal, but nobody watches: no progress bar into the log
 # The plain id of an array's last task is that of the whole array.

@@ -1,7 +1,7 @@
 #!/bin/bash
 # A scaling study: a job array with one task for each number of nodes and each seed, one run directory a task.
 #
-#   sbatch slurm/scaling_sweep.sh JOB.toml [options of hpcopt.train]
+#   sbatch slurm/scaling_sweep.sh JOB.toml [options of hpcopt train]
 #   NODES="1 2 4 8 16" SEEDS="0 1 2 3" sbatch -N 16 --array=0-19%2 slurm/scaling_sweep.sh JOB.toml
 #   python -m hpcopt.report runs/sweep-<job id>/*
 #
@@ -28,12 +28,17 @@ set -euo pipefail
 # shellcheck source=slurm/launch.sh
 source slurm/launch.sh
 
-JOB=${1:?usage: sbatch slurm/scaling_sweep.sh JOB.toml [options of hpcopt.train]}
+(($#)) || refuse "usage: sbatch slurm/scaling_sweep.sh JOB.toml [options of hpcopt train]"
+JOB=$1
 shift
 read -ra nodes <<<"${NODES:-1 2 4}"
 read -ra seeds <<<"${SEEDS:-0 1 2}"
+whole NODES "${nodes[@]}"
+whole SEEDS "${seeds[@]}"
 points=$((${#nodes[@]} * ${#seeds[@]}))
-[[ ${SLURM_ARRAY_TASK_COUNT:-0} -eq $points ]] || refuse "${#nodes[@]} sizes and ${#seeds[@]} seeds: --array=0-$((points - 1))"
+if [[ ${SLURM_ARRAY_TASK_COUNT:-none} != "$points" || $SLURM_ARRAY_TASK_ID -ge $points ]]; then
+    refuse "${#nodes[@]} sizes and ${#seeds[@]} seeds: --array=0-$((points - 1))"
+fi
 
 n=${nodes[SLURM_ARRAY_TASK_ID / ${#seeds[@]}]}
 seed=${seeds[SLURM_ARRAY_TASK_ID % ${#seeds[@]}]}
@@ -42,6 +47,7 @@ seed=${seeds[SLURM_ARRAY_TASK_ID % ${#seeds[@]}]}
 ranks=$((n * RANKS_PER_NODE))
 weak=()
 if [[ -n ${BATCH_PER_RANK:-} ]]; then
+    whole BATCH_PER_RANK "$BATCH_PER_RANK"
     weak=(--set "workload.batch=$((BATCH_PER_RANK * ranks))")
 fi
 

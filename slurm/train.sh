@@ -1,7 +1,7 @@
 #!/bin/bash
 # Train one job on as many ranks as SLURM gives.
 #
-#   sbatch slurm/train.sh jobs/quickstart.toml [options of hpcopt.train]
+#   sbatch slurm/train.sh jobs/quickstart.toml [options of hpcopt train]
 #   sbatch -N 16 --ntasks-per-node=8 -t 4:00:00 slurm/train.sh JOB.toml --set run.seed=1
 #   LAUNCHER=mpirun sbatch slurm/train.sh JOB.toml
 #
@@ -25,7 +25,8 @@ set -euo pipefail
 # shellcheck source=slurm/launch.sh
 source slurm/launch.sh
 
-JOB=${1:?usage: sbatch slurm/train.sh JOB.toml [options of hpcopt.train]}
+(($#)) || refuse "usage: sbatch slurm/train.sh JOB.toml [options of hpcopt train]"
+JOB=$1
 shift
 RUN_DIR=${RUN_DIR:-runs/$(basename "$JOB" .toml)-$SLURM_JOB_ID}
 

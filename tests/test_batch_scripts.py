@@ -144,3 +144,29 @@ def test_a_site_file_stands_here_or_beside_the_launch_script(allocation, tmp_pat
     (tmp_path / "slurm/site/here.sh").write_text("echo THE FOLDER\n")
     assert "THE FOLDER" in said()
     assert "THE PACKAGE" not in said()
+
+
+@pytest.mark.parametrize(
+    ("script", "environment", "message"),
+    [
+        ("train.sh", {"SLURM_JOB_ID": ""}, "this is a batch script: submit it with sbatch"),
+        ("train.sh", {"SLURM_HET_SIZE": "2"}, "heterogeneous jobs are not supported"),
+        ("train.sh", {"LAUNCHER": "orterun"}, "write srun or mpirun"),
+        ("train.sh", {"MAX_RESTARTS": "many"}, 'MAX_RESTARTS: "many" is no whole number'),
+        ("train.sh", {}, "usage: sbatch slurm/train.sh JOB.toml"),
+        ("scaling_sweep.sh", {}, "usage: sbatch slurm/scaling_sweep.sh JOB.toml"),
+        ("kaisa_bert.sh jobs/none.toml", {}, "there is no jobs/none.toml"),
+        ("kaisa_bert.sh", {"PHASE": "two"}, "PHASE=two: write 1 or 2"),
+        ("kaisa_bert.sh", {"PHASE": "2"}, "PHASE1_DIR: give the run directory"),
+        ("scaling_sweep.sh job.toml", {}, "3 sizes and 3 seeds: --array=0-8"),
+        ("scaling_sweep.sh job.toml", {"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_COUNT": "9"}, "--array=0-8"),
+        ("scaling_sweep.sh job.toml", {"NODES": "1 2x"}, 'NODES: "2x" is no whole number'),
+        ("scaling_sweep.sh job.toml", {"SEEDS": "1,2"}, 'SEEDS: "1,2" is no whole number'),
+    ],
+)
+def test_what_cannot_run_is_refused_in_one_sentence(allocation, script, environment, message):
+    name, *arguments = script.split()
+    code, said = run(f"slurm/{name}", *arguments, **{**allocation, **environment})
+    assert (code, message in said) == (2, True), said
+    assert "unbound variable" not in said
+    assert not Path("srun.asked").exists()
