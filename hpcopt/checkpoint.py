@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case _:
                 return diff(options.path, options.other)
     except HpcoptError as error:
-        print(f"hpcopt.checkpoint: {error}", file=sys.stderr)
+        print(f"hpcopt checkpoint: {error}", file=sys.stderr)
         return error.exit_code
 
 

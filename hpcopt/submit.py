@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             submit(script, options.job.stem, options.array is not None)
     except HpcoptError as error:
-        print(f"hpcopt.submit: error: {error}", file=sys.stderr)
+        print(f"hpcopt submit: error: {error}", file=sys.stderr)
         return error.exit_code
     return EXIT_DONE
 

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             prepare(options.name, options.data_dir, force=True, source=options.source)
         rows = ", ".join(f"{len(Shards(folder, split)):,} {split}" for split in SPLITS)
     except HpcoptError as error:
-        print(f"hpcopt.prepare: {error}", file=sys.stderr)
+        print(f"hpcopt prepare: {error}", file=sys.stderr)
         return error.exit_code
     print(f"{folder}: {'already there' if there else 'prepared'}, {rows} rows")
     return 0

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         pass
     except HpcoptError as error:
-        print(f"hpcopt.report: {error}", file=sys.stderr)
+        print(f"hpcopt report: {error}", file=sys.stderr)
         return error.exit_code
     return EXIT_DONE
 

@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         world.close()
     except HpcoptError as error:
         if world is None or world.rank == 0 or not error.on_every_rank:
-            print(f"hpcopt.prepare: {error}", file=sys.stderr, flush=True)
+            print(f"hpcopt prepare: {error}", file=sys.stderr, flush=True)
         if world is not None and not error.on_every_rank:
             world.transport.abort(error.exit_code)
         return error.exit_code
