@@ -81,3 +81,10 @@ class NonFiniteError(HpcoptError):
 
 class PayloadError(HpcoptError):
     """A codec's payload is cut short, damaged or made with other settings."""
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The process's exit code for an error that nobody has caught."""
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    return error.exit_code if isinstance(error, HpcoptError) else EXIT_BUG

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import hpcopt
 from hpcopt.comm.launch import launch_from, leave_exit_code, machine, usable_threads
-from hpcopt.errors import EXIT_BUG, EXIT_DONE, HpcoptError, JobError
+from hpcopt.errors import EXIT_DONE, HpcoptError, JobError, exit_code_of
 from hpcopt.shipped import shipped
 from hpcopt.trainer.signals import StopSignals
 
@@ -36,7 +36,7 @@ examples:
   hpcopt train my.toml --dry-run --ranks 1024
 
 exit codes: 0 done; 1 a bug, with its rank's traceback; 2 bad input: the message says what to do; 3 the loss is no
-longer finite; 70 another rank failed; 85 checkpointed before the end: submit the same command again.
+longer finite; 70 another rank failed; 85 checkpointed before the end: submit the same command again; 130 interrupted.
 """
 
 
@@ -84,10 +84,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def guarded(options: argparse.Namespace, signals: StopSignals) -> int:
-    """Do what the options say; a failure of any rank becomes a message and an exit code."""
+    """Do what the options say; whatever ends it on any rank becomes a message and an exit code, for all ranks."""
     launch = launch_from()
     world: World | None = None
     try:
+        check(options)
         from hpcopt.job import read_job, schema
         from hpcopt.lean_torch import keep_dynamo_out
 
@@ -105,29 +106,45 @@ def guarded(options: argparse.Namespace, signals: StopSignals) -> int:
 
         world = connect(job.run.backend, job.run.debug)
         exit_code = train(job, world, options, signals)
-    except HpcoptError as error:
-        if launch.rank == 0 or (world is not None and not error.on_every_rank):
-            where = "" if launch.rank == 0 else f" on rank {launch.rank}, {socket.gethostname()}"
-            print(f"hpcopt: error{where}: {error}", file=sys.stderr, flush=True)
-        if world is not None and not error.on_every_rank:
-            leave_exit_code(error.exit_code)
-            world.transport.abort(error.exit_code)
-        exit_code = error.exit_code
-    except Exception:
-        print(
-            f"hpcopt: rank {launch.rank} on {socket.gethostname()} failed:\n{traceback.format_exc()}",
-            file=sys.stderr,
-            flush=True,
-        )
-        if world is not None:
-            leave_exit_code(EXIT_BUG)
-            world.transport.abort(EXIT_BUG)
-        return EXIT_BUG
+    except BaseException as error:  # an exit and Ctrl-C, too: the others would wait for this rank
+        exit_code = exit_code_of(error)
+        agreed = isinstance(error, HpcoptError) and error.on_every_rank
+        if launch.rank == 0 or not agreed:
+            print(f"hpcopt: {account(error, launch.rank)}", file=sys.stderr, flush=True)
+        if launch.size > 1 and not agreed and not options.dry_run:
+            leave_exit_code(exit_code)
+            from hpcopt.comm.mpi import abort  # starts MPI, if need be: ranks that start it wait for this one
+
+            abort(exit_code)
     if world is not None:
         world.close()
     if launch.rank == 0:
         leave_exit_code(exit_code)
     return exit_code
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raise JobError for options that do not go together."""
+    if options.ranks is None:
+        return
+    if not options.dry_run:
+        raise JobError(
+            f"--ranks goes with --dry-run; to train on so many: mpirun -n {options.ranks} hpcopt train ..."
+        ).everywhere()
+    if options.ranks < 1:
+        raise JobError(f"--ranks {options.ranks}: a job has at least one rank").everywhere()
+
+
+def account(error: BaseException, rank: int) -> str:
+    """What a person is told of what ended a rank."""
+    where = f"rank {rank} on {socket.gethostname()}"
+    match error:
+        case HpcoptError():
+            return f"error{f' on {where}' if rank else ''}: {error}"
+        case KeyboardInterrupt():
+            return f"{where} was interrupted; what came after the last checkpoint is lost"
+        case _:
+            return f"{where} failed:\n{''.join(traceback.format_exception(error))}"
 
 
 def default_job() -> Path:

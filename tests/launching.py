@@ -4,7 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
@@ -15,20 +18,34 @@ MARK = "HPCOPT_TEST_JOB"
 
 
 class Job(subprocess.Popen[str]):
-    """``mpirun`` of a Python program."""
+    """``mpirun`` of a Python program. Standard error is a pipe; standard output goes into a file, so that a rank may
+    print what nobody reads.
+    """
 
     def __init__(self, ranks: int, *arguments: str, **environment: str) -> None:
         """Start; ``arguments`` are Python's."""
-        self._mark = uuid4().hex
+        self._mark, self._out = uuid4().hex, tempfile.TemporaryFile("w+")  # noqa: SIM115
         super().__init__(
             [str(Path(sys.executable).with_name("mpirun")), "-n", str(ranks), sys.executable, *arguments],
-            stdout=subprocess.PIPE,
+            stdout=self._out,
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,
             env={**os.environ, **environment, MARK: self._mark},
             start_new_session=True,
         )
+
+    @property
+    def out(self) -> str:
+        """What it has printed."""
+        self._out.seek(0)
+        return self._out.read()
+
+    def wait_for(self, event: Callable[[], bool]) -> None:
+        """Return when something has come about; fail if the job ends before."""
+        while not event():
+            assert self.poll() is None, f"the job ended: {self.communicate()[1]}"
+            time.sleep(0.02)
 
     def rank_pids(self) -> dict[int, int]:
         """Process of each rank that is there."""
@@ -60,17 +77,20 @@ class Job(subprocess.Popen[str]):
 
 @contextmanager
 def started(ranks: int, *arguments: str, **environment: str) -> Iterator[Job]:
-    """A job that runs while the body does, or for a shorter time."""
+    """A job that runs while the body does, or for a shorter time, and never longer than ``PATIENCE_S``."""
     job = Job(ranks, *arguments, **environment)
+    patience = threading.Timer(PATIENCE_S, job.end)
+    patience.start()
     try:
         yield job
     finally:
+        patience.cancel()
         job.end()
-        job.communicate()
+        job.stderr.close()
 
 
 def mpirun(ranks: int, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a job to its end."""
     with started(ranks, *arguments, **environment) as job:
-        out, error = job.communicate(timeout=PATIENCE_S)
-        return subprocess.CompletedProcess(job.args, job.returncode, out, error)
+        error = job.communicate()[1]
+        return subprocess.CompletedProcess(job.args, job.returncode, job.out, error)

@@ -5,10 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import h5py
@@ -20,6 +16,7 @@ from hpcopt.checkpoint import leaves
 from hpcopt.prepare import prepare
 from hpcopt.store.checkpoint import Checkpoints
 from hpcopt.train import main
+from tests.launching import mpirun, started
 
 JOB = """
 [run]
@@ -238,6 +235,8 @@ def test_dry_run_plans_for_ranks_that_are_not_there(job, capsys):
         (["--resume"], "has no checkpoint"),
         (["--run-dir", "/proc/nowhere"], "cannot write to the run directory"),
         (["--dry-run", "--ranks", "65"], "cannot be shared by 65 ranks"),
+        (["--dry-run", "--ranks", "0"], "at least one rank"),
+        (["--ranks", "4"], "mpirun -n 4 hpcopt train"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2(job, tmp_path, capsys, arguments, complaint):
@@ -334,100 +333,122 @@ def serial_losses(folder: Path, steps: int) -> list[float]:
     return result
 
 
-def mpirun(ranks: int, *arguments: str) -> subprocess.Popen:
-    program = [str(Path(sys.executable).with_name("mpirun")), "-n", str(ranks), sys.executable, "-m", "hpcopt.train"]
-    root = Path(__file__).parents[1]
-    return subprocess.Popen([*program, *arguments], stderr=subprocess.PIPE, text=True, cwd=root, start_new_session=True)
-
-
-def children(pid: int) -> list[int]:
-    """The ranks under an mpirun."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            command, parent = re.match(r"\d+ \((.*)\) \S (\d+)", stat.read_text()).groups()
-        except (OSError, AttributeError):
-            continue
-        if int(parent) == pid:
-            child = int(stat.parent.name)
-            found += [child] if command.startswith("python") else children(child)
-    return found
+TRAIN = ("-m", "hpcopt.train")
 
 
 def test_a_killed_rank_ends_the_job_and_the_next_start_loses_no_bit(job, tmp_path):
-    long = ["--set", "run.steps=300", "--set", "run.checkpoint_every=20", "--set", "run.debug=false"]
-    killed = mpirun(3, job, "--run-dir", str(tmp_path / "run"), *long)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "run" / "checkpoints" / "latest").exists():
-        assert time.monotonic() < deadline
-        assert killed.poll() is None
-        time.sleep(0.02)
-    os.kill(children(killed.pid)[-1], signal.SIGKILL)
-    killed.communicate(timeout=20)
-    assert killed.returncode != 0
-    again = mpirun(3, job, "--run-dir", str(tmp_path / "run"), "--resume", *long)
-    straight = mpirun(3, job, "--run-dir", str(tmp_path / "straight"), *long)
-    for process in (again, straight):
-        process.communicate(timeout=100)
-        assert process.returncode == 0
+    long = [*TRAIN, job, "--set", "run.steps=300", "--set", "run.checkpoint_every=20", "--set", "run.debug=false"]
+    with started(3, *long, "--run-dir", str(tmp_path / "run")) as killed:
+        killed.wait_for((tmp_path / "run" / "checkpoints" / "latest").exists)
+        os.kill(killed.rank_pids()[2], signal.SIGKILL)
+        assert killed.wait() != 0
+    assert mpirun(3, *long, "--run-dir", str(tmp_path / "run"), "--resume").returncode == 0
+    assert mpirun(3, *long, "--run-dir", str(tmp_path / "straight")).returncode == 0
     np.testing.assert_array_equal(losses(tmp_path / "run"), losses(tmp_path / "straight"))
     assert torch.equal(parameters(tmp_path / "run"), parameters(tmp_path / "straight"))
+
+
+def test_an_interrupted_rank_ends_the_job(job, tmp_path):
+    """Ctrl-C may reach one rank alone: the others would wait for it."""
+    run = tmp_path / "run"
+    with started(2, *TRAIN, job, "--run-dir", str(run), "--set", "run.steps=100000") as interrupted:
+        interrupted.wait_for((run / "checkpoints" / "latest").exists)
+        os.kill(interrupted.rank_pids()[1], signal.SIGINT)
+        error = interrupted.communicate()[1]
+    assert interrupted.returncode == 130
+    assert "rank 1 on" in error and "was interrupted" in error
+    assert "Traceback" not in error and "stall" not in error
+
+
+def test_a_rank_that_fails_before_it_joins_the_others_ends_the_job(job, tmp_path):
+    """It would leave them in the start of MPI. Here one host does not see the job file."""
+    other = (
+        "import os, sys, hpcopt.train as t\n"
+        "job = sys.argv[1] if t.launch_from().rank == 0 else '/nowhere/job.toml'\n"
+        "sys.exit(t.main([job, *sys.argv[2:]]))\n"
+    )
+    done = mpirun(2, "-c", other, job, "--run-dir", str(tmp_path / "run"))
+    assert done.returncode == 2
+    assert "error on rank 1" in done.stderr and "/nowhere/job.toml" in done.stderr
 
 
 def test_a_stopped_rank_is_named_by_those_that_wait(job, tmp_path):
     """Not one thread of it runs: it is known by its silence. Woken up, it goes on as if nothing had been."""
     settings = ["--set", "run.stall_s=0.5", "--set", "run.steps=100000", "--set", "run.checkpoint_every=20"]
-    ranks = mpirun(3, job, "--run-dir", str(tmp_path / "run"), *settings)
-    timer = threading.Timer(100, ranks.kill)
-    timer.start()
-    while not (tmp_path / "run" / "checkpoints" / "latest").exists():
-        assert ranks.poll() is None
-        time.sleep(0.02)
-    pids = children(ranks.pid)
-    stopped = pids[-1]
-    rank = re.search(rb"(?:PMI|OMPI_COMM_WORLD)_RANK=(\d)", Path(f"/proc/{stopped}/environ").read_bytes())[1].decode()
-    os.kill(stopped, signal.SIGSTOP)
-    said = ""
-    for line in ranks.stderr:
-        said += line
-        if "no sign of life" in line:
-            os.kill(stopped, signal.SIGCONT)
-        if "went on" in line:
-            break
-    timer.cancel()
-    for pid in pids:
-        os.kill(pid, signal.SIGTERM)
-    ranks.communicate(timeout=60)
-    report = rf"stall: ranks .* have waited .*; missing: .*\n(  .*\n)*  rank {rank} on \S+ gives no sign of life"
+    with started(3, *TRAIN, job, "--run-dir", str(tmp_path / "run"), *settings) as ranks:
+        ranks.wait_for((tmp_path / "run" / "checkpoints" / "latest").exists)
+        pids = ranks.rank_pids()
+        os.kill(pids[1], signal.SIGSTOP)
+        said = ""
+        for line in ranks.stderr:
+            said += line
+            if "rank 1 on" in line and "no sign of life" in line:
+                os.kill(pids[1], signal.SIGCONT)
+            if "went on" in line:
+                break
+        for pid in pids.values():
+            os.kill(pid, signal.SIGTERM)
+        said += ranks.communicate()[1]
+    report = r"stall: ranks .* have waited .*; missing: .*\n(  .*\n)*  rank 1 on \S+ gives no sign of life"
     assert re.search(report, said)
     assert re.search(r"went on: .*, after \d+\.\d s", said)
+    assert ranks.returncode == 85
 
 
 def test_bad_input_is_said_once_and_ends_every_rank(job, tmp_path):
-    process = mpirun(2, job, "--run-dir", str(tmp_path / "run"), "--set", "workload.batch=1")
-    error = process.communicate(timeout=60)[1]
-    assert process.returncode == 2
-    assert error.count("cannot be shared by 2 ranks") == 1
+    done = mpirun(2, *TRAIN, job, "--run-dir", str(tmp_path / "run"), "--set", "workload.batch=1")
+    assert done.returncode == 2
+    assert done.stderr.count("cannot be shared by 2 ranks") == 1
 
 
-def test_a_bug_on_one_rank_shows_its_traceback_and_ends_all(job, tmp_path):
-    bug = (
+@pytest.mark.parametrize(
+    ("bug", "said"), [("1 / 0", "ZeroDivisionError: division by zero"), ("sys.exit(0)", "SystemExit: 0")]
+)
+def test_a_bug_on_one_rank_shows_its_traceback_and_ends_all(job, tmp_path, bug, said):
+    program = (
         "import sys, hpcopt.train as t, hpcopt.solvers.data_parallel as d\n"
         "step = d.DataParallel.step\n"
         "def broken(self, batch):\n"
-        "    if self._step == 3 and t.launch_from().rank == 1: raise ZeroDivisionError('mine')\n"
+        f"    if self._step == 3 and t.launch_from().rank == 1: {bug}\n"
         "    return step(self, batch)\n"
         "d.DataParallel.step = broken\n"
         "sys.exit(t.main(sys.argv[1:]))\n"
     )
-    program = [str(Path(sys.executable).with_name("mpirun")), "-n", "2", sys.executable, "-c", bug]
-    done = subprocess.run(
-        [*program, job, "--run-dir", str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=Path(__file__).parents[1],
-    )
+    done = mpirun(2, "-c", program, job, "--run-dir", str(tmp_path / "run"))
     assert done.returncode == 1
     assert "rank 1 on" in done.stderr
-    assert "ZeroDivisionError: mine" in done.stderr
+    assert said in done.stderr
+
+
+def test_a_gradient_that_is_not_finite_is_a_diverged_run_under_any_exchange(job, tmp_path, capsys):
+    arguments = [job, "--run-dir", str(tmp_path / "run"), "--set", "solver.optimizer.lr=1e30"]
+    assert main([*arguments, "--set", "exchange.name=two_phase"]) == 3
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_without_horovod_one_message_says_what_to_install(job, tmp_path):
+    """A module of that name that is none stands for an installation that does not work, or for none."""
+    (tmp_path / "horovod").mkdir()
+    (tmp_path / "horovod" / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'horovod'\")")
+    path = os.pathsep.join([str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    arguments = [
+        job,
+        "--run-dir",
+        str(tmp_path / "run"),
+        "--set",
+        "run.backend=horovod",
+        "--set",
+        "exchange.name=native",
+    ]
+    done = mpirun(2, *TRAIN, *arguments, PYTHONPATH=path)
+    assert done.returncode == 2
+    assert done.stderr.count("pip install") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_finished_run_says_that_nothing_is_left_to_do(job, tmp_path, capsys):
+    run = str(tmp_path / "run")
+    assert main([job, "--run-dir", run, "--set", "run.steps=6"]) == 0
+    capsys.readouterr()
+    assert main([job, "--run-dir", run, "--set", "run.steps=4"]) == 0
+    assert "nothing to do: the run is at step 6, and the job asks for 4" in capsys.readouterr().out

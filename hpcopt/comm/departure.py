@@ -25,7 +25,7 @@ from typing import Any, NoReturn, Protocol
 from hpcopt.comm.launch import leave_exit_code
 from hpcopt.comm.stall import StallWatch, Watch
 from hpcopt.comm.transport import Transport
-from hpcopt.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_PEER, HpcoptError
+from hpcopt.errors import EXIT_BUG, EXIT_PEER, exit_code_of
 
 
 class Company(Protocol):
@@ -113,13 +113,6 @@ def _then_end(
     return hook
 
 
-def exit_code_of(error: BaseException) -> int:
-    """The process's exit code for an error that nobody caught."""
-    if isinstance(error, KeyboardInterrupt):
-        return EXIT_INTERRUPTED
-    return error.exit_code if isinstance(error, HpcoptError) else EXIT_BUG
-
-
 class _Exit(SystemExit):
     """Python gives no hook for an exit. But it asks one that nobody has caught for its code, from beneath the last
     frame of the program, before it waits for threads that may be waiting for other ranks.
@@ -133,6 +126,9 @@ class _Exit(SystemExit):
                 print(code, file=sys.stderr, flush=True)
             _departure.end(code if isinstance(code, int) else EXIT_BUG)
         return code
+
+
+_Exit.__module__, _Exit.__qualname__ = "builtins", SystemExit.__qualname__  # as tracebacks name it
 
 
 def _called_by_python() -> bool:

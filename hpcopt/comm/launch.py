@@ -59,7 +59,9 @@ def check_launch(launch: Launch, size: int, library: str, environment: Mapping[s
         LaunchError: they differ; the message has the command that would have worked.
     """
     if "SLURM_HET_SIZE" in environment:
-        raise LaunchError("heterogeneous SLURM jobs are not supported: submit one component, with one kind of node")
+        raise LaunchError(
+            "heterogeneous SLURM jobs are not supported: submit one component, with one kind of node"
+        ).everywhere()
     if launch.size == size:
         return
     openmpi = "open mpi" in library.lower()
@@ -74,7 +76,7 @@ def check_launch(launch: Launch, size: int, library: str, environment: Mapping[s
         f"  try:  {command}\n"
         f"  with the mpirun that belongs to this MPI ({'Open MPI' if openmpi else 'MPICH'}); "
         "`srun --mpi=list` shows SLURM's kinds"
-    )
+    ).everywhere()
 
 
 def leave_exit_code(exit_code: int, environment: Mapping[str, str] = os.environ) -> None:

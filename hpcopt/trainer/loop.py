@@ -75,6 +75,7 @@ class Trainer:
         Raises:
             DivergedError: on all ranks, when the loss or the parameters are no longer finite.
         """
+        first_step = self._position.step
         try:
             outcome = self._steps()
             self._saver.finish()
@@ -85,7 +86,11 @@ class Trainer:
             self._recorder.finish("diverged", EXIT_DIVERGED)
             raise
         self._recorder.finish(outcome.value[1], outcome.exit_code)
-        self._progress.say(f"{outcome.value[1]} after step {self._position.step} of {self._total}")
+        done, total = self._position.step, self._total
+        if done == first_step and outcome is Outcome.DONE:
+            self._progress.say(f"nothing to do: the run is at step {done}, and the job asks for {total}")
+        else:
+            self._progress.say(f"{outcome.value[1]} after step {done} of {total}")
         self._summarise()
         return outcome
 
