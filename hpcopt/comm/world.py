@@ -154,6 +154,23 @@ class World:
         if different:
             raise PeerError(f"{what} are not the same on all ranks: ranks {different} differ from rank 0").everywhere()
 
+    def start_alike(self, parameters: Sequence[Tensor], broadcast: bool) -> None:
+        """Let training start from the same parameters on all ranks: compare them, or take rank 0's. Collective.
+
+        Raises:
+            PeerError: on all ranks, without ``broadcast``: the message names the ranks that differ from rank 0.
+        """
+        if not broadcast:
+            try:
+                self.require_same(parameters, "the parameters at the start")
+            except PeerError as error:
+                remedy = "say broadcast=True to start from rank 0's, or build the model from one seed on all ranks"
+                raise PeerError(f"{error}: {remedy}").everywhere() from None
+            return
+        with torch.no_grad():
+            for p in parameters:
+                p.copy_(self.broadcast(p.detach().clone(memory_format=torch.contiguous_format)))
+
     def threads_per_core(self, threads: int, machine: str) -> float:
         """How many of the ranks' threads a core has to run, on the machine where they are most. Collective.
 

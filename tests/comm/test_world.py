@@ -1,5 +1,6 @@
 """What ranks know of each other, and how they fail together."""
 
+import re
 import sys
 import types
 
@@ -127,3 +128,21 @@ def test_without_an_mpi_it_says_how_to_get_one(monkeypatch, mpi4py):
         connect()
     assert str(error.value).endswith("\n  pip install mpich")
     assert "libmpi.so" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_start_from_unlike_parameters_is_refused_or_made_alike(size):
+    def program(t, broadcast):
+        world = World(t)
+        plain, last = torch.full((3,), float(t.rank)), torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)
+        parameters = [torch.nn.Parameter(plain), torch.nn.Parameter(last), torch.nn.Parameter(torch.zeros(0))]
+        world.start_alike(parameters, broadcast)
+        world.require_same(parameters, "parameters")
+        return parameters[0].detach(), parameters[1].is_contiguous(memory_format=torch.channels_last)
+
+    for found, kept in run_ranks(size, lambda t: program(t, True)):
+        assert torch.equal(found, torch.zeros(3)) and kept
+    if size > 1:
+        others = list(range(1, size))
+        with pytest.raises(PeerError, match=re.escape(f"at the start are not the same on all ranks: ranks {others}")):
+            run_ranks(size, lambda t: program(t, False))

@@ -6,8 +6,14 @@ By the layer's name, so that any number of ranks, each with layers of its own, c
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import ValidationError
+from torch import Tensor
+
 from hpcopt.errors import CheckpointError
 from hpcopt.solvers.kaisa.refresh import Refresher
+from hpcopt.solvers.kaisa.settings import KaisaSettings
+
+SHAPING = ("skip", "max_size", "large")  # settings that decide which factors there are, and their shapes
 
 
 def rank_state(refresher: Refresher) -> dict[str, Any]:
@@ -25,8 +31,12 @@ def rank_state(refresher: Refresher) -> dict[str, Any]:
     return state
 
 
-def restore(refresher: Refresher, parts: Sequence[dict[str, Any]], due: int | None) -> None:
-    """Take what this rank needs from any number of ranks' parts; ``due`` is the refresher's own ``due_step``.
+def restore(refresher: Refresher, parts: Sequence[dict[str, Any]], due: int | None, inverses: bool = True) -> None:
+    """Take what this rank needs from any number of ranks' parts.
+
+    Args:
+        due: the refresher's own ``due_step``.
+        inverses: take over the inverses, too; if not, all are made at the next step.
 
     Raises:
         CheckpointError: a layer is missing or of another size.
@@ -37,23 +47,51 @@ def restore(refresher: Refresher, parts: Sequence[dict[str, Any]], due: int | No
         for i, layer in enumerate(refresher.layers):
             entry = part.get(layer.name)
             if entry is not None:
-                _restore(refresher, i, entry)
+                _restore(refresher, i, entry, inverses)
                 missing.discard(layer.name)
                 if i in refresher.averages.of:
                     own[i] = entry
     if missing:
         raise CheckpointError(f"the checkpoint has no K-FAC factors of {', '.join(sorted(missing))}")
-    refresher.restore(own, due)
+    if inverses:
+        refresher.restore(own, due)
+    else:
+        refresher.forget()
 
 
-def _restore(refresher: Refresher, i: int, entry: dict[str, Any]) -> None:
+def before(now: KaisaSettings, saved: dict[str, Any]) -> KaisaSettings:
+    """The settings that a checkpoint was made with; those of now, where it has none.
+
+    Raises:
+        CheckpointError: they are not this version's.
+    """
+    try:
+        return KaisaSettings(**{**now.model_dump(), **saved})
+    except ValidationError as error:
+        raise CheckpointError(f"the checkpoint's settings of K-FAC are not this version's: {error}") from error
+
+
+def changes(now: KaisaSettings, then: KaisaSettings) -> str:
+    """For a message: which settings that decide a checkpoint's shapes are others now."""
+    pairs = ((name, getattr(then, name), getattr(now, name)) for name in SHAPING)
+    text = ", ".join(f"{name} = {old!r} and now has {new!r}" for name, old, new in pairs if old != new)
+    return f"; it was made with {text}" if text else ""
+
+
+def _restore(refresher: Refresher, i: int, entry: dict[str, Any], inverses: bool) -> None:
     try:
         if i in refresher.averages.of:
             average = refresher.averages.of[i]
-            average.a.copy_(entry["a"])
-            average.g.copy_(entry["g"])
+            _take(average.a, entry["a"])
+            _take(average.g, entry["g"])
             average.updates = int(entry["updates"])
-        if i in refresher.plan.inverses.pieces:
-            refresher.inverses.of(i).copy_(entry["inverse"])
-    except (KeyError, RuntimeError) as error:
+        if inverses and i in refresher.plan.inverses.pieces:
+            _take(refresher.inverses.of(i), entry["inverse"])
+    except (KeyError, ValueError) as error:
         raise CheckpointError(f"the factors of {refresher.layers[i].name} do not fit this job: {error}") from error
+
+
+def _take(into: Tensor, saved: Tensor) -> None:
+    if into.shape != saved.shape:
+        raise ValueError(f"shape {tuple(saved.shape)} in the checkpoint, {tuple(into.shape)} here")
+    into.copy_(saved)

@@ -14,6 +14,7 @@ factor of at most ``2 rank`` rows, for which that is no gain, is inverted whole.
 import torch
 from torch import Tensor
 
+from hpcopt.compress.seeds import EVERY_RANK, derive
 from hpcopt.solvers.kaisa import symmetric
 from hpcopt.solvers.kaisa.inverse import Failures, apply_left, factored_damping, invert_packed
 from hpcopt.solvers.kaisa.layers.layer import FactorShape, Layer
@@ -28,8 +29,9 @@ class LowRank:
     squares = 3  # at most: those of a matrix that is inverted whole
     scratch: Tensor | None = None
 
-    def __init__(self, rank: int) -> None:
-        self._rank = rank
+    def __init__(self, rank: int, seed: int = 0) -> None:
+        """``seed`` is that of the subspaces that the first iterations start from."""
+        self._rank, self._seed = rank, seed
 
     def numel(self, layer: Layer) -> int:
         return self._numel(layer.a) + self._numel(layer.g)
@@ -43,12 +45,12 @@ class LowRank:
     def invert(self, layer: Layer, a: Tensor, g: Tensor, damping: float, out: Tensor, failures: Failures) -> None:
         kept = torch.split(out, [self._numel(layer.a), self._numel(layer.g)])
         dampings = factored_damping(layer, a, g, damping)
-        for shape, packed, own, part in zip((layer.a, layer.g), (a, g), dampings, kept, strict=True):
+        for factor, shape, packed, own, part in zip("ag", (layer.a, layer.g), (a, g), dampings, kept, strict=True):
             if not shape.blocks:
                 continue
             rows = part.view(shape.matrices, -1)
             if self._cut(shape.size):
-                self._decompose(packed, shape.size, own, rows)
+                self._decompose(f"{layer.name}.{factor}", packed, shape.size, own, rows)
             else:
                 invert_packed(packed, shape.size, own, rows, failures)
 
@@ -70,12 +72,12 @@ class LowRank:
         n = self._rank * size
         return rows[:, :n].view(-1, self._rank, size), rows[:, n:-1].unsqueeze(2), rows[:, -1:].unsqueeze(2)
 
-    def _decompose(self, packed: Tensor, size: int, damping: float, rows: Tensor) -> None:
+    def _decompose(self, name: str, packed: Tensor, size: int, damping: float, rows: Tensor) -> None:
         full = symmetric.unpack(packed, size, torch.promote_types(packed.dtype, torch.float32))
         kept_u, coefficients, scales = self._parts(rows, size)
         basis = kept_u.transpose(1, 2).to(full.dtype)
         if not basis.any():
-            generator = torch.Generator().manual_seed(size)
+            generator = torch.Generator().manual_seed(derive(self._seed, 0, EVERY_RANK, name))
             basis = torch.randn(basis.shape, generator=generator, dtype=torch.float64).to(full.dtype)
         for _ in range(ITERATIONS):
             basis = torch.linalg.qr(full @ basis).Q

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hpcopt.comm.ragged import exchange, reduce_to_owners
 from hpcopt.comm.world import World
-from hpcopt.errors import JobError
+from hpcopt.errors import CheckpointError, JobError
 from hpcopt.solvers.kaisa import checkpoint, inverse
 from hpcopt.solvers.kaisa.arrangement import Arrangement
 from hpcopt.solvers.kaisa.averages import Averages
@@ -19,15 +19,16 @@ from hpcopt.solvers.kaisa.ekfac import BatchMoments, Ekfac
 from hpcopt.solvers.kaisa.gradients import Gradients
 from hpcopt.solvers.kaisa.layers.find import Layers
 from hpcopt.solvers.kaisa.low_rank import LowRank
-from hpcopt.solvers.kaisa.recorder import Distribution, Recorder
+from hpcopt.solvers.kaisa.recorder import Recorder
 from hpcopt.solvers.kaisa.refresh import Inverses, Refresher
-from hpcopt.solvers.kaisa.settings import DTYPES, KaisaSettings
+from hpcopt.solvers.kaisa.settings import DTYPES, MOVING, KaisaSettings
+from hpcopt.solvers.kaisa.targets import Distribution, Draws
 
-METHODS: dict[str, Callable[[KaisaSettings], inverse.Method]] = {
-    "cholesky": lambda s: inverse.Cholesky(),
-    "low_rank": lambda s: LowRank(s.rank),
-    "eigen": lambda s: inverse.Eigen(),
-    "ekfac": lambda s: Ekfac(),
+METHODS: dict[str, Callable[[KaisaSettings, int], inverse.Method]] = {
+    "cholesky": lambda s, seed: inverse.Cholesky(),
+    "low_rank": lambda s, seed: LowRank(s.rank, seed),
+    "eigen": lambda s, seed: inverse.Eigen(),
+    "ekfac": lambda s, seed: Ekfac(),
 }
 
 
@@ -52,49 +53,60 @@ class Kaisa:
         lr: float | Callable[[], float] = 1.0,
         averaged: bool = True,
         total_steps: int | None = None,
+        broadcast: bool = False,
+        seed: int = 0,
         **settings: Any,
     ) -> None:
-        """Watch a model.
+        """Watch a model. Collective.
 
         Args:
-            model: not to be changed in shape afterwards.
+            model: not to be changed in shape afterwards, nor to be moved or unfrozen.
             world: the ranks.
             lr: the inner optimizer's, for kl_clip.
             averaged: the global gradient is the mean of the ranks' own (as from DDP), not their sum.
             total_steps: of the run; by its end the settings named ``_final`` are reached.
+            broadcast: start from rank 0's parameters; otherwise all ranks must have the same.
+            seed: of all that is drawn at random: sampled targets, first subspaces.
             settings: of KaisaSettings.
 
         Raises:
             JobError: what is asked for does not go together, or no placement fits the memory budget.
+            PeerError: the ranks' parameters differ.
         """
         self.settings = s = KaisaSettings(**settings)
-        self._world, self._lr, self._averaged, self._total_steps = world, lr, averaged, total_steps
+        self._model, self._world, self._lr, self._averaged = model, world, lr, averaged
+        self._total_steps = total_steps
         if total_steps is None and s.scheduled(0):
             raise JobError("settings named _final need total_steps").everywhere()
         self.layers = Layers(model, s.options(), s.skip)
         self._found = self.layers.found
-        self._method = METHODS[s.method](s)
+        self._method = METHODS[s.method](s, seed)
         self._arrangement = Arrangement(self._found, self._method, s, world.size)
         self.plan = self._arrangement.plan(world.rank)
         self.memory = self._arrangement.memory(self.plan)
         if s.method == "ekfac" and self.plan.placement.grid.columns > 1:
             raise JobError('method = "ekfac" needs fraction = 1: every rank looks at its own samples').everywhere()
-        self._averages = Averages(self._found, self.plan.owned, self._arrangement.factor_dtype)
-        self._inverses = Inverses(self.plan, self._arrangement.inverse_dtype)
-        parts = self.plan, self._averages, self._inverses
-        self._refresher = Refresher(self._method, self._found, *parts, s.refresh_tolerance, s.inverse_lag)
         self.steps = 0
         self.damping, self.factor_every, self.inverse_every = s.damping, s.factor_every, s.inverse_every
         self.ratio = math.nan
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._trial: Trial | None = None
-        self._gradients = Gradients(self._method, self._found, self.plan, self._inverses, world, s)
+        self._make_parts(seed)
+        world.start_alike(list(model.parameters()), broadcast)
+
+    def _make_parts(self, seed: int) -> None:
+        """What the plan leads to: buffers, and who works on them."""
+        s, world, found, plan = self.settings, self._world, self._found, self.plan
+        self._averages = Averages(found, plan.owned, self._arrangement.factor_dtype)
+        self._inverses = Inverses(plan, self._arrangement.inverse_dtype)
+        parts = plan, self._averages, self._inverses
+        self._refresher = Refresher(self._method, found, *parts, s.refresh_tolerance, s.inverse_lag, seed)
+        self._gradients = Gradients(self._method, found, plan, self._inverses, world, s)
         self.cosines = self._gradients.cosines
-        sampled = s.fisher == "sampled"
-        self._recorder = Recorder(model, self.layers, self.plan.sums, sampled, lambda: self.factors_due)
+        draws = Draws(seed, world.rank, lambda: self.steps) if s.fisher == "sampled" else None
+        self._recorder = Recorder(self._model, self.layers, plan.sums, draws, lambda: self.factors_due)
         self._moments: BatchMoments | None = None
         if isinstance(self._method, Ekfac):
-            self._moments = BatchMoments(self._method, self._found, self._inverses, self.plan.gradients)
+            self._moments = BatchMoments(self._method, found, self._inverses, plan.gradients)
             self._recorder.also = self._moments.record
 
     @property
@@ -142,7 +154,7 @@ class Kaisa:
             outputs: of the model, with their graph; logits, or for "gaussian" means of unit variance.
             distribution: that the loss is the negative log-likelihood of.
             terms: over which the loss takes its mean; by default its samples.
-            generator: of random numbers; by default torch's own.
+            generator: of random numbers; by default one of its own for each step, rank and call, from ``seed``.
         """
         self._recorder.sample(outputs, distribution, terms or len(outputs), generator)
 
@@ -159,20 +171,18 @@ class Kaisa:
             grad_scale: by which the backward passes' loss was multiplied (as by a GradScaler). The gradients
                 themselves must have been unscaled.
         """
+        self._recorder.follow()
         if self.factors_due:
             self._refresh_factors(terms, grad_scale)
         if self._refresher.refresh(self.steps, self.inverses_due, self.damping):
             self._spread_inverses()
         if self.damping_due:
-            self._trial = Trial.begin(self._parameters)
+            self._trial = Trial.begin([p for p in self._model.parameters() if p.requires_grad])
         if self._inverses.made:
             lr = self._lr() if callable(self._lr) else self._lr
             self._gradients.precondition(self.damping, lr, self.steps)
         self.steps += 1
-        if self._total_steps:
-            done = min(1.0, self.steps / self._total_steps)
-            for name, value in self.settings.scheduled(done).items():
-                setattr(self, name, value)
+        self._follow_schedule()
 
     def adapt_damping(self, before: float, after: float) -> None:
         """After the inner optimizer's step, if ``damping_due`` before it. Collective: one all-reduce of four numbers.
@@ -190,6 +200,12 @@ class Kaisa:
         factor = s.damping_decay**s.damping_every
         self.damping = adapted(self.damping, self.ratio, factor, (s.damping_min, s.damping_max))
 
+    def _follow_schedule(self) -> None:
+        if self._total_steps:
+            done = min(1.0, self.steps / self._total_steps)
+            for name, value in self.settings.scheduled(done).items():
+                setattr(self, name, value)
+
     def _refresh_factors(self, terms: float | None, grad_scale: float) -> None:
         scale = (terms or self._recorder.terms) / grad_scale**2 / (self._world.size if self._averaged else 1)
         flat = self._recorder.take(scale)
@@ -205,6 +221,10 @@ class Kaisa:
         outgoing, incoming = ([m.of(flat) for m in ms] for ms in messages)
         with self._world.watch(f"inverses, step {self.steps}", self._world.ranks):
             exchange(self._world.transport, outgoing, incoming)
+
+    def remove(self) -> None:
+        """Stop watching the model, for another ``Kaisa`` to be made for it."""
+        self._recorder.remove()
 
     def forecasts(self) -> list[Forecast]:
         """What the memory-optimal, the half-way and the communication-optimal grid would cost."""
@@ -224,6 +244,7 @@ class Kaisa:
             "ratio": self.ratio,
             "inverted": self._inverses.made,
             "inverses_come": self._refresher.due_step(),
+            "settings": self.settings.model_dump(mode="json"),
         }
 
     def rank_state_dict(self) -> dict[str, Any]:
@@ -231,12 +252,20 @@ class Kaisa:
         return checkpoint.rank_state(self._refresher)
 
     def load_state_dict(self, shared: dict[str, Any], parts: Sequence[dict[str, Any]]) -> None:
-        """Restore from any number of ranks' parts.
+        """Restore from any number of ranks' parts, and go on under the settings of now: what was made under others is
+        made anew.
 
         Raises:
             CheckpointError: a layer is missing or of another size.
         """
-        checkpoint.restore(self._refresher, parts, shared["inverses_come"])
-        self.steps, self.damping, self._inverses.made = shared["steps"], shared["damping"], shared["inverted"]
-        self.factor_every, self.inverse_every = shared["factor_every"], shared["inverse_every"]
-        self.ratio = shared["ratio"]
+        now, then = self.settings, checkpoint.before(self.settings, shared.get("settings", {}))
+        for name in MOVING:
+            setattr(self, name, shared[name] if now.moving(name) == then.moving(name) else getattr(now, name))
+        self.steps, self.ratio = shared["steps"], shared["ratio"]
+        self._follow_schedule()
+        kept = now.inverses(self.damping) == then.inverses(shared["damping"])
+        try:
+            checkpoint.restore(self._refresher, parts, shared["inverses_come"], kept)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}{checkpoint.changes(now, then)}") from error
+        self._inverses.made = kept and shared["inverted"]

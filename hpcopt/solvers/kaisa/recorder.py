@@ -1,8 +1,8 @@
 """From the hooks to the sums of one factor step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -15,8 +15,7 @@ from hpcopt.solvers.kaisa.averages import split
 from hpcopt.solvers.kaisa.layers.find import Layers, add
 from hpcopt.solvers.kaisa.layers.layer import Input, Layer, Sums
 from hpcopt.solvers.kaisa.plan import Buffer
-
-Distribution = Literal["categorical", "bernoulli", "gaussian"]
+from hpcopt.solvers.kaisa.targets import Distribution, Draws, sampled_gradient
 
 
 class Recorder:
@@ -28,8 +27,12 @@ class Recorder:
             whose outputs got a gradient, or all, if none did.
     """
 
-    def __init__(self, model: nn.Module, layers: Layers, buffer: Buffer, sampled: bool, wanted: Callable[[], bool]):
-        self._layers, self._buffer, self._sampled, self._wanted = layers.found, buffer, sampled, wanted
+    def __init__(
+        self, model: nn.Module, layers: Layers, buffer: Buffer, draws: Draws | None, wanted: Callable[[], bool]
+    ) -> None:
+        """``draws`` if targets are sampled; ``wanted`` says whether to look."""
+        self._model, self._all_layers, self._layers = model, layers, layers.found
+        self._buffer, self._draws, self._wanted = buffer, draws, wanted
         self._flat: Tensor | None = None
         self._sums: dict[Layer, Sums] = {}
         self._pending: list[tuple[Layer, Input, GradientEdge, int]] = []
@@ -38,12 +41,10 @@ class Recorder:
         self._passed = self._returned = 0  # samples that went forward, and that came back
         self._accumulated = False
         self.also: Callable[[Layer, Tensor, Tensor], None] | None = None
-        layers.watch(self._active, self._used)
-        self._model = model
-        model.register_forward_pre_hook(self._begin)
-        model.register_forward_hook(self._count, with_kwargs=True)
-        for layer in layers.found:
-            layer.weight.register_post_accumulate_grad_hook(self._note)  # type: ignore[no-untyped-call]
+        self._handles = layers.watch(self._active, self._used)
+        self._handles.append(model.register_forward_pre_hook(self._begin))
+        self._handles.append(model.register_forward_hook(self._count, with_kwargs=True))
+        self._listen(layers.found)
 
     @property
     def terms(self) -> int:
@@ -57,6 +58,20 @@ class Recorder:
             yield
         finally:
             self._paused = before
+
+    def remove(self) -> None:
+        """Leave the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._forget()
+
+    def follow(self) -> None:
+        """Take over parameters that were replaced.
+
+        Raises:
+            JobError: a parameter has changed so that K-FAC must be made anew.
+        """
+        self._listen(self._all_layers.parameters.follow())
 
     def take(self, scale: float) -> Tensor:
         """The sums so far, flat, those of gradients times scale; and forget them."""
@@ -82,9 +97,10 @@ class Recorder:
         """Draw targets from the model's own predictive distribution and record the gradients of their loss, a mean over
         ``terms``, by a backward pass of its own that leaves the parameters' gradients alone.
         """
-        if not self._pending:
+        if not self._pending or self._draws is None:
             return
-        gradient = _sampled_gradient(outputs.detach(), distribution, generator) / terms
+        generator = generator or self._draws.next(outputs.device)
+        gradient = sampled_gradient(outputs.detach(), distribution, generator) / terms
         edges = [edge for _, _, edge, _ in self._pending]
         gradients = torch.autograd.grad(outputs, edges, gradient, retain_graph=True, allow_unused=True)
         for (layer, source, _, part), g in zip(self._pending, gradients, strict=True):
@@ -95,6 +111,11 @@ class Recorder:
     def _active(self) -> bool:
         return not self._paused and torch.is_grad_enabled() and self._wanted()
 
+    def _listen(self, layers: Iterable[Layer]) -> None:
+        for layer in layers:
+            handle = layer.weight.register_post_accumulate_grad_hook(self._note)  # type: ignore[no-untyped-call]
+            self._handles.append(handle)
+
     def _note(self, _parameter: nn.Parameter) -> None:
         self._accumulated = True
 
@@ -102,7 +123,10 @@ class Recorder:
         """Before a forward pass: what was recorded with gradients that have been dropped since, as after an error that
         the loop caught, is dropped with them.
         """
-        if module is self._model and self._accumulated and self._active() and not any(map(_has_gradient, self._layers)):
+        if module is not self._model or not self._active():
+            return
+        self.follow()
+        if self._accumulated and not any(map(_has_gradient, self._layers)):
             self._forget()
 
     def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -123,7 +147,7 @@ class Recorder:
     def _used(self, layer: Layer, x: Tensor, output: Tensor, part: int) -> None:
         source = self._inputs.setdefault(id(x), Input(x))  # an input is there as long as its tensor
         source.users += 1
-        if self._sampled:
+        if self._draws is not None:
             self._pending.append((layer, source, get_gradient_edge(output), part))
         else:
             held = [source]  # hooks live as long as the whole graph: what it has done with is let go
@@ -156,15 +180,3 @@ def _keeps_graph() -> bool:
     """Whether the running backward pass may be followed by another through the same graph."""
     asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return asked is None or bool(asked())
-
-
-def _sampled_gradient(outputs: Tensor, distribution: Distribution, generator: torch.Generator | None) -> Tensor:
-    """Gradient of a sampled target's negative log-likelihood by the outputs: logits, or means of unit variance."""
-    if distribution == "categorical":
-        p = outputs.softmax(-1)
-        drawn = torch.multinomial(p.flatten(0, -2), 1, generator=generator).view(*p.shape[:-1], 1)
-        return p.scatter_add(-1, drawn, -torch.ones_like(drawn, dtype=p.dtype))
-    if distribution == "bernoulli":
-        p = outputs.sigmoid()
-        return p - torch.bernoulli(p, generator=generator)
-    return torch.randn(outputs.shape, dtype=outputs.dtype, generator=generator)

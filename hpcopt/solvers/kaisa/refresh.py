@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hpcopt.compress.seeds import EVERY_RANK, derive
 from hpcopt.solvers.kaisa import symmetric
 from hpcopt.solvers.kaisa.averages import Average, Averages
 from hpcopt.solvers.kaisa.inverse import Failures, Method
@@ -56,6 +57,7 @@ class Refresher:
     Attributes:
         tolerance: relative change of both factors below which a layer keeps its inverse; 0: none does.
         lag: steps after which background work is put to use; 0: there is none.
+        seed: of the vectors that changes are seen through.
         failures, skipped: what happened so far.
     """
 
@@ -66,6 +68,7 @@ class Refresher:
     inverses: Inverses
     tolerance: float
     lag: int
+    seed: int
     failures: Failures = field(default_factory=Failures)
     skipped: int = 0
     _sketches: dict[int, Tensor] = field(default_factory=dict)
@@ -73,14 +76,18 @@ class Refresher:
     _due: int = 0
 
     def refresh(self, step: int, due: bool, damping: float) -> bool:
-        """Do a step's part; ``due`` says that new inverses are asked for. Give whether the own ones are new."""
-        at_once = due and (self.lag == 0 or not self.inverses.made)
-        if at_once:
+        """Do a step's part; ``due`` says that new inverses are asked for. Give whether the own ones are new.
+
+        While some are under way, no others are begun.
+        """
+        arrived = self._finish(step)
+        if due and (self.lag == 0 or not self.inverses.made):
+            self._pending = None  # newer ones are here
             self._now(damping)
-            self.inverses.made = True
-        elif due:
+            self.inverses.made = arrived = True
+        elif due and self._pending is None:
             self._start(damping, step + self.lag)
-        return self._finish(step) or at_once
+        return arrived
 
     def _now(self, damping: float) -> None:
         for i in self._changed(damping):
@@ -122,14 +129,18 @@ class Refresher:
 
     def restore(self, entries: dict[int, dict[str, Any]], due: int | None) -> None:
         """Take back what ``state`` gave, once the inverses in use are there."""
+        self.forget()
         self._sketches = {i: entry["sketch"].clone() for i, entry in entries.items() if "sketch" in entry}
-        self._pending = None
         if due is not None:
             own = self.inverses.own.clone()
             for i, entry in entries.items():
                 self.inverses.of_own(own, i).copy_(entry["coming"])
             self._pending, self._due = Future(), due
             self._pending.set_result(own)
+
+    def forget(self) -> None:
+        """Leave what was inverted, so that all is inverted at the next step."""
+        self._sketches, self._pending, self.inverses.made = {}, None, False
 
     def _changed(self, damping: float) -> list[int]:
         """The own layers to invert; their sketches are brought up to date."""
@@ -150,7 +161,7 @@ class Refresher:
 
     def _sketch(self, i: int, damping: float) -> Tensor:
         layer, average = self.layers[i], self.averages.of[i]
-        generator = torch.Generator().manual_seed(i)
+        generator = torch.Generator().manual_seed(derive(self.seed, 0, EVERY_RANK, f"sketch of {layer.name}"))
         parts = []
         for packed, shape in ((average.a, layer.a), (average.g, layer.g)):
             probe = torch.randn(shape.matrices, shape.size, 1, generator=generator).to(layer.dtype)

@@ -24,6 +24,7 @@ def parse_bytes(text: object) -> object:
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MOVING = ("damping", "factor_every", "inverse_every")
 DtypeName = Literal["float32", "bfloat16"]
 
 
@@ -80,10 +81,20 @@ class KaisaSettings(Config):
         every, narrow = (self.batch_every, self.position_every), self.factor_dtype == "bfloat16"
         return Options(self.sharing, self.max_size, self.large, *every, self.batch_dim, narrow)
 
+    def inverses(self, damping: float) -> tuple[object, ...]:
+        """What inverses depend on beside the factors, where the damping in use is this."""
+        damped = self.method in ("cholesky", "low_rank")  # others add it when they are applied
+        return self.method, self.rank if self.method == "low_rank" else None, damping if damped else None
+
+    def moving(self, name: str) -> tuple[object, ...]:
+        """What decides where ``name``, one of those in use that may move in a run, starts and goes."""
+        adapts = name == "damping" and self.damping_every > 0
+        return getattr(self, name), getattr(self, f"{name}_final"), adapts
+
     def scheduled(self, done: float) -> dict[str, float]:
         """The settings that have a ``_final``, when a run is ``done``, of 1: each goes there geometrically."""
         values: dict[str, float] = {}
-        for name in ("damping", "factor_every", "inverse_every"):
+        for name in MOVING:
             first, final = getattr(self, name), getattr(self, f"{name}_final")
             if final is not None:
                 value = float(first * (final / first) ** done)

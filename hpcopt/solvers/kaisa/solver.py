@@ -15,8 +15,8 @@ from hpcopt.solvers.data_parallel import DataParallel
 from hpcopt.solvers.first_order import FirstOrder
 from hpcopt.solvers.kaisa.cost import table
 from hpcopt.solvers.kaisa.preconditioner import Kaisa
-from hpcopt.solvers.kaisa.recorder import Distribution
 from hpcopt.solvers.kaisa.settings import KaisaSettings
+from hpcopt.solvers.kaisa.targets import Distribution
 from hpcopt.solvers.solver import Batch, Loss, OutputLoss, StepStats, Tree
 from hpcopt.store.saved_parts import SavedParts
 
@@ -73,11 +73,8 @@ class KaisaSolver(DataParallel):
         sums = require_sums(exchange, config.name)
         super().__init__(config, model, self._sampling if sampled else loss, world, sums, steps, clock)
         self._kaisa_config, self._whole_loss, self._terms = config, loss, 1.0
-        self._seed = world.rank
-        self._ranks = world.size
-        self.kaisa = Kaisa(
-            model, world, lr=self._learning_rate, averaged=False, total_steps=steps, **config.preconditioner()
-        )
+        settings = config.preconditioner()
+        self.kaisa = Kaisa(model, world, lr=self._learning_rate, averaged=False, total_steps=steps, seed=0, **settings)
 
     def step(self, batch: Batch) -> StepStats:
         self._terms = batch.global_size * self._kaisa_config.terms_per_sample
@@ -93,8 +90,7 @@ class KaisaSolver(DataParallel):
         assert isinstance(loss, OutputLoss)
         outputs = model(loss.inputs(batch))
         if self.kaisa.factors_due:
-            generator = torch.Generator().manual_seed(self._step * self._ranks + self._seed)
-            self.kaisa.sample(outputs, self._kaisa_config.distribution, terms=self._terms, generator=generator)
+            self.kaisa.sample(outputs, self._kaisa_config.distribution, terms=self._terms)
         return loss.criterion(outputs, batch)
 
     def _again(self, batch: Batch, random: Tensor) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World, alone
-from hpcopt.errors import CheckpointError, JobError
+from hpcopt.errors import CheckpointError, JobError, PeerError
 from hpcopt.solvers.kaisa.preconditioner import Kaisa
 from tests.solvers.kaisa.test_layers import mean_loss
 from tests.solvers.kaisa.test_preconditioner import Net, net_and_words
@@ -175,7 +175,10 @@ def test_bytes_are_as_forecast(size, columns):
 
 
 def equal_layers() -> torch.nn.Module:
-    return torch.nn.Sequential(*(torch.nn.Linear(20, 20) for _ in range(8)))
+    return copy.deepcopy(EQUAL)
+
+
+EQUAL = torch.nn.Sequential(*(torch.nn.Linear(20, 20) for _ in range(8)))
 
 
 def test_memory_falls_with_the_fraction():
@@ -257,3 +260,11 @@ def test_a_rank_without_samples_takes_part(fraction):
     for empty in (x[:0], None):
         for found in run_ranks(2, lambda t, e=empty: step(World(t), e if t.rank else x)):
             assert_same(found, expected, 1e-9)
+
+
+def test_ranks_that_start_apart_are_told_what_to_do_or_start_alike():
+    nets = [torch.nn.Linear(3, 2) for _ in range(2)]
+    with pytest.raises(PeerError, match=r"ranks \[1\] differ from rank 0: say broadcast=True"):
+        run_ranks(2, lambda t: Kaisa(nets[t.rank], World(t)))
+    run_ranks(2, lambda t: Kaisa(nets[t.rank], World(t), broadcast=True))
+    assert torch.equal(nets[0].weight, nets[1].weight)

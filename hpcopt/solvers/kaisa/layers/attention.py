@@ -11,6 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from hpcopt.solvers.kaisa.layers.layer import Layer, Options, Sums
 from hpcopt.solvers.kaisa.layers.running import while_running
@@ -54,12 +55,14 @@ class WatchedAttention:
         """Input projections, output projection."""
         return [self.packed, self.output]
 
-    def watch(self, active: Callable[[], bool], on_use: Callable[[Layer, Tensor, Tensor, int], None]) -> None:
+    def watch(
+        self, active: Callable[[], bool], on_use: Callable[[Layer, Tensor, Tensor, int], None]
+    ) -> list[RemovableHandle]:
         """Call ``on_use(layer, input, output, first)`` at every use while active; first: the first of the three
-        projections in that use.
+        projections in that use. Give what ends it.
         """
         told = self._told(on_use)
-        while_running(self._module, lambda: _LinearCalls(told) if active() else None)
+        return while_running(self._module, lambda: _LinearCalls(told) if active() else None)
 
     def _told(self, on_use: Callable[[Layer, Tensor, Tensor, int], None]) -> Callable[[Tensor, Tensor, Tensor], None]:
         def told(x: Tensor, weight: Tensor, y: Tensor) -> None:

@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from hpcopt.solvers.kaisa.layers.attention import PackedProjection, WatchedAttention
 from hpcopt.solvers.kaisa.layers.embedding import AS_OUTPUT, Embedding
+from hpcopt.solvers.kaisa.layers.follow import Parameters
 from hpcopt.solvers.kaisa.layers.free import FreeUses, OnUse
 from hpcopt.solvers.kaisa.layers.known import kind_of, require_shapes, why_not
 from hpcopt.solvers.kaisa.layers.layer import WITHOUT_BIAS, Input, Layer, Options, Sums
@@ -24,6 +26,7 @@ class Layers:
     Attributes:
         found: those that are preconditioned.
         skipped: names of modules with parameters of their own that are not, and why.
+        parameters: the model's, to follow what happens to them.
     """
 
     def __init__(self, model: nn.Module, options: Options, skip: Sequence[str] = ()) -> None:
@@ -56,6 +59,7 @@ class Layers:
         order = {id(p): i for i, p in enumerate(model.parameters())}
         self.found.sort(key=lambda layer: order[id(layer.weight)])
         self._free = FreeUses([x for x in of_weight.values() if type(x) is Layer or isinstance(x, Embedding)])
+        self.parameters = Parameters(model, self.found, self.skipped)
 
     def _add(self, name: str, module: nn.Module, kind: Callable[..., Layer], of_weight: dict[int, Layer]) -> None:
         tied = of_weight.get(id(module.weight))
@@ -80,19 +84,22 @@ class Layers:
         if module.bias_k is not None:
             self.skipped[f"{name}.bias_k, bias_v"] = "not known"
 
-    def watch(self, active: Callable[[], bool], on_use: OnUse) -> None:
+    def watch(self, active: Callable[[], bool], on_use: OnUse) -> list[RemovableHandle]:
         """Call ``on_use(layer, input, output, part)`` after every use of a layer while ``active()``; ``part`` is the
-        first of attention's projections that it is a use of, ``AS_OUTPUT`` or ``WITHOUT_BIAS``; otherwise 0.
+        first of attention's projections that it is a use of, ``AS_OUTPUT`` or ``WITHOUT_BIAS``; otherwise 0. Give
+        what ends it.
         """
+        handles = []
         for watched in self._watches:
             if isinstance(watched, WatchedAttention):
-                watched.watch(active, on_use)
+                handles += watched.watch(active, on_use)
             else:
                 module, layer = watched
                 hook = _hook(module, layer, self._free, active, on_use)
-                module.register_forward_hook(hook, prepend=True, with_kwargs=True)
+                handles.append(module.register_forward_hook(hook, prepend=True, with_kwargs=True))
         if self._free.layers:
-            self._free.watch(self._model, active, on_use)
+            handles += self._free.watch(self._model, active, on_use)
+        return handles
 
 
 def add(layer: Layer, sums: Sums, source: Input, gradient: Tensor, part: int) -> None:

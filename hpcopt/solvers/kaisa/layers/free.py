@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from hpcopt.solvers.kaisa.layers.embedding import AS_OUTPUT, Embedding
 from hpcopt.solvers.kaisa.layers.layer import WITHOUT_BIAS, Layer
@@ -39,8 +40,10 @@ class FreeUses:
         """Whether ``output`` is that of the last use that was told of."""
         return self._last is not None and self._last() is output
 
-    def watch(self, model: nn.Module, active: Callable[[], bool], on_use: OnUse) -> None:
-        """Call ``on_use(layer, input, output, part)`` at every use in the model's forward while active."""
+    def watch(self, model: nn.Module, active: Callable[[], bool], on_use: OnUse) -> list[RemovableHandle]:
+        """Call ``on_use(layer, input, output, part)`` at every use in the model's forward while active; give
+        what ends it.
+        """
 
         def products() -> "_Products | None":
             of_weight = {id(layer.weight): layer for layer in self.layers}
@@ -58,7 +61,7 @@ class FreeUses:
 
             return _Products(tell) if active() else None
 
-        while_running(model, products)
+        return while_running(model, products)
 
 
 class _Products(TorchFunctionMode):

@@ -24,7 +24,7 @@ KINDS: list[tuple[tuple[type[nn.Module], ...], Callable[..., Layer]]] = [
 ]
 
 COMPUTED = "its weight is computed from other parameters"
-FROZEN = "frozen"
+FROZEN, PARTLY_FROZEN = "frozen", "part of it is frozen"
 
 
 def kind_of(module: nn.Module) -> Callable[..., Layer] | str:
@@ -49,7 +49,7 @@ def why_not(module: nn.Module, known: type[nn.Module], *names: str) -> str:
         return "its gradient is sparse"
     trained = [p.requires_grad for p in own.values()]
     if not all(trained):
-        return "part of it is frozen" if any(trained) else FROZEN
+        return PARTLY_FROZEN if any(trained) else FROZEN
     return ""
 
 

@@ -5,10 +5,15 @@ from typing import Any
 
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 
-def while_running(watched: nn.Module, mode: Callable[[], TorchFunctionMode | None]) -> None:
-    """Enter what ``mode()`` gives before each forward pass of a module, and leave it after, also by an exception."""
+def while_running(watched: nn.Module, mode: Callable[[], TorchFunctionMode | None]) -> list[RemovableHandle]:
+    """Enter what ``mode()`` gives before each forward pass of a module, and leave it after, also by an exception.
+
+    Returns:
+        What ends that by its ``remove()``.
+    """
     entered: list[TorchFunctionMode | None] = []
 
     def enter(module: nn.Module, _args: Any) -> None:
@@ -21,5 +26,4 @@ def while_running(watched: nn.Module, mode: Callable[[], TorchFunctionMode | Non
         if left is not None:
             left.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
-    watched.register_forward_pre_hook(enter)
-    watched.register_forward_hook(leave, always_call=True)
+    return [watched.register_forward_pre_hook(enter), watched.register_forward_hook(leave, always_call=True)]
