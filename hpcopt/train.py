@@ -7,7 +7,6 @@ import os
 import socket
 import sys
 import traceback
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from hpcopt.store.metrics import MetricsFile
     from hpcopt.trainer.loop import Trainer
     from hpcopt.trainer.progress import Progress
+    from hpcopt.trainer.resume import Position
     from hpcopt.trainer.run import RunDirectory
     from hpcopt.workloads.workload import Workload
 
@@ -216,7 +216,7 @@ def train(job: "Job", world: "World", options: argparse.Namespace, signals: Stop
     steps = job.run.total_steps(workload.steps_per_epoch)
     watch = StallWatch(directory.path / "stalls", world.rank, world.hosts, job.run.stall_s)
     progress = Progress(directory.log, speaks=world.rank == 0, total=steps, every_s=job.run.log_every_s)
-    with watch, progress:
+    with directory, watch, progress:
         world.watch = watch
         progress.say(
             f"hpcopt {hpcopt.__version__}: {job.run.name}, {world.size} ranks on {world.nodes} hosts, "
@@ -266,8 +266,8 @@ def build_trainer(
     load = world.threads_per_core(torch.get_num_threads(), machine())
     with world.together():
         if world.rank == 0:
-            directory.job.write_text(job.as_toml())
-            start_metrics(file, job, world, position.step, load, devices)
+            directory.write_job(job.as_toml())
+            start_metrics(file, job, world, position, load, devices)
     recorder = Recorder(world, file, clock, position.elapsed_s)
     return Trainer(world, job.run, workload, solver, checkpoints, recorder, progress, clock, position, signals)
 
@@ -292,14 +292,7 @@ def open_directory(job: "Job", world: "World", options: argparse.Namespace) -> "
     path = directory.path
     with world.together():
         if world.rank == 0:
-            try:
-                if options.fresh and path.exists():
-                    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-                    path.rename(path.with_name(f"{path.name}.before-{stamp}"))
-                path.mkdir(parents=True, exist_ok=True)
-                directory.log.open("a").close()
-            except OSError as error:
-                raise JobError(f"cannot write to the run directory {path}: {error.strerror}") from None
+            directory.take(fresh=options.fresh)
     with world.together():
         if not directory.log.exists():
             raise JobError(
@@ -321,9 +314,9 @@ def prepare_data(job: "Job", world: "World") -> None:
 
 
 def start_metrics(
-    file: "MetricsFile", job: "Job", world: "World", step: int, threads_per_core: float, devices: list[str]
+    file: "MetricsFile", job: "Job", world: "World", position: "Position", threads_per_core: float, devices: list[str]
 ) -> None:
-    """Create metrics.h5, or mark a restart in it."""
+    """Create metrics.h5, or mark a restart in it; one that was lost goes on where the checkpoint is."""
     import torch
     from mpi4py import MPI
 
@@ -343,10 +336,10 @@ def start_metrics(
         "threads_per_core": threads_per_core,
         "oversubscribed": threads_per_core > 1,
     }
-    if file.path.exists():
-        file.restart(step, world.size, attributes)
+    if os.path.lexists(file.path):
+        file.restart(position.step, world.size, attributes)
     else:
-        file.create(world.size, PHASES, attributes)
+        file.create(world.size, PHASES, attributes, step=position.step, time_s=position.elapsed_s)
 
 
 def leave(exit_code: int) -> NoReturn:

@@ -9,17 +9,21 @@ and does not count.
 import contextlib
 import hashlib
 import io
+import itertools
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
 
 from hpcopt.store import hdf5
+from hpcopt.store.files import require_plain, write_new
 
 PAGE = 4096
+MOST_BYTES = 1 << 32  # of a journal: one block of rows
+SLACK_BYTES = 1 << 28  # of a file behind its last page written: HDF5 leaves room there
 MAGIC = b"hpcopt journal 1"
 HEAD = struct.Struct("<16sqq")  # magic, size of the file afterwards, number of pages
 
@@ -109,9 +113,9 @@ def changing(path: Path) -> Iterator[h5py.File]:
 def recover(path: Path) -> None:
     """Put a whole journal's pages into the file; remove the journal, whole or not."""
     journal = journal_of(path)
-    if not journal.exists():
+    if not os.path.lexists(journal):
         return
-    if (found := read_journal(journal)) is not None:
+    if (found := read_journal(path)) is not None:
         _apply(path, *found)
     journal.unlink()
 
@@ -125,32 +129,48 @@ def _apply(path: Path, size: int, pages: dict[int, bytearray]) -> None:
         os.fsync(file.fileno())
 
 
-def read_journal(journal: Path) -> tuple[int, dict[int, bytearray]] | None:
-    """The file's size and pages that a journal holds, or None if there is no journal or it is not whole."""
+def read_journal(path: Path) -> tuple[int, dict[int, bytearray]] | None:
+    """The size and pages that a file's journal holds, or None if there is no journal or it is not whole."""
+    journal = journal_of(path)
     try:
-        raw = journal.read_bytes()
+        length = require_plain(journal, links=True).st_size
     except FileNotFoundError:
         return None
-    if len(raw) < HEAD.size:
+    with journal.open("rb") as file:
+        head = file.read(HEAD.size)
+        if len(head) < HEAD.size:
+            return None
+        magic, size, count = HEAD.unpack(head)
+        if magic != MAGIC or count < 0 or length != HEAD.size + count * (8 + PAGE) + 32 or length > MOST_BYTES:
+            return None
+        numbers = file.read(8 * count)
+        raw = file.read(PAGE * count)
+        if hashlib.sha256(head + numbers + raw).digest() != file.read(32):
+            return None
+    pages = struct.unpack(f"<{count}q", numbers)
+    if not _sensible(size, pages, path.stat().st_size + length):
         return None
-    magic, size, count = HEAD.unpack_from(raw)
-    end = HEAD.size + count * (8 + PAGE)
-    if magic != MAGIC or len(raw) != end + 32 or hashlib.sha256(raw[:end]).digest() != raw[end:]:
-        return None
-    numbers = struct.unpack_from(f"<{count}q", raw, HEAD.size)
-    first = HEAD.size + 8 * count
-    return size, {page: bytearray(raw[first + PAGE * i : first + PAGE * (i + 1)]) for i, page in enumerate(numbers)}
+    return size, {page: bytearray(raw[PAGE * i : PAGE * (i + 1)]) for i, page in enumerate(pages)}
+
+
+def _sensible(size: int, pages: Sequence[int], known_bytes: int) -> bool:
+    """Whether pages are in order, and neither they nor the file's end are far beyond what the file and its journal
+    hold: a checksum can be right over anything.
+    """
+    if not pages or pages[0] < 0 or any(a >= b for a, b in itertools.pairwise(pages)):
+        return False
+    return size > 0 and max(size, pages[-1] * PAGE) <= known_bytes + SLACK_BYTES
 
 
 def _write_journal(journal: Path, view: View) -> None:
     numbers = sorted(view.pages)
     head = HEAD.pack(MAGIC, view.size, len(numbers)) + struct.pack(f"<{len(numbers)}q", *numbers)
     raw = b"".join([head, *(view.pages[page] for page in numbers)])
-    with journal.open("wb") as file:
-        file.write(raw)
-        file.write(hashlib.sha256(raw).digest())
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        write_new(journal, raw + hashlib.sha256(raw).digest())
+    except OSError:  # a full disk needs the room
+        journal.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager
@@ -159,7 +179,8 @@ def viewing(path: Path) -> Iterator[h5py.File]:
 
     What was read is consistent if moment(path) is the same before and after.
     """
-    if (found := read_journal(journal_of(path))) is None:
+    require_plain(path, links=True)
+    if (found := read_journal(path)) is None:
         with h5py.File(path, "r", locking=False) as file:
             yield file
         return
@@ -170,5 +191,5 @@ def viewing(path: Path) -> Iterator[h5py.File]:
 
 def moment(path: Path) -> tuple[int, int, bool]:
     """Something that changes whenever the file's content does."""
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size, read_journal(journal_of(path)) is not None
+    status = require_plain(path, links=True)
+    return status.st_mtime_ns, status.st_size, read_journal(path) is not None

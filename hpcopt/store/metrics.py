@@ -13,13 +13,14 @@ a whole (hpcopt/store/journal.py). All columns of a group have the same length; 
 whole numbers. docs/format.md describes the file for other readers.
 """
 
+import contextlib
 import json
 import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +37,7 @@ T = TypeVar("T")
 SCHEMA_VERSION = 1
 CHUNK_BYTES, CHUNK_ROWS = 1 << 18, 512
 ENVIRONMENT = ("SLURM_", "OMP_", "NCCL_", "OMPI_MCA_", "UCX_", "MPIR_CVAR_", "FI_", "CUDA_VISIBLE_DEVICES", "HOROVOD_")
+REMEDY = "move it away, and the job goes on from its newest checkpoint; log.txt still tells of the steps before"
 DIMENSIONS = ("rank", "phase")  # beside step, which is a column too
 INTEGERS = ("step", "samples", "ranks", "bucket", "bytes", "steps")
 UNITS = {"step": "1", "epoch": "1", "time_s": "s", "step_s": "s", "samples": "1", "ranks": "1", "bytes": "byte"}
@@ -68,16 +70,28 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
 
-    def create(self, ranks: int, phases: Sequence[str], attributes: Mapping[str, Any]) -> None:
+    def create(
+        self,
+        ranks: int,
+        phases: Sequence[str],
+        attributes: Mapping[str, Any],
+        *,
+        step: int = 0,
+        time_s: float = 0.0,
+    ) -> None:
         """Start the file anew, replacing one that is there.
 
         Args:
             ranks: number of ranks.
             phases: names along the last dimension of phase_s.
             attributes: of the root; see provenance().
+            step, time_s: steps done and seconds taken before, which the file knows nothing of.
+
+        Raises:
+            MetricsError: the file cannot be written.
         """
-        journal.journal_of(self.path).unlink(missing_ok=True)
-        with hdf5.create(self.path) as file:
+        with self._writing(), hdf5.create(self.path) as file:
+            journal.journal_of(self.path).unlink(missing_ok=True)
             known = {"Conventions": hdf5.CONVENTIONS, "schema_version": SCHEMA_VERSION, "ranks": ranks}
             hdf5.set_attributes(file, {**known, **attributes})
             steps = file.create_group("steps")
@@ -92,7 +106,8 @@ class MetricsFile:
             _table(steps, "dense_bytes", np.int64, ("step", "rank"), "byte")
             for name in ("evaluations", "starts"):
                 _column(file.create_group(name), "step", np.int64)
-            _start(file, 0, ranks, attributes, "first start")
+            reason = "resumed, without the metrics of before" if step else "first start"
+            _start(file, step, ranks, attributes, reason, time_s)
 
     def append_steps(
         self, columns: Mapping[str, np.ndarray], phase_s: np.ndarray, sent_bytes: np.ndarray, dense_bytes: np.ndarray
@@ -105,7 +120,7 @@ class MetricsFile:
             sent_bytes: (k, ranks).
             dense_bytes: (k, ranks).
         """
-        with journal.changing(self.path) as file:
+        with self._changing() as file:
             steps = file["steps"]
             _append(steps, columns)
             for name, block in (("phase_s", phase_s), ("sent_bytes", sent_bytes), ("dense_bytes", dense_bytes)):
@@ -114,7 +129,7 @@ class MetricsFile:
     def append_evaluation(self, step: int, time_s: float, scores: Mapping[str, float]) -> None:
         """Add the scores after a step."""
         row = {"step": step, "time_s": time_s, **scores}
-        with journal.changing(self.path) as file:
+        with self._changing() as file:
             _append(file["evaluations"], {name: np.array([value]) for name, value in row.items()})
 
     def put_choices(
@@ -128,7 +143,7 @@ class MetricsFile:
             columns: scalars by name, each (k,).
             calibration: what the choice rests on, as JSON.
         """
-        with journal.changing(self.path) as file:
+        with self._changing() as file:
             group = file.require_group("choices")
             if "step" not in group:
                 _column(group, "step", np.int64)
@@ -145,8 +160,14 @@ class MetricsFile:
 
         The rank dimension grows if there are more ranks than ever before; where there are fewer, the others' values are
         NaN, or -1 bytes.
+
+        Raises:
+            MetricsError: the file is damaged, of another schema or no metrics file, or cannot be written.
         """
-        with journal.changing(self.path) as file:
+        with self._writing():
+            journal.recover(self.path)
+        read(self.path, _require_tables)
+        with self._changing() as file:
             for group in (file[name] for name in ("steps", "evaluations", "choices") if name in file):
                 rows = int(np.searchsorted(group["step"][:], step, side="right"))
                 for _, dataset in _tables(group):
@@ -166,8 +187,23 @@ class MetricsFile:
     def finish(self, outcome: str, exit_code: int, peak_memory_bytes: np.ndarray | None = None) -> None:
         """Note that the run has ended, and why, and the most memory that each rank used, (ranks,)."""
         end = {"outcome": outcome, "exit_code": exit_code, "date_finished": _now()}
-        with journal.changing(self.path) as file:
+        with self._changing() as file:
             hdf5.set_attributes(file, {**end, "peak_memory_bytes": peak_memory_bytes})
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[h5py.File]:
+        with self._writing(), journal.changing(self.path) as file:
+            yield file
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError) as cause:  # HDF5 reports a full disk as either
+            raise MetricsError(
+                f"cannot write {self.path} ({getattr(cause, 'strerror', None) or cause}): is the disk full? "
+                "Make room and start the same command again: it goes on from the newest checkpoint"
+            ) from cause
 
 
 def read(path: Path, extract: Callable[[h5py.File], T]) -> T:
@@ -181,11 +217,12 @@ def read(path: Path, extract: Callable[[h5py.File], T]) -> T:
         MetricsError: the file is missing, damaged, or of another schema.
     """
     for attempt in range(10):
+        before = None
         try:
             before = journal.moment(path)
             with journal.viewing(path) as file:
                 if (version := int(file.attrs["schema_version"])) != SCHEMA_VERSION:
-                    raise MetricsError(f"{path} is of schema {version}, this hpcopt reads {SCHEMA_VERSION}")
+                    raise MetricsError(f"{path} is of schema {version}, this hpcopt reads {SCHEMA_VERSION}: {REMEDY}")
                 result = extract(file)
             if journal.moment(path) == before:
                 return result
@@ -194,8 +231,8 @@ def read(path: Path, extract: Callable[[h5py.File], T]) -> T:
         except HpcoptError:
             raise
         except Exception as cause:  # HDF5 reports damage as any of a dozen classes
-            if journal.moment(path) == before:
-                raise MetricsError(f"{path} is damaged or not a metrics file ({cause})") from cause
+            if before is None or journal.moment(path) == before:
+                raise MetricsError(f"{path} is damaged or not a metrics file ({cause}): {REMEDY}") from cause
         time.sleep(0.02 * attempt)
     raise MetricsError(f"{path} changes faster than it can be read: try again")
 
@@ -228,11 +265,13 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _start(file: h5py.File, step: int, ranks: int, attributes: Mapping[str, Any], reason: str) -> None:
+def _start(
+    file: h5py.File, step: int, ranks: int, attributes: Mapping[str, Any], reason: str, time_s: float = 0.0
+) -> None:
     """Note a start in the table of starts, with all its attributes."""
     steps, starts = file["steps"], file["starts"]
     times = steps["time_s"][-1:] if "time_s" in steps else np.zeros(0)
-    _append(starts, {"step": np.array([step]), "ranks": np.array([ranks]), "time_s": times if len(times) else [0.0]})
+    _append(starts, {"step": np.array([step]), "ranks": np.array([ranks]), "time_s": times if len(times) else [time_s]})
     described = {name: value for name, value in attributes.items() if value is not None}
     texts = {"date_created": _now(), "reason": reason, "attributes": json.dumps(described, default=np.ndarray.tolist)}
     for name, text in texts.items():
@@ -240,6 +279,20 @@ def _start(file: h5py.File, step: int, ranks: int, attributes: Mapping[str, Any]
             _column(starts, name, h5py.string_dtype())
         starts[name].resize(len(starts["step"]), axis=0)
         starts[name][-1] = text
+
+
+def _require_tables(file: h5py.File) -> None:
+    """Raise ValueError unless all tables that a run goes on to fill are there, each with a row a step."""
+    for name in ("steps", "evaluations", "starts"):
+        group = file[name]
+        if not isinstance(group, h5py.Group) or group["step"].dtype.kind != "i" or group["step"].ndim != 1:
+            raise ValueError(f"{name} is no table of steps")
+        for column, dataset in _tables(group):
+            if not isinstance(dataset, h5py.Dataset) or dataset.ndim < 1 or dataset.maxshape[0] is not None:
+                raise ValueError(f"{name}/{column} is no column that grows")
+    for name in ("phase_s", "sent_bytes", "dense_bytes"):
+        if file["steps"][name].ndim < 2 or len(file["steps"]["rank"]) != file["steps"][name].shape[1]:
+            raise ValueError(f"steps/{name} does not fit the ranks")
 
 
 def _append(group: h5py.Group, columns: Mapping[str, Any]) -> None:

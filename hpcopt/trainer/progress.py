@@ -1,5 +1,6 @@
 """Rank 0 speaks: a live bar on a terminal, plain lines in a log. A batch log never sees a carriage return."""
 
+import contextlib
 import sys
 import time
 from datetime import UTC, datetime
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, TextIO
 
 from hpcopt.comm.launch import launch_from
+from hpcopt.store.files import open_to_append
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -17,7 +19,7 @@ class Progress:
 
     def __init__(self, log: Path, *, speaks: bool, total: int, every_s: float) -> None:
         self._speaks, self._total, self._every_s = speaks, total, every_s
-        self._log: TextIO | None = log.open("a") if speaks else None
+        self._log: TextIO | None = open_to_append(log) if speaks else None
         self._bar: RichProgress | None = None
         self._start_s = self._last_s = time.monotonic()
         self._first_step: int | None = None
@@ -33,11 +35,11 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line now, and log it with the time."""
-        if self._log is None:
+        if not self._speaks:
             return
         stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         for line in text.splitlines():
-            print(f"{stamp} {line}", file=self._log, flush=True)
+            self._note(f"{stamp} {line}")
             if self._bar is not None:
                 self._bar.console.print(line, highlight=False, soft_wrap=True)
             else:
@@ -45,7 +47,7 @@ class Progress:
 
     def step(self, done: int, loss: float, samples_per_s: float, exchange_share: float) -> None:
         """Tell of a step; a log gets a line only every so many seconds."""
-        if self._log is None:
+        if not self._speaks:
             return
         if self._first_step is None:
             self._first_step = done - 1
@@ -67,8 +69,20 @@ class Progress:
         """Take the bar away and close the log."""
         if self._bar is not None:
             self._bar.stop()
+        self._speaks = False
         if self._log is not None:
-            self._log.close()
+            with contextlib.suppress(OSError):  # a full disk: told when it was met
+                self._log.close()
+            self._log = None
+
+    def _note(self, line: str) -> None:
+        """Write to the log. A disk without room for a line ends the log and not the run."""
+        if self._log is None:
+            return
+        try:
+            print(line, file=self._log, flush=True)
+        except OSError as error:
+            print(f"{self._log.name} cannot be written ({error.strerror}): it ends here", flush=True)
             self._log = None
 
 

@@ -1,15 +1,21 @@
 """The [run] section: how long, how often, where to, and the run directory that it all goes into."""
 
 import math
+import os
 import re
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from hpcopt.comm.device import DeviceChoice
 from hpcopt.comm.world import Backend
 from hpcopt.config import Config
+from hpcopt.errors import JobError
+from hpcopt.store.files import NotPlainError, open_to_append, replace_text, require_plain
+from hpcopt.store.journal import journal_of
+from hpcopt.store.lock import RunLock
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -102,7 +108,9 @@ class RunConfig(Config):
 
 
 class RunDirectory:
-    """Everything that a run writes: job.toml (resolved), metrics.h5, checkpoints/, log.txt."""
+    """Everything that a run writes: job.toml (resolved), metrics.h5, checkpoints/, log.txt; and the lock that keeps a
+    second job out.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -110,3 +118,49 @@ class RunDirectory:
         self.metrics = path / "metrics.h5"
         self.checkpoints = path / "checkpoints"
         self.log = path / "log.txt"
+        self._lock = RunLock(path / "lock")
+
+    def take(self, *, fresh: bool) -> None:
+        """Make the folder or find it again, and hold it until the context or the process ends. For rank 0.
+
+        Args:
+            fresh: move a folder that is there aside.
+
+        Raises:
+            JobError: another job is in it, it cannot be written, or something in it is not what a run writes.
+        """
+        try:
+            existed = self.path.exists()
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.take()
+            if fresh and existed:
+                stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+                self.path.rename(self.path.with_name(f"{self.path.name}.before-{stamp}"))
+                self._lock.release()
+                self.path.mkdir()
+                self._lock.take()
+            open_to_append(self.log).close()
+            for path in (self.metrics, journal_of(self.metrics)):
+                if os.path.lexists(path):
+                    require_plain(path)
+        except NotPlainError as error:
+            raise JobError(f"the run directory {self.path} cannot be used: {error}; move it away, or --fresh") from None
+        except OSError as error:
+            raise JobError(f"cannot write to the run directory {self.path}: {error.strerror}") from None
+
+    def write_job(self, text: str) -> None:
+        """Write job.toml.
+
+        Raises:
+            JobError: it cannot be written.
+        """
+        try:
+            replace_text(self.job, text)
+        except OSError as error:
+            raise JobError(f"cannot write {self.job}: {error.strerror}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()  # other jobs may come in

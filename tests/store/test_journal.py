@@ -1,9 +1,12 @@
 """A change of a file takes effect as a whole or not at all, whenever its writer is killed."""
 
+import errno
+import hashlib
 import io
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -83,7 +86,7 @@ def test_once_the_journal_is_whole_the_change_has_happened(path, monkeypatch):
     before = path.read_bytes()
     interrupted(path, monkeypatch, "_apply")
     whole = journal.journal_of(path).read_bytes()
-    found = journal.read_journal(journal.journal_of(path))
+    found = journal.read_journal(path)
     assert found is not None
     size, pages = found
     rng = random.Random(1)
@@ -155,3 +158,42 @@ def test_kills_at_random_moments(path):
         if said:
             assert len(x) >= int(said[-1])
     assert len(x) > 10_000
+
+
+ABSURD = {
+    "a page before the file": (4096, [-1]),
+    "a page far behind the file": (4096, [1 << 50]),
+    "an end far behind the file": (1 << 62, [0]),
+    "pages out of order": (8192, [1, 0]),
+    "a page twice": (8192, [1, 1]),
+    "no page": (0, []),
+}
+
+
+@pytest.mark.parametrize(("size", "pages"), ABSURD.values(), ids=ABSURD)
+def test_a_right_checksum_over_absurd_pages_changes_nothing(path, size, pages):
+    before = path.read_bytes()
+    head = journal.HEAD.pack(journal.MAGIC, size, len(pages)) + struct.pack(f"<{len(pages)}q", *pages)
+    raw = head + bytes(journal.PAGE * len(pages))
+    journal.journal_of(path).write_bytes(raw + hashlib.sha256(raw).digest())
+    assert journal.read_journal(path) is None
+    journal.recover(path)
+    assert path.read_bytes() == before
+    assert not journal.journal_of(path).exists()
+
+
+def test_a_full_disk_leaves_the_file_and_no_journal(path, monkeypatch):
+    before = path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"), journal.changing(path) as file:
+            grow(file)
+    assert path.read_bytes() == before
+    assert not journal.journal_of(path).exists()
+    with journal.changing(path) as file:
+        grow(file)
+    assert path.read_bytes() != before
