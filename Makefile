@@ -22,7 +22,7 @@ endif
 .DEFAULT_GOAL := train
 
 train: $(VENV)/ready data/digits
-	$(MPIRUN) -n $(RANKS) $(PYTHON) -m hpcopt.train
+	$(MPIRUN) -n $(RANKS) $(PYTHON) -m hpcopt.train jobs/quickstart.toml
 	$(PYTHON) -m hpcopt.report runs/quickstart
 
 test: $(VENV)/ready-to-test check

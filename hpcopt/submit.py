@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--lead", type=int, default=120, help="seconds before the limit to checkpoint at (default 120)")
     p.add_argument("--launcher", choices=["srun", "mpirun"], help="how ranks are started (default: the site's way)")
     p.add_argument(
-        "--set", dest="settings", action="append", default=[], metavar="SECTION.KEY=VALUE", help="as hpcopt.train"
+        "--set", dest="settings", action="append", default=[], metavar="SECTION.KEY=VALUE", help="as of hpcopt train"
     )
     p.add_argument("--run-dir", help="run directory (default: runs/<job>-<job id>)")
     p.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="another option of sbatch")
@@ -136,13 +136,16 @@ def submit(script: str, name: str, array: bool) -> None:
     """Keep the script beside the logs, let SLURM check it, submit it, and say where to look.
 
     Raises:
-        JobError: SLURM is not here or does not take the script; the message has its words.
+        JobError: SLURM is not here or does not take the script, whose words the message has; logs/ cannot be written.
     """
     if shutil.which("sbatch") is None:
         raise JobError("sbatch is not here: submit from a login node, or see the script with --dry-run")
-    LOGS.mkdir(exist_ok=True)
     path = LOGS / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%S}.sh"
-    path.write_text(script)
+    try:
+        LOGS.mkdir(exist_ok=True)
+        path.write_text(script, encoding="utf-8")
+    except OSError as error:
+        raise JobError(f"cannot write {path}: {error.strerror}") from None
     _sbatch("--test-only", str(path))
     job_id = _sbatch("--parsable", str(path)).split(";")[0].strip()
     print(f"job {job_id}")

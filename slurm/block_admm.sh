@@ -3,7 +3,7 @@
 #
 #   sbatch slurm/block_admm.sh [JOB.toml] [options of hpcopt train]     (default: jobs/block_admm.toml)
 #
-# Submit from the top of the checkout; what to edit, and how preemption works, is as in slurm/train.sh.
+# Submit from the folder that slurm/ stands in; what to edit, and how preemption works, is as in slurm/train.sh.
 #
 #SBATCH --job-name=block_admm
 #SBATCH --nodes=4

@@ -6,7 +6,7 @@
 #   PHASE=2 PHASE1_DIR=runs/... sbatch slurm/kaisa_bert.sh              phase 2 alone
 #
 # The job of phase 2 is JOB_phase2.toml. A job that reads data/bert gets it made, by all ranks, if it is not there.
-# Submit from the top of the checkout; what to edit, and how preemption works, is as in slurm/train.sh.
+# Submit from the folder that slurm/ stands in; what to edit, and how preemption works, is as in slurm/train.sh.
 #
 #SBATCH --job-name=kaisa_bert
 #SBATCH --nodes=4

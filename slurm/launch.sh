@@ -73,8 +73,8 @@ JOB_ID=${JOB_ID:-$SLURM_JOB_ID}
 export HPCOPT_EXIT_FILE=logs/$JOB_ID.exit
 mkdir -p logs
 
-# run_ranks N COMMAND...: start N ranks, all that SLURM gave or RANKS_PER_NODE on each of fewer nodes; pass USR1 and TERM on to them as USR1, on which they
-# checkpoint and end (TERM would make Open MPI's mpirun kill them); set EXIT_CODE to theirs.
+# run_ranks N COMMAND...: start N ranks, all that SLURM gave or RANKS_PER_NODE on each of fewer nodes; pass USR1 and TERM on
+# to them as USR1, on which they checkpoint and end (TERM would make Open MPI's mpirun kill them); set EXIT_CODE to theirs.
 run_ranks() {
     local ranks=$1 nodes=$nodes_given launcher_pid signalled=yes
     shift

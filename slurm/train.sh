@@ -5,9 +5,9 @@
 #   sbatch -N 16 --ntasks-per-node=8 -t 4:00:00 slurm/train.sh JOB.toml --set run.seed=1
 #   LAUNCHER=mpirun sbatch slurm/train.sh JOB.toml
 #
-# Submit from the top of the checkout. Edit the lines below or override them on sbatch's command line; modules and the
-# like go into slurm/site/<cluster>.sh. The job checkpoints SECONDS (USR1@SECONDS) before its time limit, goes back into
-# the queue and continues; the run directory is runs/<job>-<job id> unless RUN_DIR says otherwise.
+# Submit from the folder that slurm/ stands in. Edit the lines below or override them on sbatch's command line; modules
+# and the like go into slurm/site/<cluster>.sh. The job checkpoints SECONDS (USR1@SECONDS) before its time limit, goes
+# back into the queue and continues; the run directory is runs/<job>-<job id> unless RUN_DIR says otherwise.
 #
 #SBATCH --job-name=train
 #SBATCH --nodes=4

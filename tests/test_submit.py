@@ -153,6 +153,16 @@ def test_without_slurm_it_says_so(checkout, monkeypatch, capsys):
     assert "sbatch is not here" in capsys.readouterr().err
 
 
+def test_where_logs_cannot_be_written_it_says_so(checkout, monkeypatch, capsys):
+    (checkout / "bin").mkdir()
+    (checkout / "bin/sbatch").write_text("#!/bin/sh\n")
+    (checkout / "bin/sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(checkout / "bin"))
+    (checkout / "logs").write_text("a file in the way")
+    assert main(["jobs/quickstart.toml"]) == 2
+    assert "cannot write logs/quickstart-" in capsys.readouterr().err
+
+
 def test_help_needs_neither_torch_nor_mpi():
     program = (
         "import sys, hpcopt.submit as s\n"
