@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpcopt.any_text import print_any_text
 from hpcopt.errors import EXIT_DONE, CheckpointError, HpcoptError
 from hpcopt.store.checkpoint import MANIFEST, SHARED, Checkpoints
 from hpcopt.store.tree import read_tree, verify_tree
@@ -55,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    print_any_text()
     options = parser().parse_args(arguments)
     try:
         match options.command:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import hpcopt
+from hpcopt.any_text import print_any_text
 from hpcopt.errors import EXIT_BAD_INPUT, EXIT_DONE
 
 COMMANDS = {
@@ -22,6 +23,7 @@ COMMANDS = {
 
 def main() -> int:
     """Run a command as ``python -m`` would; returns the exit code of what needs none."""
+    print_any_text()
     command, *arguments = sys.argv[1:] or ["--help"]
     match command:
         case "-h" | "--help":

@@ -103,7 +103,7 @@ def read_job(path: Path, settings: Sequence[str] = ()) -> Job:
         right.
     """
     try:
-        raw = tomllib.loads(path.read_text())
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise JobError(f"cannot read the job file {path}: {error.strerror}") from None
     except tomllib.TOMLDecodeError as error:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hpcopt import sbatch
+from hpcopt.any_text import print_any_text
 from hpcopt.errors import EXIT_DONE, HpcoptError, JobError
 from hpcopt.shipped import shipped
 
@@ -54,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Submit, and turn whatever goes wrong into a message and an exit code."""
+    print_any_text()
     options = parser().parse_args(arguments)
     try:
         check(options)
@@ -143,7 +145,7 @@ def submit(script: str, name: str, array: bool) -> None:
     path = LOGS / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%S}.sh"
     try:
         LOGS.mkdir(exist_ok=True)
-        path.write_text(script, encoding="utf-8")
+        path.write_text(script, encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise JobError(f"cannot write {path}: {error.strerror}") from None
     _sbatch("--test-only", str(path))

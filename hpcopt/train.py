@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import hpcopt
+from hpcopt.any_text import print_any_text
 from hpcopt.comm.launch import launch_from, leave_exit_code, machine, usable_threads
 from hpcopt.errors import EXIT_DONE, HpcoptError, JobError, exit_code_of
 from hpcopt.shipped import shipped
@@ -74,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, and turn whatever goes wrong into a message and an exit code."""
+    print_any_text()
     options = parser().parse_args(arguments)
     gc.disable()  # what imports make stays: looking through it again and again is a tenth of their time
     try:

@@ -22,7 +22,7 @@ FLOORS = [
     {"exchange"},
     {"comm"},
     {"models", "optim", "compress", "store"},
-    {"kernels", "lean_torch", "phases", "config", "shipped", "sbatch"},
+    {"kernels", "lean_torch", "phases", "config", "shipped", "sbatch", "any_text"},
     {"errors"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -61,7 +61,7 @@ def from_file(path: Path, size: int) -> Graph:
     """
     edges: list[set[int]] = [set() for _ in range(size)]
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
         pairs = [tuple(map(int, line.split("#")[0].split())) for line in lines if line.split("#")[0].strip()]
     except OSError as error:
         raise JobError(f"cannot read the graph {path}: {error.strerror}") from None

@@ -87,7 +87,7 @@ def leave_exit_code(exit_code: int, environment: Mapping[str, str] = os.environ)
     mpirun has been seen to say 0 when it lost a host.
     """
     if path := environment.get("HPCOPT_EXIT_FILE"):
-        with suppress(OSError), Path(path).open("x") as file:
+        with suppress(OSError), Path(path).open("x", encoding="utf-8") as file:
             file.write(f"{exit_code}\n")
 
 
@@ -123,7 +123,7 @@ def machine(boot_id: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
     kernel, so they give the same name.
     """
     try:
-        return boot_id.read_text().strip()
+        return boot_id.read_text(encoding="utf-8").strip()
     except OSError:
         return socket.gethostname()
 

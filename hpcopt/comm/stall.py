@@ -172,7 +172,7 @@ class StallWatch:
 
     def _say(self, text: str) -> None:
         print(f"hpcopt: {text}", file=self._out or sys.stderr, flush=True)
-        with suppress(OSError), (self._folder / "report.txt").open("a") as file:
+        with suppress(OSError), (self._folder / "report.txt").open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}\n")
 
     def _stacks(self) -> list[str]:
@@ -210,14 +210,14 @@ def _ranges(ranks: Sequence[int]) -> str:
 def _write(path: Path, content: dict[str, Any]) -> None:
     """As a whole, for readers on other hosts."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content))
+    temporary.write_text(json.dumps(content), encoding="utf-8")
     temporary.replace(path)
 
 
 def _read(path: Path, fresh_s: float) -> dict[str, Any] | None:
     """A file's content, unless it is older than that."""
     try:
-        state: dict[str, Any] = json.loads(path.read_text())
+        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return state if path.stat().st_mtime >= fresh_s else None
     except (OSError, ValueError):
         return None

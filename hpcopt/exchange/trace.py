@@ -18,7 +18,7 @@ class Trace:
         self._file = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = (folder / f"trace-{rank}.json").open("w", buffering=1)
+            self._file = (folder / f"trace-{rank}.json").open("w", buffering=1, encoding="utf-8")
             self._file.write("[\n")
 
     @contextmanager

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hpcopt.any_text import print_any_text
 from hpcopt.errors import HpcoptError
 from hpcopt.prepare import SOURCES, SPLITS, is_prepared, prepare
 from hpcopt.prepare.bert import __main__ as bert
@@ -13,6 +14,7 @@ from hpcopt.store.shards import Shards
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare one data set and say what it holds; returns the exit code."""
+    print_any_text()
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["bert"]:  # text has options of its own, and is prepared by all ranks
         return bert.main(arguments[1:])

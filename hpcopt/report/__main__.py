@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from hpcopt.any_text import print_any_text
 from hpcopt.errors import EXIT_DONE, HpcoptError, MetricsError
 from hpcopt.report import export, extra_p, html, pictures, prediction_views, terminal
 from hpcopt.report.figure import write_tables
@@ -45,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Report on runs; returns the exit code."""
+    print_any_text()
     options = parser().parse_args(arguments)
     try:
         runs = _read(options.runs)
@@ -102,7 +104,7 @@ def _write(file: Path, text: str) -> None:
         print(text, end="" if text.endswith("\n") else "\n")
         return
     try:
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
     except OSError as cause:
         raise MetricsError(f"cannot write {file}: {cause.strerror}") from cause
 

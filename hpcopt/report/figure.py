@@ -85,7 +85,7 @@ def write_tables(figures: Sequence[Figure], folder: Path) -> None:
     """Write the table of each figure as a CSV file of its name."""
     folder.mkdir(parents=True, exist_ok=True)
     for figure in figures:
-        with (folder / f"{figure.name.replace('/', '_')}.csv").open("w", newline="") as file:
+        with (folder / f"{figure.name.replace('/', '_')}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(figure.table)
             writer.writerows(zip(*figure.table.values(), strict=True))

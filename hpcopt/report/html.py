@@ -29,7 +29,7 @@ def page(runs: Runs, figures: list[Figure]) -> str:
         "DATA": _data(figures),
         "PLOTLY": get_plotlyjs(),
     }
-    text = TEMPLATE.read_text()
+    text = TEMPLATE.read_text(encoding="utf-8")
     for name, value in parts.items():
         text = text.replace(f"<!--{name}-->", value)
     return text

@@ -138,7 +138,7 @@ class Checkpoints:
             "parts": about,
         }
         try:
-            (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             hdf5.sync(unfinished / MANIFEST)
             if folder.exists():  # the same step of an earlier attempt
                 folder.rename(folder.with_suffix(".old.tmp"))
@@ -202,7 +202,7 @@ class Checkpoints:
         """
         path = self.path(step) / MANIFEST
         try:
-            manifest = json.loads(path.read_text())
+            manifest = json.loads(path.read_text(encoding="utf-8"))
             if manifest["schema_version"] != SCHEMA_VERSION or manifest["step"] != step:
                 raise ValueError(f"it is of schema {manifest['schema_version']}, step {manifest['step']}")
             for part in manifest["parts"].values():
@@ -237,7 +237,7 @@ class Checkpoints:
     def _name_latest(self, name: str) -> None:
         """Not waited for on disk: nothing here reads it."""
         temporary = self.folder / f".{LATEST}.tmp"
-        temporary.write_text(name + "\n")
+        temporary.write_text(name + "\n", encoding="utf-8")
         temporary.replace(self.folder / LATEST)
 
 

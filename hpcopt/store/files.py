@@ -78,4 +78,4 @@ def open_to_append(path: Path) -> TextIO:
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO without a reader: ENXIO
     if os.path.lexists(path):
         require_plain(path)
-    return os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8")
+    return os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8", errors="replace")

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hpcopt.any_text import print_any_text
 from hpcopt.comm.world import connect
 from hpcopt.errors import HpcoptError
 from hpcopt.prepare.bert.make import Recipe, make
@@ -65,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare sentence pairs, unless they are there; returns the exit code. Collective."""
+    print_any_text()
     options = parser().parse_args(arguments)
     recipe = Recipe(
         text=options.text,
