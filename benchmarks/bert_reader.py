@@ -15,6 +15,7 @@ import h5py
 import torch
 
 from hpcopt.models.bert import BertConfig
+from hpcopt.shapes.context import Context
 from hpcopt.workloads.bert_pretraining import BertPretraining, BertPretrainingConfig
 
 
@@ -46,7 +47,7 @@ def main() -> None:
     p.add_argument("data", type=Path, nargs="?", default=Path("data/bert/128"))
     data = p.parse_args().data
     torch.set_num_threads(1)
-    workload = BertPretrainingConfig(data=data, batch=64, model=BertConfig(size="tiny")).build(seed=0)
+    workload = BertPretrainingConfig(data=data, batch=64, model=BertConfig(size="tiny")).build(Context())
     tokens = next(workload.test_batches(0, 1)).tensors["input_ids"].shape[1]
     print("| raw, tokens/s | ours, tokens/s | ratio | ratio of CPU time | resident before, MB | at most, MB |")
     print("|---|---|---|---|---|---|")

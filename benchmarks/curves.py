@@ -48,15 +48,13 @@ def train(world: "World", job_file: Path, settings: list[str]) -> dict[str, Any]
     """One run, as a line of the file."""
     import torch
 
+    from hpcopt.build import build
     from hpcopt.job import read_job
-    from hpcopt.phases import PhaseClock
     from hpcopt.trainer.loop import evaluate
 
     job = read_job(job_file, settings)
-    workload = job.workload.build(job.run.seed)
-    torch.manual_seed(job.run.seed * 1_000_003 + world.rank)
-    steps = job.run.total_steps(workload.steps_per_epoch)
-    solver = job.solver.build(workload.model, workload.loss, world, job.exchange, steps, PhaseClock())
+    built = build(job, world)
+    workload, solver, steps = built.workload, built.solver, built.steps
     every = job.run.evaluate_every or workload.steps_per_epoch
     curve: Curve = [{"step": 0, "cpu_s": 0.0, "wall_s": 0.0, **evaluate(world, workload, solver.model)}]
     batches = workload.train_batches(solver.data_rank, solver.data_size, 0)

@@ -23,10 +23,10 @@ import h5py
 import torch
 
 from hpcopt import train
+from hpcopt.build import build
 from hpcopt.comm.launch import launch_from, leave_exit_code
 from hpcopt.comm.world import World, connect
 from hpcopt.job import read_job
-from hpcopt.phases import PhaseClock
 from hpcopt.report import pictures
 from hpcopt.report.figure import Figure
 
@@ -111,10 +111,10 @@ class Contender:
     def __init__(self, world: World, row: str, overlap: bool, interface: str) -> None:
         """Collective."""
         job = read_job(JOB, settings(row, overlap))
-        workload = job.workload.build(job.run.seed)
+        built = build(job, world)
         self.row, self.overlap, self._world, self._interface = row, overlap, world, interface
-        self._solver = job.solver.build(workload.model, workload.loss, world, job.exchange, 10_000, PhaseClock())
-        self._batches = workload.train_batches(self._solver.data_rank, self._solver.data_size, 0)
+        self._solver = built.solver
+        self._batches = built.workload.train_batches(self._solver.data_rank, self._solver.data_size, 0)
         self.times_s: list[float] = []
         self.sent_bytes: list[float] = []
 

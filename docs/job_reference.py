@@ -13,21 +13,23 @@ PAGE = Path(__file__).with_name("job.md")
 HEAD = """\
 # Job reference
 
-Generated from the schema by `python docs/job_reference.py`. A job is a TOML file; each section is one choice, made by
-its `name` where there is more than one. Any key can be changed on the command line: `--set solver.optimizer.lr=0.05`.
-A key that is not here stops the job before anything starts. `python -m hpcopt.train JOB.toml --dry-run` prints the job
-with every default filled in; `--schema` prints the JSON schema.
+Generated from the schema by `python docs/job_reference.py`. A job is a TOML file. Each section is one choice, made by
+its `name` where there is more than one. `name = "package.module:Class"` takes a class of your own in place of those
+listed here. Any key can be changed on the command line: `--set solver.optimizer.lr=0.05`. A key that is not here stops
+the job before anything starts. `python -m hpcopt.train JOB.toml --dry-run` prints the job with every default filled
+in; `--schema` prints the JSON schema.
 """
 
 
 def reference() -> str:
-    """The page."""
+    """The page: each config class once, with the places where it may stand."""
     schema = Job.model_json_schema()
     lines = [HEAD]
+    described: set[str] = set()
     for section, value in schema["properties"].items():
         lines.append(f"## [{section}]\n\n{value['description'].capitalize()}.\n")
         for choice in choices(value, schema):
-            lines += describe(choice, section, schema)
+            lines += describe(choice, section, schema, described)
     return "\n".join(lines)
 
 
@@ -37,25 +39,39 @@ def choices(value: dict[str, Any], schema: dict[str, Any]) -> list[dict[str, Any
     return [schema["$defs"][reference.rsplit("/", 1)[1]] for reference in references]
 
 
-def describe(model: dict[str, Any], section: str, schema: dict[str, Any]) -> list[str]:
-    """A table of a config class's keys, then the tables of the sections inside it."""
-    name = model["properties"].get("name", {})
-    chosen = f'`name = "{name["const"]}"`: ' if "const" in name else ""
-    title = f"### [{section}] {chosen}{model.get('description', '')}\n"
-    lines = [title, "| key | takes | default | meaning |", "|---|---|---|---|"]
+def describe(model: dict[str, Any], section: str, schema: dict[str, Any], described: set[str]) -> list[str]:
+    """A table of a config class's keys, then the tables of the sections inside it, unless they stand above already."""
+    if model["title"] in described:
+        return []
+    described.add(model["title"])
+    lines = [f"### {title_of(model, section)}\n", f"{model.get('description', '')}\n"]
+    lines += ["| key | takes | default | meaning |", "|---|---|---|---|"]
     inner = []
     for key, value in model["properties"].items():
         if "const" in value:
             continue
         nested = choices(value, schema)
-        takes = "a section" if nested else kind(value)
+        takes = ", ".join(link(choice, f"{section}.{key}") for choice in nested) if nested else kind(value)
         default = default_of(value, key in model.get("required", ()))
         lines.append(f"| `{key}` | {takes} | {default} | {value.get('description', '')} |")
         inner += [(f"{section}.{key}", choice) for choice in nested]
     lines.append("")
     for place, choice in inner:
-        lines += describe(choice, place, schema)
+        lines += describe(choice, place, schema, described)
     return lines
+
+
+def title_of(model: dict[str, Any], section: str) -> str:
+    """A class's heading: its name in a job, with the kind of section; or the section's own."""
+    name = model["properties"].get("name", {}).get("const")
+    return f"{name} ({section.rsplit('.', 1)[-1]})" if name else f"[{section}]"
+
+
+def link(model: dict[str, Any], section: str) -> str:
+    """To a class's heading, as GitHub and MkDocs name it."""
+    title = title_of(model, section)
+    anchor = "".join(c for c in title.lower().replace(" ", "-") if c.isalnum() or c in "-_")
+    return f"[{title.partition(' ')[0].strip('[]')}](#{anchor})"
 
 
 def kind(value: dict[str, Any]) -> str:

@@ -11,61 +11,43 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from hpcopt.config import Config
 from hpcopt.errors import JobError
-from hpcopt.exchange import ExchangeConfig
-from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
-from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
+from hpcopt.exchange import ExchangeConfig, RingConfig
+from hpcopt.families import EXCHANGES, SOLVERS, WORKLOADS
+from hpcopt.family import Family
+from hpcopt.shapes.solver import SolverConfig
+from hpcopt.shapes.workload import WorkloadConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
-from hpcopt.solvers.kaisa.solver import KaisaConfig
-from hpcopt.solvers.splitting.altmin import AltMinConfig
-from hpcopt.solvers.splitting.bcd import BcdConfig
-from hpcopt.solvers.splitting.dladmm import DlAdmmConfig
 from hpcopt.trainer.run import RunConfig
-from hpcopt.workloads.bert_pretraining import BertPretrainingConfig
-from hpcopt.workloads.image_classification import ImageClassificationConfig
-from hpcopt.workloads.segmentation import SegmentationConfig
-
-WorkloadConfig = Annotated[
-    ImageClassificationConfig | SegmentationConfig | BertPretrainingConfig, Field(discriminator="name")
-]
-SolverConfig = Annotated[
-    DataParallelConfig | KaisaConfig | BlockAdmmConfig | DeepFactoConfig | AltMinConfig | BcdConfig | DlAdmmConfig,
-    Field(discriminator="name"),
-]
 
 
 class Job(Config):
     """All choices of a run, one section each."""
 
     run: RunConfig = Field(description="how long, how often, where to")
-    workload: WorkloadConfig = Field(description="what is trained")
-    solver: SolverConfig = Field(DataParallelConfig(), description="how a batch becomes new parameters")
-    exchange: ExchangeConfig = Field(description="how gradients travel; by default what the backend does best")
+    workload: Annotated[WorkloadConfig, WORKLOADS] = Field(description="what is trained")
+    solver: Annotated[SolverConfig, SOLVERS] = Field(
+        DataParallelConfig(), description="how a batch becomes new parameters"
+    )
+    exchange: Annotated[ExchangeConfig, EXCHANGES] = Field(
+        RingConfig(), description="how gradients travel; by default what the backend does best"
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _default_names(cls, sections: Any) -> Any:
+    def _horovod_sums_by_itself(cls, sections: Any) -> Any:
+        """Horovod is a backend, and the exchange is then its own: to name one of the two means both."""
         if not isinstance(sections, dict):
             return sections
-        defaults = {"workload": "image_classification", "solver": "data_parallel"}
-        named = {
-            key: {"name": defaults[key], **sections[key]} for key in defaults if isinstance(sections.get(key), dict)
-        }
-        return {**sections, **named}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_exchange(cls, sections: Any) -> Any:
-        exchange = sections.get("exchange", {}) if isinstance(sections, dict) else None
-        if isinstance(exchange, dict) and exchange.get("name") == "horovod":  # its sums are native to its transport
-            run = sections["run"] if isinstance(sections.get("run"), dict) else {}
+        run, exchange = sections.get("run"), sections.get("exchange", {})
+        if not isinstance(run, dict) or not isinstance(exchange, dict):
+            return sections
+        if exchange.get("name") == "horovod":
             if run.get("backend", "horovod") != "horovod":
                 raise ValueError('[exchange] name = "horovod" needs [run] backend = "horovod", or none')
-            return {**sections, "run": {**run, "backend": "horovod"}, "exchange": {**exchange, "name": "native"}}
-        if isinstance(exchange, dict) and "name" not in exchange:
-            backend = sections["run"].get("backend") if isinstance(sections.get("run"), dict) else None
-            name = "native" if backend == "horovod" else "ring"
-            return {**sections, "exchange": {"name": name, **exchange}}
-        return sections
+            run, exchange = {**run, "backend": "horovod"}, {**exchange, "name": "native"}
+        elif run.get("backend") == "horovod":
+            exchange = {"name": "native", **exchange}
+        return {**sections, "run": run, "exchange": exchange}
 
     @model_validator(mode="after")
     def _exchange_fits_backend(self) -> "Job":
@@ -141,10 +123,11 @@ def _complaint(
     location: Sequence[Any], kind: str, message: str, raw: Any, path: Path, changed: set[tuple[str, ...]]
 ) -> str:
     """One error as a person reads it: where, which key, and what would be right."""
-    names, keys = _locate(location, raw)
+    names = [str(part) for part in location]
     where = "--set" if any(tuple(names[: len(prefix)]) == prefix for prefix in changed) else str(path)
     key = ".".join(names) or "job"
     if kind == "extra_forbidden":
+        keys = _known_keys(location, raw)
         near = difflib.get_close_matches(names[-1], keys, n=1, cutoff=0.5)
         hint = f'did you mean "{near[0]}"?' if near else f"known keys: {', '.join(sorted(keys))}"
         return f'{where}: unknown key "{key}"; {hint}'
@@ -153,33 +136,31 @@ def _complaint(
     return f"{where}: {key}: {message.removeprefix('Value error, ')}"
 
 
-def _locate(location: Sequence[Any], raw: Any) -> tuple[list[str], list[str]]:
-    """Turn pydantic's location, which goes through union tags, into the job's keys; also give the keys that its section
-    knows.
-    """
-    names: list[str] = []
-    models: list[type[BaseModel]] = [Job]
-    known: list[str] = []
-    for depth, part in enumerate(location):
-        tagged = [m for m in models if "name" in m.model_fields and m.model_fields["name"].default == part]
-        if tagged and not (isinstance(raw, dict) and part in raw):
-            models = tagged
-            continue
-        names.append(str(part))
-        known = [key for m in models for key in m.model_fields]
-        if depth < len(location) - 1:
-            fields = [m.model_fields[part] for m in models if part in m.model_fields]
-            models = [inner for field in fields for inner in _models(field.annotation)]
-            raw = raw.get(part) if isinstance(raw, Mapping) else None
-    return names, known
+def _known_keys(location: Sequence[Any], raw: Any) -> list[str]:
+    """The keys that the section around a location knows."""
+    model: type[BaseModel] | None = Job
+    for part in location[:-1]:
+        raw = raw.get(part) if isinstance(raw, Mapping) else raw[part]
+        if isinstance(part, str) and model is not None:
+            model = _section_of(model, part, raw)
+    return [] if model is None else list(model.model_fields)
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The config classes in an annotation, which may be a union."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _models(inner)
+def _section_of(model: type[BaseModel], key: str, raw: Any) -> type[BaseModel] | None:
+    """The config class of a key's value."""
+    field = model.model_fields[key]
+    kinds = [field.annotation, *field.metadata, *_parts(field.annotation)]
+    for kind in kinds:
+        if isinstance(kind, Family):
+            return kind.class_of(raw)
+    return next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """What an annotation is made of, however deep."""
+    for inner in (*get_args(annotation), *getattr(annotation, "__metadata__", ())):
+        yield inner
+        yield from _parts(inner)
 
 
 def schema() -> str:

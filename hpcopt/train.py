@@ -14,18 +14,20 @@ import hpcopt
 from hpcopt.any_text import print_any_text
 from hpcopt.comm.launch import launch_from, leave_exit_code, machine, usable_threads
 from hpcopt.errors import EXIT_DONE, HpcoptError, JobError, exit_code_of
+from hpcopt.plugins import current_folder_first, provenance
 from hpcopt.shipped import shipped
 from hpcopt.trainer.signals import StopSignals
 
 if TYPE_CHECKING:
+    from hpcopt.build import Built
     from hpcopt.comm.world import World
     from hpcopt.job import Job
+    from hpcopt.shapes.workload import Workload
     from hpcopt.store.metrics import MetricsFile
     from hpcopt.trainer.loop import Trainer
     from hpcopt.trainer.progress import Progress
     from hpcopt.trainer.resume import Position
     from hpcopt.trainer.run import RunDirectory
-    from hpcopt.workloads.workload import Workload
 
 OWN_JOB = Path("job.toml")
 
@@ -68,7 +70,9 @@ def parser() -> argparse.ArgumentParser:
     start.add_argument("--fresh", action="store_true", help="start over; an existing run directory is moved aside")
     p.add_argument("--dry-run", action="store_true", help="print the resolved job and its plan, and train nothing")
     p.add_argument("--ranks", type=int, help="with --dry-run: plan for this many ranks")
-    p.add_argument("--schema", action="store_true", help="print the JSON schema of a job file")
+    p.add_argument(
+        "--schema", action="store_true", help="print the JSON schema of job files, with the classes that JOB.toml names"
+    )
     p.add_argument("--version", action="version", version=f"hpcopt {hpcopt.__version__}")
     return p
 
@@ -95,7 +99,10 @@ def guarded(options: argparse.Namespace, signals: StopSignals) -> int:
         from hpcopt.lean_torch import keep_dynamo_out
 
         keep_dynamo_out()
+        current_folder_first()
         if options.schema:
+            if options.job:
+                read_job(options.job, options.settings)  # the schema then knows what the job plugs in
             print(schema())
             return EXIT_DONE
         job = read_job(options.job or default_job(), options.settings)
@@ -156,26 +163,23 @@ def default_job() -> Path:
 
 def plan(job: "Job", ranks: int) -> str:
     """What the job would do on so many ranks, without starting any."""
+    from hpcopt.build import build
     from hpcopt.comm.device import planned_device
     from hpcopt.comm.rehearsal import RehearsalTransport
     from hpcopt.comm.world import World
-    from hpcopt.phases import PhaseClock
 
     world = World(RehearsalTransport(ranks))
     prepare_data(job, world)
-    workload = job.workload.build(job.run.seed)
-    job.check_ranks(world.size)
-    steps = job.run.total_steps(workload.steps_per_epoch)
+    built = build(job, world)
+    workload, solver, batch = built.workload, built.solver, built.workload.batch
     flops = sample_flops(workload)
-    solver = job.solver.build(workload.model, workload.loss, world, job.exchange, steps, PhaseClock())
-    parts = solver.data_size
-    least, most = job.workload.batch // parts, -(-job.workload.batch // parts)
+    least, most = batch // solver.data_size, -(-batch // solver.data_size)
     lines = {
         "ranks": f"{ranks}",
         "device": planned_device(job.run.device),
         "data": f"{workload.train_samples:,} training and {workload.test_samples:,} test samples",
-        "batch": f"{job.workload.batch} samples, {least}{f' or {most}' if most > least else ''} a rank",
-        "steps": f"{steps:,}, {workload.steps_per_epoch:,} an epoch",
+        "batch": f"{batch} samples, {least}{f' or {most}' if most > least else ''} a rank",
+        "steps": f"{built.steps:,}, {workload.steps_per_epoch:,} an epoch",
         "computation": f"{flops:.3g} operations a sample, forward and backward",
         **solver.plan(flops * most),
     }
@@ -201,10 +205,10 @@ def train(job: "Job", world: "World", options: argparse.Namespace, signals: Stop
     """Run the job on a world of ranks; give the exit code. Collective."""
     import torch
 
+    from hpcopt.build import build
     from hpcopt.comm.device import device_name, use_device
     from hpcopt.comm.stall import StallWatch
     from hpcopt.trainer.progress import Progress
-    from hpcopt.workloads.on_device import on_device
 
     signals.listen_for(job.run.requeue_signal)
     torch.set_num_threads(job.run.threads or usable_threads(world.local_size))
@@ -213,29 +217,40 @@ def train(job: "Job", world: "World", options: argparse.Namespace, signals: Stop
     prepare_data(job, world)
     device = use_device(world, job.run.device)
     devices = world.gather_text(device_name(device))
-    workload = on_device(build_workload(job, world), device)
-    torch.manual_seed(job.run.seed * 1_000_003 + world.rank)  # what a rank draws from here on is its own
-    steps = job.run.total_steps(workload.steps_per_epoch)
     watch = StallWatch(directory.path / "stalls", world.rank, world.hosts, job.run.stall_s)
-    progress = Progress(directory.log, speaks=world.rank == 0, total=steps, every_s=job.run.log_every_s)
+    progress = Progress(directory.log, speaks=world.rank == 0, every_s=job.run.log_every_s)
     with directory, watch, progress:
         world.watch = watch
         progress.say(
             f"hpcopt {hpcopt.__version__}: {job.run.name}, {world.size} ranks on {world.nodes} hosts, "
             f"{job.run.backend}, {' and '.join(dict.fromkeys(devices))}, {torch.get_num_threads()} threads a rank, "
-            f"{steps} steps, into {directory.path}"
+            f"into {directory.path}"
         )
-        trainer = build_trainer(job, world, workload, directory, progress, devices, signals, resume=options.resume)
+        say_plugins(progress)
+        built = build(job, world, device)
+        check_target(job, built.workload)
+        progress.begin(built.steps)
+        trainer = make_trainer(job, built, directory, progress, devices, signals, resume=options.resume)
         gc.collect()
         gc.freeze()
         gc.enable()
         return trainer.train().exit_code
 
 
-def build_trainer(
+def say_plugins(progress: "Progress") -> None:
+    """Tell of what a job brought along, and of what that printed while it was imported."""
+    from hpcopt.plugins import LOADED
+
+    for plugin in LOADED.values():
+        version = f", {plugin.distribution} {plugin.version}" if plugin.distribution else ""
+        progress.say(f"plugged in: {plugin.name} from {plugin.file}{version}")
+        if plugin.printed:
+            progress.say(f"warning: {plugin.name} printed while it was imported: {plugin.printed.strip()}")
+
+
+def make_trainer(
     job: "Job",
-    world: "World",
-    workload: "Workload",
+    built: "Built",
     directory: "RunDirectory",
     progress: "Progress",
     devices: list[str],
@@ -243,47 +258,52 @@ def build_trainer(
     *,
     resume: bool,
 ) -> "Trainer":
-    """Make the solver, restore it from the newest checkpoint, and open metrics.h5. Collective.
+    """Restore the solver from the newest checkpoint, and open metrics.h5. Collective.
 
     Raises:
         JobError: ``resume``, but there is no checkpoint.
     """
     import torch
 
-    from hpcopt.phases import PhaseClock
     from hpcopt.store.checkpoint import Checkpoints
     from hpcopt.store.metrics import MetricsFile
     from hpcopt.trainer.loop import Trainer
     from hpcopt.trainer.recorder import Recorder
     from hpcopt.trainer.resume import Position, restore
 
-    clock, steps = PhaseClock(), job.run.total_steps(workload.steps_per_epoch)
-    solver = job.solver.build(workload.model, workload.loss, world, job.exchange, steps, clock)
+    world = built.context.world
     checkpoints = Checkpoints(directory.checkpoints, job.run.keep_checkpoints)
     if resume and not world.broadcast_integers(checkpoints.steps()):
         raise JobError(f"--resume, but {directory.checkpoints} has no checkpoint").everywhere()
-    position = restore(world, checkpoints, solver, job.as_dict(), progress.say) or Position()
-    position.job, position.ranks = job.as_dict(), world.size
+    position = restore(world, checkpoints, built.solver, job.as_dict(), progress.say) or Position()
+    progress.say("\n".join(position.changed_plugins(provenance())))
+    position.job, position.ranks, position.plugins = job.as_dict(), world.size, provenance()
     file = MetricsFile(directory.metrics)
     load = world.threads_per_core(torch.get_num_threads(), machine())
     with world.together():
         if world.rank == 0:
             directory.write_job(job.as_toml())
             start_metrics(file, job, world, position, load, devices)
-    recorder = Recorder(world, file, clock, position.elapsed_s)
-    return Trainer(world, job.run, workload, solver, checkpoints, recorder, progress, clock, position, signals)
+    recorder = Recorder(world, file, built.context.clock, position.elapsed_s)
+    return Trainer(
+        run=job.run,
+        context=built.context,
+        workload=built.workload,
+        solver=built.solver,
+        checkpoints=checkpoints,
+        recorder=recorder,
+        progress=progress,
+        position=position,
+        signals=signals,
+    )
 
 
-def build_workload(job: "Job", world: "World") -> "Workload":
-    """Open the data, each rank checking its share of the files, and make the model. Collective."""
-    with world.together():
-        workload = job.workload.build(job.run.seed)
-        workload.verify(world.rank, world.size)
+def check_target(job: "Job", workload: "Workload") -> None:
+    """Raise JobError, on all ranks, if the run should stop at a score that there is not."""
     target = job.run.stop_at
     if target is not None and target.metric not in workload.scores:
         known = " and ".join(workload.scores)
         raise JobError(f"[run] stop_at.metric = {target.metric!r}, but there is {known}").everywhere()
-    return workload
 
 
 def open_directory(job: "Job", world: "World", options: argparse.Namespace) -> "RunDirectory":
@@ -309,9 +329,9 @@ def prepare_data(job: "Job", world: "World") -> None:
     """Let rank 0 make a data set that hpcopt knows how to make, if it is missing. Collective."""
     from hpcopt import prepare
 
-    folder = job.workload.data
+    folder = job.workload.folder
     with world.together():
-        if world.rank == 0 and not folder.exists() and folder.name in prepare.SOURCES:
+        if world.rank == 0 and folder and not folder.exists() and folder.name in prepare.SOURCES:
             prepare.prepare(folder.name, folder.parent)
 
 
@@ -323,12 +343,13 @@ def start_metrics(
     from mpi4py import MPI
 
     from hpcopt.phases import PHASES
-    from hpcopt.store.metrics import provenance
+    from hpcopt.store.metrics import software
 
     attributes = {
-        **provenance(),
+        **software(),
         "title": job.run.name,
         "config": json.dumps(job.as_dict()),
+        "plugins": json.dumps(provenance()),
         "hostnames": world.hosts,
         "devices": devices,
         "mpi_library": MPI.Get_library_version().splitlines()[0].split(",")[0],

@@ -15,14 +15,17 @@ PACKAGE = Path(hpcopt.__file__).parent
 FLOORS = [
     {"cli", "train", "report", "submit", "checkpoint"},
     {"prepare"},
+    {"build"},
     {"job"},
     {"trainer"},
-    {"workloads"},
-    {"solvers"},
+    {"workloads", "solvers"},
+    {"shapes"},
     {"exchange"},
     {"comm"},
     {"models", "optim", "compress", "store"},
-    {"kernels", "lean_torch", "phases", "config", "shipped", "sbatch", "any_text"},
+    {"families"},
+    {"family"},
+    {"any_text", "config", "kernels", "lean_torch", "phases", "plugins", "sbatch", "seeds", "shipped"},
     {"errors"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

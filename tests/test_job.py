@@ -67,7 +67,10 @@ def test_the_resolved_job_is_a_job_again(path):
         ("run.steps=ten", "--set: run.steps: Input should be a valid integer"),
         ("run.step=10", 'did you mean "steps"?'),
         ("run.epochs=0", "run.epochs: Input should be greater than 0"),
-        ("solver.optimizer.name=adam", "'sgd', 'adamw'"),
+        (
+            "solver.optimizer.name=adam",
+            '--set: solver.optimizer.name: there is no optimizer "adam"; did you mean "adamw"?',
+        ),
         ("run.time_budget=soon", "not a duration"),
         ("slover.name=x", 'did you mean "solver"?'),
         ("run=5", "run: Input should be"),

@@ -14,6 +14,7 @@ import torch
 
 from hpcopt.checkpoint import leaves
 from hpcopt.prepare import prepare
+from hpcopt.shapes.context import Context
 from hpcopt.store.checkpoint import Checkpoints
 from hpcopt.train import main
 from tests.launching import mpirun, started
@@ -321,7 +322,7 @@ def serial_losses(folder: Path, steps: int) -> list[float]:
     from hpcopt.job import read_job
 
     job = read_job(folder / "job.toml")
-    workload = job.workload.build(job.run.seed)
+    workload = job.workload.build(Context(run_seed=job.run.seed))
     optimizer = torch.optim.SGD(workload.model.parameters(), lr=0.1, momentum=0.9)
     result = []
     for _, batch in zip(range(steps), workload.train_batches(0, 1, 0), strict=False):

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from benchmarks.block_admm.bench import Settings, chosen, fashion_mnist, options, recorded, run_all, spread, train
-from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
+from hpcopt.optim import CosineConfig, OptimizerConfig, SgdConfig
 from hpcopt.optim.first_order import AdamWConfig
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
@@ -24,7 +24,7 @@ from hpcopt.solvers.splitting.bcd import BcdConfig
 from hpcopt.solvers.splitting.dladmm import DlAdmmConfig
 
 EPOCHS = 6
-COSINE = ScheduleConfig(name="cosine")
+COSINE = CosineConfig()
 
 
 def adam(lr: float, decay: float = 0) -> AdamWConfig:

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpcopt.comm.world import alone
-from hpcopt.exchange import RingConfig
-from hpcopt.phases import PhaseClock
-from hpcopt.solvers.solver import Batch, OutputLoss
+from hpcopt.shapes.batch import TensorBatch
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.loss import OutputLoss
+from hpcopt.shapes.solver import Task
 from hpcopt.store.shards import Shards
 from hpcopt.workloads.image_classification import cross_entropy
 from hpcopt.workloads.order import TrainOrder
@@ -41,12 +41,12 @@ class Images:
     x: Tensor
     y: Tensor
 
-    def batches(self, batch: int, steps: int, seed: int) -> Iterator[Batch]:
+    def batches(self, batch: int, steps: int, seed: int) -> Iterator[TensorBatch]:
         """The global batches that a job with this seed would see."""
         order = TrainOrder(len(self.y), batch, seed)
         for step in range(steps):
             rows = torch.from_numpy(order.indices(step, 0, 1))
-            yield Batch({"images": self.x[rows], "labels": self.y[rows]}, rows, len(rows))
+            yield TensorBatch({"images": self.x[rows], "labels": self.y[rows]}, rows, len(rows))
 
     @torch.no_grad()
     def accuracy(self, model: nn.Module) -> float:
@@ -73,7 +73,7 @@ def images(split: str, indices: np.ndarray) -> Images:
 def train(config: Any, model: nn.Module, train: Images, test: Images, *, batch: int, epochs: int, seed: int) -> dict:
     """Train with a solver; give the accuracy after each epoch, the last epoch's mean loss, and CPU seconds of steps."""
     per_epoch = len(train.y) // batch
-    solver = config.build(model, LOSS, alone(), RingConfig(), epochs * per_epoch, PhaseClock())
+    solver = config.build(Task(model, LOSS), Context(steps=epochs * per_epoch))
     losses: list[float] = []
     accuracies: list[float] = []
     spent_s = 0.0

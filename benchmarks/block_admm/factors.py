@@ -32,7 +32,7 @@ from benchmarks.block_admm.bench import (
 )
 from hpcopt.models.disentangling import best_factor_auc, reconstruction_error, sparsity
 from hpcopt.models.nmf import FactorMlpConfig, Nmf, factorize
-from hpcopt.optim import ScheduleConfig
+from hpcopt.optim import CosineConfig
 from hpcopt.optim.first_order import AdamWConfig
 from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
@@ -40,7 +40,7 @@ from hpcopt.workloads.image_classification import UNLABELLED, unlabelled
 
 SAMPLES, FACTORS, EPOCHS = 10000, 20, 7
 COARSE = torch.tensor([0, 1, 0, 0, 0, 2, 0, 2, 3, 2])  # clothes for the upper body and dresses, trousers, shoes, bags
-COSINE = ScheduleConfig(name="cosine")
+COSINE = CosineConfig()
 RATES = (1e-3, 2e-3)
 JOINT: Settings = {
     f"{plain} plain epochs, head {head}, lr {lr:g}": {

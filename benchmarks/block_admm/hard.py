@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from benchmarks.block_admm.bench import Settings, chosen, fashion_mnist, options, recorded, run_all, spread, train
 from hpcopt.models.nondifferentiable import Sign
-from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
+from hpcopt.optim import CosineConfig, OptimizerConfig, SgdConfig
 from hpcopt.optim.first_order import AdamWConfig
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
 
 SAMPLES, EPOCHS = 20000, 8
-COSINE = ScheduleConfig(name="cosine")
+COSINE = CosineConfig()
 SIGN_WIDTHS = [784, 256, 256, 10]
 
 

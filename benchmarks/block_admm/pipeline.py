@@ -20,10 +20,11 @@ from benchmarks.block_admm.bench import LOSS, Images, fashion_mnist, record, rec
 from hpcopt.comm.launch import leave_exit_code
 from hpcopt.comm.world import World, connect
 from hpcopt.compress import Half
-from hpcopt.exchange import RingConfig
-from hpcopt.optim import ScheduleConfig
+from hpcopt.optim import CosineConfig
 from hpcopt.optim.first_order import AdamWConfig
 from hpcopt.phases import PhaseClock
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.solver import Task
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 
 WIDTHS, BATCH, WARM_STEPS = (784, 512, 512, 512, 10), 128, 10
@@ -51,10 +52,10 @@ def run(
         form="online",
         rho=100,
         optimizer=AdamWConfig(lr=1e-3, weight_decay=0),
-        schedule=ScheduleConfig(name="cosine"),
+        schedule=CosineConfig(),
         codec=Half() if coded else None,
     )
-    solver = config.build(model, LOSS, world, RingConfig(), steps, clock)
+    solver = config.build(Task(model, LOSS), Context(world=world, steps=steps, clock=clock))
     start_s = 0.0
     for step, batch in enumerate(train.batches(BATCH, steps, seed)):
         if step == WARM_STEPS:

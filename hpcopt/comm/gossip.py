@@ -23,7 +23,7 @@ from hpcopt.comm.graphs import Graph, metropolis, sources
 from hpcopt.comm.transport import Request, Transport, wait_all
 from hpcopt.compress import Codec
 from hpcopt.compress.finite import MOST, magnitude_bound
-from hpcopt.compress.seeds import derive
+from hpcopt.seeds import derive
 
 
 class Mixer(ABC):

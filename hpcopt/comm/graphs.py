@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcopt.compress.seeds import EVERY_RANK, derive
 from hpcopt.errors import JobError
+from hpcopt.seeds import EVERY_RANK, derive
 
 Edges = Sequence[Sequence[int]]  # out-neighbours of every rank
 Graph = Callable[[int], Edges]

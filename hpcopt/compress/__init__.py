@@ -1,32 +1,25 @@
 """Codecs: gradients into few bytes and back. docs/codecs.md says which one when.
 
-- ``CodecConfig``: the stateless codecs, tensor -> payload -> tensor, as a job file names them; ``PerTensor`` chooses
-  among them.
+- ``Codec``: the stateless codecs, tensor -> payload -> tensor; ``PerTensor`` chooses among them.
 - ``Residuals``: what error feedback keeps, by parameter name; who sends owns them.
 - ``RoundsConfig``: compressors that work in rounds of plain reductions.
 """
 
-from typing import Annotated
-
-from pydantic import Field
-
 from hpcopt.compress.adacomp import AdaComp
 from hpcopt.compress.atomo import Atomo
-from hpcopt.compress.codec import Codec
+from hpcopt.compress.codec import Codec, CodecConfig
 from hpcopt.compress.dense import Dense
 from hpcopt.compress.half import Half
 from hpcopt.compress.natural import BiasedRounding, ExponentialDithering, Natural
-from hpcopt.compress.per_tensor import CodecConfig, PerTensor, Rule
+from hpcopt.compress.per_tensor import PerTensor, Rule
 from hpcopt.compress.powersgd import PowerSGD
 from hpcopt.compress.qsgd import QSGD
 from hpcopt.compress.random_subset import AdaptiveRandom, RandomK
 from hpcopt.compress.residuals import Layout, Residuals
-from hpcopt.compress.rounds import LinearRounds, Reduction, RoundCompressor
+from hpcopt.compress.rounds import LinearRounds, Reduction, RoundCompressor, RoundsConfig
 from hpcopt.compress.sign import Sign, SignBits
 from hpcopt.compress.terngrad import SharedTernGrad, TernGrad
 from hpcopt.compress.topk import SharedTopK, TopK
-
-RoundsConfig = Annotated[PowerSGD | SharedTernGrad | SharedTopK, Field(discriminator="name")]
 
 __all__ = [
     "AdaComp",

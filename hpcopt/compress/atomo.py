@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from hpcopt import kernels
-from hpcopt.compress import seeds
 from hpcopt.compress.codec import Bytes, Codec, Floats, require_bytes, require_finite
 from hpcopt.errors import PayloadError
+from hpcopt.seeds import EVERY_RANK, derive
 
 Doubles = NDArray[np.float64]
 Places = NDArray[np.int64]
@@ -154,7 +154,7 @@ class Atomo(Codec):
     def _draw(self, sizes: Doubles, seed: int, first: int, n: int) -> tuple[Places, Doubles]:
         """The places of the atoms to send, and their probabilities."""
         p = probabilities(sizes, self.budget(n))
-        start = seeds.derive(seed, first, seeds.EVERY_RANK, "comb") / 2**63
+        start = derive(seed, first, EVERY_RANK, "comb") / 2**63
         places = comb(p, start)
         return places, p[places]
 

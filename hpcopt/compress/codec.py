@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpcopt.config import Config
+from hpcopt.config import Choice
 from hpcopt.errors import NonFiniteError, PayloadError, UnsupportedError
 
 ALIGNMENT = 8  # bytes; where a payload may begin in a larger buffer
@@ -31,10 +31,12 @@ Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 
-class Codec(Config, ABC):
-    """Tensor -> payload -> tensor. Stateless: a codec and its settings are one frozen object."""
+class CodecConfig(Choice):
+    """How gradients become short, as a job says it: a ``Codec``, a choice among codecs, or a compressor in rounds."""
 
-    name: str
+
+class Codec(CodecConfig, ABC):
+    """Tensor -> payload -> tensor. Stateless: a codec and its settings are one frozen object."""
 
     wire_version: ClassVar[int] = 1  # of the payload's layout (docs/codecs.md); a change of layout is a new version
     linear: ClassVar[bool] = False  # payloads may be summed on the way: their decoded sum is the sum of the decoded
@@ -78,7 +80,7 @@ class Codec(Config, ABC):
         Args:
             x: shape (n,), float32, contiguous; in main memory, or for some codecs on a GPU, where the payload then is
                 too, of the same bytes.
-            seed: 0 <= seed < 2^63; ``compress.seeds.derive`` makes one from (seed, step, rank, name).
+            seed: 0 <= seed < 2^63; ``hpcopt.seeds.derive`` makes one from (seed, step, rank, name).
             first: index of x[0] in the whole tensor, if x is a part; a multiple of the codec's bucket.
             out: uint8, at least max_bytes(n) long, beginning at a multiple of 8 bytes; the payload is its head.
 

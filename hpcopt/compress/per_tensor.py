@@ -19,36 +19,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from hpcopt.compress.adacomp import AdaComp
-from hpcopt.compress.atomo import Atomo
-from hpcopt.compress.codec import Codec
+from hpcopt.compress.codec import Codec, CodecConfig
 from hpcopt.compress.dense import Dense
-from hpcopt.compress.half import Half
-from hpcopt.compress.natural import BiasedRounding, ExponentialDithering, Natural
-from hpcopt.compress.qsgd import QSGD
-from hpcopt.compress.random_subset import AdaptiveRandom, RandomK
-from hpcopt.compress.sign import Sign, SignBits
-from hpcopt.compress.terngrad import TernGrad
-from hpcopt.compress.topk import TopK
 from hpcopt.config import Config
-
-CodecConfig = Annotated[
-    Dense
-    | Half
-    | Sign
-    | SignBits
-    | QSGD
-    | TernGrad
-    | Natural
-    | BiasedRounding
-    | ExponentialDithering
-    | TopK
-    | RandomK
-    | AdaptiveRandom
-    | AdaComp
-    | Atomo,
-    Field(discriminator="name"),
-]
+from hpcopt.families import CODECS
 
 
 class Rule(Config):
@@ -57,7 +31,7 @@ class Rule(Config):
     pattern: str = Field("*", description="shell pattern of the parameter's name, such as *.bias")
     max_numel: int | None = Field(None, ge=0, description="at most this many values")
     max_dims: int | None = Field(None, ge=0, description="at most this many dimensions")
-    codec: CodecConfig = Field(Dense(), description="the codec of those that meet all conditions given")
+    codec: Annotated[Codec, CODECS] = Field(Dense(), description="the codec of those that meet all conditions given")
 
     def applies(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether a parameter of this name and shape meets the conditions."""
@@ -68,11 +42,11 @@ class Rule(Config):
         )
 
 
-class PerTensor(Config):
+class PerTensor(CodecConfig):
     """The first rule that applies decides, or ``otherwise``."""
 
     name: Literal["per_tensor"] = "per_tensor"
-    otherwise: CodecConfig = Field(description="the codec of parameters that no rule applies to")
+    otherwise: Annotated[Codec, CODECS] = Field(description="the codec of parameters that no rule applies to")
     rules: tuple[Rule, ...] = Field(description="the first that applies decides")
 
     def for_tensor(self, name: str, shape: tuple[int, ...]) -> Codec:

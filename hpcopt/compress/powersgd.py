@@ -19,13 +19,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from hpcopt.compress import seeds
 from hpcopt.compress.residuals import Layout, Residuals, views
-from hpcopt.compress.rounds import Reduction, agree
-from hpcopt.config import Config
+from hpcopt.compress.rounds import Reduction, RoundsConfig, agree
+from hpcopt.seeds import EVERY_RANK, derive
 
 
-class PowerSGD(Config):
+class PowerSGD(RoundsConfig):
     """Two rounds of sums, of r (rows + columns) values a matrix."""
 
     name: Literal["powersgd"] = "powersgd"
@@ -113,7 +112,7 @@ class PowerSGDState:
         kept, columns = self._right.get(name), matrix.shape[1]
         if self.config.warm_start and kept is not None and kept.shape == (columns, rank):
             return _scaled(kept).to(matrix.device)
-        generator = torch.Generator().manual_seed(seeds.derive(seed, 0, seeds.EVERY_RANK, name))
+        generator = torch.Generator().manual_seed(derive(seed, 0, EVERY_RANK, name))
         return torch.randn(columns, rank, generator=generator).to(matrix.device)
 
     def _gain(self, layout: Layout) -> float:

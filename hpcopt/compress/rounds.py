@@ -12,12 +12,13 @@ is ``agree``: where a rank has Inf or NaN the sum is NaN, and no rank's state ha
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping
 from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-from hpcopt.compress.codec import Codec
+from hpcopt.compress.codec import Codec, CodecConfig
 from hpcopt.compress.finite import Named, can_be_sent, magnitude_bound
 from hpcopt.compress.residuals import Layout, Residuals
 from hpcopt.errors import UnsupportedError
@@ -45,6 +46,19 @@ class RoundCompressor(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over a ``state_dict``."""
+
+
+class RoundsConfig(CodecConfig, ABC):
+    """Settings of a compressor that works in rounds."""
+
+    @property
+    def max_ranks(self) -> int | None:
+        """The most ranks whose sum the reductions hold, if there is such a number."""
+        return None
+
+    @abstractmethod
+    def build(self) -> RoundCompressor:
+        """Make the compressor."""
 
 
 def agree(codec: Named, gain: float, bucket: Tensor, owed: Tensor | None = None) -> Generator[Reduction, None, bool]:

@@ -22,9 +22,8 @@ from torch import Tensor
 from hpcopt import kernels
 from hpcopt.compress.codec import float_array
 from hpcopt.compress.residuals import Layout, views
-from hpcopt.compress.rounds import Reduction, agree
+from hpcopt.compress.rounds import Reduction, RoundsConfig, agree
 from hpcopt.compress.scaled_codes import BLOCK, ScaledCodes, small_value_variance
-from hpcopt.config import Config
 
 BITS = 2
 
@@ -51,7 +50,7 @@ class TernGrad(ScaledCodes):
         loops.qsgd.decode(scales, codes, *self._layout(), weight, add, out)
 
 
-class SharedTernGrad(Config):
+class SharedTernGrad(RoundsConfig):
     """Ternary with one scale a tensor, the largest over the ranks: two rounds, and sums that are exact."""
 
     name: Literal["shared_terngrad"] = "shared_terngrad"

@@ -29,10 +29,9 @@ from hpcopt.compress.half import Half
 from hpcopt.compress.natural import BiasedRounding, ExponentialDithering, Natural
 from hpcopt.compress.qsgd import QSGD
 from hpcopt.compress.residuals import Layout, Residuals
-from hpcopt.compress.rounds import Reduction, agree
+from hpcopt.compress.rounds import Reduction, RoundsConfig, agree
 from hpcopt.compress.sign import Sign
 from hpcopt.compress.terngrad import TernGrad
-from hpcopt.config import Config
 from hpcopt.errors import PayloadError
 from hpcopt.kernels import cuda
 
@@ -209,7 +208,7 @@ def _places_end(count: int) -> int:
     return 8 + 8 * -(-count // 2)
 
 
-class SharedTopK(Config):
+class SharedTopK(RoundsConfig):
     """Top-k at the places that one rank chooses for all: two rounds, and a sum of k values instead of a gathering of
     all ranks' choices.
 

@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from hpcopt.compress.seeds import derive
 from hpcopt.config import Config
 from hpcopt.exchange.bucket import Bucket
+from hpcopt.seeds import derive
 
 
 class AdversaryConfig(Config):

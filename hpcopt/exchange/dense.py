@@ -6,28 +6,40 @@ from collections.abc import Hashable, Sequence
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import nn
 
 from hpcopt.comm import dense, rounds
 from hpcopt.comm.traffic import dense_all_reduce_bytes
 from hpcopt.comm.transport import Transport
-from hpcopt.compress import Dense, Half, LinearRounds, PowerSGD, RandomK, RoundCompressor, SharedTernGrad, SharedTopK
-from hpcopt.compress.seeds import EVERY_RANK, derive
+from hpcopt.compress import Codec, Dense, Half, LinearRounds, RoundCompressor, RoundsConfig
 from hpcopt.errors import UnsupportedError
 from hpcopt.exchange.bucket import Bucket
 from hpcopt.exchange.overlap import Overlap
 from hpcopt.exchange.reducer import Reducer, Tree, shared_out
-
-LinearCodec = Annotated[Dense | Half | RandomK | PowerSGD | SharedTernGrad | SharedTopK, Field(discriminator="name")]
+from hpcopt.families import CODECS
+from hpcopt.seeds import EVERY_RANK, derive
 
 
 class RingConfig(Overlap):
     """Sums by our own algorithms: recursive doubling for short tensors, the ring for others. Counts its real bytes."""
 
     name: Literal["ring"] = "ring"
-    codec: LinearCodec = Field(Dense(), description="payloads that may be summed on the way")
+    codec: Annotated[Codec | RoundsConfig, CODECS] = Field(
+        Dense(), description="payloads that may be summed on the way"
+    )
     seed: int = Field(0, ge=0, description="decides what codecs draw at random")
+
+    @field_validator("codec")
+    @classmethod
+    def _sums_on_the_way(cls, codec: Codec | RoundsConfig) -> Codec | RoundsConfig:
+        if isinstance(codec, Codec) and not codec.linear:
+            raise ValueError(
+                f'payloads of codec "{codec.name}" cannot be summed on the way round a ring: '
+                'use [exchange] name = "two_phase", or a linear codec: dense, half, random_k, powersgd, '
+                "shared_terngrad, shared_topk"
+            )
+        return codec
 
     def build(self) -> Reducer:
         """Make the reducer."""
@@ -80,19 +92,17 @@ class RingReducer(Reducer):
 class RoundsReducer(Reducer):
     """Compressors that work in rounds of plain reductions; tensors that are not float32 travel dense."""
 
-    def __init__(self, codec: RandomK | PowerSGD | SharedTernGrad | SharedTopK, seed: int) -> None:
+    def __init__(self, codec: Codec | RoundsConfig, seed: int) -> None:
         self._codec, self._seed = codec, seed
-        self._compressor: RoundCompressor = (
-            LinearRounds(codec, feedback=not codec.unbiased) if isinstance(codec, RandomK) else codec.build()
-        )
+        self._compressor = _compressor(codec)
         self._shared_seed = self._compressor.shared_seed
 
     def kind(self, name: str, parameter: nn.Parameter) -> Hashable:
         return parameter.dtype
 
     def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
-        most = getattr(self._codec, "max_ranks", transport.size)
-        if transport.size > most:
+        most = self._codec.max_ranks if isinstance(self._codec, RoundsConfig) else None
+        if most is not None and transport.size > most:
             raise UnsupportedError(
                 f"codec {self._codec.name!r} sums at most {most} ranks, not {transport.size}: "
                 '[exchange.codec] sums = "int16" takes more'
@@ -107,7 +117,7 @@ class RoundsReducer(Reducer):
         """Found by going through the rounds once, with zeros."""
         if bucket.values.dtype != torch.float32:
             return dense.planned_bytes(bucket.values.numel() * bucket.values.element_size(), size, rank)
-        rehearsal = LinearRounds(self._codec) if isinstance(self._codec, RandomK) else self._codec.build()
+        rehearsal = _compressor(self._codec)
         total = 0
         for op, buffer in rehearsal.rounds(torch.zeros_like(bucket.values), bucket.layout, seed=0):
             buffer_bytes = buffer.numel() * buffer.element_size()
@@ -122,3 +132,7 @@ class RoundsReducer(Reducer):
         if len(parts) != size:  # a sum of warm starts is none: begin them anew, the same on all ranks
             state = {name: tensor for name, tensor in state.items() if not name.startswith("right/")}
         self._compressor.load_state_dict(state)
+
+
+def _compressor(codec: Codec | RoundsConfig) -> RoundCompressor:
+    return LinearRounds(codec, feedback=not codec.unbiased) if isinstance(codec, Codec) else codec.build()

@@ -20,8 +20,6 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,30 +28,14 @@ from hpcopt.comm.agreement import require_same_call
 from hpcopt.comm.traffic import dense_all_reduce_bytes
 from hpcopt.comm.world import World
 from hpcopt.errors import HpcoptError, PeerError, UnsupportedError
-from hpcopt.exchange.adversary import AdversaryConfig
 from hpcopt.exchange.bucket import Bucket, make_buckets
 from hpcopt.exchange.choices import Choices
-from hpcopt.exchange.reducer import Reducer, Tree
+from hpcopt.exchange.overlap import Overlap
+from hpcopt.exchange.reducer import Tree
 from hpcopt.exchange.trace import Trace
 from hpcopt.exchange.vote import VoteReducer
 from hpcopt.phases import PhaseClock
 from hpcopt.store.saved_parts import SavedParts
-
-
-class ReducerConfig(Protocol):
-    """Any of the exchange's sections of a job."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def bucket_mb(self) -> float: ...
-    @property
-    def overlap(self) -> bool: ...
-    @property
-    def adversary(self) -> AdversaryConfig | None: ...
-    @property
-    def trace(self) -> Path | None: ...
-    def build(self) -> Reducer: ...
 
 
 class Exchange:
@@ -67,7 +49,7 @@ class Exchange:
         self,
         world: World,
         named_parameters: Iterable[tuple[str, nn.Parameter]],
-        config: ReducerConfig,
+        config: Overlap,
         *,
         mean: bool = False,
         clock: PhaseClock | None = None,

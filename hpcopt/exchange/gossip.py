@@ -1,7 +1,7 @@
 """Exchange of parameters with neighbours, in place of gradients with all."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -9,11 +9,12 @@ from torch import Tensor
 from hpcopt.comm import graphs
 from hpcopt.comm.gossip import Choco, Metropolis, Mixer, PushSum
 from hpcopt.comm.transport import Transport
-from hpcopt.compress import QSGD, CodecConfig
-from hpcopt.config import Config
+from hpcopt.compress import QSGD, Codec
+from hpcopt.exchange.config import ExchangeConfig
+from hpcopt.families import CODECS
 
 
-class GossipConfig(Config):
+class GossipConfig(ExchangeConfig):
     """After every step of its own, each rank mixes its parameters with a few neighbours'."""
 
     name: Literal["gossip"] = "gossip"
@@ -24,7 +25,7 @@ class GossipConfig(Config):
     graph: Literal["exponential", "ring", "random", "file"] = Field("exponential", description="who sends to whom")
     file: Path | None = Field(None, description='with graph = "file": one edge a line, source and target')
     tau: int = Field(0, ge=0, description="push_sum: steps after which a message is waited for")
-    codec: CodecConfig = Field(QSGD(), description="choco: of the differences")
+    codec: Annotated[Codec, CODECS] = Field(QSGD(), description="choco: of the differences")
     gamma: float = Field(0.5, gt=0, le=1, description="choco: step of the mixing; less for coarser codecs")
     seed: int = Field(0, ge=0, description="decides random graphs and what codecs draw")
 

@@ -13,14 +13,15 @@ from hpcopt.comm import dense, doubling, two_phase
 from hpcopt.comm.hierarchy import Hierarchy
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
-from hpcopt.compress import QSGD, Codec, CodecConfig, Dense, PerTensor, Residuals
+from hpcopt.compress import QSGD, Codec, Dense, PerTensor, Residuals
 from hpcopt.compress.finite import can_be_sent, magnitude_bound
-from hpcopt.compress.seeds import EVERY_RANK, derive
 from hpcopt.exchange.bucket import Bucket
 from hpcopt.exchange.overlap import Overlap
 from hpcopt.exchange.reducer import Reducer, Tree, shared_out
+from hpcopt.families import CODECS
+from hpcopt.seeds import EVERY_RANK, derive
 
-AnyCodec = Annotated[CodecConfig | PerTensor, Field(discriminator="name")]
+AnyCodec = Annotated[Codec | PerTensor, CODECS]
 
 
 BOUND_BYTES = 8  # what ranks agree on before a bucket goes

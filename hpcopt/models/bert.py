@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpcopt.config import Config
 from hpcopt.errors import DataError
+from hpcopt.models.config import TokenModelConfig
 
 
 class _Size(NamedTuple):
@@ -35,7 +35,7 @@ _SIZES = {
 POSITIONS = 512  # the longest sequence
 
 
-class BertConfig(Config):
+class BertConfig(TokenModelConfig):
     """BERT of one of the published sizes."""
 
     name: Literal["bert"] = "bert"

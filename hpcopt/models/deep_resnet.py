@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpcopt.config import Config
+from hpcopt.models.config import ImageModelConfig
 
 _BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
 _GROUPS = 32
 
 
-class DeepResNetConfig(Config):
+class DeepResNetConfig(ImageModelConfig):
     """ResNet with four stages of 64 to 512 channels after a 7x7 convolution."""
 
     name: Literal["deep_resnet"] = "deep_resnet"

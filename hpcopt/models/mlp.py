@@ -7,13 +7,13 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from hpcopt.config import Config
+from hpcopt.models.config import ImageModelConfig
 from hpcopt.models.nondifferentiable import Sign
 
 _ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "sign": Sign}
 
 
-class MlpConfig(Config):
+class MlpConfig(ImageModelConfig):
     """Fully connected layers with one activation between them."""
 
     name: Literal["mlp"] = "mlp"

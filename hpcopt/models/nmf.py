@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpcopt.config import Config
+from hpcopt.models.config import ImageModelConfig
 
 
 class Nmf(nn.Module):
@@ -114,7 +114,7 @@ def update_codes(s: Tensor, h: Tensor, basis: Tensor) -> Tensor:
     return s
 
 
-class FactorMlpConfig(Config):
+class FactorMlpConfig(ImageModelConfig):
     """A perceptron whose last hidden features go through an NMF layer into the classifier."""
 
     name: Literal["factor_mlp"] = "factor_mlp"

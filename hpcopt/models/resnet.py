@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpcopt.config import Config
+from hpcopt.models.config import ImageModelConfig
 
 
-class ResNetConfig(Config):
+class ResNetConfig(ImageModelConfig):
     """ResNet of depth 6 * blocks + 2."""
 
     name: Literal["resnet"] = "resnet"

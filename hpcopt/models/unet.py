@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpcopt.config import Config
+from hpcopt.models.config import ImageModelConfig
 
 
-class UNetConfig(Config):
+class UNetConfig(ImageModelConfig):
     """U-Net with two convolutions at each of depth + 1 sizes."""
 
     name: Literal["unet"] = "unet"

@@ -1,19 +1,17 @@
 """First-order optimizers as sections of a job."""
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
-from hpcopt.config import Config
+from hpcopt.optim.config import OptimizerConfig
 from hpcopt.optim.groups import decay_matrices_only
-from hpcopt.optim.lamb import LambConfig
-from hpcopt.optim.signum import SignumConfig
 
 
-class SgdConfig(Config):
+class SgdConfig(OptimizerConfig):
     """Stochastic gradient descent with momentum (torch.optim.SGD)."""
 
     name: Literal["sgd"] = "sgd"
@@ -28,7 +26,7 @@ class SgdConfig(Config):
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
 
 
-class AdamWConfig(Config):
+class AdamWConfig(OptimizerConfig):
     """Adam with decoupled weight decay (torch.optim.AdamW; arXiv:1711.05101)."""
 
     name: Literal["adamw"] = "adamw"
@@ -41,6 +39,3 @@ class AdamWConfig(Config):
         """Make the optimizer of these parameters."""
         groups = decay_matrices_only(parameters, self.weight_decay)
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)
-
-
-OptimizerConfig = Annotated[SgdConfig | AdamWConfig | LambConfig | SignumConfig, Field(discriminator="name")]

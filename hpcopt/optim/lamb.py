@@ -7,11 +7,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpcopt.config import Config
+from hpcopt.optim.config import OptimizerConfig
 from hpcopt.optim.groups import decay_matrices_only
 
 
-class LambConfig(Config):
+class LambConfig(OptimizerConfig):
     """LAMB: AdamW whose step on each matrix has a length in proportion to the matrix's own."""
 
     name: Literal["lamb"] = "lamb"

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hpcopt import kernels
-from hpcopt.config import Config
+from hpcopt.optim.config import OptimizerConfig
 from hpcopt.optim.groups import decay_matrices_only
 
 Outcome = Callable[
@@ -23,7 +23,7 @@ Outcome = Callable[
 ]  # a parameter's packed signs, shape (ceil(n / 64),), int64; a set bit is minus
 
 
-class SignumConfig(Config):
+class SignumConfig(OptimizerConfig):
     """Sign of the momentum. Behind ``[exchange] name = "vote"`` the momentum is each rank's own, before the vote."""
 
     name: Literal["signum"] = "signum"

@@ -6,45 +6,40 @@ number of ranks but for rounding.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
-from torch import nn
 
-from hpcopt.comm.world import World
 from hpcopt.errors import CheckpointError, JobError
-from hpcopt.exchange import Exchange, ExchangeConfig, GossipConfig, SumConfig, VoteConfig
+from hpcopt.exchange import Exchange, GossipConfig, Overlap, VoteConfig
 from hpcopt.optim import SignumConfig
 from hpcopt.optim.state import optimizer_state, restore_optimizer
-from hpcopt.phases import PhaseClock
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.solver import Solver, SolverConfig, StepStats, Task, Tree
 from hpcopt.solvers.first_order import FirstOrder
 from hpcopt.solvers.gossip import GossipSgd
-from hpcopt.solvers.solver import Batch, Loss, Solver, StepStats, Tree
 from hpcopt.store.saved_parts import SavedParts
 
 
-class DataParallelConfig(FirstOrder):
+class DataParallelConfig(SolverConfig, FirstOrder):
     """Any torch optimizer on gradients summed over the ranks."""
 
     name: Literal["data_parallel"] = "data_parallel"
 
-    def build(
-        self, model: nn.Module, loss: Loss, world: World, exchange: ExchangeConfig, steps: int, clock: PhaseClock
-    ) -> "DataParallel | GossipSgd":
+    def build(self, task: Task, context: Context) -> "DataParallel | GossipSgd":
         """Make the solver. Collective.
 
         Raises:
             JobError: the optimizer or the clipping does not fit the exchange.
         """
-        if isinstance(exchange, GossipConfig):
-            return GossipSgd(self, model, loss, world, exchange, steps, clock)
-        if isinstance(exchange, VoteConfig):
-            return self._behind_a_vote(exchange, model, loss, world, steps, clock)
-        return DataParallel(self, model, loss, world, exchange, steps, clock)
+        if isinstance(context.exchange, GossipConfig):
+            return GossipSgd(self, task, context)
+        if isinstance(context.exchange, VoteConfig):
+            return self._behind_a_vote(context.exchange, task, context)
+        return DataParallel(self, task, context)
 
-    def _behind_a_vote(
-        self, exchange: VoteConfig, model: nn.Module, loss: Loss, world: World, steps: int, clock: PhaseClock
-    ) -> "DataParallel":
+    def _behind_a_vote(self, exchange: VoteConfig, task: Task, context: Context) -> "DataParallel":
         """The momentum of Signum is each rank's own and stands before the vote, so it moves from here to there."""
         if not isinstance(self.optimizer, SignumConfig) or self.clip_norm is not None:
             raise JobError(
@@ -54,38 +49,32 @@ class DataParallelConfig(FirstOrder):
         exchange = exchange.model_copy(update={"momentum": self.optimizer.momentum, "packed": True})
         optimizer = self.optimizer.model_copy(update={"momentum": 0.0})
         config = self.model_copy(update={"optimizer": optimizer})
-        return DataParallel(config, model, loss, world, exchange, steps, clock)
+        return DataParallel(config, task, replace(context, exchange=exchange))
 
 
 class DataParallel(Solver):
     """The solver."""
 
-    def __init__(
-        self,
-        config: FirstOrder,
-        model: nn.Module,
-        loss: Loss,
-        world: World,
-        exchange: SumConfig,
-        steps: int,
-        clock: PhaseClock,
-    ) -> None:
+    def __init__(self, config: FirstOrder, task: Task, context: Context) -> None:
         """Start from rank 0's parameters. Collective."""
-        self.model = model
+        self.model = model = task.model
+        world, exchange = context.world, context.exchange
         self.data_rank, self.data_size = world.rank, world.size
-        self._config, self._loss, self._clock = config, loss, clock
+        self._config, self._loss, self._clock = config, task.loss, context.clock
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._exchange = Exchange(world, model.named_parameters(), exchange, clock=clock)
+        if not isinstance(exchange, Overlap):
+            raise JobError(f'[exchange] name = "{exchange.name}" exchanges no gradients').everywhere()
+        self._exchange = Exchange(world, model.named_parameters(), exchange, clock=context.clock)
         if isinstance(config.optimizer, SignumConfig) and isinstance(exchange, VoteConfig):
             self._optimizer = config.optimizer.build(self._parameters, self._exchange.outcome)
         else:
             self._optimizer = config.optimizer.build(self._parameters)
         self.optimizers = (self._optimizer,)
-        self._steps, self._step = steps, 0
+        self._steps, self._step = context.total_steps, 0
         for tensor in model.state_dict().values():
             world.broadcast(tensor)
 
-    def step(self, batch: Batch) -> StepStats:
+    def step(self, batch: Any) -> StepStats:
         micros = batch.split(self._config.accumulate)
         self._exchange.zero(backwards=len(micros))
         losses = []
@@ -93,7 +82,7 @@ class DataParallel(Solver):
             with self._clock("forward"):
                 loss = self._loss(self.model, micro) * micro.weight
             with self._clock("backward"):
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             losses.append(loss.detach())
         self._exchange.finish()
         with self._clock("update"):

@@ -1,16 +1,21 @@
 """What solvers around a torch optimizer let a job choose."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from hpcopt.config import Config
-from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
+from hpcopt.families import OPTIMIZERS, SCHEDULES
+from hpcopt.optim import ConstantConfig, OptimizerConfig, ScheduleConfig, SgdConfig
 
 
 class Scheduled(Config):
     """An optimizer and its learning rate over the run."""
 
-    optimizer: OptimizerConfig = Field(SgdConfig(), description="the optimizer that every rank runs")
-    schedule: ScheduleConfig = Field(ScheduleConfig(), description="learning rate over the run")
+    optimizer: Annotated[OptimizerConfig, OPTIMIZERS] = Field(
+        SgdConfig(), description="the optimizer that every rank runs"
+    )
+    schedule: Annotated[ScheduleConfig, SCHEDULES] = Field(ConstantConfig(), description="learning rate over the run")
 
     def learning_rate(self, step: int, steps: int) -> float:
         """The learning rate of a step of so many."""

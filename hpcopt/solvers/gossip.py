@@ -13,32 +13,26 @@ from torch import Tensor, nn
 
 from hpcopt.comm.gossip import Choco
 from hpcopt.comm.traffic import dense_all_reduce_bytes
-from hpcopt.comm.world import World
 from hpcopt.errors import CheckpointError, JobError
 from hpcopt.exchange.gossip import GossipConfig
 from hpcopt.optim.state import optimizer_state, restore_optimizer
-from hpcopt.phases import PhaseClock
+from hpcopt.shapes.batch import Batch
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.solver import Solver, StepStats, Task, Tree
 from hpcopt.solvers.first_order import FirstOrder
-from hpcopt.solvers.solver import Batch, Loss, Solver, StepStats, Tree
 
 
 class GossipSgd(Solver):
     """The solver."""
 
-    def __init__(
-        self,
-        config: FirstOrder,
-        model: nn.Module,
-        loss: Loss,
-        world: World,
-        exchange: GossipConfig,
-        steps: int,
-        clock: PhaseClock,
-    ) -> None:
+    def __init__(self, config: FirstOrder, task: Task, context: Context) -> None:
         """Start from rank 0's parameters. Collective."""
-        self.model = model
+        self.model = model = task.model
+        world, exchange = context.world, context.exchange
         self.data_rank, self.data_size = world.rank, world.size
-        self._config, self._loss, self._world, self._clock = config, loss, world, clock
+        self._config, self._loss, self._world, self._clock = config, task.loss, world, context.clock
+        if not isinstance(exchange, GossipConfig):
+            raise JobError(f'[exchange] name = "{exchange.name}" does not mix parameters').everywhere()
         for tensor in model.state_dict().values():
             world.broadcast(tensor)
         parameters = [p for p in model.parameters() if p.requires_grad]
@@ -49,7 +43,7 @@ class GossipSgd(Solver):
         self._mixer = exchange.build(self._transport, self._z.clone())
         self._optimizer = config.optimizer.build(parameters)
         self.pipelined = exchange.tau > 0
-        self._steps, self._step = steps, 0
+        self._steps, self._step = context.total_steps, 0
 
     def step(self, batch: Batch) -> StepStats:
         if self._mixer.step:

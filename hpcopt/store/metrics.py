@@ -84,7 +84,7 @@ class MetricsFile:
         Args:
             ranks: number of ranks.
             phases: names along the last dimension of phase_s.
-            attributes: of the root; see provenance().
+            attributes: of the root; see software().
             step, time_s: steps done and seconds taken before, which the file knows nothing of.
 
         Raises:
@@ -237,7 +237,7 @@ def read(path: Path, extract: Callable[[h5py.File], T]) -> T:
     raise MetricsError(f"{path} changes faster than it can be read: try again")
 
 
-def provenance() -> dict[str, Any]:
+def software() -> dict[str, Any]:
     """Root attributes that any process can tell: version, command, date, commit, SLURM job, environment."""
     environment = {name: value for name, value in sorted(os.environ.items()) if name.startswith(ENVIRONMENT)}
     commit, dirty = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")

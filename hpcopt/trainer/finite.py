@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.comm.world import World
-from hpcopt.solvers.solver import Solver
+from hpcopt.shapes.solver import Solver
 
 
 def not_finite(world: World, solver: Solver) -> str | None:

@@ -10,8 +10,9 @@ import torch
 from hpcopt.comm.world import World
 from hpcopt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_REQUEUE, DivergedError
 from hpcopt.exchange.choices import Choices
-from hpcopt.phases import PhaseClock
-from hpcopt.solvers.solver import Solver, StepStats
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.solver import Solver, StepStats
+from hpcopt.shapes.workload import Workload
 from hpcopt.store.checkpoint import Checkpoints
 from hpcopt.trainer.pace import Pace
 from hpcopt.trainer.progress import Progress
@@ -20,7 +21,6 @@ from hpcopt.trainer.resume import Position
 from hpcopt.trainer.run import RunConfig
 from hpcopt.trainer.saver import Saver
 from hpcopt.trainer.signals import StopSignals
-from hpcopt.workloads.workload import Workload
 
 
 class Outcome(Enum):
@@ -41,31 +41,30 @@ class Trainer:
 
     def __init__(
         self,
-        world: World,
+        *,
         run: RunConfig,
+        context: Context,
         workload: Workload,
         solver: Solver,
         checkpoints: Checkpoints,
         recorder: Recorder,
         progress: Progress,
-        clock: PhaseClock,
         position: Position,
         signals: StopSignals,
     ) -> None:
-        self._world, self._run, self._workload, self._solver = world, run, workload, solver
-        self._recorder, self._progress, self._clock = recorder, progress, clock
-        self._position, self._signals = position, signals
-        self._total = run.total_steps(workload.steps_per_epoch)
+        self._world, self._clock, self._total = context.world, context.clock, context.total_steps
+        self._run, self._workload, self._solver = run, workload, solver
+        self._recorder, self._progress, self._position, self._signals = recorder, progress, position, signals
         self._evaluate_every = run.evaluate_every or workload.steps_per_epoch
         self._pace = Pace(run.checkpoint_every, run.checkpoint_share, at_evaluations=solver.pipelined)
         self._choices: Choices | None = None
         self._start_s = time.monotonic()
         self._saver = Saver(
-            world,
+            context.world,
             checkpoints,
             run.checkpoint_in_background,
             position.step,
-            clock=clock,
+            clock=context.clock,
             one_file=run.checkpoint_one_file,
         )
 

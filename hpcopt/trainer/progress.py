@@ -17,15 +17,12 @@ if TYPE_CHECKING:
 class Progress:
     """Says how a run goes, on standard output and in the run's log.txt. On other ranks than 0 it says nothing."""
 
-    def __init__(self, log: Path, *, speaks: bool, total: int, every_s: float) -> None:
-        self._speaks, self._total, self._every_s = speaks, total, every_s
+    def __init__(self, log: Path, *, speaks: bool, every_s: float) -> None:
+        self._every_s, self._total = every_s, 0
         self._log: TextIO | None = open_to_append(log) if speaks else None
         self._bar: RichProgress | None = None
         self._start_s = self._last_s = time.monotonic()
         self._first_step: int | None = None
-        # A launcher may give its ranks a terminal that is none: Open MPI's mpirun does, even into a file.
-        if speaks and sys.stdout.isatty() and launch_from().launcher == "none":
-            self._bar = _live_bar(total)
 
     def __enter__(self) -> Self:
         return self
@@ -44,6 +41,15 @@ class Progress:
                 self._bar.console.print(line, highlight=False, soft_wrap=True)
             else:
                 print(f"{stamp} {line}", flush=True)
+
+    def begin(self, total: int) -> None:
+        """Count steps from here on, of so many."""
+        self._total = total
+        self._start_s = self._last_s = time.monotonic()
+        self.say(f"{total} steps")
+        # A launcher may give its ranks a terminal that is none: Open MPI's mpirun does, even into a file.
+        if self._log is not None and sys.stdout.isatty() and launch_from().launcher == "none":
+            self._bar = _live_bar(total)
 
     def step(self, done: int, loss: float, samples_per_s: float, exchange_share: float) -> None:
         """Tell of a step; a log gets a line only every so many seconds."""

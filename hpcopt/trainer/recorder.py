@@ -13,7 +13,7 @@ import torch
 from hpcopt.comm.world import World
 from hpcopt.exchange.choices import Choices
 from hpcopt.phases import PHASES, PhaseClock
-from hpcopt.solvers.solver import StepStats
+from hpcopt.shapes.solver import StepStats
 from hpcopt.store.metrics import MetricsFile
 
 BLOCK_STEPS = 512  # for 128 ranks, an append then costs .05 ms of processor time a step; one of 64 steps .17 ms

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from hpcopt.comm.world import World
 from hpcopt.errors import CheckpointError, HpcoptError, JobError
-from hpcopt.solvers.solver import Solver, Tree
+from hpcopt.shapes.solver import Solver, Tree
 from hpcopt.store.checkpoint import SHARED, Checkpoints, ranks_of
 from hpcopt.store.saved_parts import SavedParts
 from hpcopt.store.tree import REMEDY
@@ -29,6 +29,7 @@ class Position:
         scores: of the last evaluation.
         ranks: that saved this; 0 if nobody has yet.
         job: the job as plain data.
+        plugins: what was plugged in, by name (``hpcopt.plugins.provenance``).
     """
 
     step: int = 0
@@ -36,6 +37,7 @@ class Position:
     scores: dict[str, float] = field(default_factory=dict)
     ranks: int = 0
     job: dict[str, Any] = field(default_factory=dict)
+    plugins: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def require_same_samples(self, job: Mapping[str, Any]) -> None:
         """Check that a job draws the samples that the steps up to here drew; anything else may change.
@@ -58,6 +60,19 @@ class Position:
         before, now = (dict(_settings({k: v for k, v in j.items() if k != "run"})) for j in (self.job, job))
         keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         return [f"{key} = {now.get(key)!r}, was {before.get(key)!r}" for key in keys]
+
+    def changed_plugins(self, plugins: Mapping[str, Mapping[str, str]]) -> list[str]:
+        """Warnings: of each plugged-in class whose file or version is another than before."""
+        both = {name: (_version(was), _version(plugins[name])) for name, was in self.plugins.items() if name in plugins}
+        return [
+            f"warning: {name} is another than the one that this run began with: {was} then, {now} now"
+            for name, (was, now) in both.items()
+            if was != now
+        ]
+
+
+def _version(plugin: Mapping[str, str]) -> str:
+    return " ".join(filter(None, (plugin["distribution"], plugin["version"], f"digest {plugin['digest'][:8]}")))
 
 
 def restore(

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from hpcopt.comm.world import World
 from hpcopt.errors import DivergedError, HpcoptError
 from hpcopt.phases import PhaseClock
-from hpcopt.solvers.solver import Solver
+from hpcopt.shapes.solver import Solver
 from hpcopt.store.background import BackgroundWriter
 from hpcopt.store.checkpoint import SHARED, Checkpoints, rank_part
 from hpcopt.store.parallel import require_mpi

@@ -8,7 +8,7 @@ trajectory depends neither on the number of ranks nor on how a batch is cut, and
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -16,10 +16,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpcopt.config import Config
 from hpcopt.errors import DataError, JobError
+from hpcopt.families import TOKEN_MODELS
 from hpcopt.models.bert import POSITIONS, Bert, BertConfig, import_weights
-from hpcopt.solvers.solver import Batch
+from hpcopt.models.config import TokenModelConfig
+from hpcopt.shapes.batch import TensorBatch
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.workload import WorkloadConfig
 from hpcopt.store.checkpoint import SHARED, Checkpoints
 from hpcopt.store.sentence_pairs import SentencePairs
 from hpcopt.workloads.masking import mask_tokens, predicted
@@ -31,7 +34,7 @@ COUNTED_ROWS = 4096  # from which the mean number of masked tokens is taken
 NO_TOKEN = -1
 
 
-class BertPretrainingConfig(Config):
+class BertPretrainingConfig(WorkloadConfig):
     """BERT pretraining on sentence pairs made by ``python -m hpcopt.prepare bert``, NVIDIA's or KAISA's tools."""
 
     name: Literal["bert_pretraining"] = "bert_pretraining"
@@ -43,7 +46,7 @@ class BertPretrainingConfig(Config):
     )
     batch: int = Field(64, ge=1, description="sequences in one step, over all ranks")
     test_samples: int = Field(1024, ge=1, description="most test sequences to evaluate on")
-    model: BertConfig = Field(BertConfig(), description="the network")
+    model: Annotated[TokenModelConfig, TOKEN_MODELS] = Field(BertConfig(), description="the network")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of matrix products in the model; parameters, norms and losses are float32"
     )
@@ -52,13 +55,17 @@ class BertPretrainingConfig(Config):
         description="weights to begin with: a run directory, whose newest checkpoint counts, or a safetensors file",
     )
 
-    def build(self, seed: int) -> "BertPretraining":
+    @property
+    def folder(self) -> Path:
+        return self.data
+
+    def build(self, context: Context) -> "BertPretraining":
         """Open the data and make the model.
 
         Raises:
             DataError: shards, vocabulary or weights are missing or do not fit each other.
         """
-        return BertPretraining(self, seed)
+        return BertPretraining(self, context.run_seed)
 
 
 class BertPretraining:
@@ -97,14 +104,14 @@ class BertPretraining:
         self._train.verify(self._words, rank, size)
         self._test.verify(self._words, rank, size)
 
-    def train_batches(self, rank: int, size: int, start: int) -> Iterator[Batch]:
-        def made() -> Iterator[Batch]:
+    def train_batches(self, rank: int, size: int, start: int) -> Iterator[TensorBatch]:
+        def made() -> Iterator[TensorBatch]:
             for epoch, numbers, rows in self._streams.batches(rank, size, start):
                 yield self._batch(self._train, rows, numbers, epoch, self.batch)
 
         return ahead(made())
 
-    def test_batches(self, rank: int, size: int) -> Iterator[Batch]:
+    def test_batches(self, rank: int, size: int) -> Iterator[TensorBatch]:
         mine = share(np.arange(self.test_samples), rank, size)
         for block in self._test.blocks(mine[0], mine[-1] + 1) if len(mine) else []:
             rows = self._test.read(block)
@@ -113,12 +120,12 @@ class BertPretraining:
                 piece = {name: values[at : at + TEST_BATCH] for name, values in rows.items()}
                 yield self._batch(self._test, piece, numbers, 0, self.test_samples)
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def loss(self, model: nn.Module, batch: TensorBatch) -> Tensor:
         words, labels, follows = self._predict(model, batch)
         masked = F.cross_entropy(words, labels, reduction="sum") / (len(batch) * self._masked_each)
         return masked + F.cross_entropy(follows, batch.tensors["next_sentence"])
 
-    def score(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def score(self, model: nn.Module, batch: TensorBatch) -> dict[str, Tensor]:
         words, labels, follows = self._predict(model, batch)
         return {
             "test_masked_loss": F.cross_entropy(words, labels, reduction="sum") * self._per_token,
@@ -126,7 +133,7 @@ class BertPretraining:
             "test_next_sentence_accuracy": (follows.argmax(1) == batch.tensors["next_sentence"]).sum(),
         }
 
-    def _predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def _predict(self, model: nn.Module, batch: TensorBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of the masked words (k, v), what the words are (k,), and logits of the sentence head (n, 2)."""
         t = batch.tensors
         there = t["masked_ids"] != NO_TOKEN
@@ -136,7 +143,9 @@ class BertPretraining:
             words, follows = model(t["input_ids"], t["segment_ids"], t["input_mask"], places[there])
         return words.float(), t["masked_ids"][there], follows.float()
 
-    def _batch(self, pairs: SentencePairs, rows: Rows, numbers: np.ndarray, epoch: int, global_size: int) -> Batch:
+    def _batch(
+        self, pairs: SentencePairs, rows: Rows, numbers: np.ndarray, epoch: int, global_size: int
+    ) -> TensorBatch:
         if not pairs.masked:
             rows = self._hide(rows, numbers, epoch)
         positions, ids = (torch.from_numpy(rows[f"masked_lm_{name}"].astype(np.int64)) for name in ("positions", "ids"))
@@ -148,7 +157,7 @@ class BertPretraining:
             "masked_ids": torch.where(positions > 0, ids, NO_TOKEN),  # place 0 is [CLS], never masked: padding
             "next_sentence": torch.from_numpy(rows["next_sentence_labels"].astype(np.int64)),
         }
-        return Batch(tensors, torch.from_numpy(numbers), global_size)
+        return TensorBatch(tensors, torch.from_numpy(numbers), global_size)
 
     def _hide(self, rows: Rows, numbers: np.ndarray, epoch: int) -> Rows:
         """Give the six arrays of rows that come with three."""

@@ -10,21 +10,20 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpcopt.config import Config
-from hpcopt.models.deep_resnet import DeepResNetConfig
+from hpcopt.families import IMAGE_MODELS
+from hpcopt.models.config import ImageModelConfig
 from hpcopt.models.mlp import MlpConfig
-from hpcopt.models.nmf import FactorMlpConfig
-from hpcopt.models.resnet import ResNetConfig
-from hpcopt.solvers.solver import Batch, OutputLoss
+from hpcopt.shapes.batch import TensorBatch
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.loss import OutputLoss
+from hpcopt.shapes.workload import WorkloadConfig
 from hpcopt.workloads.images import ImageWorkload
-
-ModelConfig = Annotated[MlpConfig | ResNetConfig | DeepResNetConfig | FactorMlpConfig, Field(discriminator="name")]
 
 FEW_CLASSES = 10
 UNLABELLED = -1
 
 
-class ImageClassificationConfig(Config):
+class ImageClassificationConfig(WorkloadConfig):
     """Image classification on HDF5 shards made by ``python -m hpcopt.prepare``."""
 
     name: Literal["image_classification"] = "image_classification"
@@ -33,15 +32,19 @@ class ImageClassificationConfig(Config):
     labelled: float = Field(
         1.0, gt=0, le=1, description="fraction of the training samples whose labels are seen; the others have no loss"
     )
-    model: ModelConfig = Field(MlpConfig(), description="the network")
+    model: Annotated[ImageModelConfig, IMAGE_MODELS] = Field(MlpConfig(), description="the network")
 
-    def build(self, seed: int) -> "ImageClassification":
+    @property
+    def folder(self) -> Path:
+        return self.data
+
+    def build(self, context: Context) -> "ImageClassification":
         """Open the data and make the model.
 
         Raises:
             DataError: the shards are missing or are not labelled images.
         """
-        return ImageClassification(self, seed)
+        return ImageClassification(self, context.run_seed)
 
 
 class ImageClassification(ImageWorkload):
@@ -61,12 +64,12 @@ class ImageClassification(ImageWorkload):
         torch.manual_seed(seed)
         self.model: nn.Module = config.model.build(self.shape, classes)
 
-    def train_batches(self, rank: int, size: int, start: int) -> Iterator[Batch]:
+    def train_batches(self, rank: int, size: int, start: int) -> Iterator[TensorBatch]:
         for batch in super().train_batches(rank, size, start):
             batch.tensors["labels"][self._hidden[batch.indices]] = UNLABELLED
             yield batch
 
-    def score(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def score(self, model: nn.Module, batch: TensorBatch) -> dict[str, Tensor]:
         logits, labels = model(batch.tensors["images"]), batch.tensors["labels"]
         scores = {
             "test_loss": F.cross_entropy(logits, labels, reduction="sum"),

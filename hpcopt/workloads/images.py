@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from hpcopt.errors import DataError, JobError
-from hpcopt.solvers.solver import Batch
+from hpcopt.shapes.batch import TensorBatch
 from hpcopt.store.shards import Shards
 from hpcopt.workloads.order import TrainOrder, share
 
@@ -52,19 +52,19 @@ class ImageWorkload:
         self._train.verify(rank, size)
         self._test.verify(rank, size)
 
-    def train_batches(self, rank: int, size: int, start: int) -> Iterator[Batch]:
+    def train_batches(self, rank: int, size: int, start: int) -> Iterator[TensorBatch]:
         step = start
         while True:
             yield self._read(self._train, self._order.indices(step, rank, size), self.batch)
             step += 1
 
-    def test_batches(self, rank: int, size: int) -> Iterator[Batch]:
+    def test_batches(self, rank: int, size: int) -> Iterator[TensorBatch]:
         mine = share(np.arange(self.test_samples), rank, size)
         for start in range(0, len(mine), TEST_BATCH):
             yield self._read(self._test, mine[start : start + TEST_BATCH], self.test_samples)
 
-    def _read(self, shards: Shards, indices: np.ndarray, global_size: int) -> Batch:
+    def _read(self, shards: Shards, indices: np.ndarray, global_size: int) -> TensorBatch:
         rows = shards.rows(indices)
         images = torch.from_numpy(rows["images"]).float().mul_(self._gain).sub_(self._offset)
         targets = torch.from_numpy(rows[self._target].astype(np.int64))
-        return Batch({"images": images, self._target: targets}, torch.from_numpy(indices), global_size)
+        return TensorBatch({"images": images, self._target: targets}, torch.from_numpy(indices), global_size)

@@ -5,12 +5,14 @@ Workloads make everything in main memory, so that parameters begin the same, and
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hpcopt.solvers.solver import Batch, Loss, OutputLoss
-from hpcopt.workloads.workload import Workload
+from hpcopt.shapes.batch import Batch
+from hpcopt.shapes.loss import Loss, OutputLoss
+from hpcopt.shapes.workload import Workload
 
 
 def on_device(workload: Workload, device: torch.device) -> Workload:
@@ -42,5 +44,5 @@ class WorkloadOnDevice:
     def test_batches(self, rank: int, size: int) -> Iterator[Batch]:
         return (batch.to(self._device) for batch in self._inner.test_batches(rank, size))
 
-    def score(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def score(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
         return self._inner.score(model, batch)

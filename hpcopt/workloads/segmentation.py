@@ -1,35 +1,43 @@
 """Which pixels of an image belong to the object: per-pixel cross-entropy, and the Dice score."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpcopt.config import Config
 from hpcopt.errors import JobError
+from hpcopt.families import MASK_MODELS
+from hpcopt.models.config import ImageModelConfig
 from hpcopt.models.unet import UNetConfig
-from hpcopt.solvers.solver import Batch, OutputLoss
+from hpcopt.shapes.batch import TensorBatch
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.loss import OutputLoss
+from hpcopt.shapes.workload import WorkloadConfig
 from hpcopt.workloads.images import ImageWorkload
 
 
-class SegmentationConfig(Config):
+class SegmentationConfig(WorkloadConfig):
     """Segmentation of images with masks, from HDF5 shards made by ``python -m hpcopt.prepare``."""
 
     name: Literal["segmentation"] = "segmentation"
     data: Path = Field(Path("data/fashion-segmentation"), description="folder of shards")
     batch: int = Field(64, ge=1, description="images in one step, over all ranks")
-    model: UNetConfig = Field(UNetConfig(), description="the network")
+    model: Annotated[ImageModelConfig, MASK_MODELS] = Field(UNetConfig(), description="the network")
 
-    def build(self, seed: int) -> "Segmentation":
+    @property
+    def folder(self) -> Path:
+        return self.data
+
+    def build(self, context: Context) -> "Segmentation":
         """Open the data and make the model.
 
         Raises:
             DataError: the shards are missing or are not images with masks.
         """
-        return Segmentation(self, seed)
+        return Segmentation(self, context.run_seed)
 
 
 class Segmentation(ImageWorkload):
@@ -50,7 +58,7 @@ class Segmentation(ImageWorkload):
         except ValueError as cause:
             raise JobError(f"[workload] model: {cause}: choose a smaller depth") from cause
 
-    def score(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def score(self, model: nn.Module, batch: TensorBatch) -> dict[str, Tensor]:
         logits, masks = model(batch.tensors["images"])[:, 0], _masks(batch)
         losses = F.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean((1, 2))
         return {"test_loss": losses.sum(), "test_dice": dice((logits > 0).float(), masks).sum()}
@@ -67,5 +75,5 @@ def dice(found: Tensor, masks: Tensor) -> Tensor:
     return torch.where(either > 0, both / either.clamp(min=1), 1.0)
 
 
-def _masks(batch: Batch) -> Tensor:
+def _masks(batch: TensorBatch) -> Tensor:
     return batch.tensors["masks"].float()

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Annotated
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hpcopt.compress import (
     AdaComp,
     Atomo,
     BiasedRounding,
-    CodecConfig,
+    Codec,
     Dense,
     ExponentialDithering,
     Half,
@@ -27,7 +28,8 @@ from hpcopt.compress import (
     TopK,
 )
 from hpcopt.compress.atomo import comb, probabilities
-from hpcopt.compress.seeds import EVERY_RANK, derive
+from hpcopt.families import CODECS
+from hpcopt.seeds import EVERY_RANK, derive
 from tests.compress import oracle
 from tests.compress.properties import gaussian
 
@@ -303,7 +305,7 @@ def test_a_rule_chooses_by_name_size_and_dimensions():
 
 
 def test_a_job_names_a_codec():
-    codec = TypeAdapter(CodecConfig).validate_python(
+    codec = TypeAdapter(Annotated[Codec, CODECS]).validate_python(
         {"name": "topk", "fraction": 0.1, "values": {"name": "qsgd", "bits": 8}}
     )
     assert codec == TopK(fraction=0.1, values=QSGD(bits=8))
@@ -314,4 +316,4 @@ def test_a_job_names_a_codec():
         {"name": "qsdg"},
     ):
         with pytest.raises(ValidationError):
-            TypeAdapter(CodecConfig).validate_python(wrong)
+            TypeAdapter(Annotated[Codec, CODECS]).validate_python(wrong)

@@ -1,14 +1,17 @@
 """Schedules against their closed forms."""
 
 import math
+from typing import Annotated
 
 import pytest
+from pydantic import TypeAdapter
 
+from hpcopt.families import SCHEDULES
 from hpcopt.optim.schedule import ScheduleConfig
 
 
 def factors(steps: int, **settings) -> list[float]:
-    schedule = ScheduleConfig(**settings)
+    schedule = TypeAdapter(Annotated[ScheduleConfig, SCHEDULES]).validate_python(settings)
     return [schedule.factor(step, steps) for step in range(steps)]
 
 

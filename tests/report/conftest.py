@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpcopt.store.metrics import MetricsFile, provenance
+from hpcopt.store.metrics import MetricsFile, software
 
 PHASES = ("data", "forward", "exchange", "checkpoint")
 CONFIG = {"run": {"name": "known"}, "workload": {"name": "images", "batch": 30}, "solver": {"name": "sgd", "lr": 0.1}}
@@ -20,7 +20,7 @@ def make_run(folder: Path, ranks: int = 3, steps: int = 40, lr: float = 0.1, **a
     file = MetricsFile(folder / "metrics.h5")
     config = {**CONFIG, "solver": {"name": "sgd", "lr": lr}}
     known = {"title": "known", "config": json.dumps(config), "hostnames": ["n1", "n1", "n2"], "threads": 1}
-    file.create(ranks, PHASES, {**provenance(), **known, **attributes})
+    file.create(ranks, PHASES, {**software(), **known, **attributes})
     if steps:
         append(file, 0, steps, ranks)
     return file

@@ -13,14 +13,15 @@ from hpcopt.errors import CheckpointError, JobError
 from hpcopt.exchange import Exchange, NativeConfig, RingConfig, VoteConfig
 from hpcopt.optim.first_order import AdamWConfig, SgdConfig
 from hpcopt.optim.signum import SignumConfig
-from hpcopt.phases import PhaseClock
+from hpcopt.shapes.batch import TensorBatch
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.solver import Task
 from hpcopt.solvers.data_parallel import DataParallel, DataParallelConfig
-from hpcopt.solvers.solver import Batch
 
 STEPS, SAMPLES = 6, 11
 
 
-def loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+def loss(model: nn.Module, batch: TensorBatch) -> torch.Tensor:
     return F.cross_entropy(model(batch.tensors["x"]), batch.tensors["y"])
 
 
@@ -29,18 +30,18 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
 
 
-def batches(rank: int, size: int) -> list[Batch]:
+def batches(rank: int, size: int) -> list[TensorBatch]:
     generator = torch.Generator().manual_seed(1)
     result = []
     for _ in range(STEPS):
         x, y = torch.randn(SAMPLES, 5, generator=generator), torch.randint(3, (SAMPLES,), generator=generator)
         mine = torch.tensor_split(torch.arange(SAMPLES), size)[rank]
-        result.append(Batch({"x": x[mine], "y": y[mine]}, mine, SAMPLES))
+        result.append(TensorBatch({"x": x[mine], "y": y[mine]}, mine, SAMPLES))
     return result
 
 
 def solver(world: World, config: DataParallelConfig, model: nn.Module, exchange=None) -> DataParallel:
-    return config.build(model, loss, world, exchange or RingConfig(), STEPS, PhaseClock())
+    return config.build(Task(model, loss), Context(world=world, exchange=exchange or RingConfig(), steps=STEPS))
 
 
 def parameters_after(size: int, config: DataParallelConfig, exchange=None) -> list[torch.Tensor]:

@@ -17,11 +17,13 @@ from hpcopt.models.nmf import Nmf
 from hpcopt.optim import SgdConfig, SignumConfig
 from hpcopt.optim.first_order import AdamWConfig
 from hpcopt.optim.lamb import LambConfig
-from hpcopt.phases import PhaseClock
+from hpcopt.shapes.batch import TensorBatch
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.loss import OutputLoss
+from hpcopt.shapes.solver import Task
 from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
-from hpcopt.solvers.solver import Batch, OutputLoss
 
 META = torch.device("meta")
 STEPS = 3
@@ -41,8 +43,10 @@ def factors() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 7), nn.ReLU(), Nmf(7, 2, 3), nn.Linear(2, 3)).to(META)
 
 
-def batch(size: int) -> Batch:
-    return Batch({"x": torch.zeros(4, 6), "y": torch.zeros(4, dtype=torch.int64)}, torch.arange(4), 4 * size).to(META)
+def batch(size: int) -> TensorBatch:
+    return TensorBatch({"x": torch.zeros(4, 6), "y": torch.zeros(4, dtype=torch.int64)}, torch.arange(4), 4 * size).to(
+        META
+    )
 
 
 @pytest.fixture
@@ -69,7 +73,7 @@ def readings(monkeypatch) -> list[str]:
 
 def train(config, exchange, model, size: int) -> None:
     def program(transport):
-        solver = config.build(model(), LOSS, World(transport), exchange, STEPS, PhaseClock())
+        solver = config.build(Task(model(), LOSS), Context(world=World(transport), exchange=exchange, steps=STEPS))
         for _ in range(STEPS):
             solver.step(batch(solver.data_size))
         solver.gather()

@@ -12,9 +12,10 @@ from hpcopt.comm.world import World
 from hpcopt.errors import JobError
 from hpcopt.exchange import GossipConfig
 from hpcopt.optim import SgdConfig
-from hpcopt.phases import PhaseClock
+from hpcopt.shapes.batch import TensorBatch
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.solver import Task
 from hpcopt.solvers.data_parallel import DataParallelConfig
-from hpcopt.solvers.solver import Batch
 
 STEPS = 9
 torch.manual_seed(3)
@@ -28,7 +29,7 @@ MIXINGS = [
 ]
 
 
-def loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+def loss(model: nn.Module, batch: TensorBatch) -> torch.Tensor:
     return F.mse_loss(model(batch.tensors["x"]), batch.tensors["y"])
 
 
@@ -37,14 +38,14 @@ def network() -> nn.Module:
     return copy.deepcopy(MODEL)
 
 
-def batch(step: int, rank: int, size: int) -> Batch:
+def batch(step: int, rank: int, size: int) -> TensorBatch:
     generator = torch.Generator().manual_seed(100 * step + rank)
     x = torch.randn(5, 4, generator=generator)
-    return Batch({"x": x, "y": x[:, :2] - x[:, 2:]}, torch.arange(5), 5 * size)
+    return TensorBatch({"x": x, "y": x[:, :2] - x[:, 2:]}, torch.arange(5), 5 * size)
 
 
 def solver(transport, exchange, model=None):
-    return CONFIG.build(model or network(), loss, World(transport), exchange, STEPS, PhaseClock())
+    return CONFIG.build(Task(model or network(), loss), Context(world=World(transport), exchange=exchange, steps=STEPS))
 
 
 def flat(model: nn.Module) -> torch.Tensor:

@@ -9,7 +9,7 @@ import pytest
 
 from hpcopt.errors import MetricsError
 from hpcopt.store import hdf5, journal
-from hpcopt.store.metrics import MetricsFile, provenance, read
+from hpcopt.store.metrics import MetricsFile, read, software
 from tests.store.killing import KILLS, kill_while
 
 PHASES = ("data", "forward", "comm")
@@ -26,7 +26,7 @@ def block(first: int, count: int, ranks: int, **extra: float):
 @pytest.fixture
 def file(tmp_path):
     metrics = MetricsFile(tmp_path / "metrics.h5")
-    metrics.create(2, PHASES, provenance() | {"title": "test", "hostnames": ["n1", "n2"], "seed": 3, "absent": None})
+    metrics.create(2, PHASES, software() | {"title": "test", "hostnames": ["n1", "n2"], "seed": 3, "absent": None})
     return metrics
 
 
@@ -105,7 +105,7 @@ def test_provenance_is_at_the_root(file):
 def test_only_listed_environment_is_kept(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("SECRET_TOKEN", "x")
-    found = provenance()
+    found = software()
     assert found["slurm_job_id"] == "17"
     assert json.loads(found["environment"])["SLURM_JOB_ID"] == "17"
     assert "SECRET_TOKEN" not in found["environment"]

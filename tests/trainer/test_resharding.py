@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hpcopt.build import build
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World
 from hpcopt.job import read_job
@@ -54,12 +55,8 @@ class Session:
 
     def __init__(self, transport, job) -> None:
         self.world = World(transport)
-        self.workload = job.workload.build(job.run.seed)
-        torch.manual_seed(transport.rank)
-        steps = STEPS + AFTER
-        self.solver = job.solver.build(
-            self.workload.model, self.workload.loss, self.world, job.exchange, steps, PhaseClock()
-        )
+        built = build(job, self.world)
+        self.workload, self.solver = built.workload, built.solver
 
     def train(self, first: int, count: int) -> list[float]:
         """Losses of the whole batches."""

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from hpcopt.errors import DataError, JobError
 from hpcopt.models.bert import BertConfig, export_weights
+from hpcopt.shapes.context import Context
 from hpcopt.store.checkpoint import SHARED, Checkpoints
 from hpcopt.store.sentence_pairs import write_pairs
 from hpcopt.train import main
@@ -54,7 +55,7 @@ def data(request, tmp_path):
 
 def workload(data, **settings):
     model = BertConfig(size="tiny", dropout=0)
-    return BertPretrainingConfig(**{"data": data, "batch": 12, "model": model, **settings}).build(seed=5)
+    return BertPretrainingConfig(**{"data": data, "batch": 12, "model": model, **settings}).build(Context(run_seed=5))
 
 
 def first_batch(w, rank=0, size=1, start=0):

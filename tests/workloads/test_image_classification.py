@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from hpcopt.models.mlp import MlpConfig
+from hpcopt.shapes.context import Context
 from hpcopt.store.shards import write_shards
 from hpcopt.workloads.image_classification import UNLABELLED, ImageClassificationConfig, cross_entropy
 
@@ -30,7 +31,7 @@ def seen(data, labelled: float, size: int, seed: int = 0) -> dict[int, int]:
     config = ImageClassificationConfig(data=data, batch=8, labelled=labelled, model=MlpConfig(hidden=(4,)))
     labels: dict[int, int] = {}
     for rank in range(size):
-        batches = itertools.islice(config.build(seed).train_batches(rank, size, 0), SAMPLES // 8)
+        batches = itertools.islice(config.build(Context(run_seed=seed)).train_batches(rank, size, 0), SAMPLES // 8)
         for batch in batches:
             labels |= dict(zip(batch.indices.tolist(), batch.tensors["labels"].tolist(), strict=True))
     return labels
@@ -47,7 +48,7 @@ def test_a_fraction_of_the_labels_is_seen(data):
 
 
 def test_test_labels_are_not_hidden(data):
-    w = ImageClassificationConfig(data=data, batch=8, labelled=0.1, model=MlpConfig(hidden=(4,))).build(0)
+    w = ImageClassificationConfig(data=data, batch=8, labelled=0.1, model=MlpConfig(hidden=(4,))).build(Context())
     assert all(int(batch.tensors["labels"].min()) >= 0 for batch in w.test_batches(0, 1))
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from hpcopt.prepare import prepare
+from hpcopt.shapes.context import Context
 from hpcopt.workloads.image_classification import ImageClassificationConfig
 from hpcopt.workloads.on_device import on_device
 
@@ -19,12 +20,12 @@ def config(tmp_path_factory) -> ImageClassificationConfig:
 
 
 def test_on_the_cpu_it_is_the_workload_itself(config):
-    workload = config.build(0)
+    workload = config.build(Context())
     assert on_device(workload, torch.device("cpu")) is workload
 
 
 def test_everything_that_meets_in_a_step_is_there(config):
-    inner = config.build(0)
+    inner = config.build(Context())
     workload = on_device(inner, META)
     assert workload.steps_per_epoch == inner.steps_per_epoch
     assert workload.loss.example.device == META

@@ -8,6 +8,7 @@ from torch import nn
 from hpcopt.errors import DataError, JobError
 from hpcopt.models.unet import UNetConfig
 from hpcopt.prepare.fashion_segmentation import THRESHOLD, compose
+from hpcopt.shapes.context import Context
 from hpcopt.store.shards import write_shards
 from hpcopt.workloads.segmentation import SegmentationConfig, dice
 
@@ -54,7 +55,7 @@ def data(tmp_path):
 
 
 def test_the_whole_is_the_sum_of_its_parts(data):
-    w = SegmentationConfig(data=data, batch=12, model=UNetConfig(depth=2, width=4)).build(seed=0)
+    w = SegmentationConfig(data=data, batch=12, model=UNetConfig(depth=2, width=4)).build(Context())
     whole = next(w.train_batches(0, 1, 0))
     parts = [next(w.train_batches(rank, 5, 0)) for rank in range(5)]
     with torch.no_grad():
@@ -66,7 +67,7 @@ def test_the_whole_is_the_sum_of_its_parts(data):
 
 
 def test_a_perfect_model_scores_one(data):
-    w = SegmentationConfig(data=data, batch=12, model=UNetConfig(depth=1, width=4)).build(seed=0)
+    w = SegmentationConfig(data=data, batch=12, model=UNetConfig(depth=1, width=4)).build(Context())
     (test,) = w.test_batches(0, 1)
 
     class Perfect(nn.Module):
@@ -80,7 +81,7 @@ def test_a_perfect_model_scores_one(data):
 
 def test_what_does_not_fit_is_named(data, tmp_path):
     with pytest.raises(JobError, match="do not halve 5 times"):
-        SegmentationConfig(data=data, batch=12, model=UNetConfig(depth=5)).build(seed=0)
+        SegmentationConfig(data=data, batch=12, model=UNetConfig(depth=5)).build(Context())
     write_shards(
         tmp_path / "other", "train", {"images": np.zeros((2, 1, 8, 8), np.uint8)}, rows_per_shard=2, attributes={}
     )
@@ -88,4 +89,4 @@ def test_what_does_not_fit_is_named(data, tmp_path):
         tmp_path / "other", "test", {"images": np.zeros((2, 1, 8, 8), np.uint8)}, rows_per_shard=2, attributes={}
     )
     with pytest.raises(DataError, match="not images and masks"):
-        SegmentationConfig(data=tmp_path / "other", batch=2).build(seed=0)
+        SegmentationConfig(data=tmp_path / "other", batch=2).build(Context())

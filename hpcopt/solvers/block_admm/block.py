@@ -12,13 +12,13 @@ from torch.func import functional_call
 
 from hpcopt.comm.world import World
 from hpcopt.errors import JobError
-from hpcopt.exchange import Exchange, SumConfig
+from hpcopt.exchange import Exchange, Overlap
 from hpcopt.optim import OptimizerConfig
 from hpcopt.optim.state import optimizer_state, restore_optimizer
 from hpcopt.phases import PhaseClock
+from hpcopt.shapes.solver import Tree
 from hpcopt.solvers.block_admm.cut import is_proximal
 from hpcopt.solvers.block_admm.goal import Goal, Match
-from hpcopt.solvers.solver import Tree
 
 Proximal = Callable[[Tensor, Tensor, float], Tensor]
 
@@ -34,7 +34,7 @@ class Block:
         layers: nn.Sequential,
         optimizer: OptimizerConfig,
         peers: World,
-        exchange: SumConfig,
+        exchange: Overlap,
         curvature: float,
         clock: PhaseClock,
         *,

@@ -22,35 +22,39 @@ Over ranks the samples are shared out: gradients and the sums for B are added up
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpcopt.comm.world import World
 from hpcopt.errors import CheckpointError, JobError
-from hpcopt.exchange import Exchange, ExchangeConfig, require_sums
+from hpcopt.exchange import Exchange, require_sums
+from hpcopt.families import OPTIMIZERS
 from hpcopt.models.nmf import Nmf, codes, factorize, update_basis
 from hpcopt.optim import OptimizerConfig
 from hpcopt.optim.first_order import AdamWConfig
 from hpcopt.optim.state import optimizer_state, restore_optimizer
-from hpcopt.phases import PhaseClock
+from hpcopt.shapes.batch import TensorBatch
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.loss import OutputLoss
+from hpcopt.shapes.solver import Solver, SolverConfig, StepStats, Task, Tree
 from hpcopt.solvers.block_admm.goal import Fit, Match
 from hpcopt.solvers.block_admm.samples import SampleTable
 from hpcopt.solvers.first_order import Scheduled
-from hpcopt.solvers.solver import Batch, Loss, OutputLoss, Solver, StepStats, Tree
 from hpcopt.store.saved_parts import SavedParts
 
 RECENT = 32  # batches whose features the first basis is made from
 HEAD_STEPS = 1000
 
 
-class DeepFactoConfig(Scheduled):
+class DeepFactoConfig(SolverConfig, Scheduled):
     """Block-ADMM for a model with one NMF layer."""
 
     name: Literal["deepfacto"] = "deepfacto"
-    optimizer: OptimizerConfig = Field(AdamWConfig(weight_decay=0), description="the optimizer of f and g")
+    optimizer: Annotated[OptimizerConfig, OPTIMIZERS] = Field(
+        AdamWConfig(weight_decay=0), description="the optimizer of f and g"
+    )
     plain: float = Field(0.4, ge=0, lt=1, description="fraction of the steps that train the features plainly at first")
     rho: float = Field(1.0, gt=0, description="weight of the features' constraint")
     fit: float = Field(1.0, gt=0, description="lam: weight of the factorisation's error")
@@ -68,31 +72,21 @@ class DeepFactoConfig(Scheduled):
     )
     classifier_rate: float = Field(1.0, gt=0, description="learning rate of g as a multiple of that of f")
 
-    def build(
-        self, model: nn.Module, loss: Loss, world: World, exchange: ExchangeConfig, steps: int, clock: PhaseClock
-    ) -> "DeepFacto":
+    def build(self, task: Task, context: Context) -> "DeepFacto":
         """Make the solver. Collective.
 
         Raises:
             JobError: the model has no NMF layer with layers on both sides, or its loss cannot be taken apart.
         """
-        return DeepFacto(self, model, loss, world, exchange, steps, clock)
+        return DeepFacto(self, task, context)
 
 
 class DeepFacto(Solver):
     """The solver."""
 
-    def __init__(
-        self,
-        config: DeepFactoConfig,
-        model: nn.Module,
-        loss: Loss,
-        world: World,
-        exchange: ExchangeConfig,
-        steps: int,
-        clock: PhaseClock,
-    ) -> None:
+    def __init__(self, config: DeepFactoConfig, task: Task, context: Context) -> None:
         """Start from rank 0's parameters. Collective."""
+        model, loss, world, clock = task.model, task.loss, context.world, context.clock
         if not isinstance(loss, OutputLoss):
             raise JobError("DeepFacto needs a workload whose loss is a function of the model's outputs and the batch")
         self.model, self._loss, self._config, self._world, self._clock = model, loss, config, world, clock
@@ -103,7 +97,8 @@ class DeepFacto(Solver):
         for tensor in [*model.state_dict().values(), *self._head.state_dict().values()]:
             world.broadcast(tensor)
         trained = nn.ModuleDict({"f": self._f, "head": self._head, "g": self._g})
-        self._exchange = Exchange(world, trained.named_parameters(), require_sums(exchange, config.name), clock=clock)
+        sums = require_sums(context.exchange, config.name)
+        self._exchange = Exchange(world, trained.named_parameters(), sums, clock=clock)
         self._optimizers = {
             "features": self._feature_optimizer(),
             "classifier": config.optimizer.build(self._g.parameters()),
@@ -112,10 +107,10 @@ class DeepFacto(Solver):
         factors, features = self._nmf.basis.shape
         self._a, self._b = (torch.zeros(factors, n, device=self._nmf.basis.device) for n in (factors, features))
         self._multipliers = SampleTable((features,), self._nmf.basis.dtype, self._nmf.basis.device)
-        self._steps, self._step = steps, 0
-        self._plain_steps = round(config.plain * steps)
+        self._steps, self._step = context.total_steps, 0
+        self._plain_steps = round(config.plain * self._steps)
 
-    def step(self, batch: Batch) -> StepStats:
+    def step(self, batch: TensorBatch) -> StepStats:
         """Plain training of the features at first; then everything together."""
         x = self._loss.inputs(batch)
         if self._step == self._plain_steps:
@@ -142,7 +137,7 @@ class DeepFacto(Solver):
         self._step += 1
         return StepStats(loss.item(), lr, {"reconstruction_error": error})
 
-    def _joint(self, x: Tensor, batch: Batch) -> tuple[Tensor, float]:
+    def _joint(self, x: Tensor, batch: TensorBatch) -> tuple[Tensor, float]:
         """Steps 1 to 3, and the gradients of step 4; give the label-free loss and the reconstruction's error."""
         c, n = self._config, len(batch)
         with self._clock("forward"), torch.no_grad():
@@ -166,7 +161,7 @@ class DeepFacto(Solver):
             total_loss.backward()  # type: ignore[no-untyped-call]
         return unseen.detach() * batch.weight, error
 
-    def _codes(self, h: Tensor, start: Tensor, batch: Batch) -> Tensor:
+    def _codes(self, h: Tensor, start: Tensor, batch: TensorBatch) -> Tensor:
         """Codes that know the labels: projected gradient steps whose length bounds both terms' curvature."""
         c, basis = self._config, self._nmf.basis
         gram, right = basis @ basis.T, h @ basis.T
@@ -183,7 +178,7 @@ class DeepFacto(Solver):
         return s
 
     @torch.no_grad()
-    def _update_dual(self, x: Tensor, batch: Batch) -> None:
+    def _update_dual(self, x: Tensor, batch: TensorBatch) -> None:
         gap = self._f(x) - self._z
         self._multipliers.write(batch.indices, self._config.rho * (self._u + gap))
 

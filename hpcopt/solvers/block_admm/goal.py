@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hpcopt.solvers.solver import Batch
+from hpcopt.shapes.batch import TensorBatch
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Match:
 class Fit:
     """The criterion of the last block's outputs."""
 
-    criterion: Callable[[Tensor, Batch], Tensor]
-    batch: Batch
+    criterion: Callable[[Tensor, TensorBatch], Tensor]
+    batch: TensorBatch
     curvature: float  # largest second derivative in the outputs: 1/2 for cross-entropy of logits
 
     def __call__(self, out: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor
 from hpcopt.comm.transport import Request
 from hpcopt.comm.world import World
 from hpcopt.compress import Codec
-from hpcopt.compress.seeds import derive
 from hpcopt.phases import PhaseClock
+from hpcopt.seeds import derive
 
 UP, DOWN = 1, 2
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hpcopt.solvers.solver import Tree
+from hpcopt.shapes.solver import Tree
 
 
 class SampleTable:

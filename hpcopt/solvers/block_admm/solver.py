@@ -8,28 +8,29 @@ for pipelined back-propagation).
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
 
-from hpcopt.comm.world import World
-from hpcopt.compress import CodecConfig
+from hpcopt.compress import Codec
 from hpcopt.errors import CheckpointError, JobError
-from hpcopt.exchange import ExchangeConfig, require_sums
-from hpcopt.phases import PhaseClock
+from hpcopt.exchange import require_sums
+from hpcopt.families import CODECS
+from hpcopt.shapes.batch import TensorBatch
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.loss import OutputLoss
+from hpcopt.shapes.solver import Solver, SolverConfig, StepStats, Task, Tree
 from hpcopt.solvers.block_admm.block import Block
 from hpcopt.solvers.block_admm.cut import Balance, cut
 from hpcopt.solvers.block_admm.goal import Fit, Goal, Match
 from hpcopt.solvers.block_admm.layout import Layout
 from hpcopt.solvers.block_admm.link import DOWN, UP, Link
 from hpcopt.solvers.block_admm.stage import AdmmConfig, Flight, Stage
-from hpcopt.solvers.solver import Batch, Loss, OutputLoss, Solver, StepStats, Tree
 from hpcopt.store.saved_parts import SavedParts
 
 
-class BlockAdmmConfig(AdmmConfig):
+class BlockAdmmConfig(SolverConfig, AdmmConfig):
     """Stochastic Block-ADMM: no gradient crosses from one block of the model into another."""
 
     name: Literal["block_admm"] = "block_admm"
@@ -45,37 +46,29 @@ class BlockAdmmConfig(AdmmConfig):
     accumulate: int = Field(
         1, ge=1, description="micro-batches of a batch that are under way at a time, for one update of the weights"
     )
-    codec: CodecConfig | None = Field(None, description="what the messages between stages are encoded with")
+    codec: Annotated[Codec, CODECS] | None = Field(
+        None, description="what the messages between stages are encoded with"
+    )
     codec_seed: int = Field(0, ge=0, description="decides what the codec draws at random")
 
-    def build(
-        self, model: nn.Module, loss: Loss, world: World, exchange: ExchangeConfig, steps: int, clock: PhaseClock
-    ) -> "BlockAdmm":
+    def build(self, task: Task, context: Context) -> "BlockAdmm":
         """Make the solver. Collective.
 
         Raises:
             JobError: the model, its loss or the ranks cannot be cut as asked.
         """
-        return BlockAdmm(self, model, loss, world, exchange, steps, clock)
+        return BlockAdmm(self, task, context)
 
 
 class BlockAdmm(Solver):
     """The solver, on a rank that holds a run of consecutive blocks."""
 
-    def __init__(
-        self,
-        config: BlockAdmmConfig,
-        model: nn.Module,
-        loss: Loss,
-        world: World,
-        exchange: ExchangeConfig,
-        steps: int,
-        clock: PhaseClock,
-    ) -> None:
+    def __init__(self, config: BlockAdmmConfig, task: Task, context: Context) -> None:
         """Start from rank 0's parameters. Collective."""
+        model, loss, world, clock = task.model, task.loss, context.world, context.clock
         if not isinstance(loss, OutputLoss):
             raise JobError("Block-ADMM needs a workload whose loss is a function of the model's outputs and the batch")
-        sums = require_sums(exchange, config.name)
+        sums = require_sums(context.exchange, config.name)
         self.model, self._loss, self._config, self._world, self._clock = model, loss, config, world, clock
         example = loss.example.to(next(model.parameters()).dtype)
         self._all = cut(model, example, blocks=config.blocks, balance=config.balance, at=config.cuts)
@@ -97,9 +90,9 @@ class BlockAdmm(Solver):
         self._below = None if owned[0] == 0 else self._link(world.rank - 1)
         self._above = None if owned[-1] == len(self._all) - 1 else self._link(world.rank + 1)
         self._flights: deque[Flight] = deque()
-        self._steps, self._step = steps, 0
+        self._steps, self._step = context.total_steps, 0
 
-    def step(self, batch: Batch) -> StepStats:
+    def step(self, batch: TensorBatch) -> StepStats:
         """Take a batch up, and the oldest one in flight down; or all micro-batches of this one up and down."""
         config = self._config
         if batch.global_size // self._layout.groups < config.accumulate:

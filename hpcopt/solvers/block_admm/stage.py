@@ -21,27 +21,32 @@ The batch form keeps u_t for every sample; the online form, for data seen once, 
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from hpcopt.families import OPTIMIZERS
 from hpcopt.optim import OptimizerConfig
 from hpcopt.optim.first_order import AdamWConfig
+from hpcopt.shapes.batch import TensorBatch
+from hpcopt.shapes.loss import OutputLoss
+from hpcopt.shapes.solver import Tree
 from hpcopt.solvers.block_admm.block import Block
 from hpcopt.solvers.block_admm.cut import output_shapes
 from hpcopt.solvers.block_admm.goal import Goal, Match
 from hpcopt.solvers.block_admm.samples import SampleTable
 from hpcopt.solvers.first_order import Scheduled
-from hpcopt.solvers.solver import Batch, OutputLoss, Tree
 from hpcopt.store.saved_parts import SavedParts
 
 
 class AdmmConfig(Scheduled):
     """What a batch does to the blocks, wherever they are."""
 
-    optimizer: OptimizerConfig = Field(AdamWConfig(weight_decay=0), description="the optimizer that every block has")
+    optimizer: Annotated[OptimizerConfig, OPTIMIZERS] = Field(
+        AdamWConfig(weight_decay=0), description="the optimizer that every block has"
+    )
     form: Literal["batch", "online"] = Field("batch", description="keep duals for every sample, or have none")
     auxiliaries: Literal["seeded", "stored", "revisited"] = Field(
         "seeded",
@@ -86,7 +91,7 @@ class Flight:
         loss: its summand of the last block's mean goal.
     """
 
-    batch: Batch
+    batch: TensorBatch
     number: int
     part: int
     rho: float
@@ -124,7 +129,7 @@ class Stage:
             for edges in ([(t, t + 1) for t in owned if t < len(network) - 1], [(t, t) for t in owned if t > 0])
         )
 
-    def inputs(self, batch: Batch) -> Tensor:
+    def inputs(self, batch: TensorBatch) -> Tensor:
         """What the first block of the network gets."""
         return self._loss.inputs(batch).to(self._dtype)
 
@@ -144,7 +149,7 @@ class Stage:
                 flight.anchors.append(block.forward(z, ahead) + flight.duals[-1])
 
     @torch.no_grad()
-    def _start(self, t: int, batch: Batch) -> Tensor:
+    def _start(self, t: int, batch: TensorBatch) -> Tensor:
         """Inputs of block t in a sweep with the first weights."""
         z = self.inputs(batch)
         for block in self._first[:t]:

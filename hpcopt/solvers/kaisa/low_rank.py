@@ -14,7 +14,7 @@ factor of at most ``2 rank`` rows, for which that is no gain, is inverted whole.
 import torch
 from torch import Tensor
 
-from hpcopt.compress.seeds import EVERY_RANK, derive
+from hpcopt.seeds import EVERY_RANK, derive
 from hpcopt.solvers.kaisa import symmetric
 from hpcopt.solvers.kaisa.inverse import Failures, apply_left, factored_damping, invert_packed
 from hpcopt.solvers.kaisa.layers.layer import FactorShape, Layer

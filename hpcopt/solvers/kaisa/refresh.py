@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpcopt.compress.seeds import EVERY_RANK, derive
+from hpcopt.seeds import EVERY_RANK, derive
 from hpcopt.solvers.kaisa import symmetric
 from hpcopt.solvers.kaisa.averages import Average, Averages
 from hpcopt.solvers.kaisa.inverse import Failures, Method

@@ -7,36 +7,35 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpcopt.comm.world import World
 from hpcopt.errors import JobError
-from hpcopt.exchange import ExchangeConfig, require_sums
-from hpcopt.phases import PhaseClock
+from hpcopt.exchange import require_sums
+from hpcopt.shapes.batch import TensorBatch
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.loss import OutputLoss
+from hpcopt.shapes.solver import SolverConfig, StepStats, Task, Tree
 from hpcopt.solvers.data_parallel import DataParallel
 from hpcopt.solvers.first_order import FirstOrder
 from hpcopt.solvers.kaisa.cost import table
 from hpcopt.solvers.kaisa.preconditioner import Kaisa
 from hpcopt.solvers.kaisa.settings import KaisaSettings
 from hpcopt.solvers.kaisa.targets import Distribution
-from hpcopt.solvers.solver import Batch, Loss, OutputLoss, StepStats, Tree
 from hpcopt.store.saved_parts import SavedParts
 
 
-class KaisaConfig(FirstOrder, KaisaSettings):
+class KaisaConfig(SolverConfig, FirstOrder, KaisaSettings):
     """Distributed K-FAC around any optimizer."""
 
     name: Literal["kaisa"] = "kaisa"
     terms_per_sample: float = Field(1.0, gt=0, description="terms that the loss averages over, for each sample")
     distribution: Distribution = Field("categorical", description="of targets, for sampled Fisher")
 
-    def build(
-        self, model: nn.Module, loss: Loss, world: World, exchange: ExchangeConfig, steps: int, clock: PhaseClock
-    ) -> "KaisaSolver":
+    def build(self, task: Task, context: Context) -> "KaisaSolver":
         """Make the solver. Collective.
 
         Raises:
             JobError: no placement fits the memory budget; sampled targets are asked of a loss that hides its outputs.
         """
-        return KaisaSolver(self, model, loss, world, exchange, steps, clock)
+        return KaisaSolver(self, task, context)
 
     def preconditioner(self) -> dict[str, Any]:
         """The preconditioner's own settings."""
@@ -53,30 +52,29 @@ class KaisaSolver(DataParallel):
     invert, so far.
     """
 
-    def __init__(
-        self,
-        config: KaisaConfig,
-        model: nn.Module,
-        loss: Loss,
-        world: World,
-        exchange: ExchangeConfig,
-        steps: int,
-        clock: PhaseClock,
-    ) -> None:
+    def __init__(self, config: KaisaConfig, task: Task, context: Context) -> None:
         """Start from rank 0's parameters. Collective."""
-        sampled = config.fisher == "sampled"
+        sampled, loss, world = config.fisher == "sampled", task.loss, context.world
         if sampled and not isinstance(loss, OutputLoss):
             raise JobError(
                 '[solver] fisher = "sampled" needs a workload whose loss is a function of the model\'s outputs alone; '
                 'use fisher = "empirical"'
             ).everywhere()
-        sums = require_sums(exchange, config.name)
-        super().__init__(config, model, self._sampling if sampled else loss, world, sums, steps, clock)
+        require_sums(context.exchange, config.name)
+        super().__init__(config, task, context)
+        self._loss = self._sampling if sampled else loss
         self._kaisa_config, self._whole_loss, self._terms = config, loss, 1.0
-        settings = config.preconditioner()
-        self.kaisa = Kaisa(model, world, lr=self._learning_rate, averaged=False, total_steps=steps, seed=0, **settings)
+        self.kaisa = Kaisa(
+            task.model,
+            world,
+            lr=self._learning_rate,
+            averaged=False,
+            total_steps=context.total_steps,
+            seed=context.seed("kaisa"),
+            **config.preconditioner(),
+        )
 
-    def step(self, batch: Batch) -> StepStats:
+    def step(self, batch: TensorBatch) -> StepStats:
         self._terms = batch.global_size * self._kaisa_config.terms_per_sample
         random, due = torch.get_rng_state(), self.kaisa.damping_due
         stats = super().step(batch)
@@ -85,7 +83,7 @@ class KaisaSolver(DataParallel):
         stats.extra.update(self._metrics())
         return stats
 
-    def _sampling(self, model: nn.Module, batch: Batch) -> Tensor:
+    def _sampling(self, model: nn.Module, batch: TensorBatch) -> Tensor:
         loss = self._whole_loss
         assert isinstance(loss, OutputLoss)
         outputs = model(loss.inputs(batch))
@@ -93,7 +91,7 @@ class KaisaSolver(DataParallel):
             self.kaisa.sample(outputs, self._kaisa_config.distribution, terms=self._terms)
         return loss.criterion(outputs, batch)
 
-    def _again(self, batch: Batch, random: Tensor) -> float:
+    def _again(self, batch: TensorBatch, random: Tensor) -> float:
         """The loss of a step's batch after it, in training mode, with the dropout of the step and no trace."""
         buffers = [b.clone() for b in self.model.buffers()]
         with torch.no_grad(), self.kaisa.paused(), torch.random.fork_rng(devices=[]):

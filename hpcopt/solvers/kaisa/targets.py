@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hpcopt.compress.seeds import derive
+from hpcopt.seeds import derive
 
 Distribution = Literal["categorical", "bernoulli", "gaussian"]
 

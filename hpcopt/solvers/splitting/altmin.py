@@ -5,30 +5,30 @@ the last code to the first, a few momentum steps on ``goal(f_{t+1}(c_t)) / mu + 
 step of every layer on its own goal. No multipliers, and nothing is kept for a sample.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpcopt.comm.world import World
 from hpcopt.errors import JobError
-from hpcopt.exchange import ExchangeConfig
+from hpcopt.families import OPTIMIZERS
 from hpcopt.optim import OptimizerConfig
 from hpcopt.optim.first_order import AdamWConfig
 from hpcopt.optim.state import optimizer_state, restore_optimizer
-from hpcopt.phases import PhaseClock
+from hpcopt.shapes.batch import TensorBatch
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.solver import SolverConfig, StepStats, Task, Tree
 from hpcopt.solvers.first_order import Scheduled
-from hpcopt.solvers.solver import Batch, Loss, StepStats, Tree
 from hpcopt.solvers.splitting.serial import SerialSolver
 
 
-class AltMinConfig(Scheduled):
+class AltMinConfig(SolverConfig, Scheduled):
     """Online alternating minimisation, as published."""
 
     name: Literal["altmin"] = "altmin"
-    optimizer: OptimizerConfig = Field(
+    optimizer: Annotated[OptimizerConfig, OPTIMIZERS] = Field(
         AdamWConfig(lr=0.008, weight_decay=0), description="the optimizer that every layer has"
     )
     mu: float = Field(0.003, gt=0, description="weight of a code's distance from its start against its goal")
@@ -36,24 +36,22 @@ class AltMinConfig(Scheduled):
     code_lr: float = Field(0.3, gt=0, description="length of a step on a code")
     code_momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum of a code")
 
-    def build(
-        self, model: nn.Module, loss: Loss, world: World, exchange: ExchangeConfig, steps: int, clock: PhaseClock
-    ) -> "AltMin":
+    def build(self, task: Task, context: Context) -> "AltMin":
         """Make the solver."""
-        return AltMin(self, model, loss, world, steps)
+        return AltMin(self, task, context)
 
 
 class AltMin(SerialSolver):
     """The solver."""
 
-    def __init__(self, config: AltMinConfig, model: nn.Module, loss: Loss, world: World, steps: int) -> None:
+    def __init__(self, config: AltMinConfig, task: Task, context: Context) -> None:
         """Raises JobError: the model is not sequential, or there are several ranks."""
-        super().__init__("altmin", model, loss, world)
-        self._config, self._steps = config, steps
-        self._blocks = _cut_before_activations(model)
+        super().__init__("altmin", task, context)
+        self._config, self._steps = config, context.total_steps
+        self._blocks = _cut_before_activations(task.model)
         self._optimizers = [config.optimizer.build(block.parameters()) for block in self._blocks]
 
-    def step(self, batch: Batch) -> StepStats:
+    def step(self, batch: TensorBatch) -> StepStats:
         """One batch: codes, then weights."""
         inputs = [self.loss.inputs(batch)]
         with torch.no_grad():
@@ -72,12 +70,12 @@ class AltMin(SerialSolver):
         self._step += 1
         return StepStats(goal.item(), lr)
 
-    def _goal(self, z: Tensor, t: int, inputs: list[Tensor], batch: Batch) -> Tensor:
+    def _goal(self, z: Tensor, t: int, inputs: list[Tensor], batch: TensorBatch) -> Tensor:
         """What block t's outputs for z miss."""
         out = self._blocks[t](z)
         return self.loss.criterion(out, batch) if t == len(self._blocks) - 1 else F.mse_loss(out, inputs[t + 1])
 
-    def _move(self, start: Tensor, t: int, inputs: list[Tensor], batch: Batch) -> Tensor:
+    def _move(self, start: Tensor, t: int, inputs: list[Tensor], batch: TensorBatch) -> Tensor:
         code = start.clone().requires_grad_()
         momentum = self._config.code_momentum
         optimizer = torch.optim.SGD([code], self._config.code_lr, momentum=momentum, nesterov=momentum > 0)

@@ -15,18 +15,16 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from hpcopt.comm.world import World
-from hpcopt.config import Config
 from hpcopt.errors import JobError
-from hpcopt.exchange import ExchangeConfig
-from hpcopt.phases import PhaseClock
-from hpcopt.solvers.solver import Batch, Loss, StepStats
+from hpcopt.shapes.batch import TensorBatch
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.solver import SolverConfig, StepStats, Task
 from hpcopt.solvers.splitting.serial import FullBatchSolver, relu_step
 
 
-class BcdConfig(Config):
+class BcdConfig(SolverConfig):
     """Block coordinate descent by three-splitting, as published."""
 
     name: Literal["bcd"] = "bcd"
@@ -36,24 +34,22 @@ class BcdConfig(Config):
     init_std: float = Field(0.01, gt=0, description="standard deviation of the first weights")
     init_bias: float = Field(0.1, description="the first biases")
 
-    def build(
-        self, model: nn.Module, loss: Loss, world: World, exchange: ExchangeConfig, steps: int, clock: PhaseClock
-    ) -> "Bcd":
+    def build(self, task: Task, context: Context) -> "Bcd":
         """Make the solver."""
-        return Bcd(self, model, loss, world)
+        return Bcd(self, task, context)
 
 
 class Bcd(FullBatchSolver):
     """The solver."""
 
-    def __init__(self, config: BcdConfig, model: nn.Module, loss: Loss, world: World) -> None:
+    def __init__(self, config: BcdConfig, task: Task, context: Context) -> None:
         """Raises JobError: the model or the ranks do not suit the method."""
-        super().__init__("bcd", model, loss, world, config.init_std, config.init_bias)
+        super().__init__("bcd", task, context, config.init_std, config.init_bias)
         self._config = config
         self._gram: Tensor | None = None
 
     @torch.no_grad()
-    def step(self, batch: Batch) -> StepStats:
+    def step(self, batch: TensorBatch) -> StepStats:
         """One pass from the last layer to the first."""
         x = self.inputs(batch)
         if "U0" not in self.tensors:
@@ -71,7 +67,7 @@ class Bcd(FullBatchSolver):
         loss = float(self.loss(self.model, batch))
         return StepStats(loss, 0.0, {"objective": self.objective(x, self._targets(batch))})
 
-    def _targets(self, batch: Batch) -> Tensor:
+    def _targets(self, batch: TensorBatch) -> Tensor:
         if "labels" not in batch.tensors:
             raise JobError("bcd needs a workload with class labels")
         return F.one_hot(batch.tensors["labels"], self.layers[-1].out_features).to(self.layers[-1].weight.dtype)

@@ -15,19 +15,17 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from hpcopt.comm.world import World
-from hpcopt.config import Config
-from hpcopt.exchange import ExchangeConfig
-from hpcopt.phases import PhaseClock
-from hpcopt.solvers.solver import Batch, Loss, StepStats
+from hpcopt.shapes.batch import TensorBatch
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.solver import SolverConfig, StepStats, Task
 from hpcopt.solvers.splitting.serial import FullBatchSolver, relu_step
 
 OUTPUT_STEPS = 20
 
 
-class DlAdmmConfig(Config):
+class DlAdmmConfig(SolverConfig):
     """dlADMM, with what its authors' code has; the loss is a sum over the samples."""
 
     name: Literal["dladmm"] = "dladmm"
@@ -38,25 +36,23 @@ class DlAdmmConfig(Config):
     )
     init_std: float = Field(0.1, gt=0, description="standard deviation of the first weights")
 
-    def build(
-        self, model: nn.Module, loss: Loss, world: World, exchange: ExchangeConfig, steps: int, clock: PhaseClock
-    ) -> "DlAdmm":
+    def build(self, task: Task, context: Context) -> "DlAdmm":
         """Make the solver."""
-        return DlAdmm(self, model, loss, world)
+        return DlAdmm(self, task, context)
 
 
 class DlAdmm(FullBatchSolver):
     """The solver."""
 
-    def __init__(self, config: DlAdmmConfig, model: nn.Module, loss: Loss, world: World) -> None:
+    def __init__(self, config: DlAdmmConfig, task: Task, context: Context) -> None:
         """Raises JobError: the model or the ranks do not suit the method."""
-        super().__init__("dladmm", model, loss, world, config.init_std, 0.0)
+        super().__init__("dladmm", task, context, config.init_std, 0.0)
         self._config = config
         self._last = len(self.layers) - 1
         self._rho = config.rho
 
     @torch.no_grad()
-    def step(self, batch: Batch) -> StepStats:
+    def step(self, batch: TensorBatch) -> StepStats:
         """Down the layers, up the layers, then the multiplier."""
         x = self.inputs(batch)
         if "z0" not in self.tensors:
@@ -119,7 +115,7 @@ class DlAdmm(FullBatchSolver):
         doublings = max(0, math.ceil(math.log2(max(curvature / first, 1.0))))
         return v - slope / (first * 2.0**doublings)
 
-    def _update_z(self, i: int, x: Tensor, batch: Batch) -> None:
+    def _update_z(self, i: int, x: Tensor, batch: TensorBatch) -> None:
         mapped = self.layers[i](self._below(i, x))
         if i < self._last:
             self.tensors[f"z{i}"] = relu_step(mapped, 1.0, self.tensors[f"a{i}"], 1.0)
@@ -135,7 +131,7 @@ class DlAdmm(FullBatchSolver):
             z, momentum = new, grown
         self.tensors[f"z{i}"] = z
 
-    def _slope(self, outputs: Tensor, batch: Batch) -> Tensor:
+    def _slope(self, outputs: Tensor, batch: TensorBatch) -> Tensor:
         with torch.enable_grad():
             leaf = outputs.detach().requires_grad_()
             (slope,) = torch.autograd.grad(len(batch) * self.loss.criterion(leaf, batch), leaf)

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hpcopt.comm.world import World
 from hpcopt.errors import CheckpointError, JobError
-from hpcopt.solvers.solver import Batch, Loss, OutputLoss, Solver, Tree
+from hpcopt.shapes.batch import TensorBatch
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.loss import OutputLoss
+from hpcopt.shapes.solver import Solver, Task, Tree
 
 
 class SerialSolver(Solver):
@@ -17,13 +19,13 @@ class SerialSolver(Solver):
         tensors: state beside the model's, by name.
     """
 
-    def __init__(self, name: str, model: nn.Module, loss: Loss, world: World) -> None:
+    def __init__(self, name: str, task: Task, context: Context) -> None:
         """Raises JobError: there are several ranks, or the loss cannot be taken apart."""
-        if world.size > 1:
-            raise JobError(f'[solver] name = "{name}" runs on one rank, not on {world.size}').everywhere()
-        if not isinstance(loss, OutputLoss):
+        if context.world.size > 1:
+            raise JobError(f'[solver] name = "{name}" runs on one rank, not on {context.world.size}').everywhere()
+        if not isinstance(task.loss, OutputLoss):
             raise JobError(f"{name} needs a workload whose loss is a function of the model's outputs and the batch")
-        self.name, self.model, self.loss = name, model, loss
+        self.name, self.model, self.loss = name, task.model, task.loss
         self.data_rank, self.data_size = 0, 1
         self.tensors: dict[str, Tensor] = {}
         self._step = 0
@@ -54,15 +56,14 @@ class SerialSolver(Solver):
 class FullBatchSolver(SerialSolver):
     """A solver of dense layers with ReLU between them, that keeps variables for every training sample."""
 
-    def __init__(
-        self, name: str, model: nn.Module, loss: Loss, world: World, init_std: float, init_bias: float
-    ) -> None:
+    def __init__(self, name: str, task: Task, context: Context, init_std: float, init_bias: float) -> None:
         """Draw weights from N(0, init_std^2), as these methods do.
 
         Raises:
             JobError: the model is anything but Flatten, Linear and ReLU.
         """
-        super().__init__(name, model, loss, world)
+        super().__init__(name, task, context)
+        model = task.model
         layers = (
             [layer for layer in model if not isinstance(layer, nn.Flatten)] if isinstance(model, nn.Sequential) else []
         )
@@ -74,7 +75,7 @@ class FullBatchSolver(SerialSolver):
             nn.init.normal_(layer.weight, std=init_std)
             nn.init.constant_(layer.bias, init_bias)
 
-    def inputs(self, batch: Batch) -> Tensor:
+    def inputs(self, batch: TensorBatch) -> Tensor:
         """The batch's inputs, shape (n, d).
 
         Raises:

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from hpcopt.comm.world import World, alone
-from hpcopt.exchange import RingConfig
-from hpcopt.phases import PhaseClock
+from hpcopt.shapes.batch import TensorBatch
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.loss import OutputLoss
+from hpcopt.shapes.solver import Task
 from hpcopt.solvers.block_admm.solver import BlockAdmm, BlockAdmmConfig
-from hpcopt.solvers.solver import Batch, OutputLoss
 from hpcopt.workloads.order import TrainOrder
 
 SAMPLES, FEATURES, CLASSES, BATCH = 48, 6, 3, 12
@@ -31,17 +32,17 @@ def network(layers: int = 3, width: int = 7, activation: type[nn.Module] = nn.Ta
     return nn.Sequential(*modules[:-1]).to(dtype)
 
 
-def batches(steps: int, rank: int = 0, size: int = 1, dtype=torch.float64) -> list[Batch]:
+def batches(steps: int, rank: int = 0, size: int = 1, dtype=torch.float64) -> list[TensorBatch]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(SAMPLES, FEATURES, generator=generator, dtype=torch.float64).to(dtype)
     y = (x @ torch.randn(FEATURES, CLASSES, generator=generator, dtype=torch.float64).to(dtype)).argmax(1)
     order = TrainOrder(SAMPLES, BATCH, seed=0)
     indices = [torch.from_numpy(order.indices(step, rank, size)) for step in range(steps)]
-    return [Batch({"x": x[i], "y": y[i]}, i, BATCH) for i in indices]
+    return [TensorBatch({"x": x[i], "y": y[i]}, i, BATCH) for i in indices]
 
 
 def solver(config: BlockAdmmConfig, model: nn.Module, world: World | None = None, steps: int = 100) -> BlockAdmm:
-    return config.build(model, LOSS, world or alone(), RingConfig(), steps, PhaseClock())
+    return config.build(Task(model, LOSS), Context(world=world or alone(), steps=steps))
 
 
 def parameters(model: nn.Module) -> torch.Tensor:

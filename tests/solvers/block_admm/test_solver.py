@@ -11,6 +11,8 @@ from torch import nn
 from hpcopt.errors import CheckpointError, JobError
 from hpcopt.models.nondifferentiable import Sign, TopK
 from hpcopt.optim.first_order import AdamWConfig, SgdConfig
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.solver import Task
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.store.checkpoint import Checkpoints
 from tests.solvers.block_admm.problem import BATCH, LOSS, SAMPLES, batches, network, parameters, solver
@@ -242,7 +244,7 @@ def test_a_restart_continues_bit_for_bit(config):
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(JobError, match="function of the model's outputs"):
-        BlockAdmmConfig().build(network(), lambda model, batch: model(batch), None, None, 1, None)
+        BlockAdmmConfig().build(Task(network(), lambda model, batch: model(batch)), Context(steps=1))
     saved = solver(BlockAdmmConfig(), network())
     with pytest.raises(CheckpointError, match="does not fit"):
         solver(BlockAdmmConfig(), network(width=8)).load_state_dict(saved.state_dict(), [saved.rank_state_dict()])

@@ -10,11 +10,12 @@ from torch import nn
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World, alone
 from hpcopt.errors import JobError
-from hpcopt.exchange import RingConfig
 from hpcopt.optim.first_order import AdamWConfig, SgdConfig
-from hpcopt.phases import PhaseClock
+from hpcopt.shapes.batch import TensorBatch
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.loss import OutputLoss
+from hpcopt.shapes.solver import Task
 from hpcopt.solvers.kaisa.solver import KaisaConfig, KaisaSolver
-from hpcopt.solvers.solver import Batch, OutputLoss
 
 STEPS, SAMPLES = 6, 11
 CRITERION = OutputLoss(
@@ -27,20 +28,20 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.LayerNorm(7), nn.Linear(7, 3)).double()
 
 
-def batches(rank: int, size: int) -> list[Batch]:
+def batches(rank: int, size: int) -> list[TensorBatch]:
     generator = torch.Generator().manual_seed(1)
     result = []
     for _ in range(STEPS):
         x = torch.randn(SAMPLES, 5, generator=generator, dtype=torch.float64)
         y = torch.randint(3, (SAMPLES,), generator=generator)
         mine = torch.tensor_split(torch.arange(SAMPLES), size)[rank]
-        result.append(Batch({"x": x[mine], "y": y[mine]}, mine, SAMPLES))
+        result.append(TensorBatch({"x": x[mine], "y": y[mine]}, mine, SAMPLES))
     return result
 
 
 def solver(world: World, **settings) -> KaisaSolver:
     config = KaisaConfig(**{"factor_every": 1, "inverse_every": 2, "damping": 0.1, **settings})
-    return config.build(copy.deepcopy(NETWORK), CRITERION, world, RingConfig(), STEPS, PhaseClock())
+    return config.build(Task(copy.deepcopy(NETWORK), CRITERION), Context(world=world, steps=STEPS))
 
 
 NETWORK = network()
@@ -103,7 +104,7 @@ def test_sampled_targets_need_a_loss_that_shows_its_outputs():
     assert not torch.equal(flat(s), flat(run(alone())))
     config = KaisaConfig(fisher="sampled")
     with pytest.raises(JobError, match="empirical"):
-        config.build(network(), lambda model, batch: model(batch), alone(), RingConfig(), STEPS, PhaseClock())
+        config.build(Task(network(), lambda model, batch: model(batch)), Context(steps=STEPS))
 
 
 def test_the_plan_names_grid_memory_and_messages():

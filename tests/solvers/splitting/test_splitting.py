@@ -9,9 +9,9 @@ from torch import nn
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World, alone
 from hpcopt.errors import JobError
-from hpcopt.exchange import RingConfig
-from hpcopt.phases import PhaseClock
-from hpcopt.solvers.solver import Batch
+from hpcopt.shapes.batch import TensorBatch
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.solver import Task
 from hpcopt.solvers.splitting.altmin import AltMinConfig
 from hpcopt.solvers.splitting.bcd import BcdConfig
 from hpcopt.solvers.splitting.dladmm import DlAdmmConfig
@@ -19,16 +19,16 @@ from hpcopt.solvers.splitting.serial import relu_step
 from tests.solvers.block_admm.problem import LOSS, SAMPLES, batches, network, parameters
 
 
-def whole() -> Batch:
+def whole() -> TensorBatch:
     """All samples as one batch."""
     parts = batches(4)
     tensors = {name: torch.cat([part.tensors[name] for part in parts]) for name in ("x", "y")}
     labelled = {"x": tensors["x"], "y": tensors["y"], "labels": tensors["y"]}
-    return Batch(labelled, torch.cat([part.indices for part in parts]), SAMPLES)
+    return TensorBatch(labelled, torch.cat([part.indices for part in parts]), SAMPLES)
 
 
 def build(config, model: nn.Module, world: World | None = None):
-    return config.build(model, LOSS, world or alone(), RingConfig(), 100, PhaseClock())
+    return config.build(Task(model, LOSS), Context(world=world or alone(), steps=100))
 
 
 def accuracy(model: nn.Module) -> float:

@@ -1,11 +1,17 @@
 """What the trainer knows of a workload."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
+from pydantic import Field
 from torch import Tensor, nn
 
-from hpcopt.solvers.solver import Batch
+from hpcopt.config import Choice
+from hpcopt.shapes.batch import Batch
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.loss import Loss
 
 
 class Workload(Protocol):
@@ -43,8 +49,29 @@ class Workload(Protocol):
     def test_batches(self, rank: int, size: int) -> Iterator[Batch]:
         """Give this rank's part of the test samples, once; it may be empty."""
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean loss over the batch's samples."""
+    @property
+    def loss(self) -> Loss:
+        """Of a model and a batch: the mean over the batch's samples."""
 
-    def score(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def score(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
         """Figures of merit by name, each summed over the batch's samples."""
+
+
+class WorkloadConfig(Choice, ABC):
+    """What is trained: a model, its data, its loss and its scores."""
+
+    batch: int = Field(ge=1, description="samples in one step, over all ranks")
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of a data set that hpcopt may know how to make, if the data are such a set."""
+        return None
+
+    @abstractmethod
+    def build(self, context: Context) -> Workload:
+        """Open the data and make the model. What is drawn at random comes from ``context``'s seeds.
+
+        Raises:
+            DataError: the data are missing, damaged, or not what the workload needs.
+            JobError: the settings do not suit the data.
+        """

@@ -1,0 +1,45 @@
+"""From a job to the objects that train: the one way, for training, the dry run, benchmarks and tests."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from hpcopt.comm.world import World
+from hpcopt.job import Job
+from hpcopt.phases import PhaseClock
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.solver import Solver, Task
+from hpcopt.shapes.workload import Workload
+from hpcopt.workloads.on_device import on_device
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a job is made of, on one rank."""
+
+    context: Context
+    workload: Workload
+    solver: Solver
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.context.total_steps
+
+
+def build(job: Job, world: World, device: torch.device = CPU) -> Built:
+    """Open the data, make the model and the solver. Collective.
+
+    Raises:
+        DataError, JobError: the data, the ranks or the sections do not suit each other.
+    """
+    context = Context(world=world, exchange=job.exchange, device=device, clock=PhaseClock(), run_seed=job.run.seed)
+    with world.together():
+        workload = job.workload.build(context)
+    job.check_ranks(world.size)
+    workload = on_device(workload, device)
+    torch.manual_seed(job.run.seed * 1_000_003 + world.rank)  # what a rank draws from here on is its own
+    context = replace(context, steps=job.run.total_steps(workload.steps_per_epoch))
+    return Built(context, workload, job.solver.build(Task(workload.model, workload.loss), context))

@@ -1,0 +1,97 @@
+"""What a job may name: one list a family, and "package.module:Class" for everything that is in no list.
+
+A list gives each builtin's class as text, so that a job imports what it names and nothing else. A new builtin is one
+new file and one line here. A class of anybody else needs no line: a job names it by where Python finds it,
+
+    [solver]
+    name = "my_package.my_solver:MySolverConfig"
+
+and the class's own fields are the section's other keys.
+"""
+
+from hpcopt.family import Family
+
+WORKLOADS = Family(
+    "workload",
+    default="image_classification",
+    image_classification="hpcopt.workloads.image_classification:ImageClassificationConfig",
+    segmentation="hpcopt.workloads.segmentation:SegmentationConfig",
+    bert_pretraining="hpcopt.workloads.bert_pretraining:BertPretrainingConfig",
+)
+
+IMAGE_MODELS = Family(
+    "model",
+    default="mlp",
+    mlp="hpcopt.models.mlp:MlpConfig",
+    resnet="hpcopt.models.resnet:ResNetConfig",
+    deep_resnet="hpcopt.models.deep_resnet:DeepResNetConfig",
+    factor_mlp="hpcopt.models.nmf:FactorMlpConfig",
+)
+
+MASK_MODELS = Family("model", default="unet", unet="hpcopt.models.unet:UNetConfig")
+
+TOKEN_MODELS = Family("model", default="bert", bert="hpcopt.models.bert:BertConfig")
+
+SOLVERS = Family(
+    "solver",
+    default="data_parallel",
+    data_parallel="hpcopt.solvers.data_parallel:DataParallelConfig",
+    kaisa="hpcopt.solvers.kaisa.solver:KaisaConfig",
+    block_admm="hpcopt.solvers.block_admm.solver:BlockAdmmConfig",
+    deepfacto="hpcopt.solvers.block_admm.deepfacto:DeepFactoConfig",
+    altmin="hpcopt.solvers.splitting.altmin:AltMinConfig",
+    bcd="hpcopt.solvers.splitting.bcd:BcdConfig",
+    dladmm="hpcopt.solvers.splitting.dladmm:DlAdmmConfig",
+)
+
+OPTIMIZERS = Family(
+    "optimizer",
+    default="sgd",
+    sgd="hpcopt.optim.first_order:SgdConfig",
+    adamw="hpcopt.optim.first_order:AdamWConfig",
+    lamb="hpcopt.optim.lamb:LambConfig",
+    signum="hpcopt.optim.signum:SignumConfig",
+)
+
+SCHEDULES = Family(
+    "schedule",
+    default="constant",
+    constant="hpcopt.optim.schedule:ConstantConfig",
+    cosine="hpcopt.optim.schedule:CosineConfig",
+    linear="hpcopt.optim.schedule:LinearConfig",
+    polynomial="hpcopt.optim.schedule:PolynomialConfig",
+    step="hpcopt.optim.schedule:StepConfig",
+)
+
+EXCHANGES = Family(
+    "exchange",
+    default="ring",
+    ring="hpcopt.exchange.dense:RingConfig",
+    native="hpcopt.exchange.dense:NativeConfig",
+    two_phase="hpcopt.exchange.two_phase:TwoPhaseConfig",
+    vote="hpcopt.exchange.vote:VoteConfig",
+    auto="hpcopt.exchange.auto:AutoConfig",
+    gossip="hpcopt.exchange.gossip:GossipConfig",
+)
+
+CODECS = Family(
+    "codec",
+    dense="hpcopt.compress.dense:Dense",
+    half="hpcopt.compress.half:Half",
+    sign="hpcopt.compress.sign:Sign",
+    sign_bits="hpcopt.compress.sign:SignBits",
+    qsgd="hpcopt.compress.qsgd:QSGD",
+    terngrad="hpcopt.compress.terngrad:TernGrad",
+    natural="hpcopt.compress.natural:Natural",
+    biased_rounding="hpcopt.compress.natural:BiasedRounding",
+    exponential_dithering="hpcopt.compress.natural:ExponentialDithering",
+    topk="hpcopt.compress.topk:TopK",
+    random_k="hpcopt.compress.random_subset:RandomK",
+    adaptive_random="hpcopt.compress.random_subset:AdaptiveRandom",
+    adacomp="hpcopt.compress.adacomp:AdaComp",
+    atomo="hpcopt.compress.atomo:Atomo",
+    per_tensor="hpcopt.compress.per_tensor:PerTensor",
+    powersgd="hpcopt.compress.powersgd:PowerSGD",
+    shared_terngrad="hpcopt.compress.terngrad:SharedTernGrad",
+    shared_topk="hpcopt.compress.topk:SharedTopK",
+)

@@ -1,0 +1,31 @@
+"""Networks as sections of a job."""
+
+from abc import ABC, abstractmethod
+
+from torch import nn
+
+from hpcopt.config import Choice
+
+
+class TokenModelConfig(Choice, ABC):
+    """A network on tokens."""
+
+    @abstractmethod
+    def build(self, words: int) -> nn.Module:
+        """Make the network for a vocabulary of so many words."""
+
+
+class ImageModelConfig(Choice, ABC):
+    """A network from images to outputs."""
+
+    @abstractmethod
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        """Make the network.
+
+        Args:
+            shape: of one image: channels, height, width.
+            classes: values that it gives for each image, or for each of its pixels.
+
+        Raises:
+            ValueError: the network does not suit such images; the message says why.
+        """

@@ -1,0 +1,61 @@
+"""This rank's part of one global batch: what a solver may ask of it, and its tensor form."""
+
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+
+class Batch(Protocol):
+    """Whatever a step is made of: rows of tensors, a graph, trajectories."""
+
+    def __len__(self) -> int:
+        """Samples in this part."""
+
+    @property
+    def weight(self) -> float:
+        """This rank's part of the global batch: the factor that makes its mean loss a summand of the global one."""
+
+    def split(self, parts: int) -> list[Self]:
+        """Cut into at most ``parts`` micro-batches, none of them empty, whose weights add up to this one's."""
+
+    def to(self, device: torch.device) -> Self:
+        """The batch on a device."""
+
+
+@dataclass(frozen=True)
+class TensorBatch:
+    """This rank's samples of one global batch.
+
+    Attributes:
+        tensors: arrays by name, each with the samples along its first dimension.
+        indices: which samples of the data set these are, shape (n,), int64.
+        global_size: samples in the batch over all ranks.
+    """
+
+    tensors: dict[str, Tensor]
+    indices: Tensor
+    global_size: int
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def weight(self) -> float:
+        """This rank's part of the global batch: the factor that makes its mean loss a summand of the global one."""
+        return len(self) / self.global_size
+
+    def split(self, parts: int) -> list["TensorBatch"]:
+        """Cut into ``parts`` micro-batches of nearly equal size, leaving out empty ones."""
+        rows = [r for r in torch.tensor_split(torch.arange(len(self)), parts) if len(r)]
+        return [
+            TensorBatch(
+                {name: t[r[0] : r[-1] + 1] for name, t in self.tensors.items()}, self.indices[r], self.global_size
+            )
+            for r in rows
+        ]
+
+    def to(self, device: torch.device) -> "TensorBatch":
+        """The batch with its tensors on a device; the indices, which choose rows of tables, stay in main memory."""
+        return replace(self, tensors={name: t.to(device) for name, t in self.tensors.items()})

@@ -1,0 +1,49 @@
+"""What a job hands to whatever it builds."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from hpcopt.comm.world import World, alone
+from hpcopt.errors import JobError
+from hpcopt.exchange import ExchangeConfig, RingConfig
+from hpcopt.phases import PhaseClock
+from hpcopt.seeds import EVERY_RANK, derive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Where and for how long something runs.
+
+    Attributes:
+        world: the ranks.
+        exchange: the ``[exchange]`` section: how gradients travel.
+        device: what this rank computes on.
+        steps: of the whole run; None while nobody knows.
+        clock: counts the phases of a step.
+        run_seed: ``[run] seed``.
+    """
+
+    world: World = field(default_factory=alone)
+    exchange: ExchangeConfig = field(default_factory=RingConfig)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    steps: int | None = None
+    clock: PhaseClock = field(default_factory=PhaseClock)
+    run_seed: int = 0
+
+    @property
+    def total_steps(self) -> int:
+        """``steps``, for what cannot do without.
+
+        Raises:
+            JobError: on all ranks: nobody knows them.
+        """
+        if self.steps is None:
+            raise JobError("the length of this run is not known: give [run] steps").everywhere()
+        return self.steps
+
+    def seed(self, purpose: str, rank: int = EVERY_RANK) -> int:
+        """A seed of 63 bits for one purpose, such as "codec": from the run's seed, the same on all ranks unless the
+        rank is given.
+        """
+        return derive(self.run_seed, 0, rank, purpose)

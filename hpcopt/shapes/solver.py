@@ -1,0 +1,112 @@
+"""What the trainer knows of a solver, and what the two hand each other."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from hpcopt.config import Choice
+from hpcopt.exchange.choices import Choices
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.loss import Loss
+
+Tree = Any  # dicts, lists and tuples of tensors, numbers, strings, booleans and None: what a checkpoint holds
+
+
+@dataclass
+class StepStats:
+    """What one step did on this rank.
+
+    Attributes:
+        loss: this rank's summand of the global mean loss.
+        learning_rate: of this step.
+        extra: further scalars by name, for the metrics file; the same names on all ranks.
+        choices: which collectives carry the gradients, if the exchange chose them.
+    """
+
+    loss: float
+    learning_rate: float
+    extra: dict[str, float] = field(default_factory=dict)
+    choices: Choices | None = None
+
+
+class Solver(ABC):
+    """Owns a model's parameters and whatever the ranks must exchange to move them.
+
+    Attributes:
+        model: the whole model; parameters that other ranks own are as of the last ``gather``.
+        data_rank, data_size: this rank takes the data_rank'th of data_size parts of every global batch. Ranks that hold
+            different pieces of one model take the same part.
+        optimizers: those whose steps alone change the model's parameters, and their own state; none, if something else
+            changes them too.
+        pipelined: whether batches are in flight between steps, which ``gather`` finishes: then it moves the training.
+    """
+
+    optimizers: Sequence[torch.optim.Optimizer] = ()
+    pipelined: bool = False
+    model: nn.Module
+    data_rank: int
+    data_size: int
+
+    @abstractmethod
+    def step(self, batch: Any) -> StepStats:
+        """Move the parameters by one global batch, of the kind that the workload gives. Collective."""
+
+    @abstractmethod
+    def gather(self) -> None:
+        """Make ``model`` the same on all ranks, with nothing left under way: before an evaluation or a checkpoint.
+        Collective.
+        """
+
+    @abstractmethod
+    def plan(self, flops: float) -> dict[str, str]:
+        """What a step will do, for a person: lines of (what, how much).
+
+        Args:
+            flops: floating-point operations of this rank's forward and backward passes in a step.
+        """
+
+    @abstractmethod
+    def state_dict(self) -> Tree:
+        """The state that is the same on all ranks."""
+
+    @abstractmethod
+    def rank_state_dict(self) -> Tree:
+        """This rank's own state."""
+
+    @abstractmethod
+    def load_state_dict(self, shared: Tree, parts: Sequence[Tree]) -> None:
+        """Restore from ``state_dict`` and from every saved rank's ``rank_state_dict``, read on access; there may be
+        more or fewer than now.
+
+        Raises:
+            CheckpointError: the state does not fit.
+        """
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a solver knows of a workload.
+
+    Attributes:
+        model: the network, initialised the same on all ranks.
+        loss: of a model and a batch: the mean over the batch's samples.
+    """
+
+    model: nn.Module
+    loss: Loss
+
+
+class SolverConfig(Choice, ABC):
+    """How a batch becomes new parameters across the ranks."""
+
+    @abstractmethod
+    def build(self, task: Task, context: Context) -> Solver:
+        """Make the solver, from rank 0's parameters. Collective.
+
+        Raises:
+            JobError: the model, its loss, the exchange or the ranks do not suit the solver.
+        """
