@@ -29,8 +29,11 @@ class Built:
         return self.context.total_steps
 
 
-def build(job: Job, world: World, device: torch.device = CPU) -> Built:
+def build(job: Job, world: World, device: torch.device = CPU, *, verify: bool = True) -> Built:
     """Open the data, make the model and the solver. Collective.
+
+    Args:
+        verify: let each rank check its share of the data files.
 
     Raises:
         DataError, JobError: the data, the ranks or the sections do not suit each other.
@@ -38,6 +41,8 @@ def build(job: Job, world: World, device: torch.device = CPU) -> Built:
     context = Context(world=world, exchange=job.exchange, device=device, clock=PhaseClock(), run_seed=job.run.seed)
     with world.together():
         workload = job.workload.build(context)
+        if verify:
+            workload.verify(world.rank, world.size)
     job.check_ranks(world.size)
     workload = on_device(workload, device)
     torch.manual_seed(job.run.seed * 1_000_003 + world.rank)  # what a rank draws from here on is its own

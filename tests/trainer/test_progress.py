@@ -6,8 +6,9 @@ from hpcopt.trainer.progress import Progress
 
 
 def test_a_batch_log(tmp_path, capsys):
-    progress = Progress(tmp_path / "log.txt", speaks=True, total=100, every_s=1000)
+    progress = Progress(tmp_path / "log.txt", speaks=True, every_s=1000)
     progress.say("hello\nthere")
+    progress.begin(100)
     for done in range(1, 101):
         progress.step(done, 0.5, 1234.0, 0.25)
     progress.close()
@@ -20,13 +21,15 @@ def test_a_batch_log(tmp_path, capsys):
     assert [line[21:] for line in lines] == [
         "hello",
         "there",
+        "100 steps",
         "step=100/100 loss=0.5 samples/s=1,234 exchange=25% eta=0m00s",
     ]
 
 
 def test_other_ranks_are_silent(tmp_path, capsys):
-    progress = Progress(tmp_path / "log.txt", speaks=False, total=1, every_s=0)
+    progress = Progress(tmp_path / "log.txt", speaks=False, every_s=0)
     progress.say("hello")
+    progress.begin(1)
     progress.step(1, 0.5, 1.0, 0.0)
     progress.close()
     assert capsys.readouterr().out == ""
