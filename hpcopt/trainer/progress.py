@@ -18,7 +18,7 @@ class Progress:
     """Says how a run goes, on standard output and in the run's log.txt. On other ranks than 0 it says nothing."""
 
     def __init__(self, log: Path, *, speaks: bool, every_s: float) -> None:
-        self._every_s, self._total = every_s, 0
+        self._speaks, self._every_s, self._total = speaks, every_s, 0
         self._log: TextIO | None = open_to_append(log) if speaks else None
         self._bar: RichProgress | None = None
         self._start_s = self._last_s = time.monotonic()
