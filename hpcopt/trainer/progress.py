@@ -48,7 +48,7 @@ class Progress:
         self._start_s = self._last_s = time.monotonic()
         self.say(f"{total} steps")
         # A launcher may give its ranks a terminal that is none: Open MPI's mpirun does, even into a file.
-        if self._log is not None and sys.stdout.isatty() and launch_from().launcher == "none":
+        if self._speaks and sys.stdout.isatty() and launch_from().launcher == "none":
             self._bar = _live_bar(total)
 
     def step(self, done: int, loss: float, samples_per_s: float, exchange_share: float) -> None:

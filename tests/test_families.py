@@ -1,0 +1,210 @@
+"""A job names classes of anybody's, by where Python finds them, with every check that builtins have."""
+
+import json
+import sys
+from typing import Annotated
+
+import pytest
+from pydantic import TypeAdapter
+
+from hpcopt import families, plugins
+from hpcopt.compress import Codec, Dense, Half, Sign
+from hpcopt.config import Choice
+from hpcopt.errors import JobError
+from hpcopt.exchange import ExchangeConfig, RingConfig, TwoPhaseConfig
+from hpcopt.family import Family
+from hpcopt.job import Job, read_job, schema
+from hpcopt.models.config import ImageModelConfig, TokenModelConfig
+from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
+from hpcopt.shapes import SolverConfig, WorkloadConfig
+from hpcopt.solvers.data_parallel import DataParallelConfig
+from hpcopt.solvers.kaisa.solver import KaisaConfig
+
+FAMILIES = {
+    "WORKLOADS": WorkloadConfig,
+    "IMAGE_MODELS": ImageModelConfig,
+    "MASK_MODELS": ImageModelConfig,
+    "TOKEN_MODELS": TokenModelConfig,
+    "SOLVERS": SolverConfig,
+    "OPTIMIZERS": OptimizerConfig,
+    "SCHEDULES": ScheduleConfig,
+    "EXCHANGES": ExchangeConfig,
+    "CODECS": Choice,
+}
+
+JOB = """
+[run]
+steps = 10
+[workload]
+data = "data/digits"
+[solver]
+name = "mine.solver:MySolver"
+strength = 3
+"""
+
+SOLVER = """
+from pydantic import Field
+from hpcopt.solvers.data_parallel import DataParallelConfig
+
+class MySolver(DataParallelConfig):
+    '''Mine.'''
+    strength: int = Field(1, ge=1, le=5, description="how strong")
+
+class Other:
+    pass
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package of somebody's, importable while the test runs."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "solver.py").write_text(SOLVER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield folder
+    for name in [n for n in sys.modules if n == "mine" or n.startswith("mine.")]:
+        del sys.modules[name]
+    for name in [n for n in plugins.LOADED if n.startswith("mine.")]:
+        del plugins.LOADED[name]
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "job.toml"
+    file.write_text(JOB)
+    return file
+
+
+def test_every_family_is_listed_here():
+    assert {name for name, value in vars(families).items() if isinstance(value, Family)} == set(FAMILIES)
+
+
+@pytest.mark.parametrize(("name", "kind"), FAMILIES.items())
+def test_a_builtin_is_called_what_its_list_says(name, kind):
+    choices = getattr(families, name).choices(kind)
+    assert choices
+    assert [found.model_fields["name"].default for found in choices.values()] == list(choices)
+
+
+def test_a_class_of_ones_own_is_a_section(package, path):
+    job = read_job(path)
+    assert (type(job.solver).__name__, job.solver.strength) == ("MySolver", 3)
+    assert job.solver.optimizer == SgdConfig()
+    assert job.as_dict()["solver"]["name"] == "mine.solver:MySolver"
+
+
+def test_the_resolved_job_names_it_and_is_a_job_again(package, path, tmp_path):
+    job = read_job(path)
+    (tmp_path / "again.toml").write_text(job.as_toml())
+    assert read_job(tmp_path / "again.toml") == job
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("solver.strenght=1", '--set: unknown key "solver.strenght"; did you mean "strength"?'),
+        ("solver.strength=9", "--set: solver.strength: Input should be less than or equal to 5"),
+        ("solver.strength=much", "--set: solver.strength: Input should be a valid integer"),
+        ("solver.optimizer.beta=1", 'unknown key "solver.optimizer.beta"'),
+        ("solver.name=mine.solver:MySolvr", '--set: solver.name: "mine.solver:MySolvr": mine.solver has no MySolvr'),
+        ("solver.name=mine.solver:Other", "not a subclass of hpcopt.config:Choice"),
+        ("solver.name=mine.sovler:MySolver", "there is no module mine.sovler; is its folder the current one"),
+        ("solver.name=hpcopt.optim:SgdConfig", "does not fit here, where a SolverConfig is asked for"),
+        ("solver.name=kasia", 'there is no solver "kasia"; did you mean "kaisa"?'),
+        ("solver.name=5", "solver.name: 5 is no text"),
+        ("exchange.name=two_phase", None),
+        ("exchange.codec.name=topk", 'payloads of codec "topk" cannot be summed on the way round a ring'),
+    ],
+)
+def test_every_check_survives(package, path, setting, complaint):
+    if complaint is None:
+        read_job(path, [setting])
+        return
+    with pytest.raises(JobError) as error:
+        read_job(path, [setting])
+    assert complaint in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("import no_such_thing", "importing mine.solver failed: No module named 'no_such_thing'"),
+        ("1 / 0", "importing mine.solver failed: ZeroDivisionError: division by zero"),
+        ("raise SystemExit(3)", "importing mine.solver failed: SystemExit: 3"),
+        ("def f(:", "importing mine.solver failed: SyntaxError"),
+    ],
+)
+def test_a_module_that_fails_is_one_message(package, path, text, complaint):
+    (package / "solver.py").write_text(text)
+    with pytest.raises(JobError) as error:
+        read_job(path)
+    assert complaint in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_what_a_module_prints_is_kept_for_the_log(package, path, capsys):
+    (package / "solver.py").write_text(SOLVER + "\nprint('hello')\n")
+    read_job(path)
+    assert capsys.readouterr().out == ""
+    assert plugins.LOADED["mine.solver:MySolver"].printed == "hello\n"
+
+
+def test_the_records_tell_one_file_from_another(package, path):
+    read_job(path)
+    first = plugins.provenance()["mine.solver:MySolver"]
+    assert first["file"] == str(package / "solver.py")
+    assert len(first["digest"]) == 32
+    installed = plugins.import_object("numpy:ndarray")
+    assert installed.__name__ == "ndarray"
+    assert plugins.LOADED.pop("numpy:ndarray").distribution == "numpy"
+
+
+def test_the_schema_knows_what_the_job_plugs_in(package, path):
+    read_job(path)
+    assert json.loads(schema())["$defs"]["MySolver"]["properties"]["strength"]["maximum"] == 5
+
+
+def test_instances_pass_in_python():
+    class Loud(Codec):
+        def max_bytes(self, n):
+            return 4 * n
+
+        def _encode(self, x, seed, first, payload):
+            raise NotImplementedError
+
+        def _decode(self, payload, out, weight, add):
+            raise NotImplementedError
+
+    class MyOptimizer(SgdConfig):
+        extra: int = 1
+
+    exchange = TwoPhaseConfig(codec=Loud())
+    assert exchange.codec.name.endswith(":test_instances_pass_in_python.<locals>.Loud")
+    solver = DataParallelConfig(optimizer=MyOptimizer(lr=0.5, extra=2))
+    job = Job(run={"steps": 1}, workload={}, solver=solver, exchange=exchange)
+    assert job.solver.optimizer.extra == 2
+    assert job.as_dict()["solver"]["optimizer"]["extra"] == 2
+
+
+def test_a_name_is_asked_for_where_there_is_no_default():
+    with pytest.raises(ValueError, match="which codec"):
+        TypeAdapter(Annotated[Codec, families.CODECS]).validate_python({"bits": 4})
+    assert TypeAdapter(Annotated[OptimizerConfig, families.OPTIMIZERS]).validate_python({"lr": 0.2}) == SgdConfig(
+        lr=0.2
+    )
+
+
+def test_what_sums_on_the_way_may_ride_the_ring():
+    assert [RingConfig(codec=codec).codec for codec in (Dense(), Half())] == [Dense(), Half()]
+    with pytest.raises(ValueError, match="two_phase"):
+        RingConfig(codec=Sign())
+
+
+def test_a_subclass_of_a_builtin_is_not_called_like_it():
+    class Mine(KaisaConfig):
+        """Mine."""
+
+    assert Mine().name.endswith("<locals>.Mine")
+    assert KaisaConfig().name == "kaisa"
