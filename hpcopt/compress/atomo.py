@@ -11,12 +11,16 @@ The paper draws the t_i independently. Here one uniform number places a comb of 
 (systematic sampling): the p_i are the same, and so, the a_i being orthonormal, is the variance; but the number of
 atoms sent is s, rounded up or down, and the payload's size is certain.
 
-Payload, version 1: uint32 count, uint32 zero. ``entries``: count uint32 places, count float32 coefficients l/p.
-``fourier``: count uint32 frequencies, count complex64 coefficients. ``svd``: for each atom l u / p (float32, rows),
-then v (float32, columns).
+Atoms are found for values near 1: magnitudes beyond 2^64 or below 2^-64 are brought there by a power of two, since
+decompositions square what they are given.
+
+Payload, version 2: uint32 count, int32 exponent of that power. ``entries``: count uint32 places, count float32
+coefficients l/p. ``fourier``: count uint32 frequencies, count complex64 coefficients. ``svd``: for each atom l u / p
+(float32, rows), then v (float32, columns).
 """
 
-from typing import Literal, Self
+import math
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -24,9 +28,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from hpcopt import kernels
-from hpcopt.compress.codec import Bytes, Codec, Floats, require_bytes, require_finite
+from hpcopt.compress.codec import NOT_FINITE, Bytes, Codec, Floats, require_bytes, require_finite
+from hpcopt.compress.finite import MOST
 from hpcopt.errors import PayloadError
 from hpcopt.seeds import EVERY_RANK, derive
+
+ORDINARY = 64  # exponents up to here, of either sign
 
 Doubles = NDArray[np.float64]
 Places = NDArray[np.int64]
@@ -73,6 +80,8 @@ class Atomo(Codec):
     share: float = Field(0.05, gt=0, le=1, description="of the dense bytes; gives the expected number of atoms")
     columns: int | None = Field(None, ge=1, description="of the matrix, for svd; None: about square")
 
+    wire_version: ClassVar[int] = 2
+
     def for_tensor(self, name: str, shape: tuple[int, ...]) -> Self:
         """With the parameter's own columns."""
         columns = int(np.prod(shape[1:])) if len(shape) > 1 else None
@@ -81,6 +90,14 @@ class Atomo(Codec):
     def budget(self, n: int) -> float:
         """The expected number of atoms, at least 1."""
         return max(1.0, self.share * 4 * n / self._atom_bytes(n))
+
+    def gain(self, n: int) -> float:
+        """At most every atom sent is as large as the largest one, or as their sum over the budget."""
+        atoms, budget = self._atoms(n), self.budget(n)
+        if self.basis == "entries":
+            return max(1.0, atoms / budget)
+        largest_sum = (budget + 1) * max(1.0, math.sqrt(atoms) / budget)  # of atoms, over the 2-norm
+        return 2 * largest_sum if self.basis == "fourier" else largest_sum * math.sqrt(n)
 
     def variance(self, n: int) -> float:
         """``atoms / budget - 1``: p uniform would do that, and the p used is better."""
@@ -91,9 +108,13 @@ class Atomo(Codec):
         return 8 + self._atom_bytes(n) * min(self._atoms(n), int(np.ceil(self.budget(n) + 1e-9)))
 
     def _encode(self, x: Floats, seed: int, first: int, payload: Bytes) -> int:
-        require_finite(kernels.qsgd.worst(x), self)
+        worst = kernels.qsgd.worst(x)
+        require_finite(worst, self)
+        exponent = _beyond(worst)
+        payload[4:8].view(np.int32)[0] = exponent
+        x = np.ldexp(x, -exponent) if exponent else x
         if self.basis == "svd":
-            return self._encode_svd(x, seed, first, payload)
+            return self._encode_svd(x, seed, first, payload, exponent)
         if self.basis == "entries":
             coefficients: Doubles | NDArray[np.complex128] = x.astype(np.float64)
             sizes = np.abs(coefficients)
@@ -101,34 +122,36 @@ class Atomo(Codec):
             coefficients = np.fft.rfft(x.astype(np.float64), norm="ortho")
             sizes = np.abs(coefficients) * np.sqrt(_multiplicity(x.size))
         places, p = self._draw(sizes, seed, first, x.size)
-        payload[:8].view(np.uint32)[:] = places.size, 0
+        payload[:4].view(np.uint32)[0] = places.size
         end, size = 8 + 4 * places.size, 8 + self._atom_bytes(x.size) * places.size
         payload[8:end].view(np.uint32)[:] = places
         values = payload[end:size].view(np.float32 if self.basis == "entries" else np.complex64)
-        with np.errstate(over="ignore"):
-            values[:] = coefficients[places] / p
-        require_finite(kernels.qsgd.worst(values.view(np.float32)), self)
+        values[:] = coefficients[places] / p
+        largest = (
+            np.abs(values).max(initial=0) if self.basis == "entries" else 2 / np.sqrt(x.size) * np.abs(values).sum()
+        )
+        self._require_range(float(largest), exponent)
         return size
 
-    def _encode_svd(self, x: Floats, seed: int, first: int, payload: Bytes) -> int:
+    def _encode_svd(self, x: Floats, seed: int, first: int, payload: Bytes, exponent: int) -> int:
         rows, columns = self._shape(x.size)
         matrix = np.zeros(rows * columns, np.float32)
         matrix[: x.size] = x
         u, sizes, vt = torch.linalg.svd(torch.from_numpy(matrix).view(rows, columns), full_matrices=False)
         places, p = self._draw(sizes.double().numpy(), seed, first, x.size)
-        payload[:8].view(np.uint32)[:] = places.size, 0
+        payload[:4].view(np.uint32)[0] = places.size
         size = 8 + self._atom_bytes(x.size) * places.size
         atoms = payload[8:size].view(np.float32).reshape(places.size, rows + columns)
-        with np.errstate(over="ignore"):
-            atoms[:, :rows] = (u.numpy()[:, places] * (sizes.numpy()[places] / p)).T
+        coefficients = sizes.numpy()[places] / p
+        atoms[:, :rows] = (u.numpy()[:, places] * coefficients).T
         atoms[:, rows:] = vt.numpy()[places]
-        require_finite(kernels.qsgd.worst(atoms.ravel()), self)
+        self._require_range(float(coefficients.sum()), exponent)
         return size
 
     def _decode(self, payload: Bytes, out: Floats, weight: float, add: bool) -> None:
         n = out.size
         require_bytes(payload, 8, self)
-        count = int(payload[:4].view(np.uint32)[0])
+        count, exponent = int(payload[:4].view(np.uint32)[0]), int(payload[4:8].view(np.int32)[0])
         require_bytes(payload, 8 + self._atom_bytes(n) * count, self)
         if not add:
             out[:] = 0
@@ -138,18 +161,19 @@ class Atomo(Codec):
                 payload[8 : 8 + self._atom_bytes(n) * count].view(np.float32).reshape(count, rows + columns)
             )
             dense = (atoms[:, :rows].T @ atoms[:, rows:]).view(-1)[:n]
-            torch.from_numpy(out).add_(dense, alpha=weight)
+            torch.from_numpy(out).add_(torch.from_numpy(_ldexp(dense.numpy(), exponent)), alpha=weight)
             return
         places = payload[8 : 8 + 4 * count].view(np.uint32)
         rest = payload[8 + 4 * count : 8 + self._atom_bytes(n) * count]
         if count and places.max() >= self._atoms(n):
             raise PayloadError(f"codec {self.name!r}: a place in the payload is beyond the {n} values of the tensor")
         if self.basis == "entries":
-            kernels.sparse.scatter(rest.view(np.float32), places, np.float32(weight), out)
+            kernels.sparse.scatter(_ldexp(rest.view(np.float32), exponent), places, np.float32(weight), out)
         elif count:
             spectrum = np.zeros(n // 2 + 1, np.complex64)
             spectrum[places] = rest.view(np.complex64)
-            out += np.float32(weight) * np.fft.irfft(spectrum, n, norm="ortho").astype(np.float32)
+            values = np.fft.irfft(spectrum, n, norm="ortho").astype(np.float32)
+            out += np.float32(weight) * _ldexp(values, exponent)
 
     def _draw(self, sizes: Doubles, seed: int, first: int, n: int) -> tuple[Places, Doubles]:
         """The places of the atoms to send, and their probabilities."""
@@ -157,6 +181,11 @@ class Atomo(Codec):
         start = derive(seed, first, EVERY_RANK, "comb") / 2**63
         places = comb(p, start)
         return places, p[places]
+
+    def _require_range(self, largest: float, exponent: int) -> None:
+        """Raise NonFiniteError if decoded magnitudes, at most ``largest`` times a power of two, may leave float32."""
+        if largest * 2.0**exponent > MOST:
+            require_finite(NOT_FINITE, self)
 
     def _shape(self, n: int) -> tuple[int, int]:
         """Rows and columns of the matrix that n values are filled into, row by row; the last row may be short."""
@@ -168,6 +197,20 @@ class Atomo(Codec):
 
     def _atom_bytes(self, n: int) -> int:
         return {"entries": 8, "fourier": 12, "svd": 4 * sum(self._shape(n))}[self.basis]
+
+
+def _beyond(worst_bits: int) -> int:
+    """The exponent of a largest magnitude, given as bits, that decompositions should not see; else 0."""
+    exponent = math.frexp(float(np.int32(worst_bits).view(np.float32)))[1]
+    return exponent if abs(exponent) > ORDINARY else 0
+
+
+def _ldexp(values: Floats, exponent: int) -> Floats:
+    """``values * 2^exponent``; of a damaged payload perhaps Inf."""
+    if not exponent:
+        return values
+    with np.errstate(over="ignore"):
+        return np.ldexp(values, np.int32(exponent))
 
 
 def _multiplicity(n: int) -> Doubles:

@@ -1,18 +1,21 @@
 """Half precision: each value rounded to the nearest bfloat16 or float16, ties to even.
 
 Payload, version 1: n values of two bytes. Inf and NaN are carried on. bfloat16 has the range of float32 and a
-relative error of at most 2^-8; float16 has 2^-11 between 6.1e-5 and 65504, loses what is below 3e-8, and makes Inf of
-what is above 65520.
+relative error of at most 2^-8; float16 has 2^-11 between 6.1e-5 and 65504, and loses what is below 3e-8. What is finite
+stays so: values beyond the format's largest become the largest, and error feedback keeps the rest.
 
-Linear in that payloads may be summed on a ring; each hop rounds its partial sum again.
+Linear in that payloads may be summed on a ring; each hop rounds its partial sum again. There a sum beyond the format's
+largest is Inf, on all ranks.
 """
 
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from hpcopt import kernels
 from hpcopt.compress.codec import Bytes, Codec, Floats, require_bytes
 
 
@@ -33,6 +36,10 @@ class Half(Codec):
         """1 - 2^-16 for bf16; none for fp16, which loses small values and cannot hold large ones."""
         return 1 - 2.0**-16 if self.format == "bf16" else None
 
+    def gain(self, n: int) -> float:
+        """Rounding up."""
+        return 1 + torch.finfo(self.dtype).eps
+
     def max_bytes(self, n: int) -> int:
         """Exact."""
         return 2 * n
@@ -42,14 +49,28 @@ class Half(Codec):
         return payload.view(self.dtype)
 
     def _encode(self, x: Floats, seed: int, first: int, payload: Bytes) -> int:
-        return self._encode_on_device(torch.from_numpy(x), seed, first, torch.from_numpy(payload))
+        if self.format == "bf16":
+            kernels.half.bfloat16(x.view(np.uint32), payload.view(np.uint16))
+            return payload.size
+        values = torch.from_numpy(payload).view(self.dtype)
+        values.copy_(torch.from_numpy(x))
+        if kernels.qsgd.worst(x) > np.float32(torch.finfo(self.dtype).max).view(np.int32):
+            self._saturate(torch.from_numpy(x), values)
+        return payload.size
 
     def _decode(self, payload: Bytes, out: Floats, weight: float, add: bool) -> None:
         self._decode_on_device(torch.from_numpy(payload), torch.from_numpy(out), weight, add)
 
     def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
-        payload.view(self.dtype).copy_(x)
+        values = payload.view(self.dtype)
+        values.copy_(x)
+        self._saturate(x, values)
         return payload.numel()
+
+    def _saturate(self, x: Tensor, values: Tensor) -> None:
+        """Put the largest of the format where rounding a finite x has made Inf."""
+        top = torch.finfo(self.dtype).max
+        values.copy_(torch.where(x.isfinite(), values.clamp(-top, top), values))
 
     def _decode_on_device(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
         require_bytes(payload, 2 * out.numel(), self)

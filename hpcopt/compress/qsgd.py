@@ -41,6 +41,10 @@ class QSGD(ScaledCodes):
         n, s = min(n, self.bucket), self.levels
         return min(n / s**2, math.sqrt(n) / s) if self.norm == "l2" else small_value_variance(s, n - 1)
 
+    def gain(self, n: int) -> float:
+        """With the 2-norm as scale, a value may be rounded up to it."""
+        return math.sqrt(max(1, min(n, self.bucket))) if self.norm == "l2" else 1.0
+
     def _layout(self) -> tuple[int, int]:
         return self.bucket, self.bits
 

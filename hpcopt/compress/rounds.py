@@ -95,7 +95,7 @@ class LinearRounds:
     def rounds(self, bucket: Tensor, layout: Layout, *, seed: int) -> Iterator[Reduction]:
         """The sum of the payloads."""
         owed = None if self._residuals is None else self._residuals.flat(layout, bucket.device)
-        if not (yield from agree(self.codec, self.codec.gain(bucket.numel()), bucket, owed)):
+        if not (yield from agree(self.codec, 1 + self.codec.gain(bucket.numel()), bucket, owed)):
             return
         if owed is None:
             payload = self.codec.encode(bucket, seed=seed)

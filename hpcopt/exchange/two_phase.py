@@ -95,10 +95,12 @@ class TwoPhaseReducer(Reducer):
         )
 
     def _agree(self, transport: Transport, values: Tensor, codec: Codec, *owed: Tensor | None) -> bool:
-        """Whether all ranks can send what they have; if not, the values become NaN. Both encodings may enlarge them."""
+        """Whether all ranks can send what they have; if not, the values become NaN. Both encodings may enlarge them,
+        and what they leave in residuals.
+        """
         terms = [values, *(tensor for tensor in owed if tensor is not None)]
         bound = doubling.all_reduce(transport, magnitude_bound(*terms))
-        if can_be_sent(float(bound), codec.gain(values.numel()) ** 2, codec):
+        if can_be_sent(float(bound), (1 + codec.gain(values.numel())) ** 2, codec):
             return True
         values.fill_(math.nan)
         return False

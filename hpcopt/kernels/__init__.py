@@ -22,9 +22,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hpcopt.kernels import adacomp, powers, qsgd, sampling, select, sign, sparse, vote
+    from hpcopt.kernels import adacomp, half, powers, qsgd, sampling, select, sign, sparse, vote
 
-__all__ = ["adacomp", "powers", "qsgd", "sampling", "select", "sign", "sparse", "vote"]
+__all__ = ["adacomp", "half", "powers", "qsgd", "sampling", "select", "sign", "sparse", "vote"]
 
 
 def __getattr__(name: str) -> ModuleType:

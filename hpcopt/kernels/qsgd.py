@@ -149,6 +149,13 @@ def encode(x, bucket, bits, l2, clip, seed, first, scales, packed):
     return peak
 
 
+@njit(inline="always")
+def within(step, levels):
+    """The step between levels, so that in float32 ``step * levels`` is finite if the step is."""
+    below = np.int32(np.float32(step).view(np.int32) - np.int32(1)).view(np.float32)
+    return below if np.isinf(np.float32(step * np.float32(levels))) and np.isfinite(step) else step
+
+
 @njit(nogil=True, cache=True)
 def decode(scales, packed, bucket, bits, weight, add, out):
     """Write (or add, if ``add``) weight times the decoded values to out, float32, (n,)."""
@@ -156,7 +163,7 @@ def decode(scales, packed, bucket, bits, weight, add, out):
     levels = np.int32((1 << (bits - 1)) - 1)
     done = 0
     for b in range(scales.size):
-        step = np.float32(np.float64(scales[b]) * weight / levels)
+        step = within(np.float32(np.float64(scales[b]) * weight / levels), levels)
         values = out[b * bucket : (b + 1) * bucket]
         for i in range(0, values.size, BLOCK):
             block = values[i : i + BLOCK]

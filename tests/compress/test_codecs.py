@@ -30,8 +30,8 @@ from hpcopt.compress import (
 from hpcopt.compress.atomo import comb, probabilities
 from hpcopt.families import CODECS
 from hpcopt.seeds import EVERY_RANK, derive
+from hpcopt.testing.values import gaussian
 from tests.compress import oracle
-from tests.compress.properties import gaussian
 
 SIZES = [1, 7, 63, 64, 65, 511, 512, 513, 1300]
 of_every_size = pytest.mark.parametrize("n", SIZES)

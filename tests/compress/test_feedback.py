@@ -5,7 +5,7 @@ import torch
 
 from hpcopt.compress import Codec, Dense, RandomK, Residuals, Sign, TopK
 from hpcopt.errors import CheckpointError, UnsupportedError
-from tests.compress.properties import gaussian
+from hpcopt.testing.values import gaussian
 
 CPU = torch.device("cpu")
 SLOPES = torch.tensor([[-3.0, 2.0, 2.0], [2.0, -3.0, 2.0], [2.0, 2.0, -3.0]])

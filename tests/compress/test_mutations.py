@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from hpcopt import kernels
-from hpcopt.compress import QSGD, AdaComp, ExponentialDithering, Natural, RandomK, Sign, TernGrad, TopK
+from hpcopt.compress import QSGD, AdaComp, ExponentialDithering, Half, Natural, RandomK, Sign, TernGrad, TopK
+from hpcopt.testing.codec import check_bound, check_every_kind_of_value, check_mean, check_telescoping
+from hpcopt.testing.values import gaussian, hard_cases
 from tests.compress import test_codecs
-from tests.compress.properties import check_bound, check_mean, check_telescoping, check_variance, gaussian, hard_cases
+from tests.compress.properties import check_variance
 
 X = gaussian(700)
 
@@ -53,6 +55,20 @@ MUTATIONS: dict[str, tuple[str, str, str, list[str], Callable[[], None]]] = {
         "np.float32(weight / levels)",
         [],
         lambda: check_mean(QSGD(), X, count=300),
+    ),
+    "steps whose multiples leave the range": (
+        "qsgd",
+        "step = within(np.float32(np.float64(scales[b]) * weight / levels), levels)",
+        "step = np.float32(np.float64(scales[b]) * weight / levels)",
+        [],
+        lambda: check_every_kind_of_value(QSGD(bits=6)),
+    ),
+    "rounding up to Inf": (
+        "half",
+        "if magnitude > TOP and magnitude < INF:",
+        "if False:",
+        [],
+        lambda: check_every_kind_of_value(Half()),
     ),
     "swapped halves of a byte": (
         "packing",

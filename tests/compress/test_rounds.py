@@ -21,7 +21,7 @@ from hpcopt.compress import (
 )
 from hpcopt.compress.residuals import Layout, layout_numel
 from hpcopt.errors import UnsupportedError
-from tests.compress.properties import gaussian
+from hpcopt.testing.values import gaussian
 
 LAYOUT: Layout = {"conv": (16, 8, 3, 3), "bias": (16,), "linear": (40, 30), "scalar": (), "empty": (0, 4)}
 N = layout_numel(LAYOUT)

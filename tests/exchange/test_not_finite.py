@@ -14,9 +14,9 @@ from hpcopt.comm.world import World, alone
 from hpcopt.compress import Natural, PowerSGD, RandomK, SharedTernGrad, SharedTopK, TopK
 from hpcopt.errors import NonFiniteError, UnsupportedError
 from hpcopt.exchange import Exchange, NativeConfig, RingConfig, TwoPhaseConfig, VoteConfig
+from hpcopt.testing.codec import label as codec_label
 from tests.comm.test_calibration import on_hosts
 from tests.compress.properties import CODECS
-from tests.compress.properties import label as codec_label
 
 N, STEPS, BAD_STEP = 1500, 5, 2
 SUMS = [

@@ -120,7 +120,10 @@ def encode(
 
 def decode(scales: Tensor, packed: Tensor, bucket: int, bits: int, weight: float, add: bool, out: Tensor) -> None:
     """As ``hpcopt.kernels.qsgd.decode``."""
-    steps = (scales.double() * weight / ((1 << (bits - 1)) - 1)).float()
+    levels = (1 << (bits - 1)) - 1
+    steps = (scales.double() * weight / levels).float()
+    too_large = (steps * levels).isinf() & steps.isfinite()
+    steps = torch.where(too_large, torch.nextafter(steps, torch.zeros_like(steps)), steps)
     launch(_decode, triton.cdiv(out.numel(), BLOCK.value), steps, packed, out, out.numel(), bucket, bits, add)
 
 

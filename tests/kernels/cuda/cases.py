@@ -9,7 +9,8 @@ from torch import Tensor
 
 from hpcopt.compress import QSGD, Codec, ExponentialDithering, TernGrad, codec
 from hpcopt.errors import NonFiniteError
-from tests.compress.properties import CODECS, gaussian
+from hpcopt.testing.values import gaussian
+from tests.compress.properties import CODECS
 
 HOST_ONLY = ("adaptive_random", "adacomp", "atomo")
 ON_DEVICE = [c for c in CODECS if c.name not in HOST_ONLY] + [

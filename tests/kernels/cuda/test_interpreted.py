@@ -17,7 +17,9 @@ from hpcopt.comm.staged import StagedTransport
 from hpcopt.compress import QSGD, RandomK, Sign, TopK
 from hpcopt.errors import NonFiniteError, PayloadError, UnsupportedError
 from hpcopt.kernels import cuda
-from tests.compress.properties import CODECS, gaussian, label
+from hpcopt.testing.codec import label
+from hpcopt.testing.values import gaussian
+from tests.compress.properties import CODECS
 from tests.kernels.cuda.cases import HOST_ONLY, ON_DEVICE, check_same_bytes, inputs, loops_for_a_gpu, mixed
 
 if not torch.cuda.is_available():

@@ -5,7 +5,8 @@ suite.
 import pytest
 import torch
 
-from tests.compress.properties import gaussian, label
+from hpcopt.testing.codec import label
+from hpcopt.testing.values import gaussian
 from tests.kernels.cuda.cases import ON_DEVICE, check_same_bytes, inputs, mixed
 
 SIZES = [0, 1, 7, 511, 512, 513, 1_000_000]
