@@ -14,10 +14,12 @@ from torch import Tensor
 from hpcopt.any_text import print_any_text
 from hpcopt.errors import EXIT_DONE, CheckpointError, HpcoptError
 from hpcopt.store.checkpoint import MANIFEST, SHARED, Checkpoints
+from hpcopt.store.hdf5 import printable
 from hpcopt.store.tree import read_tree, verify_tree
 
 EXIT_DIFFERENT = 1
 MODEL = "solver.model"
+ELAPSED = "position.elapsed_s"
 
 EPILOG = """\
 PATH is a run directory, a folder of checkpoints, one checkpoint, or one part (an .h5 file).
@@ -88,19 +90,40 @@ def ls(path: Path) -> int:
 
 
 def verify(path: Path) -> int:
-    """Read every byte of a part, a checkpoint, or all checkpoints; names all that are damaged."""
-    damaged = 0
-    for folder in [path] if path.is_file() else folders(path):
-        try:
-            if folder.is_file():
-                verify_tree(folder)
-            else:
-                Checkpoints(folder.parent, 1).verify(_step(folder))
-            print(f"{folder.name}  whole")
-        except CheckpointError as error:
-            print(f"{folder.name}  {error}")
-            damaged += 1
-    return CheckpointError.exit_code if damaged else EXIT_DONE
+    """Read every byte of a part, a checkpoint, or all checkpoints; names all that is damaged, and what is left."""
+    if path.is_file():
+        verify_tree(path)
+        print(f"{path.name}  whole")
+        return EXIT_DONE
+    found = folders(path)
+    whole = [folder for folder in found if _verify(folder)]
+    if len(whole) == len(found):
+        return EXIT_DONE
+    if whole:
+        print(f"training goes on from {whole[-1].name}")
+    return CheckpointError.exit_code
+
+
+def _verify(folder: Path) -> bool:
+    """Print a line for a checkpoint that is whole, else one for each damaged part, and what can be had all the same."""
+    checkpoints, step = Checkpoints(folder.parent, 1), _step(folder)
+    damaged: dict[str, CheckpointError] = {}
+    try:
+        for name in checkpoints.parts(step):
+            try:
+                checkpoints.verify_part(step, name)
+            except CheckpointError as error:
+                damaged[name] = error
+    except CheckpointError as error:
+        print(f"{folder.name}  {error}")
+        return False
+    for complaint in damaged.values():
+        print(f"{folder.name}  {complaint}")
+    if not damaged:
+        print(f"{folder.name}  whole")
+    elif SHARED not in damaged:
+        print(f"{folder.name}  {SHARED} is whole: `hpcopt checkpoint export {folder} FILE` gives the model")
+    return not damaged
 
 
 def export(path: Path, file: Path, key: str) -> int:
@@ -118,22 +141,31 @@ def export(path: Path, file: Path, key: str) -> int:
     tensors = {name: value for name, value in leaves(tree) if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"no tensors under --key {key} in {path}")
-    if file.suffix == ".safetensors":
-        try:
-            from safetensors.torch import save_file
-        except ImportError as cause:
-            raise CheckpointError("safetensors is not installed: `pip install safetensors`, or export a .pt") from cause
-        save_file(tensors, file)
-    elif file.suffix in (".pt", ".pth"):
-        torch.save(tensors, file)
-    else:
-        raise CheckpointError(f"cannot export to {file.name}: name a .safetensors or a .pt file")
+    _save(tensors, file)
     print(f"{file}: {len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} values")
     return EXIT_DONE
 
 
+def _save(tensors: dict[str, Tensor], file: Path) -> None:
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            save_file(tensors, file)
+        elif file.suffix in (".pt", ".pth"):
+            torch.save(tensors, file)
+        else:
+            raise CheckpointError(f"cannot export to {file.name}: name a .safetensors or a .pt file")
+    except ImportError as cause:
+        raise CheckpointError("safetensors is not installed: `pip install safetensors`, or export a .pt") from cause
+    except HpcoptError:
+        raise
+    except Exception as cause:  # each library has classes of its own for a full disk
+        raise CheckpointError(f"cannot write {file} ({cause})") from cause
+
+
 def diff(path: Path, other: Path) -> int:
-    """Print what two parts, or two checkpoints' parts, do not have in common."""
+    """Print what two parts, or two checkpoints' parts, do not have in common; how long they took does not count."""
     ours, theirs = ({SHARED: (p, "/")} if p.is_file() else parts(p) for p in (path, other))
     different = 0
     for name in dict.fromkeys([*ours, *theirs]):
@@ -142,9 +174,9 @@ def diff(path: Path, other: Path) -> int:
             different += 1
             continue
         a, b = (dict(leaves(read_tree(*p[name]))) for p in (ours, theirs))
-        for key in dict.fromkeys([*a, *b]):
+        for key in dict.fromkeys(key for key in [*a, *b] if key != ELAPSED):
             if (text := _difference(a.get(key, _ABSENT), b.get(key, _ABSENT))) is not None:
-                print(f"{name}: {key}: {text}")
+                print(f"{name}: {printable(key)}: {text}")
                 different += 1
     if not different:
         print("no difference")
@@ -209,7 +241,7 @@ def _difference(a: Any, b: Any) -> str | None:
 
 def _print_leaves(tree: Any, indent: str = "") -> None:
     for name, value in leaves(tree):
-        print(f"{indent}{name}  {_text(value)}")
+        print(f"{indent}{printable(name)}  {_text(value)}")
 
 
 def _text(value: Any) -> str:

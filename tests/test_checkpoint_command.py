@@ -129,3 +129,46 @@ def test_diff_of_odd_values(tmp_path, capsys):
 def test_nothing_there(tmp_path, capsys, command):
     assert main([command, str(tmp_path)]) == 2
     assert "no checkpoint in" in capsys.readouterr().err
+
+
+def test_two_runs_that_differ_in_time_alone_are_the_same(tmp_path, model, capsys):
+    paths = []
+    for name, seconds in (("a", 1.0), ("b", 2.5)):
+        checkpoints = Checkpoints(tmp_path / name, keep=1)
+        checkpoints.begin(5)
+        tree = {"position": {"step": 5, "elapsed_s": seconds}, "solver": {"model": model.state_dict()}}
+        checkpoints.write_part(5, SHARED, tree)
+        paths.append(str(checkpoints.commit(5, [SHARED])))
+    assert main(["diff", *paths]) == 0
+    assert capsys.readouterr().out == "no difference\n"
+
+
+def test_verify_says_what_can_be_had_all_the_same(tmp_path, model, capsys):
+    save(tmp_path, 5, model)
+    checkpoints = save(tmp_path, 6, model)
+    part = checkpoints.path(6) / "rank00000.h5"
+    part.write_bytes(part.read_bytes()[:-3])
+    assert main(["verify", str(tmp_path)]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "step_00000005  whole"
+    assert lines[1].startswith(f"step_00000006  {part} is damaged")
+    command = lines[2].partition("`hpcopt checkpoint ")[2].partition("`")[0].replace("FILE", str(tmp_path / "m.pt"))
+    assert lines[3] == "training goes on from step_00000005"
+    assert main(command.split()) == 0
+    assert torch.equal(torch.load(tmp_path / "m.pt")["0.weight"], model[0].weight)
+
+
+def test_an_export_that_cannot_be_written_is_one_message(tmp_path, model, capsys):
+    save(tmp_path, 5, model)
+    for name in ("m.pt", "m.safetensors"):
+        assert main(["export", str(tmp_path), str(tmp_path / "nowhere" / name)]) == 2
+        assert "cannot write" in capsys.readouterr().err
+
+
+def test_escape_codes_do_not_reach_the_terminal(tmp_path, capsys):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.begin(5)
+    checkpoints.write_part(5, SHARED, {"\x1b[2J": 1, "text": "\x1b[31m"})
+    path = checkpoints.commit(5, [SHARED])
+    assert main(["ls", str(path)]) == 0
+    assert "\x1b" not in capsys.readouterr().out

@@ -24,6 +24,7 @@ from typing import Any
 from hpcopt import __version__
 from hpcopt.errors import CheckpointError
 from hpcopt.store import hdf5
+from hpcopt.store.files import read_plain, replace_text
 from hpcopt.store.parallel import write_trees
 from hpcopt.store.saved_parts import SavedParts
 from hpcopt.store.tree import REMEDY, pack, read_tree, tree_checksum, verify_tree, write_tree
@@ -33,6 +34,7 @@ SHARED = "shared"
 TOGETHER = "parts.h5"
 MANIFEST = "manifest.json"
 LATEST = "latest"
+MOST_MANIFEST_BYTES = 1 << 26
 
 __all__ = ["SHARED", "Checkpoints", "rank_part", "read_tree", "write_tree"]
 
@@ -143,7 +145,7 @@ class Checkpoints:
             if folder.exists():  # the same step of an earlier attempt
                 folder.rename(folder.with_suffix(".old.tmp"))
             hdf5.publish(unfinished, folder)
-            self._name_latest(folder.name)
+            replace_text(self.folder / LATEST, folder.name + "\n")
             self._prune()
         except OSError as cause:
             raise CheckpointError(f"cannot write to {self.folder} ({cause}): is the disk full?") from cause
@@ -151,8 +153,9 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the committed checkpoints, newest first; whether they are undamaged is for read_part() to say."""
-        found = (re.fullmatch(r"step_(\d{8,})", path.name) for path in self.folder.glob("step_*"))
-        return sorted((int(match[1]) for match in found if match), reverse=True)
+        found = (re.fullmatch(r"step_(\d{8,18})", path.name, re.ASCII) for path in self.folder.glob("step_*"))
+        steps = (int(match[1]) for match in found if match)
+        return sorted((step for step in steps if self.path(step).exists()), reverse=True)
 
     def parts(self, step: int) -> list[str]:
         """Names of the parts of a committed checkpoint.
@@ -181,7 +184,15 @@ class Checkpoints:
             CheckpointError: a part is missing or damaged.
         """
         for name in self.parts(step):
-            verify_tree(*self._known_part(step, name))
+            self.verify_part(step, name)
+
+    def verify_part(self, step: int, name: str) -> None:
+        """Read every byte of one part.
+
+        Raises:
+            CheckpointError: it is missing or damaged.
+        """
+        verify_tree(*self._known_part(step, name))
 
     def place(self, step: int, name: str) -> tuple[Path, str]:
         """File of a part, and the group that it is in that file."""
@@ -202,19 +213,13 @@ class Checkpoints:
         """
         path = self.path(step) / MANIFEST
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            if manifest["schema_version"] != SCHEMA_VERSION or manifest["step"] != step:
-                raise ValueError(f"it is of schema {manifest['schema_version']}, step {manifest['step']}")
-            for part in manifest["parts"].values():
-                int(part["bytes"]), str(part["crc32"])
-            str(manifest["date_created"])
-            if manifest.get("file", TOGETHER) != TOGETHER:
-                raise ValueError(f"it names the file {manifest['file']}")
+            manifest: dict[str, Any] = json.loads(read_plain(path, MOST_MANIFEST_BYTES))
+            _require_manifest(manifest, step)
         except FileNotFoundError as cause:
             raise CheckpointError(f"{path} is missing: {REMEDY}") from cause
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
-            raise CheckpointError(f"{path} is damaged ({cause!r}): {REMEDY}") from cause
-        return manifest  # type: ignore[no-any-return]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
+            raise CheckpointError(f"{path} is damaged ({hdf5.printable(str(cause))}): {REMEDY}") from cause
+        return manifest
 
     def _known_part(self, step: int, name: str) -> tuple[Path, str]:
         """Place of a part, after making sure that the file is the one the manifest was written for."""
@@ -234,11 +239,20 @@ class Checkpoints:
         for replaced in self.folder.glob("*.old.tmp"):
             shutil.rmtree(replaced)
 
-    def _name_latest(self, name: str) -> None:
-        """Not waited for on disk: nothing here reads it."""
-        temporary = self.folder / f".{LATEST}.tmp"
-        temporary.write_text(name + "\n", encoding="utf-8")
-        temporary.replace(self.folder / LATEST)
+
+def _require_manifest(manifest: Any, step: int) -> None:
+    """Raise ValueError, or what looking into something else raises, unless this is the manifest of a step."""
+    if manifest["schema_version"] != SCHEMA_VERSION or manifest["step"] != step:
+        raise ValueError(f"it is of schema {manifest['schema_version']}, step {manifest['step']}")
+    if SHARED not in manifest["parts"]:
+        raise ValueError(f"it names no part {SHARED}")
+    for name, part in manifest["parts"].items():
+        if not re.fullmatch(rf"{SHARED}|rank\d{{5,}}", name, re.ASCII):
+            raise ValueError(f"it names a part {name!r}")
+        if type(part["bytes"]) is not int or not re.fullmatch(r"[0-9a-f]{8}", part["crc32"]):
+            raise ValueError(f"it gives {name} neither size nor checksum")
+    if not isinstance(manifest["date_created"], str) or manifest.get("file", TOGETHER) != TOGETHER:
+        raise ValueError("it has no date, or names another file")
 
 
 def _place(folder: Path, name: str, manifest: Mapping[str, Any]) -> tuple[Path, str]:

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from hpcopt.errors import HpcoptError
+from hpcopt.store.files import require_plain
 
 CONVENTIONS = "HPCOPT-1.0"
 VERSIONS = ("v110", "v110")  # oldest and newest format to use
@@ -30,7 +31,8 @@ def create(path: Path) -> Iterator[h5py.File]:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with h5py.File(temporary, "w", libver=VERSIONS, **ALIGNMENT) as file:
+        temporary.unlink(missing_ok=True)
+        with h5py.File(temporary, "x", libver=VERSIONS, **ALIGNMENT) as file:
             yield file
         publish(temporary, path)
     finally:
@@ -59,6 +61,7 @@ def reading(path: Path, error: type[HpcoptError], remedy: str) -> Iterator[h5py.
     remedy.
     """
     try:
+        require_plain(path, links=True)
         with h5py.File(path, "r", locking=False) as file:
             yield file
     except HpcoptError:
@@ -66,7 +69,13 @@ def reading(path: Path, error: type[HpcoptError], remedy: str) -> Iterator[h5py.
     except FileNotFoundError as cause:
         raise error(f"{path} is missing: {remedy}") from cause
     except Exception as cause:  # HDF5 reports damage as any of a dozen classes
-        raise error(f"{path} is damaged ({cause}): {remedy}") from cause
+        raise error(f"{path} is damaged ({printable(str(cause))}): {remedy}") from cause
+
+
+def printable(text: str) -> str:
+    """Text that a file gave, as it may reach a terminal: without escape codes, and not endless."""
+    safe = "".join(c if c.isprintable() else "?" for c in text)
+    return safe if len(safe) <= 300 else safe[:297] + "..."
 
 
 def text(value: str) -> np.ndarray:
@@ -128,6 +137,19 @@ def place(dataset: h5py.Dataset) -> int:
     if dataset.file.mode == "r" and offset + dataset.nbytes > file_bytes:
         raise ValueError(f"{dataset.name} ends at byte {offset + dataset.nbytes}, the file at {file_bytes}")
     return int(offset)
+
+
+def vector(group: h5py.Group, name: str, dtype: str) -> h5py.Dataset:
+    """A one-dimensional array whose bytes are all in the file, so that reading it takes no more memory than the file.
+
+    Raises:
+        ValueError: it is something else, as a few bytes of fill value that stand for gigabytes are.
+    """
+    array = group[name]
+    if not isinstance(array, h5py.Dataset) or array.ndim != 1 or array.dtype != dtype:
+        raise ValueError(f"{name} is no array of {dtype}")
+    place(array)
+    return array
 
 
 def blocks(path: Path, offset: int, nbytes: int) -> Iterator[bytes]:

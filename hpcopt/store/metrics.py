@@ -167,22 +167,17 @@ class MetricsFile:
         with self._writing():
             journal.recover(self.path)
         read(self.path, _require_tables)
-        with self._changing() as file:
-            for group in (file[name] for name in ("steps", "evaluations", "choices") if name in file):
-                rows = int(np.searchsorted(group["step"][:], step, side="right"))
-                for _, dataset in _tables(group):
-                    dataset.resize(rows, axis=0)
-            steps = file["steps"]
-            known = len(steps["rank"])
-            if ranks > known:
-                steps["rank"].resize(ranks, axis=0)
-                steps["rank"][known:] = np.arange(known, ranks)
-                for name in ("phase_s", "sent_bytes", "dense_bytes"):
-                    steps[name].resize(ranks, axis=1)
-            _start(file, step, ranks, attributes, reason)
-            for name in ("outcome", "exit_code", "date_finished"):
-                file.attrs.pop(name, None)
-            hdf5.set_attributes(file, {**attributes, "ranks": ranks, "date_created": file.attrs["date_created"]})
+        try:
+            with self._changing() as file:
+                _drop_after(file, step)
+                _make_room(file["steps"], ranks)
+                _start(file, step, ranks, attributes, reason)
+                for name in ("outcome", "exit_code", "date_finished"):
+                    file.attrs.pop(name, None)
+                created = file.attrs.get("date_created")
+                hdf5.set_attributes(file, {**attributes, "ranks": ranks, "date_created": created})
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as cause:  # tables of another kind
+            raise MetricsError(f"{self.path} is damaged or not a metrics file ({cause}): {REMEDY}") from cause
 
     def finish(self, outcome: str, exit_code: int, peak_memory_bytes: np.ndarray | None = None) -> None:
         """Note that the run has ended, and why, and the most memory that each rank used, (ranks,)."""
@@ -265,6 +260,24 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def _drop_after(file: h5py.File, step: int) -> None:
+    """Drop what was measured after a step."""
+    for group in (file[name] for name in ("steps", "evaluations", "choices") if name in file):
+        rows = int(np.searchsorted(group["step"][:], step, side="right"))
+        for _, dataset in _tables(group):
+            dataset.resize(rows, axis=0)
+
+
+def _make_room(steps: h5py.Group, ranks: int) -> None:
+    """Make the rank dimension no shorter than that."""
+    known = len(steps["rank"])
+    if ranks > known:
+        steps["rank"].resize(ranks, axis=0)
+        steps["rank"][known:] = np.arange(known, ranks)
+        for name in ("phase_s", "sent_bytes", "dense_bytes"):
+            steps[name].resize(ranks, axis=1)
+
+
 def _start(
     file: h5py.File, step: int, ranks: int, attributes: Mapping[str, Any], reason: str, time_s: float = 0.0
 ) -> None:
@@ -287,6 +300,8 @@ def _require_tables(file: h5py.File) -> None:
         group = file[name]
         if not isinstance(group, h5py.Group) or group["step"].dtype.kind != "i" or group["step"].ndim != 1:
             raise ValueError(f"{name} is no table of steps")
+        if group["step"].id.get_storage_size() < group["step"].nbytes:  # fill values may stand for gigabytes
+            raise ValueError(f"{name}/step has fewer values than rows")
         for column, dataset in _tables(group):
             if not isinstance(dataset, h5py.Dataset) or dataset.ndim < 1 or dataset.maxshape[0] is not None:
                 raise ValueError(f"{name}/{column} is no column that grows")

@@ -177,10 +177,15 @@ class Shards:
             attributes = hdf5.get_attributes(file)
             if attributes.get("schema_version") != SCHEMA_VERSION:
                 raise ValueError(f"schema_version {attributes.get('schema_version')}, expected {SCHEMA_VERSION}")
+            for key, kind in (("split", str), ("shard", int), ("shards_expected", int), ("rows_expected", int)):
+                if not isinstance(attributes[key], kind):
+                    raise ValueError(f"its {key} is {attributes[key]!r}")
+            if any(dataset.dtype.kind not in "biuf" for dataset in file.values()):
+                raise ValueError("it holds arrays of something else than numbers")
             fields = {name: Field(dataset.dtype, dataset.shape[1:]) for name, dataset in file.items()}
             (rows,) = {dataset.shape[0] for dataset in file.values()}
             offsets = {name: hdf5.place(dataset) for name, dataset in file.items()}
-            checksums = {name: hdf5.get_attributes(dataset)["sha256"] for name, dataset in file.items()}
+            checksums = {name: str(hdf5.get_attributes(dataset)["sha256"]) for name, dataset in file.items()}
         return fields, attributes, _Shard(path, rows, offsets, checksums)
 
     def _add(self, path: Path) -> None:

@@ -138,7 +138,7 @@ def read_tree(path: Path, part: str = "/") -> Any:
         CheckpointError: the file is missing, or damaged anywhere.
     """
     with _reading(path, part) as group:
-        document = group["document"][...].tobytes()
+        document = hdf5.vector(group, "document", "uint8")[...].tobytes()
         contents = json.loads(document)
         table = [_Leaf(*row) for row in contents["arrays"]]
         leaves: list[Any] = [None] * len(table)
@@ -150,7 +150,7 @@ def read_tree(path: Path, part: str = "/") -> Any:
                 for index in indices:
                     leaves[index] = _empty(table[index])
                     checksum = _read_into(_memory(leaves[index]), raw, checksum)
-        if checksum != int(group["crc32"][0]):
+        if checksum != _stored_checksum(group):
             raise ValueError("its values do not match its checksum")
         return _unpack(contents["tree"], leaves)
 
@@ -167,7 +167,11 @@ def _read_into(values: memoryview, raw: FileIO, checksum: int) -> int:
 def tree_checksum(path: Path, part: str = "/") -> str:
     """The checksum as write_tree returned it, of what the file should hold. Reads only the file's header."""
     with _reading(path, part) as group:
-        return f"{int(group['crc32'][0]):08x}"
+        return f"{_stored_checksum(group):08x}"
+
+
+def _stored_checksum(group: h5py.Group) -> int:
+    return int(hdf5.vector(group, "crc32", "<u4")[0])
 
 
 def verify_tree(path: Path, part: str = "/") -> str:
@@ -177,14 +181,14 @@ def verify_tree(path: Path, part: str = "/") -> str:
         CheckpointError: the file is missing, or damaged anywhere.
     """
     with _reading(path, part) as group:
-        document = group["document"][...].tobytes()
+        document = hdf5.vector(group, "document", "uint8")[...].tobytes()
         checksum = crc32(document)
         table = [_Leaf(*row) for row in json.loads(document)["arrays"]]
         for dtype, indices in by_dtype(table).items():
             array = _checked(group, dtype, [table[index] for index in indices])
             for block in hdf5.blocks(path, hdf5.place(array), array.nbytes):
                 checksum = crc32(block, checksum)
-        if checksum != int(group["crc32"][0]):
+        if checksum != _stored_checksum(group):
             raise ValueError("its values do not match its checksum")
     return f"{checksum:08x}"
 
@@ -197,7 +201,8 @@ def _reading(path: Path, part: str) -> Iterator[h5py.Group]:
             raise ValueError(f"it is of schema {schema}, and this hpcopt reads {SCHEMA_VERSION}")
         group = file[part]
         if "document" not in group and "values" not in group and len(group):
-            raise CheckpointError(f"{path} holds the parts {', '.join(group)}: name the folder that it is in")
+            parts = hdf5.printable(", ".join(group))
+            raise CheckpointError(f"{path} holds the parts {parts}: name the folder that it is in")
         yield group
 
 
@@ -265,12 +270,12 @@ def by_dtype(table: Sequence[_Leaf]) -> dict[str, list[int]]:
 
 def _checked(group: h5py.Group, dtype: str, leaves: Sequence[_Leaf]) -> h5py.Dataset:
     """The array of a dtype, after making sure that the leaves fill it exactly, one after the other."""
-    array, used = group[f"values/{dtype}"], 0
+    array, used = hdf5.vector(group, f"values/{dtype}", STORED_AS[dtype]), 0
     for leaf in leaves:
         if leaf.first != used or min(leaf.shape, default=0) < 0:
             raise ValueError("its table is inconsistent")
         used += leaf.size
-    if array.shape != (used,) or array.dtype != STORED_AS[dtype]:
+    if array.shape != (used,):
         raise ValueError("its table does not fit its values")
     return array
 
