@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hpcopt.comm.alpha_beta import CodecCost, Line, Machine, fit
 from hpcopt.comm.shards import grain
+from hpcopt.comm.warm_up import compile_once
 from hpcopt.comm.world import World
 from hpcopt.compress import Codec
 
@@ -48,10 +49,7 @@ def codec_cost(world: World, codec: Codec, feedback: bool, n: int, budget_s: flo
     Args:
         feedback: encode with error feedback.
     """
-    for first in (True, False):  # one rank a node compiles, the others load what it compiled
-        if first == (world.local_rank == 0):
-            codec.warm()
-        world.barrier()
+    compile_once(world, codec.warm)
     whole = grain(codec)
     longest = max(2, min(n // world.size, MEMORY_BYTES // 4) // whole) * whole
     counts = (max(1, longest // 4 // whole) * whole, longest)

@@ -158,6 +158,13 @@ class Hierarchy:
         self.all_gather(words, GRAIN)
         return words
 
+    def warm(self) -> None:
+        """Compile the loops of a vote, or load them from the cache."""
+        words = np.zeros((1, GRAIN), np.uint64)
+        kernels.vote.count(words, np.ones(1, np.int64), words.copy())
+        kernels.vote.add_counts(words, words.copy())
+        kernels.vote.exceeds(words, 0, words[0].copy())
+
     def _count_between_nodes(self, lane: Transport, votes: Tensor, weights: Sequence[int]) -> Tensor:
         """Decide a lane's elections from this node's votes, shape (ranks of the node, words), and the other nodes'."""
         electorate = torch.tensor([sum(weights)])

@@ -111,6 +111,16 @@ def unpack(words: Tensor, out: Tensor) -> None:
     kernels.sign.unpack(unsigned(words), np.float32(1), False, out.numpy())
 
 
+def warm(size: int) -> None:
+    """Compile the loops for an election of ``size`` voters, or load them from the cache."""
+    for stretch in (1, GRAIN + 1):  # what is left of a stretch cut in grains has a loop of its own
+        x, words = torch.zeros(WORD * stretch), torch.zeros(stretch, dtype=torch.int64)
+        pack(x, words)
+        for weights in (None, [1] * size):
+            count(words.repeat(size, 1), weights, words)
+        unpack(words, x)
+
+
 def ballot_words(n: int) -> int:
     """Words of a ballot on n values."""
     return -(-n // WORD)

@@ -113,13 +113,20 @@ class RoundsReducer(Reducer):
         seed = derive(self._seed, step, EVERY_RANK if self._shared_seed else transport.rank, bucket.name)
         rounds.all_reduce(transport, bucket.values, self._compressor, bucket.layout, seed=seed)
 
+    def warm(self, size: int, buckets: Sequence[Bucket]) -> None:
+        """Goes through the rounds of the shortest bucket once."""
+        ours = [bucket for bucket in buckets if bucket.values.dtype == torch.float32 and bucket.values.is_cpu]
+        if ours and size > 1:
+            bucket = min(ours, key=lambda bucket: bucket.values.numel())
+            for _ in _compressor(self._codec).rounds(torch.ones_like(bucket.values), bucket.layout, seed=0):
+                pass
+
     def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
         """Found by going through the rounds once, with zeros."""
         if bucket.values.dtype != torch.float32:
             return dense.planned_bytes(bucket.values.numel() * bucket.values.element_size(), size, rank)
-        rehearsal = _compressor(self._codec)
         total = 0
-        for op, buffer in rehearsal.rounds(torch.zeros_like(bucket.values), bucket.layout, seed=0):
+        for op, buffer in _compressor(self._codec).rounds(torch.zeros_like(bucket.values), bucket.layout, seed=0):
             buffer_bytes = buffer.numel() * buffer.element_size()
             total += buffer_bytes * (rank == 0) if op == "broadcast" else dense.planned_bytes(buffer_bytes, size, rank)
         return total if size > 1 else 0

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from hpcopt.comm.agreement import require_same_call
 from hpcopt.comm.traffic import dense_all_reduce_bytes
+from hpcopt.comm.warm_up import compile_once
 from hpcopt.comm.world import World
 from hpcopt.errors import HpcoptError, PeerError, UnsupportedError
 from hpcopt.exchange.bucket import Bucket, make_buckets
@@ -75,6 +76,8 @@ class Exchange:
         self._bucket_of = {p: bucket for bucket in self.buckets for p in bucket.views}
         self._transport = world.transport.duplicate()
         self._reducer.prepare(world, self._transport, self.buckets)
+        if self._transport.point_to_point:  # this is no rehearsal
+            compile_once(world, partial(self._reducer.warm, world.size, self.buckets))
         self._seconds = [0.0] * len(self.buckets)
         self._thread = ThreadPoolExecutor(1, "exchange") if config.overlap and self._transport.threaded else None
         self._step = 0

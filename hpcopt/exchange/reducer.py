@@ -8,6 +8,7 @@ from torch import nn
 
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
+from hpcopt.compress import Codec
 from hpcopt.exchange.bucket import Bucket
 from hpcopt.exchange.choices import Choices
 
@@ -36,6 +37,13 @@ class Reducer(ABC):
             transport: of the exchange's thread, over the world's ranks.
         """
         return
+
+    def warm(self, size: int, buckets: Sequence[Bucket]) -> None:
+        """Compile the loops that these buckets need on ``size`` ranks, or load them from the cache; as a rule those of
+        the codecs that buckets are kept apart by.
+        """
+        for codec in {bucket.kind for bucket in buckets if isinstance(bucket.kind, Codec) and bucket.values.is_cpu}:
+            codec.warm()
 
     @abstractmethod
     def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:

@@ -12,10 +12,12 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from hpcopt import kernels
 from hpcopt.comm import dense, vote
 from hpcopt.comm.hierarchy import Hierarchy
 from hpcopt.comm.transport import Transport
@@ -82,6 +84,15 @@ class VoteReducer(Reducer):
         if self._config.by_nodes and transport.point_to_point:
             self._hierarchy = Hierarchy(transport, world.node)
             self._neighbours = [rank for rank, host in enumerate(world.hosts) if host == world.hosts[world.rank]]
+
+    def warm(self, size: int, buckets: Sequence[Bucket]) -> None:
+        vote.warm(size)
+        if self._hierarchy is not None:
+            self._hierarchy.warm()
+        if self._config.weights == "learned":
+            Jury(size).see(torch.zeros(size, vote.GRAIN, dtype=torch.int64))
+        if self._config.packed:
+            kernels.sign.step(np.zeros(1, np.uint64), np.float32(1), np.float32(1), np.zeros(vote.WORD, np.float32))
 
     def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
         weights = self._weights(transport.size, step)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hpcopt.comm.gossip import Choco
 from hpcopt.comm.traffic import dense_all_reduce_bytes
+from hpcopt.comm.warm_up import compile_once
 from hpcopt.errors import CheckpointError, JobError
 from hpcopt.exchange.gossip import GossipConfig
 from hpcopt.optim.state import optimizer_state, restore_optimizer
@@ -41,6 +42,8 @@ class GossipSgd(Solver):
         self._z = _flatten(parameters)
         self._transport = world.transport.duplicate()
         self._mixer = exchange.build(self._transport, self._z.clone())
+        if exchange.mixing == "choco" and self._transport.point_to_point:  # this is no rehearsal
+            compile_once(world, exchange.codec.warm)
         self._optimizer = config.optimizer.build(parameters)
         self.pipelined = exchange.tau > 0
         self._steps, self._step = context.total_steps, 0

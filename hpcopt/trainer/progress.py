@@ -55,18 +55,19 @@ class Progress:
         """Tell of a step; a log gets a line only every so many seconds."""
         if not self._speaks:
             return
-        if self._first_step is None:
-            self._first_step = done - 1
         now_s = time.monotonic()
+        if self._first_step is None:  # it may have paid for what the others find ready: no measure of them
+            self._first_step, self._start_s = done, now_s
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, loss=f"{loss:.4g}", rate=f"{samples_per_s:,.0f}")
         if now_s - self._last_s < self._every_s and done < self._total:
             return
         self._last_s = now_s
-        eta_s = (now_s - self._start_s) / (done - self._first_step) * (self._total - done)
+        steps, left = done - self._first_step, self._total - done
+        eta = _duration((now_s - self._start_s) / max(1, steps) * left) if steps or not left else "?"
         line = (
             f"step={done}/{self._total} loss={loss:.4g} samples/s={samples_per_s:,.0f} "
-            f"exchange={exchange_share:.0%} eta={_duration(eta_s)}"
+            f"exchange={exchange_share:.0%} eta={eta}"
         )
         if self._bar is None:
             self.say(line)

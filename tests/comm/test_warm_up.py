@@ -1,0 +1,105 @@
+"""What is compiled is compiled before the first step, by one rank of a host first."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hpcopt.comm import warm_up
+from hpcopt.comm.loopback import run_ranks
+from hpcopt.comm.warm_up import compile_once
+from hpcopt.comm.world import World
+from hpcopt.errors import HpcoptError
+
+EXCHANGES = """
+import sys
+import torch
+from hpcopt.comm.loopback import run_ranks
+from hpcopt.comm.world import World
+from hpcopt.compress import QSGD, RandomK, SharedTopK
+from hpcopt.exchange import Exchange, RingConfig, TwoPhaseConfig, VoteConfig
+
+def compiled():
+    modules = [module for name, module in sys.modules.items() if name.startswith("hpcopt.kernels.")]
+    loops = {id(loop): loop for module in modules for loop in vars(module).values() if hasattr(loop, "signatures")}
+    return sum(len(loop.signatures) for loop in loops.values())
+
+def program(t):
+    world, model = World(t), torch.nn.Linear(300, 70)
+    for parameter in model.parameters():
+        torch.nn.init.ones_(parameter)
+    exchange = Exchange(world, model.named_parameters(), CONFIG)
+    world.barrier()
+    before = compiled()
+    world.barrier()
+    for _ in range(3):
+        model.zero_grad()
+        model(torch.randn(2, 300)).sum().backward()
+        exchange.finish()
+    world.barrier()
+    return before, compiled()
+
+for CONFIG in [
+    TwoPhaseConfig(codec=QSGD(bits=4)),
+    RingConfig(codec=RandomK(fraction=0.1)),
+    RingConfig(codec=SharedTopK(fraction=0.1)),
+    VoteConfig(),
+    VoteConfig(by_nodes=True),
+    VoteConfig(weights="learned", packed=True),
+]:
+    for size in (2, 3):
+        for before, after in run_ranks(size, program):
+            assert before == after, (CONFIG, size, before, after)
+print(after)
+"""
+
+
+def test_no_step_compiles():
+    """In a process of its own: in this one, other tests have compiled."""
+    done = subprocess.run([sys.executable, "-c", EXCHANGES], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 5
+
+
+def test_one_rank_compiles_and_the_others_load_what_it_left():
+    done = []
+    run_ranks(4, lambda t: compile_once(world := World(t), lambda: done.append(world.rank)))
+    assert done[0] == 0
+    assert sorted(done) == [0, 1, 2, 3]
+
+
+def test_what_cannot_be_compiled_is_said_by_all():
+    def program(t):
+        def fail():
+            raise HpcoptError("no such loop")
+
+        with pytest.raises(HpcoptError, match="no such loop"):
+            compile_once(World(t), fail)
+
+    run_ranks(3, program)
+
+
+def test_a_long_silence_is_explained_once(monkeypatch, capfd):
+    monkeypatch.setattr(warm_up, "MOMENT_S", 0.0)
+    said = []
+
+    def program(t):
+        compile_once(World(t), lambda: said.append(wait_for_line(capfd)) if t.rank == 0 else None)
+
+    run_ranks(2, program)
+    assert said == ["hpcopt: compiling loops for this machine, which later starts load\n"]
+    assert capfd.readouterr().err == ""
+
+
+def wait_for_line(capfd) -> str:
+    line = ""
+    while not line.endswith("\n"):
+        line += capfd.readouterr().err
+    return line
+
+
+def test_a_rank_that_finds_all_compiled_says_nothing(capfd, monkeypatch):
+    monkeypatch.setattr(warm_up, "MOMENT_S", 1e6)
+    run_ranks(2, lambda t: compile_once(World(t), lambda: torch.ones(1)))
+    assert capfd.readouterr().err == ""
