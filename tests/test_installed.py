@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
+import time
 import venv
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from tests.conftest import require
 
 ROOT = Path(__file__).parents[1]
+MPIRUN = shutil.which(Path(sys.executable).with_name("mpirun")) or "mpirun"
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +41,15 @@ def installed(tmp_path_factory) -> Path:
 
 def program(*command: str, folder: Path | None = None) -> str:
     """Run a program as in a shell that knows no checkout; give what it printed."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment["LD_LIBRARY_PATH"] = f"{sys.prefix}/lib"  # an MPI from a wheel
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def environment() -> dict[str, str]:
+    """This one, without the checkout, and with the libraries of an MPI from a wheel."""
+    found = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return {**found, "LD_LIBRARY_PATH": f"{sys.prefix}/lib"}
 
 
 def test_help_has_a_line_a_command_and_imports_none(installed, tmp_path):
@@ -65,6 +72,8 @@ def test_the_quickstart_trains_in_an_empty_folder_and_is_reported(installed, tmp
     program(hpcopt, "prepare", "digits", folder=tmp_path)
     program(hpcopt, "train", "--set", "run.epochs=2", folder=tmp_path)
     assert "quickstart" in program(hpcopt, "report", "runs/quickstart", folder=tmp_path)
+    program(hpcopt, "report", "runs/quickstart", "--html", "page.html", folder=tmp_path)
+    assert "</html>" in (tmp_path / "page.html").read_text()
     assert "whole" in program(hpcopt, "checkpoint", "verify", "runs/quickstart", folder=tmp_path)
 
 
@@ -76,23 +85,41 @@ def test_a_job_is_submitted_with_the_packages_scripts(installed, tmp_path):
     assert Path(launch).read_text() == (ROOT / "slurm/launch.sh").read_text()
 
 
-def test_every_batch_script_is_in_the_wheel_or_runs_a_benchmark(installed):
-    (share,) = installed.parent.glob("lib/python*/site-packages/hpcopt/share")
-    for script in (ROOT / "slurm").glob("*.sh"):
-        assert (share / "slurm" / script.name).exists() != ("benchmarks" in script.read_text()), script
-    assert {job.name for job in (share / "jobs").iterdir()} == {job.name for job in (ROOT / "jobs").iterdir()}
+OWN_JOB = """
+[run]
+name = "own"
+steps = 300
+checkpoint_every = 20
+[workload]
+data = "data/digits"
+batch = 64
+[solver]
+name = "my_solver:NormalisedConfig"
+length = 0.02
+[exchange]
+name = "two_phase"
+codec = { name = "my_codec:EightBits" }
+"""
 
 
-def test_the_current_folder_is_importable_as_under_python_m(installed, tmp_path):
-    """What a job names by a dotted name is found where the job is started."""
-    (tmp_path / "mine.py").write_text("")
-    code = (
-        "import sys, runpy\nrunpy.run_module = lambda *_, **__: __import__('mine')\n"
-        "sys.argv = ['hpcopt', 'train']\nfrom hpcopt.cli import main\nsys.exit(main())\n"
-    )
-    script = installed / "like_the_console_script"
-    script.write_text(code)
-    program(str(installed / "python"), str(script), folder=tmp_path)
+def test_a_solver_and_a_codec_of_ones_own_train_on_three_ranks_and_resume_with_the_same_bits(installed, tmp_path):
+    for file in (ROOT / "tests/outsider").glob("*.py"):
+        shutil.copy(file, tmp_path)
+    (tmp_path / "my.toml").write_text(OWN_JOB)
+    hpcopt = str(installed / "hpcopt")
+    train = [MPIRUN, "-n", "3", hpcopt, "train", "my.toml", "--run-dir"]
+    program(*train, "runs/whole", folder=tmp_path)
+    with subprocess.Popen([*train, "runs/killed"], cwd=tmp_path, env=environment(), start_new_session=True) as job:
+        while job.poll() is None and not (tmp_path / "runs/killed/checkpoints/latest").exists():
+            time.sleep(0.01)
+        os.killpg(job.pid, signal.SIGKILL)
+    assert "resumed at step" in program(*train, "runs/killed", folder=tmp_path)
+    last = "checkpoints/step_00000300"
+    diff = [hpcopt, "checkpoint", "diff", f"runs/whole/{last}", f"runs/killed/{last}"]
+    said = subprocess.run(diff, cwd=tmp_path, env=environment(), capture_output=True, text=True).stdout
+    assert all("elapsed_s" in line or line == "no difference" for line in said.splitlines()), said
+    assert said
+    assert "own" in program(hpcopt, "report", "runs/killed", folder=tmp_path)
 
 
 @pytest.mark.parametrize(("word", "hint"), [("trian", 'did you mean "train"?'), ("x", "there are train, prepare")])
