@@ -7,7 +7,7 @@
 
 from hpcopt.compress.adacomp import AdaComp
 from hpcopt.compress.atomo import Atomo
-from hpcopt.compress.codec import Codec, CodecConfig
+from hpcopt.compress.codec import Bytes, Codec, CodecConfig, Floats, require_bytes
 from hpcopt.compress.dense import Dense
 from hpcopt.compress.half import Half
 from hpcopt.compress.natural import BiasedRounding, ExponentialDithering, Natural
@@ -26,10 +26,12 @@ __all__ = [
     "AdaptiveRandom",
     "Atomo",
     "BiasedRounding",
+    "Bytes",
     "Codec",
     "CodecConfig",
     "Dense",
     "ExponentialDithering",
+    "Floats",
     "Half",
     "Layout",
     "LinearRounds",
@@ -49,4 +51,5 @@ __all__ = [
     "SignBits",
     "TernGrad",
     "TopK",
+    "require_bytes",
 ]

@@ -36,7 +36,24 @@ class CodecConfig(Choice):
 
 
 class Codec(CodecConfig, ABC):
-    """Tensor -> payload -> tensor. Stateless: a codec and its settings are one frozen object."""
+    """Tensor -> payload -> tensor. Stateless: a codec and its settings are one frozen object.
+
+    A codec of one's own derives from this class, declares its settings as fields (numbers and texts, with defaults) and
+    gives three methods:
+
+    - ``max_bytes(n)``, an upper bound of a payload's size;
+    - ``_encode(x, seed, first, payload)``: fill the head of ``payload``, uint8, max_bytes(n) long, from x, float32,
+      (n,), n > 0, and return the bytes used. x must stay as it is. What it draws depends on (seed, first + i) alone.
+      Inf and NaN raise ``NonFiniteError``, unless they are carried on;
+    - ``_decode(payload, out, weight, add)``: write weight times the values to out, float32, (n,), or add that to what
+      is there. The payload may be followed by other bytes; one that is cut short raises ``PayloadError``
+      (``require_bytes``), and one that is damaged must not write out of bounds.
+
+    It says what else is true of it: ``variance`` if it is unbiased, ``contraction``, ``gain`` if it enlarges,
+    ``linear`` with ``summable``, ``shared_seed``. A field ``bucket`` has tensors cut at its multiples. Optional are
+    ``_encode_feedback``, error feedback in one sweep, and ``_encode_on_device`` and ``_decode_on_device``, for GPUs.
+    ``hpcopt.testing.codec.check_codec`` holds a codec to all this; docs/codecs.md has an example.
+    """
 
     wire_version: ClassVar[int] = 1  # of the payload's layout (docs/codecs.md); a change of layout is a new version
     linear: ClassVar[bool] = False  # payloads may be summed on the way: their decoded sum is the sum of the decoded

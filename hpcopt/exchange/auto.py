@@ -8,6 +8,7 @@ What a bucket takes decides how its sum is rounded, so all ranks follow rank 0's
 checkpoint keeps the choice that it began with; on another number of ranks it chooses anew.
 """
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -22,10 +23,11 @@ from hpcopt.comm.traffic import dense_all_reduce_bytes
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
 from hpcopt.compress import Codec, Dense, Half
+from hpcopt.compress.finite import can_be_sent
 from hpcopt.exchange.bucket import Bucket
 from hpcopt.exchange.choices import EXACT, Choice, Choices, choose, predict
 from hpcopt.exchange.reducer import Reducer, Tree
-from hpcopt.exchange.two_phase import AnyCodec, Lossy, TwoPhaseConfig, TwoPhaseReducer
+from hpcopt.exchange.two_phase import AnyCodec, Lossy, TwoPhaseConfig, TwoPhaseReducer, agreed_bound
 from hpcopt.store.saved_parts import SavedParts
 
 LOSSY = {"two_phase": False, "two_phase_by_nodes": True}  # whether by nodes
@@ -76,6 +78,9 @@ class AutoReducer(Reducer):
     def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
         algorithm, values = self._algorithm(bucket), bucket.values
         if bucket.index in self._indebted:
+            if not can_be_sent(agreed_bound(transport, values), 1.0, self._config.codec):
+                values.fill_(math.nan)  # the debt stays
+                return
             for name, reducer in self._lossy.items():
                 if name != algorithm:
                     reducer.settle(bucket)

@@ -99,8 +99,7 @@ class TwoPhaseReducer(Reducer):
         and what they leave in residuals.
         """
         terms = [values, *(tensor for tensor in owed if tensor is not None)]
-        bound = doubling.all_reduce(transport, magnitude_bound(*terms))
-        if can_be_sent(float(bound), (1 + codec.gain(values.numel())) ** 2, codec):
+        if can_be_sent(agreed_bound(transport, *terms), (1 + codec.gain(values.numel())) ** 2, codec):
             return True
         values.fill_(math.nan)
         return False
@@ -140,6 +139,11 @@ class TwoPhaseReducer(Reducer):
             owner = {}
         self._sender.load_state_dict(sender)
         self._owner.load_state_dict(owner)
+
+
+def agreed_bound(transport: Transport, *terms: Tensor) -> float:
+    """No magnitude in the sum of all ranks' terms is above this; Inf if one holds Inf or NaN. Collective."""
+    return float(doubling.all_reduce(transport, magnitude_bound(*terms)))
 
 
 def by_nodes_bytes(hierarchy: Hierarchy | None, n: int, size: int, codec: Codec) -> int:
