@@ -25,7 +25,7 @@ FLOORS = [
     {"models", "optim", "compress", "store"},
     {"families"},
     {"family"},
-    {"any_text", "config", "kernels", "lean_torch", "phases", "plugins", "sbatch", "seeds", "shipped"},
+    {"any_text", "config", "kernels", "lean_torch", "phases", "plugins", "randomness", "sbatch", "seeds", "shipped"},
     {"errors"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -9,12 +9,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from hpcopt.comm.world import World
 from hpcopt.errors import CheckpointError, HpcoptError, JobError
+from hpcopt.randomness import set_random_state
 from hpcopt.shapes.solver import Solver, Tree
 from hpcopt.store.checkpoint import SHARED, Checkpoints, ranks_of
 from hpcopt.store.saved_parts import SavedParts
 from hpcopt.store.tree import REMEDY
 from hpcopt.trainer.finite import not_finite
-from hpcopt.trainer.randomness import set_random_state
 
 MISFITS = (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError)  # of a state that is another's
 

@@ -13,12 +13,12 @@ from torch.utils.hooks import RemovableHandle
 from hpcopt.comm.world import World
 from hpcopt.errors import DivergedError, HpcoptError
 from hpcopt.phases import PhaseClock
+from hpcopt.randomness import random_state
 from hpcopt.shapes.solver import Solver
 from hpcopt.store.background import BackgroundWriter
 from hpcopt.store.checkpoint import SHARED, Checkpoints, rank_part
 from hpcopt.store.parallel import require_mpi
 from hpcopt.trainer.finite import not_finite
-from hpcopt.trainer.randomness import random_state
 from hpcopt.trainer.resume import Position
 
 

@@ -24,6 +24,7 @@ from hpcopt.shapes.solver import Task
 from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
+from hpcopt.solvers.kaisa.solver import KaisaConfig
 
 META = torch.device("meta")
 STEPS = 3
@@ -39,14 +40,35 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 8), nn.ReLU(), nn.Linear(8, 3)).to(META)
 
 
+class Images(nn.Module):
+    """Every kind of layer that K-FAC knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(5, 8)
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 8, 3, groups=2), nn.GroupNorm(2, 8)
+        )
+        self.attention, self.norm = nn.MultiheadAttention(8, 2, batch_first=True), nn.LayerNorm(8)
+        self.dropout, self.head = nn.Dropout(0.1), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = self.convolutions(x.unflatten(1, (1, 6, 6))).flatten(2).transpose(1, 2)
+        h = h + self.words(torch.zeros(len(x), 1, dtype=torch.int64, device=x.device))
+        return self.head(self.norm(self.dropout(self.attention(h, h, h)[0])).mean(1))
+
+
+def images() -> nn.Module:
+    return Images().to(META)
+
+
 def factors() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 7), nn.ReLU(), Nmf(7, 2, 3), nn.Linear(2, 3)).to(META)
 
 
-def batch(size: int) -> TensorBatch:
-    return TensorBatch({"x": torch.zeros(4, 6), "y": torch.zeros(4, dtype=torch.int64)}, torch.arange(4), 4 * size).to(
-        META
-    )
+def batch(size: int, features: int = 6) -> TensorBatch:
+    tensors = {"x": torch.zeros(4, features), "y": torch.zeros(4, dtype=torch.int64)}
+    return TensorBatch(tensors, torch.arange(4), 4 * size).to(META)
 
 
 @pytest.fixture
@@ -59,14 +81,15 @@ def readings(monkeypatch) -> list[str]:
             if self.device != META:
                 return original[name](self, *arguments)
             found.append(name)
-            return value
+            return value if name != "tolist" else torch.full(self.shape, value).tolist()
 
         return method
 
     every = lambda x: torch.empty(x.numel(), x.dim(), dtype=torch.int64, device=META)  # noqa: E731
     monkeypatch.setattr(torch.Tensor, "nonzero", every)
-    original = {name: getattr(torch.Tensor, name) for name in ("item", "__float__", "__bool__")}
-    for name, value in {"item": 0.5, "__float__": 0.5, "__bool__": True}.items():
+    monkeypatch.setattr(World, "require_same", lambda world, tensors, what: None)
+    original = {name: getattr(torch.Tensor, name) for name in ("item", "tolist", "__float__", "__bool__")}
+    for name, value in {"item": 0.5, "tolist": 0.5, "__float__": 0.5, "__bool__": True}.items():
         monkeypatch.setattr(torch.Tensor, name, read(name, value))
     return found
 
@@ -75,7 +98,7 @@ def train(config, exchange, model, size: int) -> None:
     def program(transport):
         solver = config.build(Task(model(), LOSS), Context(world=World(transport), exchange=exchange, steps=STEPS))
         for _ in range(STEPS):
-            solver.step(batch(solver.data_size))
+            solver.step(batch(solver.data_size, 36 if model is images else 6))
         solver.gather()
         assert {p.device for p in solver.model.parameters()} == {META}
 
@@ -94,6 +117,23 @@ CASES = {
     "metropolis": (SGD, GossipConfig(mixing="metropolis", graph="ring"), network),
     "block_admm": (BlockAdmmConfig(measure_every=1), RingConfig(), network),
     "block_admm, stored": (BlockAdmmConfig(auxiliaries="stored", in_flight=2, blocks=2), RingConfig(), network),
+    **{
+        f"kaisa, {settings}": (KaisaConfig(factor_every=1, inverse_every=2, **settings), RingConfig(), images)
+        for settings in (
+            {},
+            {"fraction": 0.5},
+            {"method": "eigen"},
+            {"method": "ekfac"},
+            {"method": "low_rank", "rank": 2},
+            {"fisher": "sampled"},
+            {"fisher": "sampled", "distribution": "bernoulli"},
+            {"damping_every": 1, "accumulate": 2},
+            {"refresh_tolerance": 0.1, "graft": True},
+            {"inverse_lag": 1, "factor_dtype": "bfloat16"},
+            {"max_size": 4, "large": "blocked"},
+            {"sharing": "reduce", "batch_every": 2, "position_every": 2},
+        )
+    },
     "deepfacto": (DeepFactoConfig(plain=0.0), RingConfig(), factors),
 }
 

@@ -9,7 +9,7 @@ import torch
 
 from hpcopt.solvers.kaisa.cost import Forecast, forecast, layer_cost
 from hpcopt.solvers.kaisa.inverse import Method
-from hpcopt.solvers.kaisa.layers.layer import Layer
+from hpcopt.solvers.kaisa.layers.layer import Layer, memory_of
 from hpcopt.solvers.kaisa.memory import Memory, Widths, choose, predict
 from hpcopt.solvers.kaisa.placement import Grid, place
 from hpcopt.solvers.kaisa.plan import Plan, Sizes
@@ -21,6 +21,7 @@ class Arrangement:
 
     Attributes:
         factor_dtype, inverse_dtype: in which averages and inverses are kept; for "float32" the layers' own.
+        device: where.
         placement: the grid, and who owns which layer.
     """
 
@@ -31,7 +32,7 @@ class Arrangement:
             JobError: no placement fits the memory budget.
         """
         self._layers, self._settings = layers, settings
-        self._dtype = layers[0].dtype if layers else torch.float32  # sums and gradients have it too
+        self._dtype, self.device = memory_of(layers)
         self.factor_dtype = self._kept(settings.factor_dtype)
         self.inverse_dtype = self._kept(settings.inverse_dtype)
         own = self._dtype.itemsize

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hpcopt.solvers.kaisa.layers.layer import Layer
+from hpcopt.solvers.kaisa.layers.layer import Layer, memory_of
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Averages:
         self._layers = layers
         self.rejected = 0
         lengths = [layers[i].a.numel + layers[i].g.numel for i in owned]
-        flat = torch.zeros(sum(lengths), dtype=dtype)
+        flat = torch.zeros(sum(lengths), dtype=dtype, device=memory_of(layers)[1])
         for i, own in zip(owned, torch.split(flat, lengths), strict=True):
             self.of[i] = Average(*split(layers[i], own))
 

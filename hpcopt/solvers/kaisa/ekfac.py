@@ -19,7 +19,7 @@ from torch import Tensor
 from hpcopt.comm.world import World
 from hpcopt.solvers.kaisa.inverse import Eigen, Failures
 from hpcopt.solvers.kaisa.layers.conv import Conv
-from hpcopt.solvers.kaisa.layers.layer import Layer
+from hpcopt.solvers.kaisa.layers.layer import Layer, memory_of
 from hpcopt.solvers.kaisa.plan import Buffer
 from hpcopt.solvers.kaisa.refresh import Inverses
 
@@ -58,7 +58,7 @@ class Ekfac(Eigen):
     def second_moments(self, layer: Layer, kept: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
         """Sum over samples of the squared gradient in the layer's basis, flat, from one use of it."""
         (q_a, _), (q_g, _) = self.pairs(layer, kept)
-        total = torch.zeros(layer.batch, layer.g.features, layer.a.features, dtype=layer.dtype)
+        total = torch.zeros(layer.batch, layer.g.features, layer.a.features, dtype=layer.dtype, device=x.device)
         for a, g in _samples(layer, x.detach(), gradient.detach()):
             own = (g @ q_g.to(g.dtype)).transpose(1, 2) @ (a @ q_a.to(a.dtype))
             total += own.square()
@@ -77,7 +77,7 @@ class BatchMoments:
         """Add one use of a layer, if it has a basis yet."""
         if self._inverses.made and has_moments(layer):
             if self._flat is None:
-                self._flat = torch.zeros(self._buffer.numel, dtype=layer.dtype)
+                self._flat = self._zeros()
             i = self._layers.index(layer)
             self._flat[self._buffer.pieces[i]] += self._method.second_moments(layer, self._inverses.of(i), x, gradient)
 
@@ -87,12 +87,16 @@ class BatchMoments:
             return
         flat, self._flat = self._flat, None
         if flat is None:
-            flat = torch.zeros(self._buffer.numel, dtype=self._layers[0].dtype)
+            flat = self._zeros()
         world.all_reduce(flat.mul_(scale))
         for i, layer in enumerate(self._layers):
             batch = flat[self._buffer.pieces[i]]
             if has_moments(layer) and batch.any():
                 self._method.add(layer, self._inverses.of(i), batch, decay)
+
+    def _zeros(self) -> Tensor:
+        dtype, device = memory_of(self._layers)
+        return torch.zeros(self._buffer.numel, dtype=dtype, device=device)
 
 
 def has_moments(layer: Layer) -> bool:

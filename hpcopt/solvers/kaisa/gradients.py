@@ -13,7 +13,7 @@ from torch import Tensor
 from hpcopt.comm.ragged import exchange
 from hpcopt.comm.world import World
 from hpcopt.solvers.kaisa.inverse import Method
-from hpcopt.solvers.kaisa.layers.layer import Layer
+from hpcopt.solvers.kaisa.layers.layer import Layer, memory_of
 from hpcopt.solvers.kaisa.plan import Plan
 from hpcopt.solvers.kaisa.refresh import Inverses
 from hpcopt.solvers.kaisa.settings import KaisaSettings
@@ -73,8 +73,8 @@ class Gradients:
 
     def _spread(self, used: Sequence[int], damping: float, step: int) -> Tensor:
         """Those of all layers, flat: of the own column computed, the others' received."""
-        dtype = self._layers[0].dtype if self._layers else torch.float32
-        flat = torch.zeros(self._plan.gradients.numel, dtype=dtype)
+        dtype, device = memory_of(self._layers)
+        flat = torch.zeros(self._plan.gradients.numel, dtype=dtype, device=device)
         for i in self._plan.worked:
             if i in used:
                 w = self._layers[i].gradient().to(dtype)

@@ -78,7 +78,7 @@ class LowRank:
         basis = kept_u.transpose(1, 2).to(full.dtype)
         if not basis.any():
             generator = torch.Generator().manual_seed(derive(self._seed, 0, EVERY_RANK, name))
-            basis = torch.randn(basis.shape, generator=generator, dtype=torch.float64).to(full.dtype)
+            basis = torch.randn(basis.shape, generator=generator, dtype=torch.float64).to(full)
         for _ in range(ITERATIONS):
             basis = torch.linalg.qr(full @ basis).Q
         d, v = torch.linalg.eigh(basis.transpose(1, 2) @ (full @ basis))

@@ -97,7 +97,7 @@ class Kaisa:
         """What the plan leads to: buffers, and who works on them."""
         s, world, found, plan = self.settings, self._world, self._found, self.plan
         self._averages = Averages(found, plan.owned, self._arrangement.factor_dtype)
-        self._inverses = Inverses(plan, self._arrangement.inverse_dtype)
+        self._inverses = Inverses(plan, self._arrangement.inverse_dtype, self._arrangement.device)
         parts = plan, self._averages, self._inverses
         self._refresher = Refresher(self._method, found, *parts, s.refresh_tolerance, s.inverse_lag, seed)
         self._gradients = Gradients(self._method, found, plan, self._inverses, world, s)

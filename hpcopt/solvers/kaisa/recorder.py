@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from hpcopt.solvers.kaisa import fresh
 from hpcopt.solvers.kaisa.averages import split
 from hpcopt.solvers.kaisa.layers.find import Layers, add
-from hpcopt.solvers.kaisa.layers.layer import Input, Layer, Sums
+from hpcopt.solvers.kaisa.layers.layer import Input, Layer, Sums, memory_of
 from hpcopt.solvers.kaisa.plan import Buffer
 from hpcopt.solvers.kaisa.targets import Distribution, Draws, sampled_gradient
 
@@ -77,7 +77,7 @@ class Recorder:
         """The sums so far, flat, those of gradients times scale; and forget them."""
         flat, self._flat = self._flat, None
         if flat is None:  # nothing was recorded
-            flat = torch.zeros(self._buffer.numel, dtype=self._layers[0].dtype if self._layers else torch.float32)
+            flat = fresh.zeros(self._buffer.numel, *memory_of(self._layers))
         else:
             for i, layer in enumerate(self._layers):
                 sums = self._sums[layer]
@@ -99,7 +99,7 @@ class Recorder:
         """
         if not self._pending or self._draws is None:
             return
-        generator = generator or self._draws.next(outputs.device)
+        generator = generator or self._draws.next()
         gradient = sampled_gradient(outputs.detach(), distribution, generator) / terms
         edges = [edge for _, _, edge, _ in self._pending]
         gradients = torch.autograd.grad(outputs, edges, gradient, retain_graph=True, allow_unused=True)
@@ -166,7 +166,7 @@ class Recorder:
 
     def _into(self, layer: Layer) -> Sums:
         if self._flat is None:
-            self._flat = fresh.zeros(self._buffer.numel, layer.dtype)
+            self._flat = fresh.zeros(self._buffer.numel, *memory_of(self._layers))
             for i, other in enumerate(self._layers):
                 self._sums[other] = Sums(*split(other, self._flat[self._buffer.pieces[i]]))
         return self._sums[layer]

@@ -30,8 +30,8 @@ class Inverses:
         made: whether there are any yet.
     """
 
-    def __init__(self, plan: Plan, dtype: torch.dtype) -> None:
-        self.flat = torch.zeros(plan.inverses.numel, dtype=dtype)
+    def __init__(self, plan: Plan, dtype: torch.dtype, device: torch.device) -> None:
+        self.flat = torch.zeros(plan.inverses.numel, dtype=dtype, device=device)
         self.made = False
         self._plan = plan
 
@@ -164,7 +164,7 @@ class Refresher:
         generator = torch.Generator().manual_seed(derive(self.seed, 0, EVERY_RANK, f"sketch of {layer.name}"))
         parts = []
         for packed, shape in ((average.a, layer.a), (average.g, layer.g)):
-            probe = torch.randn(shape.matrices, shape.size, 1, generator=generator).to(layer.dtype)
+            probe = torch.randn(shape.matrices, shape.size, 1, generator=generator).to(packed.device, layer.dtype)
             parts.append(symmetric.multiply(packed.to(layer.dtype), probe).flatten())
         return torch.cat([*parts, parts[0].new_tensor([damping])])
 
@@ -187,5 +187,5 @@ class Refresher:
 
 
 def _unit(shape: FactorShape, layer: Layer) -> Tensor:
-    eye = torch.eye(shape.size, dtype=layer.dtype).expand(shape.matrices, -1, -1)
+    eye = torch.eye(shape.size, dtype=layer.dtype, device=layer.weight.device).expand(shape.matrices, -1, -1)
     return symmetric.pack(eye, eye.new_empty(shape.matrices, symmetric.packed_length(shape.size)))

@@ -41,7 +41,7 @@ def _fill_root(matrix: Tensor, x: Tensor) -> bool:
     if n <= END_ROWS:
         root, info = torch.linalg.cholesky_ex(matrix)
         if not info:
-            torch.linalg.solve_triangular(root, torch.eye(n, dtype=x.dtype), upper=False, out=x)
+            torch.linalg.solve_triangular(root, torch.eye(n, dtype=x.dtype, device=x.device), upper=False, out=x)
         return not info
     k = -(-n // 64) * 32
     upper, lower = x[:k, :k], x[k:, k:]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hpcopt.errors import JobError
 from hpcopt.exchange import require_sums
+from hpcopt.randomness import random_state, replayed
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import OutputLoss
@@ -76,9 +77,9 @@ class KaisaSolver(DataParallel):
 
     def step(self, batch: TensorBatch) -> StepStats:
         self._terms = batch.global_size * self._kaisa_config.terms_per_sample
-        random, due = torch.get_rng_state(), self.kaisa.damping_due
+        random = random_state() if self.kaisa.damping_due else None
         stats = super().step(batch)
-        if due:
+        if random is not None:
             self.kaisa.adapt_damping(stats.loss, self._again(batch, random))
         stats.extra.update(self._metrics())
         return stats
@@ -91,11 +92,10 @@ class KaisaSolver(DataParallel):
             self.kaisa.sample(outputs, self._kaisa_config.distribution, terms=self._terms)
         return loss.criterion(outputs, batch)
 
-    def _again(self, batch: TensorBatch, random: Tensor) -> float:
+    def _again(self, batch: TensorBatch, random: Tree) -> float:
         """The loss of a step's batch after it, in training mode, with the dropout of the step and no trace."""
         buffers = [b.clone() for b in self.model.buffers()]
-        with torch.no_grad(), self.kaisa.paused(), torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(random)
+        with torch.no_grad(), self.kaisa.paused(), replayed(random):
             micros = batch.split(self._config.accumulate)
             loss = sum(self._whole_loss(self.model, micro).item() * micro.weight for micro in micros)
             for kept, b in zip(buffers, self.model.buffers(), strict=True):

@@ -27,20 +27,32 @@ class Draws:
     step: Callable[[], int]
     calls: int = 0
 
-    def next(self, device: torch.device) -> torch.Generator:
+    def next(self) -> torch.Generator:
         """The generator of the next call in this step."""
         name = f"sampled targets, call {self.calls}"
         self.calls += 1
-        return torch.Generator(device).manual_seed(derive(self.seed, self.step(), self.rank, name))
+        return torch.Generator().manual_seed(derive(self.seed, self.step(), self.rank, name))
 
 
 def sampled_gradient(outputs: Tensor, distribution: Distribution, generator: torch.Generator) -> Tensor:
-    """Gradient of a sampled target's negative log-likelihood by the outputs: logits, or means of unit variance."""
+    """Gradient of a sampled target's negative log-likelihood by the outputs: logits, or means of unit variance.
+
+    What is drawn depends on the generator alone, not on the outputs' device.
+    """
+    wide = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+
+    def drawn(draw: Callable[..., Tensor], *shape: int) -> Tensor:
+        return draw(shape, dtype=wide.dtype, generator=generator, device=generator.device).to(wide.device)
+
     if distribution == "categorical":
-        p = outputs.softmax(-1)
-        drawn = torch.multinomial(p.flatten(0, -2), 1, generator=generator).view(*p.shape[:-1], 1)
-        return p.scatter_add(-1, drawn, -torch.ones_like(drawn, dtype=p.dtype))
-    if distribution == "bernoulli":
-        p = outputs.sigmoid()
-        return p - torch.bernoulli(p, generator=generator)
-    return torch.randn(outputs.shape, dtype=outputs.dtype, device=outputs.device, generator=generator)
+        p = wide.softmax(-1)
+        up_to = p.cumsum(-1)
+        at = drawn(torch.rand, *p.shape[:-1], 1) * up_to[..., -1:]
+        target = torch.searchsorted(up_to, at, right=True).clamp_(max=p.shape[-1] - 1)
+        gradient = p.scatter_add(-1, target, -torch.ones_like(at))
+    elif distribution == "bernoulli":
+        p = wide.sigmoid()
+        gradient = p - (drawn(torch.rand, *p.shape) < p).to(p.dtype)
+    else:
+        gradient = drawn(torch.randn, *wide.shape)
+    return gradient.to(outputs.dtype)

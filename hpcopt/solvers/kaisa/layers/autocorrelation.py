@@ -85,7 +85,7 @@ def patch_covariance(x: Tensor, geometry: Geometry, narrow: bool = False) -> Ten
     channels, places = x.shape[1], geometry.kernel[0] * geometry.kernel[1]
     lines, corners, coefficients, entries = _recipe(geometry)
     sums = torch.cat([_over_all_places(x, geometry, narrow), *_along_lines(x, lines), *_in_corners(x, corners)])
-    upper = (coefficients.to(x.dtype) @ sums.flatten(1)).view(-1, channels, channels)
+    upper = (coefficients.to(x) @ sums.flatten(1)).view(-1, channels, channels)
     blocks = torch.cat([upper, upper.transpose(1, 2)])[entries].view(places, places, channels, channels)
     return blocks.permute(2, 0, 3, 1).reshape(channels * places, channels * places)
 

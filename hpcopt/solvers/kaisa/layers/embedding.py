@@ -35,7 +35,7 @@ class Embedding(Layer):
         if self._padding is not None:
             kept = words != self._padding
             words, rows = words[kept], rows[kept]
-        sums.a[:, 0] += torch.bincount(words, minlength=self.inputs)
+        sums.a[:, 0].index_add_(0, words, sums.a.new_ones(len(words)))
         sums.rows += len(words)
         self._add_gradient_rows(sums, rows, 1)
 

@@ -134,6 +134,11 @@ class Input:
         sums.rows += self._sums[alike].rows
 
 
+def memory_of(layers: Sequence["Layer"]) -> tuple[torch.dtype, torch.device]:
+    """In which dtype and where the layers' sums and gradients are: as the first's."""
+    return (layers[0].dtype, layers[0].weight.device) if layers else (torch.float32, torch.device("cpu"))
+
+
 class Layer:
     """A linear map y = W a, and what the other kinds build on.
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hpcopt.trainer.randomness import random_state, set_random_state
+from hpcopt.randomness import random_state, replayed, set_random_state
 
 
 @pytest.fixture
@@ -26,3 +26,13 @@ def test_both_generators_go_on(card):
 def test_a_run_on_the_cpu_neither_has_nor_wants_the_gpus():
     assert random_state().keys() == {"rng"}
     set_random_state({"rng": torch.get_rng_state(), "cuda_rng": torch.zeros(16, dtype=torch.uint8)})
+
+
+def test_replayed_draws_come_again_and_leave_no_trace(card):
+    state = random_state()
+    drawn = torch.rand(3), torch.rand(3, generator=card)
+    before = random_state()
+    with pytest.raises(ArithmeticError), replayed(state):
+        assert torch.equal(torch.rand(3), drawn[0]) and torch.equal(torch.rand(3, generator=card), drawn[1])
+        raise ArithmeticError
+    assert all(torch.equal(random_state()[name], value) for name, value in before.items())

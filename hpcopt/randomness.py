@@ -1,6 +1,7 @@
 """Where torch's random generators stand on this rank: that of the CPU, and that of its GPU if it computes on one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -19,3 +20,14 @@ def set_random_state(state: Mapping[str, Tensor]) -> None:
     torch.set_rng_state(state["rng"])
     if "cuda_rng" in state and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.set_rng_state(state["cuda_rng"])
+
+
+@contextmanager
+def replayed(state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within it, draw once more what was drawn from a ``random_state`` on; after it, as if nothing had been drawn."""
+    now = random_state()
+    set_random_state(state)
+    try:
+        yield
+    finally:
+        set_random_state(now)
