@@ -3,6 +3,7 @@ the way in.
 """
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 from hpcopt.store import hdf5, metrics
 
 FILE = "metrics.h5"
+NO_SCORES = ("step", "time_s")  # columns of the evaluations
+LOWER = {"loss", "error", "perplexity", "ppl", "nll", "mae", "mse", "rmse", "mape", "bits", "bpc", "wer", "cer", "fid"}
 BESIDE_THE_STEP = ("evaluate", "checkpoint")  # phases that are not part of training steps
 BESIDE_THE_THREAD = (
     "encode",
@@ -57,6 +60,8 @@ class Run:
         wait_s: seconds that each rank waited for others, (n, R), float32.
         sent_bytes, dense_bytes: sums over the ranks, (n,).
         evaluations: by name, each (k,); `step`, `time_s` and the scores.
+        better: of each score, whether "higher" or "lower" ones are better.
+        guessed: scores of which the file does not say it, and their names had to.
         choices: by name, each (buckets,), of the newest start: what an exchange that chooses by itself chose, expected
             and measured; empty for others.
         starts: the first is the first start.
@@ -75,6 +80,8 @@ class Run:
     sent_bytes: np.ndarray
     dense_bytes: np.ndarray
     evaluations: dict[str, np.ndarray]
+    better: dict[str, str] = field(default_factory=dict)
+    guessed: tuple[str, ...] = ()
     choices: dict[str, np.ndarray] = field(default_factory=dict)
     starts: tuple[Start, ...] = field(default=())
     modified_s: float = 0.0
@@ -126,7 +133,9 @@ def read_run(path: Path) -> Run:
 
 
 def _extract(file: h5py.File, path: Path) -> Run:
-    attributes, steps = hdf5.get_attributes(file), file["steps"]
+    attributes, steps, evaluations = hdf5.get_attributes(file), file["steps"], file["evaluations"]
+    scores = [name for name in evaluations if name not in NO_SCORES]
+    said = {name: better for name in scores if (better := hdf5.get_attributes(evaluations[name]).get("better"))}
     columns = {name: d[:] for name, d in steps.items() if d.ndim == 1 and name not in ("rank", "phase")}
     phases = tuple(name.decode() for name in steps["phase"][:])
     return Run(
@@ -136,11 +145,19 @@ def _extract(file: h5py.File, path: Path) -> Run:
         columns=columns,
         phases=phases,
         **_reduce(steps, phases),
-        evaluations={name: d[:] for name, d in file["evaluations"].items()},
+        evaluations={name: d[:] for name, d in evaluations.items()},
+        better={name: said.get(name) or guess_better(name) for name in scores},
+        guessed=tuple(name for name in scores if name not in said),
         choices=_choices(file["choices"]) if "choices" in file else {},
         starts=tuple(_starts(file["starts"])),
         modified_s=path.stat().st_mtime,
     )
+
+
+def guess_better(score: str) -> str:
+    """Which scores of a name are likely better, for files that do not say."""
+    words = set(re.split(r"[^a-z]+", score.lower()))
+    return "lower" if words & LOWER else "higher"
 
 
 def _choices(group: h5py.Group) -> dict[str, np.ndarray]:

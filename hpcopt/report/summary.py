@@ -1,7 +1,7 @@
 """A run in a few figures: what ran, how far it came, how long a step takes and where the time and the bytes go."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -88,6 +88,12 @@ def summarise(run: Run) -> Summary:
         dense_bytes=float(run.dense_bytes[warm].mean()) if step_s.size else np.nan,
         labels=_labels(run),
     )
+
+
+def told_guesses(runs: Iterable[Run]) -> list[str]:
+    """A line if the files of runs do not say which scores are better, and their names had to."""
+    guessed = {f"{name}, the {run.better[name]} the better" for run in runs for name in run.guessed}
+    return [f"guessed from the names, as the file does not say: {'; '.join(sorted(guessed))}"] if guessed else []
 
 
 def differing_settings(runs: list[Run]) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from hpcopt.report.figure import names_of
 from hpcopt.report.read import Run
-from hpcopt.report.summary import Summary, differing_settings
+from hpcopt.report.summary import Summary, differing_settings, told_guesses
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 BAR = 32
@@ -111,9 +111,9 @@ def _scores(run: Run) -> RenderableType:
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     for name, values in run.evaluations.items():
         if name not in ("step", "time_s"):
-            best = np.nanmin(values) if "loss" in name or "perplexity" in name else np.nanmax(values)
+            best = (np.nanmin if run.better[name] == "lower" else np.nanmax)(values)
             table.add_row(name, sparkline(values), f"{values[0]:.4f}", f"{best:.4f}", f"{values[-1]:.4f}")
-    return table
+    return Group(table, *(Text(f"  {line}", style="dim") for line in told_guesses([run])))
 
 
 def _restarts(run: Run) -> RenderableType:

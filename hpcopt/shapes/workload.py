@@ -1,9 +1,9 @@
 """What the trainer knows of a workload."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from hpcopt.shapes.batch import Batch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import Loss
 
+Better = Literal["higher", "lower"]
+
 
 class Workload(Protocol):
     """A model with its data, loss and score. Data is split at the source: a rank reads its own samples only.
@@ -21,14 +23,14 @@ class Workload(Protocol):
         model: the network, initialised the same on all ranks.
         batch: samples in one global batch.
         train_samples, test_samples: samples in each split.
-        scores: names of the figures of merit.
+        scores: which direction is better, of each figure of merit by name, in the order in which they are told.
     """
 
     model: nn.Module
     batch: int
     train_samples: int
     test_samples: int
-    scores: tuple[str, ...]
+    scores: Mapping[str, Better]
 
     @property
     def steps_per_epoch(self) -> int:

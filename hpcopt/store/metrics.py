@@ -126,11 +126,17 @@ class MetricsFile:
             for name, block in (("phase_s", phase_s), ("sent_bytes", sent_bytes), ("dense_bytes", dense_bytes)):
                 steps[name][len(steps["step"]) - len(block) :, : block.shape[1]] = block
 
-    def append_evaluation(self, step: int, time_s: float, scores: Mapping[str, float]) -> None:
-        """Add the scores after a step."""
+    def append_evaluation(
+        self, step: int, time_s: float, scores: Mapping[str, float], better: Mapping[str, str] | None = None
+    ) -> None:
+        """Add the scores after a step, and note of each whether "higher" or "lower" ones are better."""
         row = {"step": step, "time_s": time_s, **scores}
         with self._changing() as file:
-            _append(file["evaluations"], {name: np.array([value]) for name, value in row.items()})
+            group = file["evaluations"]
+            _append(group, {name: np.array([value]) for name, value in row.items()})
+            for name, direction in (better or {}).items():
+                if name in scores and group[name].attrs.get("better") != direction:
+                    hdf5.set_attributes(group[name], {"better": direction})
 
     def put_choices(
         self, step: int, algorithms: Sequence[str], columns: Mapping[str, np.ndarray], calibration: str

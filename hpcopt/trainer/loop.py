@@ -153,14 +153,14 @@ class Trainer:
         self._progress.step(step, loss, self._workload.batch / step_s, phases["exchange"] / step_s)
 
     def _target_reached(self) -> bool:
-        target, scores = self._run.stop_at, self._position.scores
-        return target is not None and target.metric in scores and target.reached(scores)
+        target = self._run.stop_at
+        return target is not None and target.reached(self._position.scores, self._workload.scores)
 
     def _evaluate(self) -> None:
         self._solver.gather()
         with self._clock("evaluate"):
             self._position.scores = evaluate(self._world, self._workload, self._solver.model)
-        self._recorder.evaluation(self._position.step, self._position.scores)
+        self._recorder.evaluation(self._position.step, self._position.scores, self._workload.scores)
         scores = " ".join(f"{name}={value:.4f}" for name, value in self._position.scores.items())
         self._progress.say(f"step={self._position.step}/{self._total} {scores}")
         if self._run.debug:

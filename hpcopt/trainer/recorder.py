@@ -6,6 +6,7 @@ two ranks.
 
 import resource
 import time
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from hpcopt.comm.world import World
 from hpcopt.exchange.choices import Choices
 from hpcopt.phases import PHASES, PhaseClock
 from hpcopt.shapes.solver import StepStats
+from hpcopt.shapes.workload import Better
 from hpcopt.store.metrics import MetricsFile
 
 BLOCK_STEPS = 512  # for 128 ranks, an append then costs .05 ms of processor time a step; one of 64 steps .17 ms
@@ -81,11 +83,11 @@ class Recorder:
             self._columns, self._mine = {}, []
         self._last_flush_s = time.monotonic()
 
-    def evaluation(self, step: int, scores: dict[str, float]) -> None:
-        """Write scores, after the steps that led to them. Collective."""
+    def evaluation(self, step: int, scores: Mapping[str, float], better: Mapping[str, Better]) -> None:
+        """Write scores, after the steps that led to them, and which of each are better. Collective."""
         self.flush()
         if self._world.rank == 0:
-            self._file.append_evaluation(step, self.elapsed_s, scores)
+            self._file.append_evaluation(step, self.elapsed_s, scores, better)
 
     def finish(self, outcome: str, exit_code: int) -> None:
         """Write what is left, and why the run ended. Collective."""

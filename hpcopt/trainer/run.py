@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -13,6 +14,7 @@ from hpcopt.comm.device import DeviceChoice
 from hpcopt.comm.world import Backend
 from hpcopt.config import Config
 from hpcopt.errors import JobError
+from hpcopt.shapes.workload import Better
 from hpcopt.store.files import NotPlainError, open_to_append, replace_text, require_plain
 from hpcopt.store.journal import journal_of
 from hpcopt.store.lock import RunLock
@@ -37,11 +39,14 @@ class StopAt(Config):
 
     metric: str = Field(description="name of a score, as evaluations print it")
     value: float = Field(description="the score to reach")
+    better: Better | None = Field(
+        None, description='"lower" or "higher": which scores are better; by default as the workload says'
+    )
 
-    def reached(self, scores: dict[str, float]) -> bool:
-        """Whether the score is there: at most the value for a loss, at least the value for others."""
-        score = scores[self.metric]
-        return score <= self.value if "loss" in self.metric else score >= self.value
+    def reached(self, scores: Mapping[str, float], better: Mapping[str, Better]) -> bool:
+        """Whether the score is there, and as good as the value or better. ``better`` is the workload's word."""
+        score, direction = scores.get(self.metric, math.nan), self.better or better.get(self.metric)
+        return score <= self.value if direction == "lower" else score >= self.value
 
 
 class RunConfig(Config):

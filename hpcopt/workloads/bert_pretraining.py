@@ -6,7 +6,7 @@ a constant, the mean number of them in a sequence of the data, plus the mean los
 trajectory depends neither on the number of ranks nor on how a batch is cut, and ranks need not count together.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,7 +22,7 @@ from hpcopt.models.bert import POSITIONS, Bert, BertConfig, import_weights
 from hpcopt.models.config import TokenModelConfig
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
-from hpcopt.shapes.workload import WorkloadConfig
+from hpcopt.shapes.workload import Better, WorkloadConfig
 from hpcopt.store.checkpoint import SHARED, Checkpoints
 from hpcopt.store.sentence_pairs import SentencePairs
 from hpcopt.workloads.masking import mask_tokens, predicted
@@ -71,7 +71,11 @@ class BertPretrainingConfig(WorkloadConfig):
 class BertPretraining:
     """The workload."""
 
-    scores: tuple[str, ...] = ("test_masked_loss", "test_masked_accuracy", "test_next_sentence_accuracy")
+    scores: Mapping[str, Better] = {
+        "test_masked_loss": "lower",
+        "test_masked_accuracy": "higher",
+        "test_next_sentence_accuracy": "higher",
+    }
 
     def __init__(self, config: BertPretrainingConfig, seed: int) -> None:
         self._train = SentencePairs(_split_folder(config.data, "train", "training"))

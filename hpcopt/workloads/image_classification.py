@@ -1,6 +1,6 @@
 """Images into classes: cross-entropy, top-1 accuracy, and top-5 where there are enough classes for it to mean much."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ from hpcopt.models.mlp import MlpConfig
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import OutputLoss
-from hpcopt.shapes.workload import WorkloadConfig
+from hpcopt.shapes.workload import Better, WorkloadConfig
 from hpcopt.workloads.images import ImageWorkload
 
 FEW_CLASSES = 10
@@ -54,7 +54,9 @@ class ImageClassification(ImageWorkload):
         super().__init__(config.data, "labels", config.batch, seed)
         classes = len(self.attributes["classes"])
         self._top5 = classes > FEW_CLASSES
-        self.scores: tuple[str, ...] = ("test_loss", "test_accuracy", *(("test_top5_accuracy",) if self._top5 else ()))
+        self.scores: Mapping[str, Better] = {"test_loss": "lower", "test_accuracy": "higher"}
+        if self._top5:
+            self.scores = {**self.scores, "test_top5_accuracy": "higher"}
         self.loss = OutputLoss(
             inputs=lambda batch: batch.tensors["images"],
             criterion=lambda logits, batch: cross_entropy(logits, batch.tensors["labels"]),

@@ -1,5 +1,6 @@
 """Which pixels of an image belong to the object: per-pixel cross-entropy, and the Dice score."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +16,7 @@ from hpcopt.models.unet import UNetConfig
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import OutputLoss
-from hpcopt.shapes.workload import WorkloadConfig
+from hpcopt.shapes.workload import Better, WorkloadConfig
 from hpcopt.workloads.images import ImageWorkload
 
 
@@ -43,7 +44,7 @@ class SegmentationConfig(WorkloadConfig):
 class Segmentation(ImageWorkload):
     """The workload; the target is ``masks``, (n, height, width), 1 on the object and 0 elsewhere."""
 
-    scores: tuple[str, ...] = ("test_loss", "test_dice")
+    scores: Mapping[str, Better] = {"test_loss": "lower", "test_dice": "higher"}
 
     def __init__(self, config: SegmentationConfig, seed: int) -> None:
         super().__init__(config.data, "masks", config.batch, seed)

@@ -17,6 +17,33 @@ def test_one_run(run_dir, capsys):
     assert "Restarts" not in out
 
 
+def test_the_best_score_is_the_one_that_the_run_says_is_better(tmp_path, capsys):
+    file = make_run(tmp_path / "said")
+    for step, value in ((20, 1.92), (30, 0.82), (40, 2.98)):
+        file.append_evaluation(
+            step, step / 10, {"test_mae": value, "odd": value}, {"test_mae": "lower", "odd": "higher"}
+        )
+    assert main([str(tmp_path / "said")]) == 0
+    out = capsys.readouterr().out
+    best = {
+        line.split()[0]: line.split()[-2] for line in out.splitlines() if line.strip().startswith(("test_mae", "odd"))
+    }
+    assert best == {"test_mae": "0.8200", "odd": "2.9800"}
+    assert "guessed" not in out
+
+
+def test_a_file_that_does_not_say_it_has_it_guessed_and_the_report_tells(tmp_path, capsys):
+    file = make_run(tmp_path / "old")
+    names = ("bits_per_char", "perplexity", "test_mae", "test_loss", "test_accuracy")
+    for step, value in ((20, 1.92), (40, 0.82)):
+        file.append_evaluation(step, step / 10, dict.fromkeys(names, value))
+    assert main([str(tmp_path / "old")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    best = {line.split()[0]: line.split()[-2] for line in lines if line.split()[:1] and line.split()[0] in names}
+    assert best == {**dict.fromkeys(names, "0.8200"), "test_accuracy": "1.9200"}
+    assert any("guessed from the names" in line and "test_accuracy, the higher the better" in line for line in lines)
+
+
 def test_restarts_are_told(tmp_path, capsys):
     file = make_run(tmp_path / "r")
     file.restart(30, 2, {}, "requeued")

@@ -78,6 +78,15 @@ def test_evaluations(file):
     np.testing.assert_array_equal(found["evaluations/test_loss"], [np.nan, 0.25])
 
 
+def test_which_scores_are_better_stands_beside_them(file):
+    for step in (10, 20):
+        file.append_evaluation(step, 1.5, {"test_mae": 0.5, "other": 1.0}, {"test_mae": "lower", "absent": "higher"})
+    found = read(
+        file.path, lambda f: {n: hdf5.get_attributes(f["evaluations"][n]).get("better") for n in f["evaluations"]}
+    )
+    assert found == {"step": None, "time_s": None, "test_mae": "lower", "other": None}
+
+
 def test_every_table_explains_itself(file):
     file.append_steps(*block(1, 2, 2))
 

@@ -1,5 +1,7 @@
 """Durations as people and SLURM write them; lengths of runs; targets."""
 
+import math
+
 import pytest
 from pydantic import ValidationError
 
@@ -39,8 +41,18 @@ def test_length_is_steps_or_epochs():
         RunConfig()
 
 
-def test_losses_are_reached_from_above_and_scores_from_below():
-    assert StopAt(metric="test_loss", value=0.5).reached({"test_loss": 0.4})
-    assert not StopAt(metric="test_loss", value=0.5).reached({"test_loss": 0.6})
-    assert StopAt(metric="test_accuracy", value=0.9).reached({"test_accuracy": 0.9})
-    assert not StopAt(metric="test_accuracy", value=0.9).reached({"test_accuracy": 0.8})
+@pytest.mark.parametrize("name", ["test_mae", "bits_per_char", "perplexity", "test_loss", "lossless_share"])
+def test_which_scores_reach_a_target_is_the_workloads_word_and_not_their_names(name):
+    for better, worse, good in (("lower", 0.82, 0.5), ("higher", 0.5, 0.82)):
+        target = StopAt(metric=name, value=0.6)
+        assert not target.reached({name: worse}, {name: better})
+        assert target.reached({name: good}, {name: better})
+        assert target.reached({name: 0.6}, {name: better})
+        assert not target.reached({name: math.nan}, {name: better})
+    assert not target.reached({}, {name: "lower"})
+
+
+def test_a_target_may_say_itself_which_scores_are_better():
+    target = StopAt(metric="score", value=0.6, better="lower")
+    assert target.reached({"score": 0.5}, {"score": "higher"})
+    assert not target.reached({"score": 0.7}, {"score": "higher"})
