@@ -19,6 +19,7 @@ FLOORS = [
     {"job"},
     {"trainer"},
     {"workloads", "solvers"},
+    {"pipeline"},
     {"shapes"},
     {"exchange"},
     {"comm"},

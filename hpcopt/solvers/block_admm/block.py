@@ -16,8 +16,8 @@ from hpcopt.exchange import Exchange, Overlap
 from hpcopt.optim import OptimizerConfig
 from hpcopt.optim.state import optimizer_state, restore_optimizer
 from hpcopt.phases import PhaseClock
+from hpcopt.pipeline.cut import is_proximal
 from hpcopt.shapes.solver import Tree
-from hpcopt.solvers.block_admm.cut import is_proximal
 from hpcopt.solvers.block_admm.goal import Goal, Match
 
 Proximal = Callable[[Tensor, Tensor, float], Tensor]

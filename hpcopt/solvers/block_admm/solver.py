@@ -17,15 +17,15 @@ from hpcopt.compress import Codec
 from hpcopt.errors import CheckpointError, JobError
 from hpcopt.exchange import require_sums
 from hpcopt.families import CODECS
+from hpcopt.pipeline.cut import Balance, cut
+from hpcopt.pipeline.link import DOWN, UP, Link
+from hpcopt.pipeline.mesh import Mesh
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import OutputLoss
 from hpcopt.shapes.solver import Solver, SolverConfig, StepStats, Task, Tree
 from hpcopt.solvers.block_admm.block import Block
-from hpcopt.solvers.block_admm.cut import Balance, cut
 from hpcopt.solvers.block_admm.goal import Fit, Goal, Match
-from hpcopt.solvers.block_admm.layout import Layout
-from hpcopt.solvers.block_admm.link import DOWN, UP, Link
 from hpcopt.solvers.block_admm.stage import AdmmConfig, Flight, Stage
 from hpcopt.store.saved_parts import SavedParts
 
@@ -49,7 +49,6 @@ class BlockAdmmConfig(SolverConfig, AdmmConfig):
     codec: Annotated[Codec, CODECS] | None = Field(
         None, description="what the messages between stages are encoded with"
     )
-    codec_seed: int = Field(0, ge=0, description="decides what the codec draws at random")
 
     def build(self, task: Task, context: Context) -> "BlockAdmm":
         """Make the solver. Collective.
@@ -72,30 +71,30 @@ class BlockAdmm(Solver):
         self.model, self._loss, self._config, self._world, self._clock = model, loss, config, world, clock
         example = loss.example.to(next(model.parameters()).dtype)
         self._all = cut(model, example, blocks=config.blocks, balance=config.balance, at=config.cuts)
-        self._layout = layout = Layout.choose(world.rank, world.size, len(self._all), config.stages)
-        self.data_rank, self.data_size = layout.group, layout.groups
+        self._mesh = mesh = Mesh.choose(world.rank, world.size, len(self._all), config.stages)
+        self.data_rank, self.data_size = mesh.group, mesh.groups
         for tensor in model.state_dict().values():
             world.broadcast(tensor)
-        self._dtype, self._device, owned = example.dtype, example.device, layout.owned(layout.stage)
-        peers = world if layout.stages == 1 else world.split(layout.stage, world.rank)
+        self._dtype, owned = example.dtype, mesh.owned(mesh.stage)
+        peers = world if mesh.stages == 1 else world.split(mesh.stage, world.rank)
         if config.in_flight > 1 and config.accumulate > 1:
             raise JobError("[solver] either in_flight or accumulate may be more than 1: batches, or parts of one")
-        self._delay = layout.delay(max(config.in_flight, config.accumulate))
+        self._delay = mesh.delay(max(config.in_flight, config.accumulate))
         self._ages = self.pipelined = self._delay > 0 and config.accumulate == 1
         blocks = [
             Block(self._all[t], config.optimizer, peers, sums, config.curvature or 0.0, clock, extrapolate=self._ages)
             for t in owned
         ]
         self.stage = Stage(config, loss, example, self._all, owned, blocks)
-        self._below = None if owned[0] == 0 else self._link(world.rank - 1)
-        self._above = None if owned[-1] == len(self._all) - 1 else self._link(world.rank + 1)
+        self._below = None if owned[0] == 0 else self._link(context, world.rank - 1)
+        self._above = None if owned[-1] == len(self._all) - 1 else self._link(context, world.rank + 1)
         self._flights: deque[Flight] = deque()
         self._steps, self._step = context.total_steps, 0
 
     def step(self, batch: TensorBatch) -> StepStats:
         """Take a batch up, and the oldest one in flight down; or all micro-batches of this one up and down."""
         config = self._config
-        if batch.global_size // self._layout.groups < config.accumulate:
+        if batch.global_size // self._mesh.groups < config.accumulate:
             raise JobError(f"[solver] accumulate = {config.accumulate}, but a rank has fewer samples of a batch")
         rho = config.rho_at(self._step, self._steps)
         micros = batch.split(config.accumulate)
@@ -121,10 +120,10 @@ class BlockAdmm(Solver):
         for link in (self._below, self._above):
             if link:
                 link.flush()
-        if self._layout.stages > 1:
+        if self._mesh.stages > 1:
             for t, block in enumerate(self._all):
                 for tensor in block.state_dict().values():
-                    self._world.broadcast(tensor, self._layout.owner(t))
+                    self._world.broadcast(tensor, self._mesh.owner(t))
 
     def _up(self, flight: Flight) -> None:
         """Seed the auxiliaries of a batch and send the last ones on. The batches in flight before it will each have
@@ -170,10 +169,10 @@ class BlockAdmm(Solver):
         loss = 0.0 if self._above else sum(flight.loss for flight in landed)
         return StepStats(loss, rate, {"residual": residual})
 
-    def _link(self, neighbour: int) -> Link:
+    def _link(self, context: Context, neighbour: int) -> Link:
         c = self._config
         under_way = max(c.in_flight, c.accumulate)
-        return Link(self._world, neighbour, c.codec, c.codec_seed, under_way, self._clock, self._device)
+        return Link(context, neighbour, c.codec, under_way)
 
     def _message(self, flight: Flight) -> int:
         return flight.number * self._config.accumulate + flight.part
@@ -182,31 +181,31 @@ class BlockAdmm(Solver):
         return (len(flight.batch), *self.stage.shapes[t])
 
     def plan(self, flops: float) -> dict[str, str]:
-        layout, owned, shapes = self._layout, self.stage.owned, self.stage.shapes
+        mesh, owned, shapes = self._mesh, self.stage.owned, self.stage.shapes
         down, up = (
             shapes[t].numel() if link else 0 for link, t in ((self._below, owned[0]), (self._above, owned[-1] + 1))
         )
         return {
             "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",
-            "blocks": f"{len(self._all)} on {layout.stages} ranks, {layout.groups} data groups of those",
+            "blocks": f"{len(self._all)} on {mesh.stages} ranks, {mesh.groups} data groups of those",
             "in flight": f"{self._config.in_flight} batches of {self._config.accumulate} micro-batches",
             "bytes a step": f"{(down + up) * self._dtype.itemsize:,} a sample sent by this rank for its boundaries",
         }
 
     def state_dict(self) -> Tree:
-        layout = self._layout
+        mesh = self._mesh
         models = {"model": self.model.state_dict(), "first": self.stage.first_state_dict()}
-        return {"step": self._step, **models, "ranks": [layout.size, layout.stages]}
+        return {"step": self._step, **models, "ranks": [mesh.size, mesh.stages]}
 
     def rank_state_dict(self) -> Tree:
         return self.stage.rank_state_dict()
 
     def load_state_dict(self, shared: Tree, parts: Sequence[Tree]) -> None:
         size, stages = shared["ranks"]
-        same = (size, stages) == (self._layout.size, self._layout.stages)
+        same = (size, stages) == (self._mesh.size, self._mesh.stages)
 
         def holders(block: int) -> SavedParts:
-            first = Layout(0, size, len(self._all), stages).owner(block)
+            first = Mesh(0, size, len(self._all), stages).owner(block)
             return SavedParts.of(parts)[first:size:stages]
 
         try:

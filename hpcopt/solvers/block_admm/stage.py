@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from hpcopt.families import OPTIMIZERS
 from hpcopt.optim import OptimizerConfig
 from hpcopt.optim.first_order import AdamWConfig
+from hpcopt.pipeline.cut import output_shapes
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.loss import OutputLoss
 from hpcopt.shapes.solver import Tree
 from hpcopt.solvers.block_admm.block import Block
-from hpcopt.solvers.block_admm.cut import output_shapes
 from hpcopt.solvers.block_admm.goal import Goal, Match
 from hpcopt.solvers.block_admm.samples import SampleTable
 from hpcopt.solvers.first_order import Scheduled

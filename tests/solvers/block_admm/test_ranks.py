@@ -11,7 +11,7 @@ from hpcopt.comm.world import World, connect
 from hpcopt.compress import QSGD, Half
 from hpcopt.errors import JobError
 from hpcopt.optim.first_order import AdamWConfig, SgdConfig
-from hpcopt.solvers.block_admm.layout import Layout
+from hpcopt.pipeline.mesh import Mesh
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.solvers.block_admm.stage import Flight
 from tests.solvers.block_admm.problem import BATCH, batches, network, parameters, solver
@@ -83,13 +83,13 @@ def in_flight_oracle(in_flight: int) -> torch.Tensor:
     """What one process would compute that takes each batch up with weights extrapolated from old ones, and down with
     newer ones: the solver's own sweeps, each on a snapshot of the right age.
     """
-    layouts = [Layout(t, LAYERS, LAYERS, LAYERS) for t in range(LAYERS)]
+    meshes = [Mesh(t, LAYERS, LAYERS, LAYERS) for t in range(LAYERS)]
     s = solver(CONFIG.model_copy(update={"stages": 1, "form": "online"}), network(LAYERS), steps=STEPS)
     history = [[copy.deepcopy(block.layers) for block in s.stage.blocks]]  # weights of each block after k batches
     for number, batch in enumerate(batches(STEPS)):
         newest = [block.layers for block in s.stage.blocks]
         for t, block in enumerate(s.stage.blocks):
-            age = min(number, layouts[t].delay(in_flight))
+            age = min(number, meshes[t].delay(in_flight))
             block.layers = copy.deepcopy(history[number - age][t])
             if number > age:
                 with torch.no_grad():
@@ -169,15 +169,15 @@ def test_a_restart_continues_at_any_number_of_ranks(size_after):
         assert float((resumed - straight).norm() / straight.norm()) < 0.1
 
 
-def test_layouts():
-    assert [Layout.choose(0, size, 4, None).stages for size in (1, 2, 3, 4, 5, 6, 8)] == [1, 2, 3, 4, 1, 3, 4]
-    assert [list(Layout.choose(0, 3, 4, 3).owned(stage)) for stage in range(3)] == [[0, 1], [2], [3]]
-    assert [Layout(r, 4, 4, 4).delay(4) for r in range(4)] == [3, 2, 1, 0]
-    assert [Layout(r, 4, 4, 4).delay(1) for r in range(4)] == [0, 0, 0, 0]
+def test_meshes():
+    assert [Mesh.choose(0, size, 4, None).stages for size in (1, 2, 3, 4, 5, 6, 8)] == [1, 2, 3, 4, 1, 3, 4]
+    assert [list(Mesh.choose(0, 3, 4, 3).owned(stage)) for stage in range(3)] == [[0, 1], [2], [3]]
+    assert [Mesh(r, 4, 4, 4).delay(4) for r in range(4)] == [3, 2, 1, 0]
+    assert [Mesh(r, 4, 4, 4).delay(1) for r in range(4)] == [0, 0, 0, 0]
     with pytest.raises(JobError, match="groups of"):
-        Layout.choose(0, 4, 4, 3)
+        Mesh.choose(0, 4, 4, 3)
     with pytest.raises(JobError, match="would have none"):
-        Layout.choose(0, 8, 4, 8)
+        Mesh.choose(0, 8, 4, 8)
 
 
 @pytest.mark.parallel([2, 3, 4])

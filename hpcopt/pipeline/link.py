@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from hpcopt.comm.transport import Request
-from hpcopt.comm.world import World
 from hpcopt.compress import Codec
-from hpcopt.phases import PhaseClock
 from hpcopt.seeds import derive
+from hpcopt.shapes.context import Context
 
 UP, DOWN = 1, 2
 
@@ -23,21 +22,13 @@ UP, DOWN = 1, 2
 class Link:
     """This rank's end of a boundary to one neighbour."""
 
-    def __init__(
-        self,
-        world: World,
-        neighbour: int,
-        codec: Codec | None,
-        seed: int,
-        under_way: int,
-        clock: PhaseClock,
-        device: torch.device,
-    ) -> None:
-        """Let ``under_way`` sends be pending before one is waited for; what comes lands on a device."""
-        self._transport, self._neighbour, self._codec, self._clock = world.transport, neighbour, codec, clock
+    def __init__(self, context: Context, neighbour: int, codec: Codec | None, under_way: int) -> None:
+        """Let ``under_way`` sends be pending before one is waited for; what comes lands on the context's device."""
+        world = context.world
+        self._transport, self._neighbour, self._codec = world.transport, neighbour, codec
         self._watch, self._ends = world.watch, (world.ranks[world.rank], world.ranks[neighbour])
-        self._device = device
-        self._seed, self._under_way = seed, under_way
+        self._clock, self._device, self._seed = context.clock, context.device, context.seed("link")
+        self._under_way = under_way
         self._sends: deque[tuple[Request, Tensor]] = deque()
 
     def send(self, x: Tensor, tag: int, number: int, reference: Tensor | None = None) -> None:

@@ -8,15 +8,15 @@ import torch
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.stall import StallWatch
 from hpcopt.comm.world import World
-from hpcopt.phases import PhaseClock
-from hpcopt.solvers.block_admm.link import UP, Link
+from hpcopt.pipeline.link import UP, Link
+from hpcopt.shapes.context import Context
 
 
 def test_a_stall_report_names_the_neighbour_that_sends_nothing(tmp_path, capsys):
     def program(t):
         world = World(t)
         with StallWatch(tmp_path / "stalls", t.rank, ["n0", "n1"], 0.4) as world.watch:
-            link = Link(world, 1 - t.rank, None, 0, 1, PhaseClock(), torch.device("cpu"))
+            link = Link(Context(world=world), 1 - t.rank, None, 1)
             if t.rank == 0:
                 time.sleep(2.0)
                 link.send(torch.ones(3), UP, 0)

@@ -12,7 +12,7 @@ from hpcopt.errors import JobError
 
 
 @dataclass(frozen=True)
-class Layout:
+class Mesh:
     """The place of one rank.
 
     Attributes:
@@ -27,7 +27,7 @@ class Layout:
     stages: int
 
     @classmethod
-    def choose(cls, rank: int, size: int, blocks: int, stages: int | None) -> "Layout":
+    def choose(cls, rank: int, size: int, blocks: int, stages: int | None) -> "Mesh":
         """Take the given number of stages, or as many as fit both the ranks and the blocks.
 
         Raises:

@@ -9,7 +9,7 @@ from torch import nn
 from hpcopt.errors import JobError
 from hpcopt.models.nondifferentiable import Sign, TopK
 from hpcopt.models.resnet import ResNetConfig
-from hpcopt.solvers.block_admm.cut import _balanced, cut, output_shapes
+from hpcopt.pipeline.cut import _balanced, cut, output_shapes
 
 X = torch.randn(1, 4)
 
