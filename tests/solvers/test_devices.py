@@ -96,7 +96,9 @@ def readings(monkeypatch) -> list[str]:
 
 def train(config, exchange, model, size: int) -> None:
     def program(transport):
-        solver = config.build(Task(model(), LOSS), Context(world=World(transport), exchange=exchange, steps=STEPS, device=META))
+        solver = config.build(
+            Task(model(), LOSS), Context(world=World(transport), exchange=exchange, steps=STEPS, device=META)
+        )
         for _ in range(STEPS):
             solver.step(batch(solver.data_size, 36 if model is images else 6))
         solver.gather()
