@@ -15,8 +15,18 @@ HEAD = """\
 
 Generated from the schema by `python docs/job_reference.py`. A job is a TOML file. Each section is one choice, made by
 its `name` where there is more than one. `name = "package.module:Class"` takes a class of your own in place of those
-listed here. Any key can be changed on the command line: `--set solver.optimizer.lr=0.05`. A key that is not here stops
-the job before anything starts. `python -m hpcopt.train JOB.toml --dry-run` prints the job with every default filled
+listed here. A file is in UTF-8. A key that is not here stops the job before anything starts. A key whose
+default is `off`, or which takes `off`, may have no value: in a file, `"off"`.
+
+Any key can be changed on the command line, `--set solver.optimizer.lr=0.05`:
+
+- The value is TOML. What is no TOML is text: `--set workload.data=data/digits`. Text that looks like something else
+  stands in quotes: `--set 'run.name="2024"'`.
+- `--set solver.kl_clip=off` switches a key off.
+- `--set solver.optimizer.name=adamw` makes a section one of another class. Keys of the file that this class does not
+  know are left out, and named.
+
+`python -m hpcopt.train JOB.toml --dry-run` prints the job with every default filled
 in; `--schema` prints the JSON schema.
 """
 
@@ -77,7 +87,8 @@ def link(model: dict[str, Any], section: str) -> str:
 def kind(value: dict[str, Any]) -> str:
     """What a plain key takes, in words."""
     if "anyOf" in value:
-        return " or ".join(kind(v) for v in value["anyOf"] if v.get("type") != "null")
+        kinds = [kind(v) if v.get("type") != "null" else "`off`" for v in value["anyOf"]]
+        return " or ".join(k for k in kinds if k != "`off`" or value.get("default") is not None)
     if "enum" in value:
         return ", ".join(f"`{v}`" for v in value["enum"])
     words = {"integer": "integer", "number": "number", "string": "text", "boolean": "true, false", "array": "list"}

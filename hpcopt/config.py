@@ -1,15 +1,49 @@
 """The base of every section of a job file."""
 
 import inspect
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+OFF = "off"  # None, which TOML cannot say
 
 
 class Config(BaseModel):
-    """Settings of one thing, standing in the file of the thing they build. Frozen; an unknown key is an error."""
+    """Settings of one thing, standing in the file of the thing they build. Frozen; an unknown key is an error. A key
+    that may be None says so as ``"off"``.
+    """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @classmethod
+    def may_be_off(cls, key: str) -> bool:
+        """Whether a key may be None."""
+        field = cls.model_fields.get(key)
+        return field is not None and type(None) in get_args(field.annotation)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _switch_off(cls, section: Any) -> Any:
+        if not isinstance(section, dict):
+            return section
+        return {k: None if isinstance(v, str) and v == OFF and cls.may_be_off(k) else v for k, v in section.items()}
+
+    @model_serializer(mode="wrap")
+    def _say_off(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """Where None is left out, and is not the default, the resolved job would else turn it back."""
+        section: dict[str, Any] = handler(self)
+        if info.exclude_none:
+            for key, field in type(self).model_fields.items():
+                if getattr(self, key) is None and field.default is not None:
+                    section[key] = OFF
+        return section
 
 
 class Choice(Config):

@@ -2,22 +2,27 @@
 
 import difflib
 import json
-import tomllib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
-from hpcopt.config import Config
+from hpcopt.comm.launch import launch_from
+from hpcopt.config import OFF, Config
 from hpcopt.errors import JobError
 from hpcopt.exchange import ExchangeConfig, RingConfig
 from hpcopt.families import EXCHANGES, SOLVERS, WORKLOADS
 from hpcopt.family import Family
+from hpcopt.job_text import Keys, Setting, read_toml
 from hpcopt.shapes.solver import SolverConfig
 from hpcopt.shapes.workload import WorkloadConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
 from hpcopt.trainer.run import RunConfig
+
+TEXT_EXPECTED = {"string_type", "path_type"}  # pydantic's words
 
 
 class Job(Config):
@@ -78,77 +83,83 @@ class Job(Config):
 
 
 def read_job(path: Path, settings: Sequence[str] = ()) -> Job:
-    """Read a job file, then apply ``section.key=value`` settings over it.
+    """Read a job file, then apply ``section.key=value`` settings over it. What they leave out of the file, rank 0 says
+    on standard error.
 
     Raises:
         JobError: the file cannot be read, or a key, type or range is wrong; the message names each and what would be
         right.
     """
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise JobError(f"cannot read the job file {path}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise JobError(f"{path} is not TOML: {error}") from None
-    changed = {_apply(raw, setting) for setting in settings}
+    raw = read_toml(path)
+    given = [Setting.of(text) for text in settings]
+    before = [_section_around(setting.keys, raw) for setting in given]
+    changed = {setting.apply(raw): setting for setting in given}
+    for setting, model in zip(given, before, strict=True):
+        if setting.keys[-1] == "name" and len(setting.keys) > 1 and _section_around(setting.keys, raw) is not model:
+            _leave_out(raw, setting, changed, path)
     try:
         return Job.model_validate(raw)
     except ValidationError as error:
-        complaints = [_complaint(e["loc"], e["type"], e["msg"], raw, path, changed) for e in error.errors()]
-        raise JobError("\n".join(complaints)) from None
+        complaints = [_complaint(e, raw, path, changed) for e in error.errors()]
+        raise JobError("\n".join(complaints)).everywhere() from None
 
 
-def _apply(raw: dict[str, Any], setting: str) -> tuple[str, ...]:
-    """Put one setting into the raw job; give the path of what that made: its key, or the first section that is new."""
-    key, equals, text = setting.partition("=")
-    names = tuple(key.strip().split("."))
-    if not equals or not all(names):
-        raise JobError(f"--set {setting}: write --set section.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text  # a bare word is a string
-    section, depth = raw, len(names)
-    for index, name in enumerate(names[:-1], 1):
-        if name not in section:
-            depth = min(depth, index)
-        section = section.setdefault(name, {})
-        if not isinstance(section, dict):
-            raise JobError(f"--set {setting}: {name} is a value, not a section")
-    section[names[-1]] = value
-    return names[:depth]
+def _leave_out(raw: dict[str, Any], setting: Setting, changed: Mapping[Keys, Setting], path: Path) -> None:
+    """Another class takes a section over: leave out the file's keys that are none of its own."""
+    model = _section_around(setting.keys, raw)
+    way, section = setting.keys[:-1], raw
+    for name in way:
+        section = section[name]
+    if model is None:  # there is none of that name, as will be said
+        return
+    set_here = {keys[len(way)] for keys in changed if keys[: len(way)] == way and len(keys) > len(way)}
+    foreign = [key for key in section if key not in model.model_fields and key not in set_here]
+    for key in foreign:
+        del section[key]
+    if foreign and launch_from().rank == 0:
+        text = f"--set {'.'.join(setting.keys)}={setting.text} leaves out {', '.join(foreign)} of {path}"
+        print(f"hpcopt: {text}, which it does not know", file=sys.stderr, flush=True)
 
 
-def _complaint(
-    location: Sequence[Any], kind: str, message: str, raw: Any, path: Path, changed: set[tuple[str, ...]]
-) -> str:
+def _complaint(error: ErrorDetails, raw: Any, path: Path, changed: Mapping[Keys, Setting]) -> str:
     """One error as a person reads it: where, which key, and what would be right."""
-    names = [str(part) for part in location]
-    where = "--set" if any(tuple(names[: len(prefix)]) == prefix for prefix in changed) else str(path)
-    key = ".".join(names) or "job"
-    if kind == "extra_forbidden":
-        keys = _known_keys(location, raw)
+    names = [str(part) for part in error["loc"]]
+    setting = next((made for keys, made in changed.items() if tuple(names[: len(keys)]) == keys), None)
+    where, key = str(path) if setting is None else "--set", ".".join(names) or "job"
+    model = _section_around(error["loc"], raw)
+    if error["type"] == "extra_forbidden":
+        keys = [] if model is None else list(model.model_fields)
         near = difflib.get_close_matches(names[-1], keys, n=1, cutoff=0.5)
         hint = f'did you mean "{near[0]}"?' if near else f"known keys: {', '.join(sorted(keys))}"
         return f'{where}: unknown key "{key}"; {hint}'
-    if kind == "missing":
+    if error["type"] == "missing":
         return f'{where}: "{key}" is missing'
-    return f"{where}: {key}: {message.removeprefix('Value error, ')}"
+    said = f"{where}: {key}: {error['msg'].removeprefix('Value error, ')}"
+    if setting is not None and error["type"] in TEXT_EXPECTED and not isinstance(error["input"], str | dict | list):
+        return f"{said}; text that looks like something else stands in quotes: {setting.quoted}"
+    if names and model is not None and issubclass(model, Config) and model.may_be_off(names[-1]):
+        return f'{said}; or "{OFF}"'
+    return said
 
 
-def _known_keys(location: Sequence[Any], raw: Any) -> list[str]:
-    """The keys that the section around a location knows."""
+def _section_around(location: Sequence[Any], raw: Any) -> type[BaseModel] | None:
+    """The config class of the section that a location lies in, as far as that can be told."""
     model: type[BaseModel] | None = Job
     for part in location[:-1]:
-        raw = raw.get(part) if isinstance(raw, Mapping) else raw[part]
+        if isinstance(raw, Mapping):
+            raw = raw.get(part)
+        elif isinstance(raw, list) and isinstance(part, int) and part < len(raw):
+            raw = raw[part]
         if isinstance(part, str) and model is not None:
             model = _section_of(model, part, raw)
-    return [] if model is None else list(model.model_fields)
+    return model
 
 
 def _section_of(model: type[BaseModel], key: str, raw: Any) -> type[BaseModel] | None:
     """The config class of a key's value."""
-    field = model.model_fields[key]
+    field = model.model_fields.get(key)
+    if field is None:
+        return None
     kinds = [field.annotation, *field.metadata, *_parts(field.annotation)]
     for kind in kinds:
         if isinstance(kind, Family):

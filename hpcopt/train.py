@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from hpcopt.trainer.run import RunDirectory
 
 OWN_JOB = Path("job.toml")
+HEAD_START_S = 1.0
 
 EPILOG = """\
 examples:
@@ -60,7 +62,8 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="SECTION.KEY=VALUE",
-        help="change one key of the job",
+        help='change one key of the job; VALUE is TOML, or text; "off" is none, where a key may have none; a NAME '
+        "of another class leaves the file's keys out that this class does not know",
     )
     p.add_argument(
         "--run-dir", type=Path, help="folder for job.toml, metrics.h5, checkpoints/, log.txt (default: runs/NAME)"
@@ -118,12 +121,16 @@ def guarded(options: argparse.Namespace, signals: StopSignals) -> int:
     except BaseException as error:  # an exit and Ctrl-C, too: the others would wait for this rank
         exit_code = exit_code_of(error)
         agreed = isinstance(error, HpcoptError) and error.on_every_rank
-        if launch.rank == 0 or not agreed:
-            print(f"hpcopt: {account(error, launch.rank)}", file=sys.stderr, flush=True)
-        if launch.size > 1 and not agreed and not options.dry_run:
-            leave_exit_code(exit_code)
+        ends_all = launch.size > 1 and not agreed and not options.dry_run
+        if ends_all:
             from hpcopt.comm.mpi import abort  # starts MPI, if need be: ranks that start it wait for this one
 
+            if world is None and launch.rank > 0:
+                time.sleep(HEAD_START_S)  # it may be the same on all ranks: then rank 0 says it for all
+        if launch.rank == 0 or not agreed:
+            print(f"hpcopt: {account(error, launch.rank)}", file=sys.stderr, flush=True)
+        if ends_all:
+            leave_exit_code(exit_code)
             abort(exit_code)
     if world is not None:
         world.close()

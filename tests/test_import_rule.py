@@ -17,6 +17,7 @@ FLOORS = [
     {"prepare", "testing"},
     {"build"},
     {"job"},
+    {"job_text"},
     {"trainer"},
     {"workloads", "solvers"},
     {"pipeline"},

@@ -76,6 +76,19 @@ def test_the_resolved_job_is_a_job_again(path):
         ("run=5", "run: Input should be"),
         ("run", "write --set section.key=value"),
         ("run.steps.more=5", "steps is a value, not a section"),
+        ("run.name=2024", "stands in quotes: --set 'run.name=\"2024\"'"),
+        ("run.name=nan", "stands in quotes: --set 'run.name=\"nan\"'"),
+        ("workload.data=true", "stands in quotes: --set 'workload.data=\"true\"'"),
+        ("solver.optimizer.lr=nan", "solver.optimizer.lr: Input should be a finite number"),
+        ("solver.optimizer.lr=inf", "finite number"),
+        (
+            "solver.clip_norm=none",
+            'solver.clip_norm: Input should be a valid number, unable to parse string as a number; or "off"',
+        ),
+        ("solver.optimizer.lr=off", "valid number"),
+        ("solver.optimizer.betas=[0.9, ", "the value is not TOML"),
+        ("run.steps=" + "9" * 5000, "run.steps"),
+        ("solver.optimizer.betas=" + "[" * 5000, "the value is not TOML"),
     ],
 )
 def test_bad_settings_are_named(path, setting, complaint):
@@ -132,3 +145,55 @@ def test_every_setting_is_described():
 def test_an_exchange_without_a_name_is_the_backends_own(path):
     assert read_job(path, ["exchange.bucket_mb=1"]).exchange.name == "ring"
     assert read_job(path, ["run.backend=horovod", "exchange.overlap=false"]).exchange.name == "native"
+
+
+def test_a_key_is_switched_off_in_a_setting_in_a_file_and_in_the_resolved_job(path):
+    """None is what TOML cannot say; kl_clip's default is another."""
+    path.write_text(JOB + "weight_decay = 0.1\n[solver]\nname = 'kaisa'\n")
+    job = read_job(path, ["solver.kl_clip=off", "run.epochs=3", "run.steps=off"])
+    assert (job.solver.kl_clip, job.run.steps) == (None, None)
+    assert "epochs" in job.as_toml() and "steps" not in job.as_dict()["run"]
+    path.write_text(job.as_toml())
+    assert read_job(path) == job
+
+
+def test_a_section_of_another_class_leaves_out_what_that_does_not_know(path, capsys):
+    path.write_text(JOB.replace('"adamw"', '"sgd"') + "momentum = 0.8\nnesterov = true\nweight_decay = 0.1\n")
+    optimizer = read_job(path, ["solver.optimizer.name=adamw", "solver.optimizer.betas=[0.8, 0.9]"]).solver.optimizer
+    assert (optimizer.name, optimizer.weight_decay, optimizer.betas) == ("adamw", 0.1, (0.8, 0.9))
+    assert capsys.readouterr().err == (
+        f"hpcopt: --set solver.optimizer.name=adamw leaves out momentum, nesterov of {path}, which it does not know\n"
+    )
+    read_job(path, ["solver.optimizer.name=sgd"])
+    assert capsys.readouterr().err == ""
+    with pytest.raises(JobError, match=r"--set: unknown key .solver\.optimizer\.momentum"):
+        read_job(path, ["solver.optimizer.name=adamw", "solver.optimizer.momentum=0.5"])
+
+
+def test_a_misspelt_key_stays_an_error_where_the_name_stays(path):
+    path.write_text(JOB + "weigth_decay = 0.1")
+    with pytest.raises(JobError, match="weigth_decay"):
+        read_job(path, ["solver.optimizer.name=adamw"])
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ("utf-8-sig", None),
+        ("latin-1", r"not text in UTF-8 \(byte 0xf6 in line 10\); if it is in LATIN1: iconv -f LATIN1"),
+        ("utf-16", "not text in UTF-8; if it is in UTF-16: iconv -f UTF-16"),
+        ("utf-16-le", "if it is in UTF-16"),
+    ],
+)
+def test_other_encodings_are_named(path, encoding, said):
+    path.write_text(JOB + "# Größe: keine", encoding=encoding)
+    if said is None:
+        assert read_job(path).run.steps == 10
+    else:
+        with pytest.raises(JobError, match=said):
+            read_job(path)
+
+
+def test_lines_of_windows_are_lines(path):
+    path.write_bytes(JOB.replace("\n", "\r\n").encode())
+    assert read_job(path).run.steps == 10

@@ -44,7 +44,7 @@ class KaisaSettings(Config):
     inverse_every: int = Field(100, ge=1, description="steps from one refresh of the inverses to the next")
     factor_every_final: int | None = Field(None, ge=1, description="factor_every at the run's end, as damping_final")
     inverse_every_final: int | None = Field(None, ge=1, description="inverse_every at the run's end")
-    kl_clip: float | None = Field(1e-3, gt=0, description="largest lr^2 <P, gradient> of a step; None: no clipping")
+    kl_clip: float | None = Field(1e-3, gt=0, description="largest lr^2 <P, gradient> of a step; off: no clipping")
     graft: bool = Field(False, description="give each layer's preconditioned gradient the norm of its gradient")
     method: MethodName = Field("cholesky", description="how factors are inverted")
     rank: int = Field(64, ge=1, description="with low_rank: leading eigenvectors kept of a factor")
