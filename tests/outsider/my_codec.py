@@ -3,7 +3,7 @@
 import numpy as np
 
 from hpcopt.compress import Codec
-from hpcopt.errors import NonFiniteError
+from hpcopt.errors import NonFiniteError, PayloadError
 
 
 class EightBits(Codec):
@@ -19,12 +19,14 @@ class EightBits(Codec):
     def _encode(self, x, seed, first, payload) -> int:
         scale = float(np.abs(x).max())
         if not np.isfinite(scale):
-            raise NonFiniteError("eight bits carry neither Inf nor NaN")
+            raise NonFiniteError(f"codec {self.name!r} carries neither Inf nor NaN")
         payload[:4].view(np.float32)[0] = scale
         payload[4 : 4 + x.size].view(np.int8)[:] = np.rint(x.astype(np.float64) / scale * 127) if scale else 0
         return 4 + x.size
 
     def _decode(self, payload, out, weight, add) -> None:
+        if payload.size < 4 + out.size:
+            raise PayloadError(f"{payload.size} bytes are no {out.size} values")
         scale = float(payload[:4].view(np.float32)[0])
-        values = payload[4 : 4 + out.size].view(np.int8) * (scale * weight / 127)
-        out[:] = out + values if add else values
+        values = (payload[4 : 4 + out.size].view(np.int8) * (scale / 127)).astype(np.float32)
+        out[:] = (out if add else 0) + np.float32(weight) * values
