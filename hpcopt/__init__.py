@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Kaisa"]
+__all__ = ["Kaisa", "open_run"]
 
 if TYPE_CHECKING:
+    from hpcopt.runs import open_run
     from hpcopt.solvers.kaisa.preconditioner import Kaisa
 
 
@@ -14,4 +15,8 @@ def __getattr__(name: str) -> Any:  # so that `import hpcopt` alone stays light
         from hpcopt.solvers.kaisa.preconditioner import Kaisa
 
         return Kaisa
+    if name == "open_run":
+        from hpcopt.runs import open_run
+
+        return open_run
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

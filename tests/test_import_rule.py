@@ -15,7 +15,7 @@ PACKAGE = Path(hpcopt.__file__).parent
 FLOORS = [
     {"cli", "train", "report", "submit", "checkpoint"},
     {"prepare", "testing"},
-    {"build"},
+    {"build", "runs"},
     {"job"},
     {"job_text"},
     {"trainer"},

@@ -16,15 +16,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpcopt.errors import DataError, JobError
+from hpcopt.errors import CheckpointError, DataError, JobError
 from hpcopt.families import TOKEN_MODELS
 from hpcopt.models.bert import POSITIONS, Bert, BertConfig, import_weights
 from hpcopt.models.config import TokenModelConfig
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.workload import Better, WorkloadConfig
-from hpcopt.store.checkpoint import SHARED, Checkpoints
 from hpcopt.store.sentence_pairs import SentencePairs
+from hpcopt.store.weights import newest_weights
 from hpcopt.workloads.masking import mask_tokens, predicted
 from hpcopt.workloads.order import share
 from hpcopt.workloads.streams import Rows, Streams, ahead
@@ -197,13 +197,11 @@ def load_weights(model: nn.Module, source: Path) -> None:
         assert isinstance(model, Bert)
         import_weights(model, source)
         return
-    checkpoints = Checkpoints(source / "checkpoints", keep=1)
-    steps = checkpoints.steps()
-    if not steps:
-        raise DataError(f"[workload] start_from: {source} has no checkpoint")
     try:
-        model.load_state_dict(checkpoints.read_part(steps[0], SHARED)["solver"]["model"])
-    except (KeyError, RuntimeError) as cause:
+        model.load_state_dict(newest_weights(source).state_dict)
+    except CheckpointError as cause:
+        raise DataError(f"[workload] start_from: {cause}") from cause
+    except RuntimeError as cause:
         raise DataError(f"[workload] start_from: {source} holds another network ({cause})") from cause
 
 

@@ -1,0 +1,96 @@
+"""A run on disk as an object, for whoever analyses it: ``open_run("runs/quickstart").model``.
+
+What is heavy is opened when it is first asked for, so a run can be looked at without its data. A run that goes on may
+be opened too; each look at its metrics is of one moment.
+"""
+
+from functools import cached_property
+from pathlib import Path
+
+import h5py
+import numpy as np
+from torch import nn
+
+from hpcopt.errors import CheckpointError, JobError
+from hpcopt.job import Job, read_job
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.workload import Workload
+from hpcopt.store import metrics
+from hpcopt.store.checkpoint import Checkpoints
+from hpcopt.store.weights import newest_weights
+from hpcopt.trainer.run import RunDirectory
+
+
+class Run:
+    """One run directory.
+
+    Attributes:
+        directory: paths of its files.
+        job: as it was resolved at the newest start.
+        checkpoints: steps, parts and their trees.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read job.toml.
+
+        Raises:
+            JobError: it is missing, or no job of this version.
+        """
+        self.directory = RunDirectory(Path(path))
+        if not self.directory.job.exists():
+            raise JobError(f"{path} is not a run directory: it has no {self.directory.job.name}")
+        self.job: Job = read_job(self.directory.job)
+        self.checkpoints = Checkpoints(self.directory.checkpoints, self.job.run.keep_checkpoints)
+
+    @cached_property
+    def workload(self) -> Workload:
+        """Data, loss and scores, on one rank and the CPU; the model in it is as it was before the first step.
+
+        Raises:
+            DataError: the data are not there, or damaged.
+        """
+        return self._build_workload()
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The network with the weights of the newest checkpoint that is whole, on the CPU, in evaluation mode.
+
+        Raises:
+            CheckpointError: there is none, or it is of another network.
+        """
+        weights = newest_weights(self.directory.path)
+        model = self._build_workload().model
+        try:
+            model.load_state_dict(weights.state_dict)
+        except RuntimeError as cause:
+            raise CheckpointError(
+                f"{self.checkpoints.path(weights.step)} holds another network than {self.directory.job} ({cause})"
+            ) from cause
+        return model.eval()
+
+    def metrics(self, table: str = "steps") -> dict[str, np.ndarray]:
+        """Columns of a table of metrics.h5 by name, each with a row a step; docs/format.md says what they are.
+
+        Args:
+            table: "steps", "evaluations", "starts" or "choices".
+
+        Raises:
+            MetricsError: the file is missing or damaged.
+        """
+
+        def columns(file: h5py.File) -> dict[str, np.ndarray]:
+            return {name: column[...] for name, column in file[table].items()} if table in file else {}
+
+        return metrics.read(self.directory.metrics, columns)
+
+    def _build_workload(self) -> Workload:
+        return self.job.workload.build(Context(run_seed=self.job.run.seed, exchange=self.job.exchange))
+
+
+def open_run(path: Path | str) -> Run:
+    """Open a run directory.
+
+    Raises:
+        JobError: it is none.
+    """
+    return Run(Path(path))
