@@ -13,6 +13,7 @@ from torch import Tensor
 from hpcopt.errors import NonFiniteError
 
 MOST = torch.finfo(torch.float32).max
+BOUND_BYTES = 8  # of a bound, when ranks agree on it
 
 
 class Named(Protocol):

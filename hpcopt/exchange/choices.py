@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hpcopt.comm import alpha_beta
 from hpcopt.comm.alpha_beta import CodecCost, Line, Machine
+from hpcopt.compress.finite import BOUND_BYTES
 from hpcopt.store import strict_json
 
 EXACT = ("native", "doubling", "ring")  # algorithms whose sums lose nothing but rounding
@@ -108,9 +109,10 @@ def predict(machine: Machine, values_bytes: int, codec: CodecCost | None, half: 
     if codec is not None and half:
         predicted_s["half_ring"] = alpha_beta.ring_s(machine, values_bytes, codec)
     elif codec is not None:
-        predicted_s["two_phase"] = alpha_beta.two_phase_s(machine, values_bytes, codec)
+        agree_s = alpha_beta.doubling_s(machine, BOUND_BYTES)
+        predicted_s["two_phase"] = agree_s + alpha_beta.two_phase_s(machine, values_bytes, codec)
         if 1 < max(machine.nodes) + 1 < machine.size:
-            predicted_s["two_phase_by_nodes"] = alpha_beta.two_phase_by_nodes_s(machine, values_bytes, codec)
+            predicted_s["two_phase_by_nodes"] = agree_s + alpha_beta.two_phase_by_nodes_s(machine, values_bytes, codec)
     return predicted_s
 
 

@@ -14,7 +14,7 @@ from hpcopt.comm.hierarchy import Hierarchy
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
 from hpcopt.compress import QSGD, Codec, Dense, PerTensor, Residuals
-from hpcopt.compress.finite import can_be_sent, magnitude_bound
+from hpcopt.compress.finite import BOUND_BYTES, can_be_sent, magnitude_bound
 from hpcopt.exchange.bucket import Bucket
 from hpcopt.exchange.overlap import Overlap
 from hpcopt.exchange.reducer import Reducer, Tree, shared_out
@@ -22,9 +22,6 @@ from hpcopt.families import CODECS
 from hpcopt.seeds import EVERY_RANK, derive
 
 AnyCodec = Annotated[Codec | PerTensor, CODECS]
-
-
-BOUND_BYTES = 8  # what ranks agree on before a bucket goes
 
 
 class Lossy(Overlap):

@@ -19,9 +19,10 @@ from hpcopt.compress import (
     SharedTernGrad,
     SharedTopK,
 )
+from hpcopt.compress.finite import MOST
 from hpcopt.compress.residuals import Layout, layout_numel
-from hpcopt.errors import UnsupportedError
-from hpcopt.testing.values import gaussian
+from hpcopt.errors import NonFiniteError, UnsupportedError
+from hpcopt.testing.values import every_kind, gaussian
 
 LAYOUT: Layout = {"conv": (16, 8, 3, 3), "bias": (16,), "linear": (40, 30), "scalar": (), "empty": (0, 4)}
 N = layout_numel(LAYOUT)
@@ -47,6 +48,16 @@ def drive(compressors: list[RoundCompressor], buckets: list[Tensor], layout: Lay
     assert all(torch.equal(bucket, buckets[0]) for bucket in buckets), "ranks disagree"
     assert sent[0].shape == (1,) and sent[0].dtype == torch.float64
     return sent[1:]
+
+
+def owed_by(compressors: list[RoundCompressor]) -> Tensor:
+    """What all of them keep for later, shape (N,), float64."""
+    owed = torch.zeros(N).double()
+    for compressor in compressors:
+        state = compressor.state_dict()
+        parts = [state.get(f"error/{n}", state.get(n, torch.zeros(shape))) for n, shape in LAYOUT.items()]
+        owed += torch.cat([part.reshape(-1) for part in parts])
+    return owed
 
 
 def buckets(ranks: int, step: int = 0, n: int = N) -> list[Tensor]:
@@ -95,14 +106,7 @@ def test_what_is_not_sent_is_kept(make, ranks):
         came += torch.stack(data).double().sum(0)
         drive(compressors, data, LAYOUT, seed=step)
         out += data[0]
-    owed = torch.zeros(N).double()
-    for compressor in compressors:
-        parts = []
-        for name, shape in LAYOUT.items():
-            state = compressor.state_dict()
-            parts.append(state.get(f"error/{name}", state.get(name, torch.zeros(shape))).reshape(-1))
-        owed += torch.cat(parts)
-    assert (out + owed - came).abs().max() <= 2e-5 * came.abs().max()
+    assert (out + owed_by(compressors) - came).abs().max() <= 2e-5 * came.abs().max()
 
 
 @pytest.mark.parametrize("ranks", [1, 3, 127])
@@ -203,6 +207,40 @@ def test_powersgd_resumes_from_its_state():
     drive([first], [one], layout, seed=3)
     drive([second], [other], layout, seed=4)
     assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("largest", [MOST, 1e37, 1e30, 1e20, 1e-30, 1e-38, 1e-42])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: PowerSGD(rank=2).build(),
+        lambda: PowerSGD(rank=2, warm_start=False).build(),
+        lambda: SharedTopK(fraction=0.1).build(),
+        lambda: LinearRounds(RandomK(fraction=0.2, scaled=False), feedback=True),
+        SharedTernGrad,
+    ],
+    ids=["powersgd", "powersgd cold", "shared_topk", "random_k", "shared_terngrad"],
+)
+def test_finite_values_of_every_kind(make, largest):
+    """They are carried, and what is not sent is kept; only values beyond 1e30 may be refused, by all ranks."""
+    for one, other in zip(every_kind(N, largest, 1), every_kind(N, largest, 2), strict=True):
+        ranks, out = [make(), make()], torch.zeros(N).double()
+        inputs = [(one, other), (other, one / 2), (one, -other)]
+        try:
+            for step, pair in enumerate(inputs):
+                data = [x.clone() for x in pair]
+                drive(ranks, data, LAYOUT, seed=step)
+                out += data[0]
+        except NonFiniteError as refusal:
+            assert largest > 1e30 and refusal.on_every_rank
+            continue
+        assert out.isfinite().all()
+        assert all(tensor.isfinite().all() for rank in ranks for tensor in rank.state_dict().values())
+        if isinstance(ranks[0], SharedTernGrad):
+            continue
+        came = sum(x.double() for pair in inputs for x in pair)
+        top = max(float(x.abs().max()) for pair in inputs for x in pair)
+        assert (out + owed_by(ranks) - came).abs().max() <= 2e-6 * top + 100 * 2.0**-149
 
 
 @pytest.mark.parametrize("make", [lambda: PowerSGD().build(), SharedTernGrad, lambda: SharedTopK().build()])

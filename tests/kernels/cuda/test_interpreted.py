@@ -14,7 +14,8 @@ from hpcopt import kernels
 from hpcopt.comm import two_phase
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.staged import StagedTransport
-from hpcopt.compress import QSGD, RandomK, Sign, TopK
+from hpcopt.compress import QSGD, Half, RandomK, Sign, TopK
+from hpcopt.compress.finite import MOST
 from hpcopt.errors import NonFiniteError, PayloadError, UnsupportedError
 from hpcopt.kernels import cuda
 from hpcopt.testing.codec import label
@@ -48,6 +49,15 @@ def test_same_bytes(codec):
 @pytest.mark.parametrize("codec", [Sign(), Sign(bucket=1024)], ids=label)
 def test_a_sum_that_overflows_is_taken_again_in_float64(codec):
     check_same_bytes(codec, inputs(513)["sums overflow"], HERE)
+
+
+@pytest.mark.parametrize("codec", [*(QSGD(bits=bits) for bits in range(2, 9)), Half(), Half(format="fp16")], ids=label)
+def test_the_largest_values_stay_finite(codec):
+    x = torch.tensor([MOST, -MOST, MOST / 3, 1.0] * 40)
+    with loops_for_a_gpu():
+        decoded = codec.decode(codec.encode(x, seed=7), x.numel())
+    assert decoded.isfinite().all()
+    assert torch.equal(decoded, codec.decode(codec.encode(x, seed=7), x.numel()))
 
 
 def test_sums_run_in_the_order_of_the_cpus():
