@@ -269,3 +269,5 @@ class Kaisa:
         except CheckpointError as error:
             raise CheckpointError(f"{error}{checkpoint.changes(now, then)}") from error
         self._inverses.made = kept and shared["inverted"]
+        self._recorder.forget()
+        self._trial = None

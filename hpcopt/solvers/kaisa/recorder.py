@@ -63,7 +63,7 @@ class Recorder:
         """Leave the model."""
         for handle in self._handles:
             handle.remove()
-        self._forget()
+        self.forget()
 
     def follow(self) -> None:
         """Take over parameters that were replaced.
@@ -83,10 +83,11 @@ class Recorder:
                 sums = self._sums[layer]
                 sums.g.mul_(scale)
                 flat[self._buffer.pieces[i].stop - 1] = sums.rows
-        self._forget()
+        self.forget()
         return flat
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Drop what was recorded since the last ``take``."""
         self._flat, self._sums, self._pending = None, {}, []
         self._passed = self._returned = 0
         self._accumulated = False
@@ -127,7 +128,7 @@ class Recorder:
             return
         self.follow()
         if self._accumulated and not any(map(_has_gradient, self._layers)):
-            self._forget()
+            self.forget()
 
     def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if module is not self._model or not self._active():
@@ -141,7 +142,7 @@ class Recorder:
             left[0] = 0
 
         for y in tree_leaves(output):
-            if isinstance(y, Tensor) and y.requires_grad:
+            if isinstance(y, Tensor) and y.grad_fn is not None:
                 y.register_hook(returned)  # type: ignore[no-untyped-call]
 
     def _used(self, layer: Layer, x: Tensor, output: Tensor, part: int) -> None:

@@ -150,3 +150,15 @@ def test_background_work_longer_than_the_refresh_is_still_put_to_use():
     steps(kaisa, net, 6)
     assert first.isfinite().all()
     assert not torch.equal(kaisa.rank_state_dict()["head"]["inverse"], inverses)
+
+
+def test_what_was_recorded_before_a_checkpoint_is_loaded_does_not_count():
+    kaisa, net = resumed({}, {})
+    steps(kaisa, net, 1)
+    expected = kaisa.rank_state_dict()
+    kaisa, net = resumed({}, {})
+    torch.autograd.grad(mean_loss(net(WORDS[:5])), list(net.parameters()))
+    kaisa.load_state_dict(*saved({}))
+    steps(kaisa, net, 1)
+    for name, part in kaisa.rank_state_dict().items():
+        torch.testing.assert_close(part["g"], expected[name]["g"], rtol=1e-12, atol=0)

@@ -147,3 +147,29 @@ def test_a_hook_that_changes_an_output_does_not_change_what_the_layer_is():
     plain, _ = preconditioned(outside, x, loss=lambda y: mean_loss(3 * y))
     for name in plain:
         torch.testing.assert_close(hooked[name], plain[name], rtol=1e-12, atol=0)
+
+
+class AttentionByName(nn.Module):
+    def __init__(self, by_name: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.by_name = nn.MultiheadAttention(4, 2, batch_first=True), by_name
+
+    def forward(self, x):
+        return (self.inner(query=x, key=x, value=x) if self.by_name else self.inner(x, x, x))[0]
+
+
+def test_attention_by_keyword():
+    x = torch.randn(5, 3, 4)
+    by_name, kaisa = preconditioned(AttentionByName(True), x)
+    plain, _ = preconditioned(AttentionByName(False), x)
+    assert kaisa.cosines["inner.in_proj"] < 0.9999
+    for name in plain:
+        torch.testing.assert_close(by_name[name], plain[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("other", [torch.float64, "meta"])
+def test_layers_of_several_places_or_precisions_are_refused_by_name(other):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).to(other))
+    with pytest.raises(JobError, match=r"layers differ: 0 \(torch\.float32, cpu\), 1 \(.*\); name some in skip"):
+        Kaisa(model, alone())

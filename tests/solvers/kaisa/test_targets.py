@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World, alone
 from hpcopt.solvers.kaisa.preconditioner import Kaisa
+from hpcopt.solvers.kaisa.targets import sampled_gradient
 
 NET, X = nn.Linear(3, 4).double(), torch.zeros(50, 3, dtype=torch.float64)
 
@@ -57,3 +58,21 @@ def test_a_seed_decides_where_iterations_and_probes_start(settings):
     name = "inverse" if "method" in settings else "sketch"
     assert torch.equal(state(0)[name], state(0)[name])
     assert not torch.allclose(state(0)[name], state(1)[name], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_category_is_drawn_as_often_as_it_is_likely(dtype):
+    """Also for logits in half precision; what is impossible is never drawn."""
+    p = torch.tensor([0.0, 0.5, 0.0, 0.375, 0.125, 0.0])
+    logits = p.log().to(dtype).expand(20000, 2, 6)
+    gradient = sampled_gradient(logits, "categorical", torch.Generator().manual_seed(0))
+    assert gradient.dtype == dtype
+    counts = (gradient < 0).double().mean((0, 1))
+    assert counts.sum() == pytest.approx(1) and not counts[p == 0].any()
+    torch.testing.assert_close(counts, p.double(), rtol=0, atol=0.01)
+
+
+def test_many_unlikely_categories_are_all_drawn_in_half_precision():
+    """A thousand equal ones: their sum in bfloat16 would stop growing at a quarter."""
+    gradient = sampled_gradient(torch.zeros(20000, 1000, dtype=torch.bfloat16), "categorical", torch.Generator())
+    assert ((gradient < 0).any(0)).all()

@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hpcopt.errors import JobError
 from hpcopt.solvers.kaisa import symmetric
 
 WITHOUT_BIAS = 1  # the part of a layer with a bias that a use without it computes
@@ -135,8 +136,18 @@ class Input:
 
 
 def memory_of(layers: Sequence["Layer"]) -> tuple[torch.dtype, torch.device]:
-    """In which dtype and where the layers' sums and gradients are: as the first's."""
-    return (layers[0].dtype, layers[0].weight.device) if layers else (torch.float32, torch.device("cpu"))
+    """In which dtype and where the layers' sums and gradients are.
+
+    Raises:
+        JobError: not all in one.
+    """
+    kinds = {(layer.dtype, layer.weight.device): layer.name for layer in layers}
+    if len(kinds) > 1:
+        examples = ", ".join(f"{name} ({dtype}, {device})" for (dtype, device), name in kinds.items())
+        raise JobError(
+            f"K-FAC keeps its factors in one place and precision, but layers differ: {examples}; name some in skip"
+        ).everywhere()
+    return next(iter(kinds), (torch.float32, torch.device("cpu")))
 
 
 class Layer:
