@@ -14,7 +14,7 @@ from hpcopt.comm.hierarchy import Hierarchy
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
 from hpcopt.compress import QSGD, Codec, Dense, PerTensor, Residuals
-from hpcopt.compress.finite import BOUND_BYTES, can_be_sent, magnitude_bound
+from hpcopt.compress.finite import BOUND_BYTES, MOST, can_be_sent, magnitude_bound
 from hpcopt.exchange.bucket import Bucket
 from hpcopt.exchange.overlap import Overlap
 from hpcopt.exchange.reducer import Reducer, Tree, shared_out
@@ -51,6 +51,7 @@ class TwoPhaseReducer(Reducer):
     def __init__(self, config: TwoPhaseConfig) -> None:
         self._config = config
         self._sender, self._owner = Residuals(), Residuals()
+        self._owed_bounds: dict[int, float] = {}  # by bucket: the same on all ranks, that of the sum over them
         self._hierarchy: Hierarchy | None = None
         self._node = 0
 
@@ -61,6 +62,7 @@ class TwoPhaseReducer(Reducer):
 
     def prepare(self, world: World, transport: Transport, buckets: Sequence[Bucket]) -> None:
         """Find the nodes, unless this is a rehearsal."""
+        self._owed_bounds.clear()
         if self._config.by_nodes and transport.point_to_point:
             self._hierarchy, self._node = Hierarchy(transport, world.node), world.node
 
@@ -73,7 +75,7 @@ class TwoPhaseReducer(Reducer):
         device = bucket.values.device
         owed = self._sender.flat(bucket.layout, device) if feedback else None
         owed_of_sum = self._owner.flat(bucket.layout, device) if feedback else None
-        if not self._agree(transport, bucket.values, codec, owed, owed_of_sum):
+        if not self._agree(transport, bucket, codec, owed, owed_of_sum):
             return
         sender = transport.rank
         all_reduce: Callable[..., object] = partial(two_phase.all_reduce, transport)
@@ -91,14 +93,23 @@ class TwoPhaseReducer(Reducer):
             owner_residual=owed_of_sum,
         )
 
-    def _agree(self, transport: Transport, values: Tensor, codec: Codec, *owed: Tensor | None) -> bool:
+    def _agree(self, transport: Transport, bucket: Bucket, codec: Codec, *owed: Tensor | None) -> bool:
         """Whether all ranks can send what they have; if not, the values become NaN. Both encodings may enlarge them,
         and what they leave in residuals.
+
+        What is owed is looked at once in some 50 steps: it is at most what all ranks brought, times the gain, and that
+        bound does until it is too large.
         """
-        terms = [values, *(tensor for tensor in owed if tensor is not None)]
-        if can_be_sent(agreed_bound(transport, *terms), (1 + codec.gain(values.numel())) ** 2, codec):
+        debts = [tensor for tensor in owed if tensor is not None]
+        gain = (1 + codec.gain(bucket.values.numel())) ** 2
+        bound = agreed_bound(transport, bucket.values, *([] if bucket.index in self._owed_bounds else debts))
+        bound += self._owed_bounds.get(bucket.index, 0.0)
+        if MOST / gain < bound < math.inf and debts:
+            bound = agreed_bound(transport, bucket.values, *debts)
+        if can_be_sent(bound, gain, codec):
+            self._owed_bounds[bucket.index] = bound * gain if debts else 0.0
             return True
-        values.fill_(math.nan)
+        bucket.values.fill_(math.nan)
         return False
 
     def keeps_residuals(self, codec: Codec) -> bool:
@@ -130,6 +141,7 @@ class TwoPhaseReducer(Reducer):
         """Shares out what was owed. An owner's residual counts on its own shard only: with other shards than the saved
         ones it becomes the sender's debt.
         """
+        self._owed_bounds.clear()
         sender, owner = shared_out(parts, "sender", rank, size), shared_out(parts, "owner", rank, size)
         if len(parts) != size or (self._hierarchy and parts[rank].get("place") != self._hierarchy.place):
             sender = {name: sender[name] + owner[name] for name in sender}

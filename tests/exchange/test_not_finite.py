@@ -11,9 +11,9 @@ from torch import nn
 
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World, alone
-from hpcopt.compress import Natural, PowerSGD, RandomK, SharedTernGrad, SharedTopK, TopK
+from hpcopt.compress import QSGD, Natural, PowerSGD, RandomK, SharedTernGrad, SharedTopK, TopK
 from hpcopt.errors import NonFiniteError, UnsupportedError
-from hpcopt.exchange import Exchange, NativeConfig, RingConfig, TwoPhaseConfig, VoteConfig
+from hpcopt.exchange import AutoConfig, Exchange, NativeConfig, RingConfig, TwoPhaseConfig, VoteConfig
 from hpcopt.testing.codec import label as codec_label
 from tests.comm.test_calibration import on_hosts
 from tests.compress.properties import CODECS
@@ -32,6 +32,7 @@ SUMS = [
     *(TwoPhaseConfig(codec=codec, feedback=f) for codec in CODECS for f in ("error_feedback", "none")),
     TwoPhaseConfig(codec=TopK(fraction=0.1), by_nodes=True),
     TwoPhaseConfig(by_nodes=True),
+    AutoConfig(codec=TopK(fraction=0.1), calibration_s=0.02),
 ]
 
 
@@ -121,6 +122,29 @@ def test_the_next_steps_are_those_of_a_run_without_that_step():
 
     left_out, gone_through = (run_ranks(3, lambda t, s=skip: program(t, s)) for skip in (True, False))
     assert all(torch.equal(a, b) for a, b in zip(left_out, gone_through, strict=True))
+
+
+@pytest.mark.parametrize("codec", [TopK(fraction=0.05), QSGD(norm="l2")], ids=codec_label)
+def test_the_bound_on_what_is_owed_holds_and_is_renewed(codec):
+    """It grows by the gain at each step, at least 4 times: beyond float32 in 64 steps, were it not looked at again."""
+    config = TwoPhaseConfig(codec=codec, feedback="error_feedback")
+
+    def program(transport):
+        p = matrix()
+        exchange = Exchange(World(transport), [("p", p)], config)
+        owed = []
+        for step in range(80):
+            exchange.zero()
+            (p.view(-1) * gradient(step, transport.rank) / 100).sum().backward()
+            exchange.finish()
+            kept = exchange.rank_state_dict()["reducer"]
+            held = [float(kept[place]["p"].abs().max()) for place in ("sender", "owner")]
+            owed.append((*held, exchange._reducer._owed_bounds[0]))
+        return owed
+
+    for ranks in zip(*run_ranks(3, program), strict=True):
+        senders, owners, bounds = zip(*ranks, strict=True)
+        assert sum(senders) + max(owners) <= bounds[0] and len(set(bounds)) == 1
 
 
 @pytest.mark.parametrize("config", [VoteConfig(momentum=0.9), VoteConfig(), VoteConfig(momentum=0.9, by_nodes=True)])
