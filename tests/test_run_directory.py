@@ -16,6 +16,7 @@ from hpcopt.store.checkpoint import Checkpoints
 from hpcopt.store.journal import journal_of
 from hpcopt.store.lock import RunLock
 from hpcopt.train import main
+from tests.launching import PATIENCE_S
 
 JOB = """
 [run]
@@ -87,7 +88,7 @@ def test_the_second_job_is_refused_and_the_first_goes_on(run, start, done, fresh
         code, error = start(*fresh)
         assert code == 2
         assert f"in use by process {first.pid} on" in error
-        first.communicate("\n", timeout=100)
+        first.communicate("\n", timeout=PATIENCE_S)
     finally:
         first.kill()
     assert first.returncode == 0

@@ -11,6 +11,7 @@ from hpcopt.report.figures import figures_of
 from hpcopt.report.read import read_run
 from hpcopt.report.summary import summarise
 from tests.conftest import require
+from tests.launching import PATIENCE_S
 from tests.report.conftest import make_run
 from tests.report.test_scaling import run_of
 
@@ -24,7 +25,7 @@ def opened(page, scheme: int) -> tuple[str, str]:
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
     command += [f"--blink-settings=preferredColorScheme={scheme}", "--window-size=1280,800", "--dump-dom"]
     command += [f"--user-data-dir={page.parent / 'profile'}", "--virtual-time-budget=10000", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
 
 

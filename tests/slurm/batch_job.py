@@ -10,12 +10,16 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from tests.launching import PATIENCE_S
+
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "DEADLINE"}
 
 
 def slurm(*command: str, **environment: str) -> str:
     """Run a SLURM command that must succeed; give its output."""
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=60)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=PATIENCE_S
+    )
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
     return done.stdout
 
@@ -60,7 +64,7 @@ class BatchJob:
         files = list(Path("runs").glob(f"*-{self.id}/metrics.h5"))
         return losses(files[0]) if files else np.empty(0)
 
-    def wait(self, until: Callable[[], bool], timeout_s: float = 240) -> None:
+    def wait(self, until: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
         """Wait until something is so; a requeued job is spared most of the two minutes that SLURM lets it rest."""
         deadline = time.monotonic() + timeout_s
         while not until():

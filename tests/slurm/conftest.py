@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require
+from tests.launching import PATIENCE_S
 from tests.slurm.batch_job import slurm
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,7 @@ REFUSED: list[str] = []  # why there is no cluster here
 def devcluster(action: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Run the command behind make cluster-up, cluster-down and cluster-status."""
     command = ["python3", "-m", "slurm.devcluster", action, *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

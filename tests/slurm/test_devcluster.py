@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.launching import PATIENCE_S
 from tests.slurm.batch_job import slurm
 from tests.slurm.conftest import devcluster
 
@@ -78,6 +79,6 @@ def test_refuses_where_programs_are_missing(own_cluster):
     nothing = {"PATH": "/nonexistent"}
     for action, expected in (("up", 2), ("status", 3), ("down", 0)):
         command = [sys.executable, "-m", "slurm.devcluster", action]
-        done = subprocess.run(command, cwd=root, env=nothing, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, cwd=root, env=nothing, capture_output=True, text=True, timeout=PATIENCE_S)
         assert done.returncode == expected
         assert "make cluster-packages" in done.stdout + done.stderr

@@ -152,6 +152,8 @@ def test_data_parallelism_reads_only_its_losses_and_only_at_the_end_of_a_step(op
     assert readings == ["item"] * 2 * STEPS
 
 
-def test_a_tensor_on_the_cpu_would_be_noticed():
-    with pytest.raises(RuntimeError):
-        torch.ones(3, device=META) + torch.ones(3)
+def test_state_that_is_made_on_the_cpu_is_noticed(readings, monkeypatch):
+    """Else the cases above would say nothing: here Signum's momentum does not follow its parameters."""
+    monkeypatch.setattr(torch, "zeros_like", lambda x, **_: torch.zeros(x.shape))
+    with pytest.raises(RuntimeError, match="device"):
+        train(*CASES["signum"], 2)

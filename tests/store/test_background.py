@@ -9,6 +9,7 @@ import torch
 from hpcopt.errors import CheckpointError
 from hpcopt.store.background import BackgroundWriter, Snapshot
 from hpcopt.store.checkpoint import Checkpoints
+from tests.launching import PATIENCE_S
 from tests.store.test_tree import random_tree, same
 
 
@@ -38,7 +39,7 @@ def test_changes_after_the_call_are_not_written(checkpoints):
 def test_the_call_returns_before_the_file_is_written(checkpoints, monkeypatch):
     gate = threading.Event()
     written = checkpoints.write_part
-    monkeypatch.setattr(checkpoints, "write_part", lambda *a: (gate.wait(10), written(*a)))
+    monkeypatch.setattr(checkpoints, "write_part", lambda *a: (gate.wait(PATIENCE_S), written(*a)))
     writer = BackgroundWriter(checkpoints)
     checkpoints.begin(1)
     writer.write(1, {"shared": 5})
@@ -55,7 +56,7 @@ def test_the_call_returns_before_the_file_is_written(checkpoints, monkeypatch):
 def test_what_stands_still_is_copied_later(checkpoints, monkeypatch):
     """The call returns before, copied() after, and what else there is has been copied by then."""
     gate, complete = threading.Event(), Snapshot.complete
-    monkeypatch.setattr(Snapshot, "complete", lambda self: (gate.wait(10), complete(self)))
+    monkeypatch.setattr(Snapshot, "complete", lambda self: (gate.wait(PATIENCE_S), complete(self)))
     state = {"still": torch.zeros(3, 4), "view": torch.zeros(7), "moving": torch.zeros(5), "empty": torch.zeros(0)}
     writer = BackgroundWriter(checkpoints)
     for step in (1, 2):

@@ -23,6 +23,7 @@ from hpcopt.phases import PhaseClock
 from hpcopt.store import parallel
 from hpcopt.store.checkpoint import SHARED, TOGETHER, Checkpoints, rank_part
 from tests.conftest import require
+from tests.launching import PATIENCE_S
 from tests.store.test_tree import random_tree, same
 
 REPOSITORY = Path(__file__).parents[2]
@@ -78,7 +79,7 @@ def written(tmp_path_factory):
     environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     environment |= {"OMPI_MCA_rmaps_base_oversubscribe": "1", "OMPI_MCA_btl": "self,vader", "OMPI_MCA_pml": "ob1"}
     command = [mpirun, "-n", str(RANKS), DEBIAN, "-c", PROGRAM, REPOSITORY, site, folder]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -2,13 +2,13 @@
 
 import itertools
 import threading
-import time
 
 import numpy as np
 import pytest
 
 from hpcopt.store.sentence_pairs import UNMASKED, SentencePairs, write_pairs
 from hpcopt.workloads.streams import Streams, ahead
+from tests.launching import PATIENCE_S
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_ahead_stops_when_nobody_wants_more():
     taken = ahead(itertools.count())
     next(taken)
     taken.close()
-    deadline = time.monotonic() + 5
-    while any(thread.name == "prefetch" for thread in threading.enumerate()) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    for thread in threading.enumerate():
+        if thread.name == "prefetch":
+            thread.join(PATIENCE_S)
     assert not any(thread.name == "prefetch" for thread in threading.enumerate())
