@@ -193,12 +193,10 @@ def one_at_a_time(monkeypatch):
 
 
 @pytest.mark.usefixtures("one_at_a_time")
-@pytest.mark.parametrize(
-    "case", [case for case in (*CASES, *IN_FLIGHT) if case != "deepfacto"]
-)  # deepfacto's solver draws, too
+@pytest.mark.parametrize("case", [case for case in (*CASES, *IN_FLIGHT) if case != "deepfacto"])
 def test_a_checkpoint_moves_the_training_only_of_a_solver_that_says_so(tmp_path, data, case):
-    """Those are checkpointed by time at evaluations alone, or the clock would decide what is trained. (Not DeepFacto: its
-    solver draws from the shared generator, too.)
+    """Those are checkpointed by time at evaluations alone, or the clock would decide what is trained. DeepFacto is left
+    out, as its solver draws from the shared generator too.
     """
     job = job_of(tmp_path, data, IN_FLIGHT[case] if case in IN_FLIGHT else CASES[case][0])
 
