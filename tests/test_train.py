@@ -1,5 +1,6 @@
 """The front door, end to end: one process here, several under mpirun; what goes wrong is said, and nothing is lost."""
 
+import gc
 import json
 import os
 import re
@@ -67,8 +68,9 @@ def parameters(run: Path) -> torch.Tensor:
 def test_a_run_leaves_its_files_and_says_its_figures(job, tmp_path, capsys):
     run = tmp_path / "run"
     assert main([job, "--run-dir", str(run)]) == 0
-    assert sorted(p.name for p in run.iterdir()) == ["checkpoints", "job.toml", "log.txt", "metrics.h5"]
+    assert sorted(p.name for p in run.iterdir()) == ["checkpoints", "job.toml", "lock", "log.txt", "metrics.h5"]
     assert len(losses(run)) == 12
+    assert (gc.get_freeze_count(), gc.isenabled()) == (0, True)  # frozen objects make triton report leaks at the end
     out = capsys.readouterr().out
     assert re.search(r"FOM test_accuracy 0\.\d+ 1\n", out)
     assert re.search(r"FOM step_time_median \S+ s\n", out)
