@@ -55,14 +55,14 @@ ROWS = {
     "two-phase, top 1 %": [*NO_MOMENTUM, 'exchange.name="two_phase"', 'exchange.codec={name="topk", fraction=0.01}'],
     "PowerSGD, rank 4": ['exchange.name="ring"', 'exchange.codec={name="powersgd", rank=4}'],
     VOTE: [SIGNUM, 'exchange.name="vote"'],
-    "push-sum": ['exchange={name="gossip", mixing="push_sum", graph="exponential"}'],
+    "push-sum": ['solver.name="gossip"', 'solver.mixing="push_sum"', 'solver.graph="exponential"'],
 }
 
 
 def settings(row: str, overlap: bool) -> list[str]:
     """The row's changes to the job. Push-Sum does not wait where a message may be a step old."""
     if row == "push-sum":
-        return [*COMMON, *ROWS[row], f"exchange.tau={int(overlap)}"]
+        return [*COMMON[:-1], *ROWS[row], f"solver.tau={int(overlap)}"]  # its last setting is of an exchange
     return [*COMMON, *ROWS[row], f"exchange.overlap={str(overlap).lower()}"]
 
 

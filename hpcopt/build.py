@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from hpcopt.comm.world import World
+from hpcopt.exchange import RingConfig
 from hpcopt.job import Job
 from hpcopt.phases import PhaseClock
 from hpcopt.shapes.context import Context
@@ -38,7 +39,8 @@ def build(job: Job, world: World, device: torch.device = CPU, *, verify: bool = 
     Raises:
         DataError, JobError: the data, the ranks or the sections do not suit each other.
     """
-    context = Context(world=world, exchange=job.exchange, device=device, clock=PhaseClock(), run_seed=job.run.seed)
+    exchange = job.exchange or RingConfig()  # a solver that needs none does not look
+    context = Context(world=world, exchange=exchange, device=device, clock=PhaseClock(), run_seed=job.run.seed)
     with world.together():
         workload = job.workload.build(context)
         if verify:

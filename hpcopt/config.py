@@ -41,7 +41,7 @@ class Config(BaseModel):
         section: dict[str, Any] = handler(self)
         if info.exclude_none:
             for key, field in type(self).model_fields.items():
-                if getattr(self, key) is None and field.default is not None:
+                if getattr(self, key) is None and field.default is not None and field.default_factory is None:
                     section[key] = OFF
         return section
 

@@ -37,6 +37,7 @@ SOLVERS = Family(
     default="data_parallel",
     data_parallel="hpcopt.solvers.data_parallel:DataParallelConfig",
     kaisa="hpcopt.solvers.kaisa.solver:KaisaConfig",
+    gossip="hpcopt.solvers.gossip:GossipConfig",
     block_admm="hpcopt.solvers.block_admm.solver:BlockAdmmConfig",
     deepfacto="hpcopt.solvers.block_admm.deepfacto:DeepFactoConfig",
     altmin="hpcopt.solvers.splitting.altmin:AltMinConfig",
@@ -66,12 +67,11 @@ SCHEDULES = Family(
 EXCHANGES = Family(
     "exchange",
     default="ring",
-    ring="hpcopt.exchange.dense:RingConfig",
-    native="hpcopt.exchange.dense:NativeConfig",
-    two_phase="hpcopt.exchange.two_phase:TwoPhaseConfig",
-    vote="hpcopt.exchange.vote:VoteConfig",
+    ring="hpcopt.exchange.sums:RingConfig",
+    native="hpcopt.exchange.sums:NativeConfig",
+    two_phase="hpcopt.exchange.lossy:TwoPhaseConfig",
+    vote="hpcopt.exchange.signs:VoteConfig",
     auto="hpcopt.exchange.auto:AutoConfig",
-    gossip="hpcopt.exchange.gossip:GossipConfig",
 )
 
 CODECS = Family(

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from hpcopt.comm.launch import launch_from
 from hpcopt.config import OFF, Config
 from hpcopt.errors import JobError
-from hpcopt.exchange import ExchangeConfig, RingConfig
+from hpcopt.exchange import ExchangeConfig, NativeConfig, RingConfig
 from hpcopt.families import EXCHANGES, SOLVERS, WORKLOADS
 from hpcopt.family import Family
 from hpcopt.job_text import Keys, Setting, read_toml
@@ -23,6 +23,16 @@ from hpcopt.solvers.data_parallel import DataParallelConfig
 from hpcopt.trainer.run import RunConfig
 
 TEXT_EXPECTED = {"string_type", "path_type"}  # pydantic's words
+GOSSIP_IS_A_SOLVER = (
+    '[exchange] name = "gossip" is a solver now: write [solver] name = "gossip", with the keys of this section beside '
+    "its optimizer, its schedule and the rest, and leave [exchange] out"
+)
+
+
+def _default_exchange(sections: dict[str, Any]) -> ExchangeConfig | None:
+    if "run" not in sections or "solver" not in sections or not sections["solver"].needs:
+        return None
+    return NativeConfig() if sections["run"].backend == "horovod" else RingConfig()
 
 
 class Job(Config):
@@ -33,8 +43,9 @@ class Job(Config):
     solver: Annotated[SolverConfig, SOLVERS] = Field(
         DataParallelConfig(), description="how a batch becomes new parameters"
     )
-    exchange: Annotated[ExchangeConfig, EXCHANGES] = Field(
-        RingConfig(), description="how gradients travel; by default what the backend does best"
+    exchange: Annotated[ExchangeConfig, EXCHANGES] | None = Field(
+        default_factory=_default_exchange,
+        description="how gradients travel, where the solver needs that; by default what the backend does best",
     )
 
     @model_validator(mode="before")
@@ -46,20 +57,42 @@ class Job(Config):
         run, exchange = sections.get("run"), sections.get("exchange", {})
         if not isinstance(run, dict) or not isinstance(exchange, dict):
             return sections
+        if exchange.get("name") == "gossip":
+            raise ValueError(GOSSIP_IS_A_SOLVER)
         if exchange.get("name") == "horovod":
             if run.get("backend", "horovod") != "horovod":
                 raise ValueError('[exchange] name = "horovod" needs [run] backend = "horovod", or none')
             run, exchange = {**run, "backend": "horovod"}, {**exchange, "name": "native"}
-        elif run.get("backend") == "horovod":
+        elif run.get("backend") == "horovod" and exchange:
             exchange = {"name": "native", **exchange}
-        return {**sections, "run": run, "exchange": exchange}
+        return {**sections, "run": run, **({"exchange": exchange} if exchange else {})}
 
     @model_validator(mode="after")
     def _exchange_fits_backend(self) -> "Job":
-        if self.run.backend == "horovod" and self.exchange.name != "native":
+        name = None if self.exchange is None else self.exchange.name
+        if self.run.backend == "horovod" and name != "native":
+            what = f'[exchange] name = "{name}"' if name else f'[solver] name = "{self.solver.name}"'
             raise ValueError(
-                f'[exchange] name = "{self.exchange.name}" needs messages between two ranks, which Horovod lacks; '
-                'use name = "native", or [run] backend = "mpi"'
+                f"{what} needs messages between two ranks, which Horovod lacks; "
+                'use [exchange] name = "native", or [run] backend = "mpi"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _exchange_fits_solver(self) -> "Job":
+        """The one place where what the solver needs of an exchange meets what it gives."""
+        needs, solver = self.solver.needs, f'[solver] name = "{self.solver.name}"'
+        if self.exchange is None:
+            if needs:
+                raise ValueError(f"{solver} needs an [exchange]")
+        elif not needs:
+            raise ValueError(f"{solver} exchanges no gradients: leave [exchange] out")
+        elif self.exchange.gives not in needs:
+            raise ValueError(
+                f"{solver} as it is here steps by {' or '.join(sorted(needs))} of gradients, and [exchange] name = "
+                f'"{self.exchange.name}" gives {self.exchange.gives}. Sums come by "ring", "two_phase", "native" and '
+                '"auto"; signs, by "vote", suit [solver] name = "data_parallel" with [solver.optimizer] name = '
+                '"signum" and without clip_norm'
             )
         return self
 
@@ -100,7 +133,11 @@ def read_job(path: Path, settings: Sequence[str] = ()) -> Job:
     try:
         return Job.model_validate(raw)
     except ValidationError as error:
-        complaints = [_complaint(e, raw, path, changed) for e in error.errors()]
+        complaints = [
+            _complaint(e, raw, path, changed)
+            for e in error.errors()
+            if e["type"] != "default_factory_not_called"  # what it follows from is said
+        ]
         raise JobError("\n".join(complaints)).everywhere() from None
 
 
@@ -131,6 +168,8 @@ def _complaint(error: ErrorDetails, raw: Any, path: Path, changed: Mapping[Keys,
         keys = [] if model is None else list(model.model_fields)
         near = difflib.get_close_matches(names[-1], keys, n=1, cutoff=0.5)
         hint = f'did you mean "{near[0]}"?' if near else f"known keys: {', '.join(sorted(keys))}"
+        if names[-1] in ("seed", "codec_seed"):
+            hint = "[run] seed decides all that is drawn at random"
         return f'{where}: unknown key "{key}"; {hint}'
     if error["type"] == "missing":
         return f'{where}: "{key}" is missing'

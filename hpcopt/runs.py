@@ -84,7 +84,7 @@ class Run:
         return metrics.read(self.directory.metrics, columns)
 
     def _build_workload(self) -> Workload:
-        return self.job.workload.build(Context(run_seed=self.job.run.seed, exchange=self.job.exchange))
+        return self.job.workload.build(Context(run_seed=self.job.run.seed))
 
 
 def open_run(path: Path | str) -> Run:

@@ -197,3 +197,41 @@ def test_other_encodings_are_named(path, encoding, said):
 def test_lines_of_windows_are_lines(path):
     path.write_bytes(JOB.replace("\n", "\r\n").encode())
     assert read_job(path).run.steps == 10
+
+
+def test_an_exchange_meets_what_the_solver_needs(path):
+    with pytest.raises(JobError, match=r'"kaisa" as it is here steps by sums of gradients, .* "vote" gives signs'):
+        read_job(path, ["solver.name=kaisa", "exchange.name=vote"])
+    with pytest.raises(JobError, match='"signum" and without clip_norm'):
+        read_job(path, ["exchange.name=vote"])
+    signum = ["solver.optimizer.name=signum", "exchange.name=vote"]
+    with pytest.raises(JobError, match='"signum" and without clip_norm'):
+        read_job(path, [*signum, "solver.clip_norm=1.0"])
+    assert read_job(path, signum).exchange.name == "vote"
+
+
+@pytest.mark.parametrize("solver", ["gossip", "altmin", "bcd", "dladmm"])
+def test_a_solver_without_exchange_takes_none(tmp_path, solver):
+    path = tmp_path / "job.toml"
+    path.write_text(f'[run]\nsteps = 1\n[workload]\ndata = "d"\nbatch = 4\n[solver]\nname = "{solver}"\n')
+    job = read_job(path)
+    assert job.exchange is None
+    path.write_text(job.as_toml())
+    assert read_job(path) == job
+    with pytest.raises(JobError, match=f'"{solver}" exchanges no gradients'):
+        read_job(path, ["exchange.name=ring"])
+    with pytest.raises(JobError, match="which Horovod lacks"):
+        read_job(path, ["run.backend=horovod"])
+
+
+def test_a_job_of_before_is_told_where_gossip_and_seeds_went(path):
+    with pytest.raises(JobError, match="is a solver now: write"):
+        read_job(path, ["exchange.name=gossip", "exchange.tau=1"])
+    with pytest.raises(JobError, match=r'unknown key "exchange.seed"; .*seed decides all'):
+        read_job(path, ["exchange.name=two_phase", "exchange.seed=3"])
+
+
+def test_a_wrong_solver_is_one_message(path):
+    with pytest.raises(JobError) as error:
+        read_job(path, ["solver.name=kasia"])
+    assert len(str(error.value).splitlines()) == 1

@@ -21,9 +21,10 @@ def all_reduce(transport: Transport, x: Tensor, compressor: RoundCompressor, lay
         seed: as the compressor asks for: the same on all ranks if ``compressor.shared_seed``.
 
     Returns:
-        x itself. With one rank nothing travels, and nothing is lost.
+        x itself. With one rank nothing travels, and nothing is lost; what more ranks left owing is paid.
     """
     if transport.size == 1:
+        compressor.settle(x, layout)
         return x
     rounds = compressor.rounds(x, layout, seed=seed)
     while True:

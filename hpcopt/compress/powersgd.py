@@ -97,6 +97,10 @@ class PowerSGDState:
             torch.mm(left[name], right[name].T, out=parts[name].flatten(1))
             self._right[name] = right[name].clone()
 
+    def settle(self, bucket: Tensor, layout: Layout) -> None:
+        """Add what earlier payloads lacked."""
+        self._errors.settle(bucket, layout)
+
     def state_dict(self) -> dict[str, Tensor]:
         """Errors and warm starts, under ``error/`` and ``right/`` and the parameter name."""
         errors = {f"error/{name}": tensor for name, tensor in self._errors.state_dict().items()}

@@ -43,14 +43,20 @@ class Residuals:
             bucket = torch.zeros(layout_numel(layout), device=device)
             for name, part in views(bucket, layout).items():
                 if name in self._parts:
-                    if self._parts[name].shape != part.shape:
-                        held, asked = tuple(self._parts[name].shape), tuple(part.shape)
-                        raise CheckpointError(f"state of {name!r} has shape {held}, the model has {asked}")
+                    _require_shape(name, self._parts[name], part)
                     part.copy_(self._parts[name])
                 self._parts[name] = part
             self._buckets = {other: flat for other, flat in self._buckets.items() if not set(other) & set(key)}
             self._buckets[key] = bucket
         return bucket
+
+    def settle(self, values: Tensor, layout: Layout) -> None:
+        """Add to a bucket what is owed for it, which then is owed no more."""
+        owed = {name: part for name, part in views(values, layout).items() if name in self._parts}
+        for name, part in owed.items():
+            _require_shape(name, self._parts[name], part)
+            part += self._parts.pop(name).to(part.device)
+        self._buckets = {key: flat for key, flat in self._buckets.items() if not owed.keys() & set(key)}
 
     def state_dict(self) -> dict[str, Tensor]:
         """The tensors by parameter name (views, not copies)."""
@@ -60,3 +66,9 @@ class Residuals:
         """Take over the tensors of a ``state_dict``; parameters that it does not name begin at zero."""
         self._buckets = {}
         self._parts = {name: tensor.clone() for name, tensor in state.items()}
+
+
+def _require_shape(name: str, held: Tensor, part: Tensor) -> None:
+    if held.shape != part.shape:
+        asked = tuple(part.shape)
+        raise CheckpointError(f"state of {name!r} has shape {tuple(held.shape)}, the model has {asked}")

@@ -41,6 +41,9 @@ class RoundCompressor(Protocol):
     def rounds(self, bucket: Tensor, layout: Layout, *, seed: int) -> Iterator[Reduction]:
         """Sum a flat float32 bucket over the ranks, in place."""
 
+    def settle(self, bucket: Tensor, layout: Layout) -> None:
+        """Add to a bucket what is owed for it, which then is owed no more: for one that needs no rounds now."""
+
     def state_dict(self) -> dict[str, Tensor]:
         """State by name."""
 
@@ -103,6 +106,11 @@ class LinearRounds:
             payload = self.codec.encode_feedback(bucket, owed, seed=seed)
         yield Reduction("sum", self.codec.summable(payload))
         self.codec.decode(payload, bucket.numel(), out=bucket)
+
+    def settle(self, bucket: Tensor, layout: Layout) -> None:
+        """Add what earlier payloads lacked."""
+        if self._residuals is not None:
+            self._residuals.settle(bucket, layout)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The residuals by parameter name."""

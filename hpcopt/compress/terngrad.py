@@ -86,6 +86,9 @@ class SharedTernGrad(RoundsConfig):
         for scale, part in zip(scales, parts, strict=True):
             part.mul_(scale)
 
+    def settle(self, bucket: Tensor, layout: Layout) -> None:
+        """Nothing is owed."""
+
     def state_dict(self) -> dict[str, Tensor]:
         """Empty."""
         return {}

@@ -249,6 +249,10 @@ class SharedTopKState:
         bucket.zero_()
         bucket[chosen] = values
 
+    def settle(self, bucket: Tensor, layout: Layout) -> None:
+        """Add what earlier payloads lacked."""
+        self._residuals.settle(bucket, layout)
+
     def state_dict(self) -> dict[str, Tensor]:
         """The residuals by parameter name."""
         return self._residuals.state_dict()

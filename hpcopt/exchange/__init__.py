@@ -1,24 +1,22 @@
 """A model's gradients, exchanged between ranks."""
 
 from hpcopt.exchange.auto import AutoConfig
-from hpcopt.exchange.choice import require_sums
+from hpcopt.exchange.bucket import Bucket
 from hpcopt.exchange.config import ExchangeConfig
-from hpcopt.exchange.dense import NativeConfig, RingConfig
 from hpcopt.exchange.exchange import Exchange
-from hpcopt.exchange.gossip import GossipConfig
-from hpcopt.exchange.overlap import Overlap
-from hpcopt.exchange.two_phase import TwoPhaseConfig
-from hpcopt.exchange.vote import VoteConfig
+from hpcopt.exchange.lossy import TwoPhaseConfig
+from hpcopt.exchange.reducer import Reducer
+from hpcopt.exchange.signs import VoteConfig
+from hpcopt.exchange.sums import NativeConfig, RingConfig
 
 __all__ = [
     "AutoConfig",
+    "Bucket",
     "Exchange",
     "ExchangeConfig",
-    "GossipConfig",
     "NativeConfig",
-    "Overlap",
+    "Reducer",
     "RingConfig",
     "TwoPhaseConfig",
     "VoteConfig",
-    "require_sums",
 ]

@@ -24,9 +24,8 @@ class AdversaryConfig(Config):
     )
     scale: float = Field(1.0, gt=0, description="sign_flip and random: factor on what is brought")
     delay_s: float = Field(0.0, ge=0, description="delay: seconds before each bucket")
-    seed: int = Field(0, ge=0, description="random: decides the values")
 
-    def falsify(self, bucket: Bucket, rank: int, step: int) -> None:
+    def falsify(self, bucket: Bucket, rank: int, step: int, seed: int) -> None:
         """Change the bucket's values, if this rank is one of the chosen."""
         if rank not in self.ranks:
             return
@@ -38,6 +37,6 @@ class AdversaryConfig(Config):
         elif self.kind == "delay":
             time.sleep(self.delay_s)
         else:
-            generator = torch.Generator().manual_seed(derive(self.seed, step, rank, bucket.name))
+            generator = torch.Generator().manual_seed(derive(seed, step, rank, f"lie in {bucket.name}"))
             noise = torch.randn(values.shape, generator=generator, dtype=values.dtype)
             values.copy_(noise.to(values.device).mul_(self.scale * values.norm() / max(1.0, values.numel() ** 0.5)))

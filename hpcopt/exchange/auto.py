@@ -16,21 +16,18 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from hpcopt.comm import dense, doubling
-from hpcopt.comm.alpha_beta import Line, Machine
+from hpcopt.comm.alpha_beta import CodecCost, Line, Machine
 from hpcopt.comm.calibration import calibrate, codec_cost
-from hpcopt.comm.traffic import dense_all_reduce_bytes
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
 from hpcopt.compress import Codec, Dense, Half
 from hpcopt.compress.finite import can_be_sent
 from hpcopt.exchange.bucket import Bucket
-from hpcopt.exchange.choices import EXACT, Choice, Choices, choose, predict
+from hpcopt.exchange.choices import EXACT, Choice, Choices, choose
+from hpcopt.exchange.lossy import AnyCodec, Lossy, TwoPhaseConfig, TwoPhaseReducer, agreed_bound
 from hpcopt.exchange.reducer import Reducer, Tree
-from hpcopt.exchange.two_phase import AnyCodec, Lossy, TwoPhaseConfig, TwoPhaseReducer, agreed_bound
+from hpcopt.exchange.ways import Doubling, HalfRing, Native, Ring, TwoPhase, TwoPhaseByNodes, Way
 from hpcopt.store.saved_parts import SavedParts
-
-LOSSY = {"two_phase": False, "two_phase_by_nodes": True}  # whether by nodes
 
 
 class AutoConfig(Lossy):
@@ -40,27 +37,26 @@ class AutoConfig(Lossy):
     codec: AnyCodec = Field(Dense(), description="used for the buckets where it saves time; dense: sums stay exact")
     calibration_s: float = Field(2.0, gt=0, description="seconds for measuring, at most, about")
 
-    def build(self) -> "AutoReducer":
+    def build(self, seed: int) -> "AutoReducer":
         """Make the reducer."""
-        return AutoReducer(self)
+        return AutoReducer(self, seed)
 
 
 class AutoReducer(Reducer):
-    """One reducer for each way that a bucket can go."""
+    """Gives each bucket to one of the ways."""
 
-    def __init__(self, config: AutoConfig) -> None:
+    def __init__(self, config: AutoConfig, seed: int) -> None:
         self._config = config
-        self._lossy = {
-            name: TwoPhaseReducer(
-                TwoPhaseConfig(codec=config.codec, feedback=config.feedback, seed=config.seed, by_nodes=by_nodes)
-            )
-            for name, by_nodes in LOSSY.items()
-        }
+        two_phase = TwoPhaseConfig(codec=config.codec, feedback=config.feedback)
+        by_nodes = TwoPhaseConfig(codec=config.codec, feedback=config.feedback, by_nodes=True)
+        self._lossy = TwoPhase(TwoPhaseReducer(two_phase, seed)), TwoPhaseByNodes(TwoPhaseReducer(by_nodes, seed))
+        ways: tuple[Way, ...] = (Native(), Doubling(), Ring(), HalfRing(), *self._lossy)
+        self._ways = {way.name: way for way in ways}
         self._buckets: Sequence[Bucket] = ()
         self._indebted: set[int] = set()
 
     def kind(self, name: str, parameter: nn.Parameter) -> Hashable:
-        return self._lossy["two_phase"].kind(name, parameter)
+        return self._lossy[0].reducer.kind(name, parameter)
 
     def prepare(self, world: World, transport: Transport, buckets: Sequence[Bucket]) -> None:
         """Measure, and choose; a rehearsal does neither."""
@@ -68,42 +64,28 @@ class AutoReducer(Reducer):
         if not transport.point_to_point:
             return
         if not isinstance(self._config.codec, Dense):
-            for reducer in self._lossy.values():
-                reducer.prepare(world, transport, buckets)
+            for way in self._lossy:
+                way.reducer.prepare(world, transport, buckets)
         counted = world.traffic.lap()
         self.choices = self._measure(world)
         world.traffic.lap()
         world.traffic.add(counted)
 
     def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
-        algorithm, values = self._algorithm(bucket), bucket.values
+        way = self._way(bucket)
         if bucket.index in self._indebted:
-            if not can_be_sent(agreed_bound(transport, values), 1.0, self._config.codec):
-                values.fill_(math.nan)  # the debt stays
+            if not can_be_sent(agreed_bound(transport, bucket.values), 1.0, self._config.codec):
+                bucket.values.fill_(math.nan)  # the debt stays
                 return
-            for name, reducer in self._lossy.items():
-                if name != algorithm:
-                    reducer.settle(bucket)
+            for other in self._lossy:
+                if other is not way:
+                    other.reducer.settle(bucket)
             self._indebted.discard(bucket.index)
-        if algorithm == "native":
-            with transport.traffic.waiting():
-                transport.all_reduce(values)
-        elif algorithm == "doubling":
-            doubling.all_reduce(transport, values)
-        elif algorithm in ("ring", "half_ring"):
-            dense.long(transport, values, wire=bucket.kind.dtype if algorithm == "half_ring" else None)  # type: ignore[attr-defined]
-        else:
-            self._lossy[algorithm].reduce(transport, bucket, step)
+        way.carry(transport, bucket, step)
 
     def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
         """Before anything is measured, those of the ring."""
-        algorithm = self._algorithm(bucket)
-        values_bytes = bucket.values.numel() * bucket.values.element_size()
-        if algorithm in LOSSY:
-            return self._lossy[algorithm].planned_bytes(bucket, size, rank)
-        if algorithm == "doubling":
-            return doubling.planned_bytes(values_bytes, size, rank)
-        return dense_all_reduce_bytes(values_bytes // (2 if algorithm == "half_ring" else 1), size)
+        return self._way(bucket).planned_bytes(bucket, size, rank)
 
     def plan(self) -> str:
         codec = self._config.codec
@@ -115,9 +97,9 @@ class AutoReducer(Reducer):
 
     def state_dict(self) -> Tree:
         return {
-            "algorithms": [self._algorithm(bucket) for bucket in self._buckets],
+            "algorithms": [self._way(bucket).name for bucket in self._buckets],
             "values": [bucket.values.numel() for bucket in self._buckets],
-            "lossy": {name: reducer.state_dict() for name, reducer in self._lossy.items()},
+            "lossy": {way.name: way.reducer.state_dict() for way in self._lossy},
         }
 
     def load_state_dict(self, parts: Sequence[Tree], rank: int, size: int) -> None:
@@ -127,8 +109,8 @@ class AutoReducer(Reducer):
         saved = parts[rank % len(parts)]
         if "lossy" not in saved:  # another exchange's
             return
-        for name, reducer in self._lossy.items():
-            reducer.load_state_dict(SavedParts.of(parts).under("lossy", name), rank, size)
+        for way in self._lossy:
+            way.reducer.load_state_dict(SavedParts.of(parts).under("lossy", way.name), rank, size)
         self._indebted = {bucket.index for bucket in self._buckets}
         same = len(parts) == size and saved["values"] == [bucket.values.numel() for bucket in self._buckets]
         if same and self.choices is not None:
@@ -138,48 +120,46 @@ class AutoReducer(Reducer):
                 for choice, algorithm in zip(self.choices.buckets, saved["algorithms"], strict=True)
             ]
 
-    def _algorithm(self, bucket: Bucket) -> str:
-        return self.choices.buckets[bucket.index].algorithm if self.choices else "ring"
+    def _way(self, bucket: Bucket) -> Way:
+        return self._ways[self.choices.buckets[bucket.index].algorithm if self.choices else Ring.name]
 
     def _measure(self, world: World) -> Choices:
         if world.size == 1:
             machine = Machine((0,), Line(), Line(), Line(), ((1.0, 0.0),))
         else:
             machine = calibrate(world, self._config.calibration_s)
-        longest: dict[Codec, int] = {}
-        for bucket in self._buckets:
-            if isinstance(codec := bucket.kind, Codec) and not isinstance(codec, Dense) and world.size > 1:
-                longest[codec] = max(longest.get(codec, 0), bucket.values.numel())
-        costs = {
-            codec: codec_cost(
-                world,
-                codec,
-                self._lossy["two_phase"].keeps_residuals(codec) and not isinstance(codec, Half),
-                n,
-                self._config.calibration_s / 5 / len(longest),
-            )
-            for codec, n in longest.items()
-        }
-        predicted = [
-            predict(machine, b.values.numel() * b.values.element_size(), costs.get(b.kind), isinstance(b.kind, Half))  # type: ignore[call-overload]
-            for b in self._buckets
-        ]
+        costs = self._codec_costs(world)
+        predicted = [self._predicted(machine, bucket, costs) for bucket in self._buckets]
         # Rank 0 decides: another rank's processor may round the same numbers to another fit.
-        names = sorted({name for times in predicted for name in times})
+        names = list(self._ways)
         chosen = world.broadcast_integers([names.index(choose(times)) for times in predicted])
         return Choices(
             [
-                Choice(
-                    b.values.numel() * b.values.element_size(),
-                    _label(b.kind) if b.kind in costs else "",
-                    names[number],
-                    times,
-                )
+                Choice(b.nbytes, _label(b.kind) if b.kind in costs else "", names[number], times)
                 for b, times, number in zip(self._buckets, predicted, chosen, strict=True)
             ],
             machine,
             {_label(codec): cost for codec, cost in costs.items()},
         )
+
+    def _predicted(self, machine: Machine, bucket: Bucket, costs: dict[Codec, CodecCost]) -> dict[str, float]:
+        """Seconds of every way that can carry a bucket."""
+        cost = costs.get(bucket.kind)  # type: ignore[call-overload]
+        times = {name: way.predicted_s(machine, bucket, cost) for name, way in self._ways.items()}
+        return {name: seconds for name, seconds in times.items() if seconds is not None}
+
+    def _codec_costs(self, world: World) -> dict[Codec, CodecCost]:
+        """Measured on the longest bucket of each codec."""
+        longest: dict[Codec, int] = {}
+        for bucket in self._buckets:
+            if isinstance(codec := bucket.kind, Codec) and not isinstance(codec, Dense) and world.size > 1:
+                longest[codec] = max(longest.get(codec, 0), bucket.values.numel())
+        seconds = self._config.calibration_s / 5 / max(1, len(longest))
+        keeps = self._lossy[0].reducer.keeps_residuals
+        return {
+            codec: codec_cost(world, codec, keeps(codec) and not isinstance(codec, Half), n, seconds)
+            for codec, n in longest.items()
+        }
 
 
 def _label(codec: Codec) -> str:

@@ -36,6 +36,36 @@ class Bucket:
         """For seeds and messages."""
         return f"bucket {self.index}"
 
+    @property
+    def nbytes(self) -> int:
+        """Of the values."""
+        return self.values.nbytes
+
+    def fits(self, p: nn.Parameter) -> bool:
+        """Whether the bucket can still hold a parameter's gradient."""
+        return p.dtype == self.values.dtype and p.device == self.values.device and p.shape == self.views[p].shape
+
+    def take(self, p: nn.Parameter) -> None:
+        """Bring a parameter's gradient to its place, whoever made it and however; none counts as zero."""
+        place = self.views[p]
+        if place.data_ptr() != self.values[self.offsets[p] :].data_ptr():  # model.to() has moved it away
+            place = self.views[p] = self._view(p)
+        if p.grad is None:
+            place.zero_()
+        elif p.grad is not place:
+            place.copy_(p.grad if p.grad.layout == torch.strided else p.grad.to_dense())
+        p.grad = place
+
+    def replace(self, old: nn.Parameter, new: nn.Parameter) -> None:
+        """Let one parameter stand where another stood."""
+        for table in (self.views, self.offsets):
+            items = [(new if p is old else p, value) for p, value in table.items()]
+            table.clear()
+            table.update(items)  # type: ignore[arg-type]
+
+    def _view(self, p: nn.Parameter) -> Tensor:
+        return self.values[self.offsets[p] : self.offsets[p] + p.numel()].view(p.shape)
+
 
 def make_buckets(
     parameters: Sequence[tuple[str, nn.Parameter]],

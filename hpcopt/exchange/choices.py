@@ -7,9 +7,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from hpcopt.comm import alpha_beta
 from hpcopt.comm.alpha_beta import CodecCost, Line, Machine
-from hpcopt.compress.finite import BOUND_BYTES
 from hpcopt.store import strict_json
 
 EXACT = ("native", "doubling", "ring")  # algorithms whose sums lose nothing but rounding
@@ -92,28 +90,6 @@ class Choices:
             f"a bucket of {choice.values_bytes / 1e6:.3g} MB would take {lossy_ms:.3g} ms by {lossy}, "
             f"and takes {exact_ms:.3g} ms by {exact} ({rates})"
         )
-
-
-def predict(machine: Machine, values_bytes: int, codec: CodecCost | None, half: bool) -> dict[str, float]:
-    """Seconds of every algorithm that can carry a bucket.
-
-    Args:
-        codec: cost of the codec that it may travel in, if any.
-        half: the codec's payloads may be summed on the way.
-    """
-    predicted_s = {
-        "native": alpha_beta.native_s(machine, values_bytes),
-        "doubling": alpha_beta.doubling_s(machine, values_bytes),
-        "ring": alpha_beta.long_s(machine, values_bytes),
-    }
-    if codec is not None and half:
-        predicted_s["half_ring"] = alpha_beta.ring_s(machine, values_bytes, codec)
-    elif codec is not None:
-        agree_s = alpha_beta.doubling_s(machine, BOUND_BYTES)
-        predicted_s["two_phase"] = agree_s + alpha_beta.two_phase_s(machine, values_bytes, codec)
-        if 1 < max(machine.nodes) + 1 < machine.size:
-            predicted_s["two_phase_by_nodes"] = agree_s + alpha_beta.two_phase_by_nodes_s(machine, values_bytes, codec)
-    return predicted_s
 
 
 def choose(predicted_s: Mapping[str, float]) -> str:

@@ -7,7 +7,7 @@ differs between ranks or steps. A parameter that a step does not use counts as a
 
 In a loop of one's own:
 
-    exchange = Exchange(connect(), model.named_parameters(), TwoPhaseConfig(codec=QSGD(bits=4)), mean=True)
+    exchange = Exchange(connect(), model, TwoPhaseConfig(codec=QSGD(bits=4)), mean=True)
     for batch in batches:
         optimizer.zero_grad()
         loss(model, batch).backward()
@@ -17,8 +17,8 @@ In a loop of one's own:
 
 import hashlib
 import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 
 import torch
@@ -31,10 +31,10 @@ from hpcopt.comm.world import World
 from hpcopt.errors import HpcoptError, PeerError, UnsupportedError
 from hpcopt.exchange.bucket import Bucket, make_buckets
 from hpcopt.exchange.choices import Choices
-from hpcopt.exchange.overlap import Overlap
+from hpcopt.exchange.config import ExchangeConfig
+from hpcopt.exchange.follow import Named, Parameters
 from hpcopt.exchange.reducer import Tree
 from hpcopt.exchange.trace import Trace
-from hpcopt.exchange.vote import VoteReducer
 from hpcopt.phases import PhaseClock
 from hpcopt.store.saved_parts import SavedParts
 
@@ -49,30 +49,41 @@ class Exchange:
     def __init__(
         self,
         world: World,
-        named_parameters: Iterable[tuple[str, nn.Parameter]],
-        config: Overlap,
+        model: nn.Module | Named,
+        config: ExchangeConfig,
         *,
         mean: bool = False,
+        broadcast: bool = False,
+        seed: int = 0,
         clock: PhaseClock | None = None,
     ) -> None:
         """Make the buckets and watch the parameters' gradients. Collective.
 
         Args:
-            mean: give means over the ranks in place of sums.
+            model: whose parameters are followed; or names and parameters, which must then stay these.
+            mean: give means over the ranks in place of sums; signs stay signs.
+            broadcast: start from rank 0's parameters, and buffers; otherwise all ranks must have the same parameters.
+            seed: of all that codecs draw at random, the same on all ranks.
             clock: counts the exchange's phases.
 
         Raises:
             UnsupportedError: two parameters have one name.
-            PeerError: the ranks' parameters differ in name, shape or dtype, or their exchanges in settings.
+            PeerError: the ranks' parameters differ in name, shape, dtype or value, or their exchanges in settings.
         """
-        self._world, self._mean, self._clock = world, mean, clock or PhaseClock()
-        self._operation, self._reducer, self._adversary = config.name, config.build(), config.adversary
+        self._world, self._mean, self._clock = world, mean and config.gives == "sums", clock or PhaseClock()
+        self._operation, self._adversary, self._seed = config.name, config.adversary, seed
+        self._reducer = config.build(seed)
         self._trace = Trace(config.trace, world.rank)
-        parameters = [(name, p) for name, p in named_parameters if p.requires_grad]
+        self._parameters = Parameters(model)
+        trained = self._parameters.trained
         with world.together():
             bucket_bytes = int(config.bucket_mb * 1e6)
-            self.buckets = make_buckets(parameters, bucket_bytes, self._reducer.kind, self._reducer.grain)
+            self.buckets = make_buckets(trained, bucket_bytes, self._reducer.kind, self._reducer.grain)
         self._require_same_schedule()
+        start = [p for _, p in trained]
+        if broadcast and isinstance(model, nn.Module):
+            start = list(model.state_dict().values())
+        world.start_alike(start, broadcast)
         self._bucket_of = {p: bucket for bucket in self.buckets for p in bucket.views}
         self._transport = world.transport.duplicate()
         self._reducer.prepare(world, self._transport, self.buckets)
@@ -82,11 +93,21 @@ class Exchange:
         self._thread = ThreadPoolExecutor(1, "exchange") if config.overlap and self._transport.threaded else None
         self._step = 0
         self._rearm(1)
-        for p in self._bucket_of:
-            p.register_post_accumulate_grad_hook(self._ready)  # type: ignore[no-untyped-call]
+        self._hooks = {p: p.register_post_accumulate_grad_hook(self._ready) for p in self._bucket_of}  # type: ignore[no-untyped-call]
+
+    def remove(self) -> None:
+        """Leave the parameters alone from now on, so that another exchange can be made for them."""
+        for hook in self._hooks.values():
+            hook.remove()
+        if self._thread is not None:
+            self._thread.shutdown()
 
     def zero(self, backwards: int = 1) -> None:
-        """Make every gradient zero, before the first of ``backwards`` backward passes whose gradients add up."""
+        """Make every gradient zero, before the first of ``backwards`` backward passes whose gradients add up. A step
+        that was given up in its middle ends here, and counts. Collective only then.
+        """
+        if self._next:
+            self._complete()
         self._rearm(backwards)
         for bucket in self.buckets:
             bucket.values.zero_()
@@ -94,29 +115,25 @@ class Exchange:
                 p.grad = view
 
     def finish(self) -> None:
-        """Exchange what is not yet under way and wait for all: every ``grad`` is then the sum over the ranks.
-        Collective.
+        """Exchange what is not yet under way and wait for all: every ``grad`` is then the sum over the ranks, also of
+        gradients that no backward pass has left. Parameters that are frozen by now have none. Collective.
 
         Raises:
-            HpcoptError: what went wrong in the exchange of a bucket.
+            HpcoptError: what went wrong in the exchange of a bucket; the next step goes as ever.
+            UnsupportedError: once all buckets are exchanged: parameters or gradients were changed as they may not be.
         """
         with self._clock("exchange"), self._trace("finish", "training", step=self._step):
             if self._world.debug:
                 self._world.require_same(list(self._bucket_of), f"before the update of step {self._step} parameters")
-            for p, passes in self._passes_left.items():
-                if passes and p.grad is None:
-                    self._bucket_of[p].views[p].zero_()
-            self._send(len(self.buckets))
-            for future in self._under_way:
-                future.result()
-            for bucket in self.buckets:
-                for p, view in bucket.views.items():
-                    p.grad = view
+            refusal = self._look_around()
+            self._complete()
+            if refusal is not None:
+                raise refusal
+            for p, bucket in self._bucket_of.items():
+                p.grad = bucket.views[p] if p.requires_grad else None
         self._count()
         if self.choices is not None:
             self.choices.record(self._seconds)
-        self._step += 1
-        self._rearm(1)
 
     @property
     def choices(self) -> Choices | None:
@@ -127,20 +144,26 @@ class Exchange:
         """Scalars to record of a step, by name, the same on all ranks."""
         return self._reducer.metrics()
 
-    def outcome(self, p: nn.Parameter) -> Tensor:
-        """What a vote that leaves its outcomes packed decided for a parameter, for ``Signum``.
+    def signs(self, momentum: float = 0.0) -> Callable[[nn.Parameter], Tensor]:
+        """Let a vote's outcomes stay packed, for ``Signum``, and gradients as they are; before the first step.
+
+        Args:
+            momentum: each rank votes the signs of its mean ``m <- momentum m + (1 - momentum) g``.
+
+        Returns:
+            What gives a parameter's signs of the last step, shape (ceil(n / 64),), int64; a set bit is minus.
 
         Raises:
             UnsupportedError: the exchange is no vote.
         """
-        if not isinstance(self._reducer, VoteReducer):
-            raise UnsupportedError(f"the exchange {self._operation!r} decides no signs: use a VoteConfig").everywhere()
-        return self._reducer.outcome(self._bucket_of[p], p)
+        outcome = self._reducer.packed_signs(momentum)
+        return lambda p: outcome(self._bucket_of[p], p)
 
     def norm(self) -> Tensor:
         """Euclidean norm over all gradients, as a float64 scalar."""
-        norms = [torch.linalg.vector_norm(bucket.values, dtype=torch.float64) for bucket in self.buckets]
-        return torch.stack(norms).square().sum().sqrt()
+        values = [torch.view_as_real(b.values) if b.values.is_complex() else b.values for b in self.buckets]
+        norms = [torch.linalg.vector_norm(v, dtype=torch.float64) for v in values]
+        return torch.stack(norms).square().sum().sqrt() if norms else torch.zeros((), dtype=torch.float64)
 
     def scale(self, factor: float) -> None:
         """Multiply every gradient."""
@@ -149,7 +172,9 @@ class Exchange:
 
     def planned_bytes(self) -> int:
         """Bytes that this rank sends in a step, at most."""
-        return sum(self._reducer.planned_bytes(b, self._world.size, self._world.rank) for b in self.buckets)
+        size, rank = self._world.size, self._world.rank
+        buckets_bytes = sum(self._reducer.planned_bytes(b, size, rank) for b in self.buckets)
+        return buckets_bytes + self._reducer.finish_bytes(size, rank)
 
     def plan(self) -> dict[str, str]:
         """What a step will do, for a person: lines of (what, how much)."""
@@ -188,18 +213,54 @@ class Exchange:
     def _ready(self, p: nn.Parameter) -> None:
         """A backward pass has finished the gradient of p."""
         bucket = self._bucket_of[p]
-        view = bucket.views[p]
-        if p.grad is not view:
-            view.copy_(p.grad)  # type: ignore[arg-type]
-            p.grad = view
+        if not bucket.fits(p):
+            return  # finish says so
+        bucket.take(p)
         self._passes_left[p] -= 1
         if self._passes_left[p] < 0:
             raise HpcoptError(
-                "a gradient changed after it was sent: tell exchange.zero(backwards=N) how many backward passes add up"
+                "a gradient changed after it was sent: tell exchange.zero(backwards=N) how many backward passes add "
+                "up; after a step that was given up, begin the next one with exchange.zero()"
             )
         if self._passes_left[p] == 0:
             self._waiting_for[bucket.index] -= 1
             self._send(self._next_incomplete())
+
+    def _look_around(self) -> UnsupportedError | None:
+        """Take in parameters and gradients that have changed without a backward pass; give what cannot be."""
+        try:
+            for old, new in self._parameters.follow():
+                self._take_over(old, new)
+        except UnsupportedError as error:
+            return error
+        for p, bucket in self._bucket_of.items():
+            if bucket.index >= self._next:
+                bucket.take(p)
+            elif p.grad is not None and p.grad is not bucket.views[p]:
+                return UnsupportedError("a gradient was replaced after it was sent: change gradients after finish()")
+        return None
+
+    def _take_over(self, old: nn.Parameter, new: nn.Parameter) -> None:
+        bucket = self._bucket_of[old]
+        bucket.replace(old, new)
+        self._bucket_of = {new if p is old else p: b for p, b in self._bucket_of.items()}
+        self._hooks.pop(old).remove()
+        self._hooks[new] = new.register_post_accumulate_grad_hook(self._ready)  # type: ignore[no-untyped-call]
+
+    def _complete(self) -> None:
+        """Exchange the step's other buckets, wait for all, and be ready for the next step, whatever went wrong."""
+        try:
+            self._send(len(self.buckets))
+            self._run(self._finish_step)
+            for future in self._under_way:
+                future.result()
+        except HpcoptError as error:
+            if error.on_every_rank:  # all ranks go through the other buckets, too; else the job is at its end
+                wait(self._under_way)
+            raise
+        finally:
+            self._step += 1
+            self._rearm(1)
 
     def _next_incomplete(self) -> int:
         if self._thread is None:
@@ -210,18 +271,21 @@ class Exchange:
     def _send(self, end: int) -> None:
         """Exchange the buckets up to ``end`` that are not yet under way."""
         while self._next < end:
-            reduce = partial(self._reduce, self.buckets[self._next])
+            bucket = self.buckets[self._next]
             self._next += 1
-            if self._thread is None:
-                reduce()
-            else:
-                self._under_way.append(self._thread.submit(reduce))
+            self._run(partial(self._reduce, bucket))
+
+    def _run(self, work: Callable[[], None]) -> None:
+        if self._thread is None:
+            work()
+        else:
+            self._under_way.append(self._thread.submit(work))
 
     def _reduce(self, bucket: Bucket) -> None:
         dense_bytes = bucket.values.numel() * bucket.values.element_size()
         self._transport.traffic.dense_bytes += dense_all_reduce_bytes(dense_bytes, self._world.size)
         if self._adversary is not None:
-            self._adversary.falsify(bucket, self._world.rank, self._step)
+            self._adversary.falsify(bucket, self._world.rank, self._step, self._seed)
         operation = self.choices.buckets[bucket.index].algorithm if self.choices else self._operation
         what = f"{operation} of {bucket.name}, step {self._step}: {bucket.values.numel()} x {bucket.values.dtype}"
         trace = self._trace(bucket.name, "exchange", step=self._step, values=bucket.values.numel())
@@ -233,6 +297,10 @@ class Exchange:
             self._seconds[bucket.index] = time.perf_counter() - start_s
         if self._mean:
             bucket.values.div_(self._world.size)
+
+    def _finish_step(self) -> None:
+        with self._world.watch(f"{self._operation}, end of step {self._step}", self._world.ranks):
+            self._reducer.finish_step(self._transport, self.buckets, self._step)
 
     def _count(self) -> None:
         """Hand on what the exchange's transport has counted."""

@@ -1,14 +1,15 @@
 """What stands behind every ``[exchange]``: how one bucket becomes its sum over the ranks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
 from hpcopt.compress import Codec
+from hpcopt.errors import UnsupportedError
 from hpcopt.exchange.bucket import Bucket
 from hpcopt.exchange.choices import Choices
 
@@ -47,13 +48,32 @@ class Reducer(ABC):
 
     @abstractmethod
     def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
-        """Replace the bucket's values by their sum over the ranks, bit-equal on all of them. Collective."""
+        """Replace the bucket's values by their sum over the ranks, bit-equal on all of them. Collective.
+
+        A value that is Inf or NaN on one rank is not finite on any rank afterwards, and leaves no trace in later steps.
+        """
+
+    def finish_step(self, transport: Transport, buckets: Sequence[Bucket], step: int) -> None:
+        """Look at all buckets once the last of a step is reduced: for what all ranks keep together. Collective."""
+        return
 
     @abstractmethod
     def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
         """Bytes that a rank of ``size`` sends for the bucket; where the payload's length depends on the values, the
         most that it can be.
         """
+
+    def finish_bytes(self, size: int, rank: int) -> int:
+        """The most bytes that a rank sends in ``finish_step``."""
+        return 0
+
+    def packed_signs(self, momentum: float) -> Callable[[Bucket, nn.Parameter], Tensor]:
+        """See ``Exchange.signs``.
+
+        Raises:
+            UnsupportedError: on all ranks: this exchange decides no signs.
+        """
+        raise UnsupportedError("this exchange decides no signs: use a VoteConfig").everywhere()
 
     def plan(self) -> str:
         """How buckets go, for a person, where the job does not say it already."""
@@ -68,7 +88,12 @@ class Reducer(ABC):
         return {}
 
     def load_state_dict(self, parts: Sequence[Tree], rank: int, size: int) -> None:
-        """Take over the states of all ranks that saved, read on access; there may be more or fewer than now."""
+        """Take over the states of all ranks that saved, read on access; there may be more or fewer than now. What all
+        ranks kept together is in each of them.
+
+        Raises:
+            CheckpointError: a state is damaged or of another model.
+        """
         return
 
 

@@ -7,7 +7,7 @@ of +1 and -1 is made. It is the same step, bit for bit.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, overload
+from typing import Any, ClassVar, Literal, overload
 
 import numpy as np
 import torch
@@ -15,26 +15,30 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hpcopt import kernels
-from hpcopt.optim.config import OptimizerConfig
+from hpcopt.optim.config import OptimizerConfig, Outcome
 from hpcopt.optim.groups import decay_matrices_only
-
-Outcome = Callable[
-    [nn.Parameter], Tensor
-]  # a parameter's packed signs, shape (ceil(n / 64),), int64; a set bit is minus
 
 
 class SignumConfig(OptimizerConfig):
     """Sign of the momentum. Behind ``[exchange] name = "vote"`` the momentum is each rank's own, before the vote."""
+
+    takes: ClassVar[frozenset[str]] = frozenset({"sums", "signs"})
 
     name: Literal["signum"] = "signum"
     lr: float = Field(1e-3, gt=0, description="learning rate at the top of the schedule: the size of every step")
     momentum: float = Field(0.9, ge=0, lt=1, description="decay of the running mean of gradients")
     weight_decay: float = Field(0.0, ge=0, description="decoupled decay of weights of two or more dimensions")
 
-    def build(self, parameters: Iterable[nn.Parameter], outcome: Outcome | None = None) -> torch.optim.Optimizer:
-        """Make the optimizer of these parameters; see ``Signum`` for ``outcome``."""
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Make the optimizer of these parameters."""
+        return Signum(decay_matrices_only(parameters, self.weight_decay), self.lr, self.momentum)
+
+    def build_on_signs(
+        self, parameters: Iterable[nn.Parameter], signs: Callable[[float], Outcome]
+    ) -> torch.optim.Optimizer:
+        """The momentum is each rank's own and stands before the vote, so it moves from here to there."""
         groups = decay_matrices_only(parameters, self.weight_decay)
-        return Signum(groups, self.lr, self.momentum, outcome=outcome)
+        return Signum(groups, self.lr, momentum=0.0, outcome=signs(self.momentum))
 
 
 class Signum(torch.optim.Optimizer):
@@ -72,10 +76,10 @@ class Signum(torch.optim.Optimizer):
         for group in self.param_groups:
             beta, lr, decay = group["momentum"], group["lr"], group["weight_decay"]
             for p in group["params"]:
+                if p.grad is None:
+                    continue
                 if self._outcome is not None:
                     _move(p, self._outcome(p), lr, decay)
-                    continue
-                if p.grad is None:
                     continue
                 direction = p.grad
                 if beta:

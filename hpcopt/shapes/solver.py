@@ -103,6 +103,13 @@ class Task:
 class SolverConfig(Choice, ABC):
     """How a batch becomes new parameters across the ranks."""
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """What an exchange may give (``ExchangeConfig.gives``) for this solver to work with it; empty, if it has no use
+        for one.
+        """
+        return frozenset({"sums"})
+
     @abstractmethod
     def build(self, task: Task, context: Context) -> Solver:
         """Make the solver, from rank 0's parameters. Collective.

@@ -6,19 +6,16 @@ number of ranks but for rounding.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 
-from hpcopt.errors import CheckpointError, JobError
-from hpcopt.exchange import Exchange, GossipConfig, Overlap, VoteConfig
-from hpcopt.optim import SignumConfig
+from hpcopt.errors import CheckpointError
+from hpcopt.exchange import Exchange
 from hpcopt.optim.state import optimizer_state, restore_optimizer
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Solver, SolverConfig, StepStats, Task, Tree
 from hpcopt.solvers.first_order import FirstOrder
-from hpcopt.solvers.gossip import GossipSgd
 from hpcopt.store.saved_parts import SavedParts
 
 
@@ -27,29 +24,14 @@ class DataParallelConfig(SolverConfig, FirstOrder):
 
     name: Literal["data_parallel"] = "data_parallel"
 
-    def build(self, task: Task, context: Context) -> "DataParallel | GossipSgd":
-        """Make the solver. Collective.
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the optimizer can step by; signs have no norm to clip."""
+        return self.optimizer.takes if self.clip_norm is None else self.optimizer.takes - {"signs"}
 
-        Raises:
-            JobError: the optimizer or the clipping does not fit the exchange.
-        """
-        if isinstance(context.exchange, GossipConfig):
-            return GossipSgd(self, task, context)
-        if isinstance(context.exchange, VoteConfig):
-            return self._behind_a_vote(context.exchange, task, context)
+    def build(self, task: Task, context: Context) -> "DataParallel":
+        """Make the solver. Collective."""
         return DataParallel(self, task, context)
-
-    def _behind_a_vote(self, exchange: VoteConfig, task: Task, context: Context) -> "DataParallel":
-        """The momentum of Signum is each rank's own and stands before the vote, so it moves from here to there."""
-        if not isinstance(self.optimizer, SignumConfig) or self.clip_norm is not None:
-            raise JobError(
-                '[exchange] name = "vote" leaves nothing of a gradient but its sign: '
-                'use [solver.optimizer] name = "signum", without [solver] clip_norm'
-            ).everywhere()
-        exchange = exchange.model_copy(update={"momentum": self.optimizer.momentum, "packed": True})
-        optimizer = self.optimizer.model_copy(update={"momentum": 0.0})
-        config = self.model_copy(update={"optimizer": optimizer})
-        return DataParallel(config, task, replace(context, exchange=exchange))
 
 
 class DataParallel(Solver):
@@ -62,17 +44,15 @@ class DataParallel(Solver):
         self.data_rank, self.data_size = world.rank, world.size
         self._config, self._loss, self._clock = config, task.loss, context.clock
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        if not isinstance(exchange, Overlap):
-            raise JobError(f'[exchange] name = "{exchange.name}" exchanges no gradients').everywhere()
-        self._exchange = Exchange(world, model.named_parameters(), exchange, clock=context.clock)
-        if isinstance(config.optimizer, SignumConfig) and isinstance(exchange, VoteConfig):
-            self._optimizer = config.optimizer.build(self._parameters, self._exchange.outcome)
+        self._exchange = Exchange(
+            world, model, exchange, broadcast=True, seed=context.seed("exchange"), clock=context.clock
+        )
+        if exchange.gives == "signs":
+            self._optimizer = config.optimizer.build_on_signs(self._parameters, self._exchange.signs)
         else:
             self._optimizer = config.optimizer.build(self._parameters)
         self.optimizers = (self._optimizer,)
         self._steps, self._step = context.total_steps, 0
-        for tensor in model.state_dict().values():
-            world.broadcast(tensor)
 
     def step(self, batch: Any) -> StepStats:
         micros = batch.split(self._config.accumulate)

@@ -7,45 +7,106 @@ train; an evaluation is of their mean.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from hpcopt.comm.gossip import Choco
+from hpcopt.comm import graphs
+from hpcopt.comm.mixing import Choco, Metropolis, Mixer, PushSum
 from hpcopt.comm.traffic import dense_all_reduce_bytes
+from hpcopt.comm.transport import Transport
 from hpcopt.comm.warm_up import compile_once
+from hpcopt.compress import QSGD, Codec
 from hpcopt.errors import CheckpointError, JobError
-from hpcopt.exchange.gossip import GossipConfig
+from hpcopt.families import CODECS
 from hpcopt.optim.state import optimizer_state, restore_optimizer
 from hpcopt.shapes.batch import Batch
 from hpcopt.shapes.context import Context
-from hpcopt.shapes.solver import Solver, StepStats, Task, Tree
+from hpcopt.shapes.solver import Solver, SolverConfig, StepStats, Task, Tree
 from hpcopt.solvers.first_order import FirstOrder
+
+
+class GossipConfig(SolverConfig, FirstOrder):
+    """After every step of its own, each rank mixes its parameters with a few neighbours'. Nothing else is exchanged."""
+
+    name: Literal["gossip"] = "gossip"
+    mixing: Literal["push_sum", "metropolis", "choco"] = Field(
+        "push_sum",
+        description="push_sum: any graph; metropolis: undirected graphs; choco: metropolis with compressed differences",
+    )
+    graph: Literal["exponential", "ring", "random", "file"] = Field("exponential", description="who sends to whom")
+    file: Path | None = Field(None, description='with graph = "file": one edge a line, source and target')
+    tau: int = Field(0, ge=0, description="push_sum: steps after which a message is waited for")
+    codec: Annotated[Codec, CODECS] = Field(QSGD(), description="choco: of the differences")
+    gamma: float = Field(0.5, gt=0, le=1, description="choco: step of the mixing; less for coarser codecs")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "GossipConfig":
+        if (self.graph == "file") != (self.file is not None):
+            raise ValueError('graph = "file" goes with file = PATH')
+        if self.mixing != "push_sum" and self.graph in ("exponential", "random"):
+            raise ValueError(f'mixing = "{self.mixing}" needs an undirected graph: graph = "ring", or a file')
+        if self.tau and self.mixing != "push_sum":
+            raise ValueError('tau goes with mixing = "push_sum"')
+        return self
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
+
+    def build(self, task: Task, context: Context) -> "GossipSgd":
+        """Make the solver. Collective.
+
+        Raises:
+            JobError: the graph's file does not fit the ranks, or the model is not of float32.
+        """
+        return GossipSgd(self, task, context)
+
+    def mixer(self, transport: Transport, x: Tensor, seed: int) -> Mixer:
+        """Make the mixer of x, shape (n,), float32.
+
+        Raises:
+            JobError: the graph's file does not fit the ranks.
+        """
+        graph = self._graph(transport.size, seed)
+        if self.mixing == "push_sum":
+            return PushSum(transport, graph, x, self.tau)
+        if self.mixing == "metropolis":
+            return Metropolis(transport, graph, x)
+        return Choco(transport, graph, x, self.codec, self.gamma, seed)
+
+    def _graph(self, size: int, seed: int) -> graphs.Graph:
+        if self.file is not None:
+            return graphs.from_file(self.file, size)
+        if self.graph == "random":
+            return graphs.random(size, seed)
+        return graphs.ring(size) if self.graph == "ring" else graphs.exponential(size)
 
 
 class GossipSgd(Solver):
     """The solver."""
 
-    def __init__(self, config: FirstOrder, task: Task, context: Context) -> None:
+    def __init__(self, config: GossipConfig, task: Task, context: Context) -> None:
         """Start from rank 0's parameters. Collective."""
         self.model = model = task.model
-        world, exchange = context.world, context.exchange
+        world = context.world
         self.data_rank, self.data_size = world.rank, world.size
         self._config, self._loss, self._world, self._clock = config, task.loss, world, context.clock
-        if not isinstance(exchange, GossipConfig):
-            raise JobError(f'[exchange] name = "{exchange.name}" does not mix parameters').everywhere()
         for tensor in model.state_dict().values():
             world.broadcast(tensor)
         parameters = [p for p in model.parameters() if p.requires_grad]
         if any(p.dtype != torch.float32 for p in parameters):
-            raise JobError('[exchange] name = "gossip" needs float32 parameters').everywhere()
+            raise JobError('[solver] name = "gossip" needs float32 parameters').everywhere()
         self._z = _flatten(parameters)
         self._transport = world.transport.duplicate()
-        self._mixer = exchange.build(self._transport, self._z.clone())
-        if exchange.mixing == "choco" and self._transport.point_to_point:  # this is no rehearsal
-            compile_once(world, exchange.codec.warm)
+        self._mixer = config.mixer(self._transport, self._z.clone(), context.seed("gossip"))
+        if config.mixing == "choco" and self._transport.point_to_point:  # this is no rehearsal
+            compile_once(world, config.codec.warm)
         self._optimizer = config.optimizer.build(parameters)
-        self.pipelined = exchange.tau > 0
+        self.pipelined = config.tau > 0
         self._steps, self._step = context.total_steps, 0
 
     def step(self, batch: Batch) -> StepStats:

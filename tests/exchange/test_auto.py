@@ -13,8 +13,8 @@ from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.rehearsal import RehearsalTransport
 from hpcopt.comm.world import World
 from hpcopt.compress import QSGD, Half, PerTensor, Rule, TopK
-from hpcopt.exchange import AutoConfig, Exchange, RingConfig, TwoPhaseConfig, auto
-from hpcopt.exchange.choices import choose, predict
+from hpcopt.exchange import AutoConfig, Bucket, Exchange, RingConfig, TwoPhaseConfig, auto
+from hpcopt.exchange.choices import choose
 from tests.exchange.test_exchange import descend, flat, network
 
 QUICK, SLOW = Line(1e-6, 1e12), Line(1e-6, 1e6)
@@ -24,6 +24,13 @@ FREE, DEAR = CodecCost(Line(), Line(), 8.0), CodecCost(Line(1.0, 1e3), Line(1.0,
 
 def machine(size: int, link: Line, native_s: float) -> Machine:
     return Machine(tuple(range(size)), Line(), link, Line(), ((1.0, native_s), (1e9, 1e3 * native_s)))
+
+
+def predict(machine: Machine, nbytes: int, cost: CodecCost | None, codec=QSGD()) -> dict[str, float]:  # noqa: B008
+    """Seconds of the ways that a bucket of float32 can go."""
+    values = torch.zeros(nbytes // 4)
+    bucket = Bucket(0, codec, values, {}, {})
+    return AutoConfig(codec=codec).build(0)._predicted(machine, bucket, {} if cost is None else {codec: cost})
 
 
 def given(monkeypatch, known: Machine, cost: CodecCost = CODEC) -> None:
@@ -54,7 +61,7 @@ def algorithms(exchange: Exchange) -> list[str]:
 
 def test_short_buckets_go_natively_and_long_ones_round_the_ring():
     quick_native = Machine((0,) * 8, Line(2e-5, 1e9), Line(), Line(0.0, 1e10), ((1.0, 1e-5), (1e5, 2e-5), (1e6, 1e-2)))
-    chosen = [choose(predict(quick_native, n, None, False)) for n in (100, 4000, 1 << 22)]
+    chosen = [choose(predict(quick_native, n, None)) for n in (100, 4000, 1 << 22)]
     assert chosen == ["native", "native", "ring"]
 
 
@@ -74,8 +81,8 @@ def test_a_codec_must_be_worth_what_it_loses(predicted_s, chosen):
 
 def test_nodes_that_share_a_link_make_lanes():
     m = Machine((0, 0, 0, 0, 1, 1, 1, 1), Line(1e-6, 1e10), Line(1e-4, 1e8), Line(0.0, 1e10), ((1.0, 1.0),))
-    assert choose(predict(m, 1 << 22, CODEC, False)) == "two_phase_by_nodes"
-    assert "two_phase_by_nodes" not in predict(machine(4, QUICK, 1.0), 1 << 22, CODEC, False)
+    assert choose(predict(m, 1 << 22, CODEC)) == "two_phase_by_nodes"
+    assert "two_phase_by_nodes" not in predict(machine(4, QUICK, 1.0), 1 << 22, CODEC)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from hpcopt.compress import (
 )
 from hpcopt.errors import HpcoptError, PeerError
 from hpcopt.exchange import Exchange, NativeConfig, RingConfig, TwoPhaseConfig, VoteConfig
+from hpcopt.exchange.adversary import AdversaryConfig
 from hpcopt.exchange.bucket import make_buckets
 from tests.comm.test_calibration import on_hosts
 
@@ -382,3 +383,22 @@ def test_a_vote_by_nodes_is_the_flat_vote():
         return flat(models[transport.rank])
 
     assert all(torch.equal(a, b) for a, b in zip(run_ranks(4, program), flat_vote, strict=True))
+
+
+DRAWING = [
+    TwoPhaseConfig(codec=QSGD(bits=4)),
+    RingConfig(codec=SharedTernGrad()),
+    RingConfig(adversary=AdversaryConfig(ranks=(1,), kind="random")),
+]
+
+
+@pytest.mark.parametrize("config", DRAWING, ids=["two-phase", "rounds", "adversary"])
+def test_the_seed_decides_what_is_drawn(config):
+    def program(transport, seed):
+        model = network()
+        exchange = Exchange(World(transport), model, config, seed=seed)
+        descend(World(transport), exchange, range(2), model, 0.05)
+        return flat(model)
+
+    once, again, other = (run_ranks(2, lambda t, k=seed: program(t, k))[0] for seed in (1, 1, 2))
+    assert torch.equal(once, again) and not torch.equal(once, other)

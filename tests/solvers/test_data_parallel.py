@@ -129,10 +129,15 @@ def test_a_step_from_packed_outcomes_is_that_from_signs_bit_for_bit(weights):
 
 
 def test_a_vote_asks_for_signum():
-    with pytest.raises(JobError, match="signum"):
-        solver(alone(), DataParallelConfig(), network(), VoteConfig())
-    with pytest.raises(JobError, match="clip_norm"):
-        solver(alone(), DataParallelConfig(optimizer=SignumConfig(), clip_norm=1.0), network(), VoteConfig())
+    assert "signs" not in DataParallelConfig().needs
+    assert "signs" not in DataParallelConfig(optimizer=SignumConfig(), clip_norm=1.0).needs
+    assert DataParallelConfig(optimizer=SignumConfig()).needs == {"sums", "signs"}
+
+
+def test_momentum_stands_once():
+    config = DataParallelConfig(optimizer=SignumConfig(momentum=0.9))
+    with pytest.raises(JobError, match="not in both"):
+        solver(alone(), config, network(), VoteConfig(momentum=0.5))
 
 
 def test_the_losses_of_the_ranks_add_up():

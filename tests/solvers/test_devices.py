@@ -12,7 +12,7 @@ from torch import nn
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World
 from hpcopt.compress import PowerSGD
-from hpcopt.exchange import GossipConfig, NativeConfig, RingConfig
+from hpcopt.exchange import NativeConfig, RingConfig
 from hpcopt.models.nmf import Nmf
 from hpcopt.optim import SgdConfig, SignumConfig
 from hpcopt.optim.first_order import AdamWConfig
@@ -24,6 +24,7 @@ from hpcopt.shapes.solver import Task
 from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
+from hpcopt.solvers.gossip import GossipConfig
 from hpcopt.solvers.kaisa.solver import KaisaConfig
 
 META = torch.device("meta")
@@ -115,8 +116,8 @@ CASES = {
     "adamw, clipped": (DataParallelConfig(optimizer=AdamWConfig(), clip_norm=1.0), RingConfig(), network),
     "lamb": (DataParallelConfig(optimizer=LambConfig()), RingConfig(), network),
     "signum": (DataParallelConfig(optimizer=SignumConfig()), RingConfig(), network),
-    "push-sum": (SGD, GossipConfig(), network),
-    "metropolis": (SGD, GossipConfig(mixing="metropolis", graph="ring"), network),
+    "push-sum": (GossipConfig(optimizer=SGD.optimizer, accumulate=2), None, network),
+    "metropolis": (GossipConfig(mixing="metropolis", graph="ring"), None, network),
     "block_admm": (BlockAdmmConfig(measure_every=1), RingConfig(), network),
     "block_admm, stored": (BlockAdmmConfig(auxiliaries="stored", in_flight=2, blocks=2), RingConfig(), network),
     **{

@@ -10,22 +10,21 @@ from torch import nn
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World
 from hpcopt.errors import JobError
-from hpcopt.exchange import GossipConfig
 from hpcopt.optim import SgdConfig
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Task
-from hpcopt.solvers.data_parallel import DataParallelConfig
+from hpcopt.solvers.gossip import GossipConfig
 
 STEPS = 9
 torch.manual_seed(3)
 MODEL = nn.Linear(4, 2)
-CONFIG = DataParallelConfig(optimizer=SgdConfig(lr=0.1, momentum=0.9))
+OPTIMIZER = SgdConfig(lr=0.1, momentum=0.9)
 MIXINGS = [
-    GossipConfig(),
-    GossipConfig(graph="random", tau=2),
-    GossipConfig(mixing="metropolis", graph="ring"),
-    GossipConfig(mixing="choco", graph="ring"),
+    GossipConfig(optimizer=OPTIMIZER),
+    GossipConfig(optimizer=OPTIMIZER, graph="random", tau=2),
+    GossipConfig(optimizer=OPTIMIZER, mixing="metropolis", graph="ring"),
+    GossipConfig(optimizer=OPTIMIZER, mixing="choco", graph="ring"),
 ]
 
 
@@ -44,8 +43,9 @@ def batch(step: int, rank: int, size: int) -> TensorBatch:
     return TensorBatch({"x": x, "y": x[:, :2] - x[:, 2:]}, torch.arange(5), 5 * size)
 
 
-def solver(transport, exchange, model=None):
-    return CONFIG.build(Task(model or network(), loss), Context(world=World(transport), exchange=exchange, steps=STEPS))
+def solver(transport, config, model=None, seed=0):
+    context = Context(world=World(transport), steps=STEPS, run_seed=seed)
+    return config.build(Task(model or network(), loss), context)
 
 
 def flat(model: nn.Module) -> torch.Tensor:
@@ -57,7 +57,7 @@ def test_steps_are_those_of_stochastic_gradient_push(size):
     """One process computes alg. 1 for all ranks: gradient at z, step on x, column-stochastic mixing of x and w."""
 
     def program(t):
-        s = solver(t, GossipConfig())
+        s = solver(t, GossipConfig(optimizer=OPTIMIZER))
         for step in range(STEPS):
             s.step(batch(step, t.rank, size))
         s.gather()
@@ -83,10 +83,10 @@ def test_steps_are_those_of_stochastic_gradient_push(size):
         torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("exchange", MIXINGS, ids=lambda e: f"{e.mixing}-{e.graph}-{e.tau}")
-def test_all_mixings_learn(exchange):
+@pytest.mark.parametrize("config", MIXINGS, ids=lambda c: f"{c.mixing}-{c.graph}-{c.tau}")
+def test_all_mixings_learn(config):
     def program(t):
-        s = solver(t, exchange)
+        s = solver(t, config)
         first = s.step(batch(0, t.rank, 4)).loss
         for step in range(1, 60):
             last = s.step(batch(step, t.rank, 4)).loss
@@ -98,14 +98,14 @@ def test_all_mixings_learn(exchange):
     assert all(torch.equal(model, results[0][2]) for _, _, model in results)
 
 
-@pytest.mark.parametrize("exchange", MIXINGS, ids=lambda e: f"{e.mixing}-{e.graph}-{e.tau}")
-def test_a_restart_continues_bit_for_bit(exchange):
+@pytest.mark.parametrize("config", MIXINGS, ids=lambda c: f"{c.mixing}-{c.graph}-{c.tau}")
+def test_a_restart_continues_bit_for_bit(config):
     def save(s):
         s.gather()
         return copy.deepcopy((s.state_dict(), s.rank_state_dict()))
 
     def straight(t):
-        s = solver(t, exchange)
+        s = solver(t, config)
         for step in range(6):
             if step == 3:
                 saved = save(s)
@@ -117,7 +117,7 @@ def test_a_restart_continues_bit_for_bit(exchange):
     parts = [saved[1] for saved, _ in results]
 
     def resumed(t):
-        s = solver(t, exchange)
+        s = solver(t, config)
         s.load_state_dict(results[0][0][0], parts)
         for step in range(3, 6):
             s.step(batch(step, t.rank, 3))
@@ -129,7 +129,7 @@ def test_a_restart_continues_bit_for_bit(exchange):
 
 def test_fewer_ranks_go_on_from_the_mean():
     def saved(t):
-        s = solver(t, GossipConfig())
+        s = solver(t, GossipConfig(optimizer=OPTIMIZER))
         s.step(batch(0, t.rank, 3))
         s.gather()
         return copy.deepcopy((s.state_dict(), s.rank_state_dict())), flat(s.model)
@@ -137,7 +137,7 @@ def test_fewer_ranks_go_on_from_the_mean():
     states = run_ranks(3, saved)
 
     def program(t):
-        s = solver(t, GossipConfig())
+        s = solver(t, GossipConfig(optimizer=OPTIMIZER))
         s.load_state_dict(states[0][0][0], [part for (_, part), _ in states])
         s.gather()
         return flat(s.model)
@@ -149,3 +149,16 @@ def test_fewer_ranks_go_on_from_the_mean():
 def test_double_precision_is_refused():
     with pytest.raises(JobError, match="float32"):
         run_ranks(1, lambda t: solver(t, GossipConfig(), network().double()))
+
+
+@pytest.mark.parametrize("config", [MIXINGS[1], MIXINGS[3]], ids=["random graph", "choco"])
+def test_the_seed_of_the_run_decides_what_is_drawn(config):
+    def program(t, seed):
+        s = solver(t, config, seed=seed)
+        for step in range(STEPS):
+            s.step(batch(step, t.rank, 3))
+        return flat(s.model)
+
+    once, again, other = (run_ranks(3, lambda t, k=seed: program(t, k)) for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(once, other, strict=True))

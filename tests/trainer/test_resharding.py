@@ -37,7 +37,7 @@ CASES = {
     "sign with feedback": ((*SGD, "exchange.name=two_phase", "exchange.codec.name=sign"), False),
     "top-k with feedback": ((*SGD, "exchange.name=two_phase", "exchange.codec.name=topk"), False),
     "vote": ((*SIGNUM, "exchange.name=vote"), False),
-    "gossip": ((*SGD, "exchange.name=gossip"), False),
+    "gossip": ((*SGD, "solver.name=gossip"), False),
     "kaisa": ((*SGD, "solver.name=kaisa", "solver.factor_every=1", "solver.inverse_every=2"), True),
     "block_admm": (("solver.name=block_admm", "solver.optimizer.name=adamw"), False),
     "deepfacto": (("solver.name=deepfacto", "workload.model.name=factor_mlp", "workload.model.factors=5"), False),

@@ -12,11 +12,11 @@ from torch.func import functional_call
 
 from hpcopt.comm.world import World
 from hpcopt.errors import JobError
-from hpcopt.exchange import Exchange, Overlap
+from hpcopt.exchange import Exchange
 from hpcopt.optim import OptimizerConfig
 from hpcopt.optim.state import optimizer_state, restore_optimizer
-from hpcopt.phases import PhaseClock
 from hpcopt.pipeline.cut import is_proximal
+from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Tree
 from hpcopt.solvers.block_admm.goal import Goal, Match
 
@@ -31,22 +31,24 @@ class Block:
 
     def __init__(
         self,
+        number: int,
         layers: nn.Sequential,
         optimizer: OptimizerConfig,
         peers: World,
-        exchange: Overlap,
+        context: Context,
         curvature: float,
-        clock: PhaseClock,
         *,
         extrapolate: bool = False,
     ) -> None:
-        """``curvature`` is the squared norm of the Jacobian, 0 if it is to be estimated; ``extrapolate`` remembers the
-        latest step of the parameters for ``forward``.
+        """``number`` is t; ``curvature`` is the squared norm of the Jacobian, 0 if it is to be estimated;
+        ``extrapolate`` remembers the latest step of the parameters for ``forward``.
         """
         self.layers = layers
         self._peers = peers
         parameters = [p for p in layers.parameters() if p.requires_grad]
-        self._exchange = Exchange(peers, layers.named_parameters(), exchange, clock=clock)
+        seed = context.seed(f"exchange of block {number}")
+        self._exchange = Exchange(peers, layers, context.exchange, broadcast=True, seed=seed, clock=context.clock)
+        self._seed = context.seed(f"curvature of block {number}")
         self._config = optimizer
         self._optimizer = optimizer.build(parameters) if parameters else None
         self._fixed = curvature
@@ -137,7 +139,7 @@ class Block:
             return
         rounds = ITERATIONS
         if self._direction is None:
-            generator = torch.Generator().manual_seed(0)
+            generator = torch.Generator().manual_seed(self._seed)
             self._direction = torch.randn(z.shape[1:], generator=generator).to(z)
             rounds = FIRST_ITERATIONS
         v = self._direction.to(z.device).expand_as(z)

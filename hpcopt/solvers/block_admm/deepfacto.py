@@ -29,7 +29,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hpcopt.errors import CheckpointError, JobError
-from hpcopt.exchange import Exchange, require_sums
+from hpcopt.exchange import Exchange
 from hpcopt.families import OPTIMIZERS
 from hpcopt.models.nmf import Nmf, codes, factorize, update_basis
 from hpcopt.optim import OptimizerConfig
@@ -94,11 +94,12 @@ class DeepFacto(Solver):
         self._f, self._nmf, self._g = _parts(model)
         classes = model(loss.example).shape[1]
         self._head = nn.Linear(self._nmf.basis.shape[1], classes).to(self._nmf.basis.device)
-        for tensor in [*model.state_dict().values(), *self._head.state_dict().values()]:
+        for tensor in model.state_dict().values():
             world.broadcast(tensor)
         trained = nn.ModuleDict({"f": self._f, "head": self._head, "g": self._g})
-        sums = require_sums(context.exchange, config.name)
-        self._exchange = Exchange(world, trained.named_parameters(), sums, clock=clock)
+        self._exchange = Exchange(
+            world, trained, context.exchange, broadcast=True, seed=context.seed("exchange"), clock=clock
+        )
         self._optimizers = {
             "features": self._feature_optimizer(),
             "classifier": config.optimizer.build(self._g.parameters()),
@@ -107,6 +108,7 @@ class DeepFacto(Solver):
         factors, features = self._nmf.basis.shape
         self._a, self._b = (torch.zeros(factors, n, device=self._nmf.basis.device) for n in (factors, features))
         self._multipliers = SampleTable((features,), self._nmf.basis.dtype, self._nmf.basis.device)
+        self._seed = context.seed("factors")
         self._steps, self._step = context.total_steps, 0
         self._plain_steps = round(config.plain * self._steps)
 
@@ -190,7 +192,7 @@ class DeepFacto(Solver):
         self._optimizers["features"] = self._feature_optimizer()
         with torch.no_grad():
             features = self._f(torch.cat(list(self._recent)))
-            generator = torch.Generator().manual_seed(0)
+            generator = torch.Generator().manual_seed(self._seed)
             s, basis = factorize(features, len(self._nmf.basis), self._config.sweeps, generator)
             self._nmf.basis.copy_(basis)
             told = self._head(features).softmax(1)

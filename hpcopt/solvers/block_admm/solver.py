@@ -15,7 +15,6 @@ from pydantic import Field
 
 from hpcopt.compress import Codec
 from hpcopt.errors import CheckpointError, JobError
-from hpcopt.exchange import require_sums
 from hpcopt.families import CODECS
 from hpcopt.pipeline.cut import Balance, cut
 from hpcopt.pipeline.link import DOWN, UP, Link
@@ -67,7 +66,6 @@ class BlockAdmm(Solver):
         model, loss, world, clock = task.model, task.loss, context.world, context.clock
         if not isinstance(loss, OutputLoss):
             raise JobError("Block-ADMM needs a workload whose loss is a function of the model's outputs and the batch")
-        sums = require_sums(context.exchange, config.name)
         self.model, self._loss, self._config, self._world, self._clock = model, loss, config, world, clock
         example = loss.example.to(next(model.parameters()).dtype)
         self._all = cut(model, example, blocks=config.blocks, balance=config.balance, at=config.cuts)
@@ -82,7 +80,7 @@ class BlockAdmm(Solver):
         self._delay = mesh.delay(max(config.in_flight, config.accumulate))
         self._ages = self.pipelined = self._delay > 0 and config.accumulate == 1
         blocks = [
-            Block(self._all[t], config.optimizer, peers, sums, config.curvature or 0.0, clock, extrapolate=self._ages)
+            Block(t, self._all[t], config.optimizer, peers, context, config.curvature or 0.0, extrapolate=self._ages)
             for t in owned
         ]
         self.stage = Stage(config, loss, example, self._all, owned, blocks)

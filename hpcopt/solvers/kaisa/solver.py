@@ -8,7 +8,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hpcopt.errors import JobError
-from hpcopt.exchange import require_sums
 from hpcopt.randomness import random_state, replayed
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
@@ -61,7 +60,6 @@ class KaisaSolver(DataParallel):
                 '[solver] fisher = "sampled" needs a workload whose loss is a function of the model\'s outputs alone; '
                 'use fisher = "empirical"'
             ).everywhere()
-        require_sums(context.exchange, config.name)
         super().__init__(config, task, context)
         self._loss = self._sampling if sampled else loss
         self._kaisa_config, self._whole_loss, self._terms = config, loss, 1.0

@@ -19,12 +19,12 @@ from hpcopt.optim.first_order import AdamWConfig
 from hpcopt.optim.state import optimizer_state, restore_optimizer
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
-from hpcopt.shapes.solver import SolverConfig, StepStats, Task, Tree
+from hpcopt.shapes.solver import StepStats, Task, Tree
 from hpcopt.solvers.first_order import Scheduled
-from hpcopt.solvers.splitting.serial import SerialSolver
+from hpcopt.solvers.splitting.serial import SerialConfig, SerialSolver
 
 
-class AltMinConfig(SolverConfig, Scheduled):
+class AltMinConfig(SerialConfig, Scheduled):
     """Online alternating minimisation, as published."""
 
     name: Literal["altmin"] = "altmin"

@@ -20,11 +20,11 @@ from torch import Tensor
 from hpcopt.errors import JobError
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
-from hpcopt.shapes.solver import SolverConfig, StepStats, Task
-from hpcopt.solvers.splitting.serial import FullBatchSolver, relu_step
+from hpcopt.shapes.solver import StepStats, Task
+from hpcopt.solvers.splitting.serial import FullBatchSolver, SerialConfig, relu_step
 
 
-class BcdConfig(SolverConfig):
+class BcdConfig(SerialConfig):
     """Block coordinate descent by three-splitting, as published."""
 
     name: Literal["bcd"] = "bcd"

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
-from hpcopt.shapes.solver import SolverConfig, StepStats, Task
-from hpcopt.solvers.splitting.serial import FullBatchSolver, relu_step
+from hpcopt.shapes.solver import StepStats, Task
+from hpcopt.solvers.splitting.serial import FullBatchSolver, SerialConfig, relu_step
 
 OUTPUT_STEPS = 20
 
 
-class DlAdmmConfig(SolverConfig):
+class DlAdmmConfig(SerialConfig):
     """dlADMM, with what its authors' code has; the loss is a sum over the samples."""
 
     name: Literal["dladmm"] = "dladmm"

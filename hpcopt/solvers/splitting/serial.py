@@ -9,7 +9,15 @@ from hpcopt.errors import CheckpointError, JobError
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import OutputLoss
-from hpcopt.shapes.solver import Solver, Task, Tree
+from hpcopt.shapes.solver import Solver, SolverConfig, Task, Tree
+
+
+class SerialConfig(SolverConfig):
+    """A method for one rank."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
 
 
 class SerialSolver(Solver):

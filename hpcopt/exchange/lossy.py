@@ -16,7 +16,7 @@ from hpcopt.comm.world import World
 from hpcopt.compress import QSGD, Codec, Dense, PerTensor, Residuals
 from hpcopt.compress.finite import BOUND_BYTES, MOST, can_be_sent, magnitude_bound
 from hpcopt.exchange.bucket import Bucket
-from hpcopt.exchange.overlap import Overlap
+from hpcopt.exchange.config import ExchangeConfig
 from hpcopt.exchange.reducer import Reducer, Tree, shared_out
 from hpcopt.families import CODECS
 from hpcopt.seeds import EVERY_RANK, derive
@@ -24,13 +24,12 @@ from hpcopt.seeds import EVERY_RANK, derive
 AnyCodec = Annotated[Codec | PerTensor, CODECS]
 
 
-class Lossy(Overlap):
+class Lossy(ExchangeConfig):
     """What exchanges have in common that may send less than the gradients."""
 
     feedback: Literal["auto", "error_feedback", "none"] = Field(
         "auto", description="keep what payloads lack for the next step; auto: where the codec is biased"
     )
-    seed: int = Field(0, ge=0, description="decides what codecs draw at random")
 
 
 class TwoPhaseConfig(Lossy):
@@ -40,16 +39,16 @@ class TwoPhaseConfig(Lossy):
     codec: AnyCodec = Field(QSGD(), description="any codec; per_tensor chooses by parameter")
     by_nodes: bool = Field(False, description="dense inside each node, the codec between nodes only")
 
-    def build(self) -> Reducer:
+    def build(self, seed: int) -> Reducer:
         """Make the reducer."""
-        return TwoPhaseReducer(self)
+        return TwoPhaseReducer(self, seed)
 
 
 class TwoPhaseReducer(Reducer):
     """Owner of the two residuals: of what this rank sent, and of the sums that it owns."""
 
-    def __init__(self, config: TwoPhaseConfig) -> None:
-        self._config = config
+    def __init__(self, config: TwoPhaseConfig, seed: int) -> None:
+        self._config, self._seed = config, seed
         self._sender, self._owner = Residuals(), Residuals()
         self._owed_bounds: dict[int, float] = {}  # by bucket: the same on all ranks, that of the sum over them
         self._hierarchy: Hierarchy | None = None
@@ -87,8 +86,8 @@ class TwoPhaseReducer(Reducer):
         all_reduce(
             bucket.values,
             codec,
-            sender_seed=derive(self._config.seed, step, EVERY_RANK if codec.shared_seed else sender, bucket.name),
-            owner_seed=derive(self._config.seed, step, EVERY_RANK, f"sum of {bucket.name}"),
+            sender_seed=derive(self._seed, step, EVERY_RANK if codec.shared_seed else sender, bucket.name),
+            owner_seed=derive(self._seed, step, EVERY_RANK, f"sum of {bucket.name}"),
             sender_residual=owed,
             owner_residual=owed_of_sum,
         )
@@ -120,10 +119,7 @@ class TwoPhaseReducer(Reducer):
     def settle(self, bucket: Bucket) -> None:
         """Add what is owed for a bucket to its values, for one that goes another way from now on."""
         for residuals in (self._sender, self._owner):
-            if residuals.state_dict().keys() & bucket.layout.keys():
-                owed = residuals.flat(bucket.layout, bucket.values.device)
-                bucket.values += owed
-                owed.zero_()
+            residuals.settle(bucket.values, bucket.layout)
 
     def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
         if isinstance(bucket.kind, Codec) and not isinstance(bucket.kind, Dense):
@@ -131,7 +127,7 @@ class TwoPhaseReducer(Reducer):
             if self._config.by_nodes:
                 return agreement + by_nodes_bytes(self._hierarchy, bucket.values.numel(), size, bucket.kind)
             return agreement + two_phase.planned_bytes(bucket.values.numel(), size, rank, bucket.kind)
-        return dense.planned_bytes(bucket.values.numel() * bucket.values.element_size(), size, rank)
+        return dense.planned_bytes(bucket.nbytes, size, rank)
 
     def state_dict(self) -> Tree:
         state = {"sender": self._sender.state_dict(), "owner": self._owner.state_dict()}

@@ -15,20 +15,19 @@ from hpcopt.comm.transport import Transport
 from hpcopt.compress import Codec, Dense, Half, LinearRounds, RoundCompressor, RoundsConfig
 from hpcopt.errors import UnsupportedError
 from hpcopt.exchange.bucket import Bucket
-from hpcopt.exchange.overlap import Overlap
+from hpcopt.exchange.config import ExchangeConfig
 from hpcopt.exchange.reducer import Reducer, Tree, shared_out
 from hpcopt.families import CODECS
 from hpcopt.seeds import EVERY_RANK, derive
 
 
-class RingConfig(Overlap):
+class RingConfig(ExchangeConfig):
     """Sums by our own algorithms: recursive doubling for short tensors, the ring for others. Counts its real bytes."""
 
     name: Literal["ring"] = "ring"
     codec: Annotated[Codec | RoundsConfig, CODECS] = Field(
         Dense(), description="payloads that may be summed on the way"
     )
-    seed: int = Field(0, ge=0, description="decides what codecs draw at random")
 
     @field_validator("codec")
     @classmethod
@@ -41,21 +40,21 @@ class RingConfig(Overlap):
             )
         return codec
 
-    def build(self) -> Reducer:
+    def build(self, seed: int) -> Reducer:
         """Make the reducer."""
         if isinstance(self.codec, Dense):
             return RingReducer(None)
         if isinstance(self.codec, Half):
             return RingReducer(self.codec.dtype)
-        return RoundsReducer(self.codec, self.seed)
+        return RoundsReducer(self.codec, seed)
 
 
-class NativeConfig(Overlap):
+class NativeConfig(ExchangeConfig):
     """Dense sums by the transport's own all-reduce: MPI_Allreduce, or Horovod under ``[run] backend = "horovod"``."""
 
     name: Literal["native"] = "native"
 
-    def build(self) -> Reducer:
+    def build(self, seed: int) -> Reducer:
         """Make the reducer."""
         return NativeReducer()
 
@@ -64,8 +63,9 @@ class NativeReducer(Reducer):
     """The library's."""
 
     def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
+        values = bucket.values
         with transport.traffic.waiting():
-            transport.all_reduce(bucket.values)
+            transport.all_reduce(torch.view_as_real(values) if values.is_complex() else values)
 
     def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
         """Of 2-byte values 4 each: MPI sums them in float32."""
@@ -83,7 +83,7 @@ class RingReducer(Reducer):
         dense.all_reduce(transport, bucket.values, wire=wire)
 
     def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
-        whole_bytes = bucket.values.numel() * bucket.values.element_size()
+        whole_bytes = bucket.nbytes
         if self._wire is None or whole_bytes < dense.SHORT_BYTES or bucket.values.dtype != torch.float32:
             return dense.planned_bytes(whole_bytes, size, rank)
         return dense_all_reduce_bytes(bucket.values.numel() * self._wire.itemsize, size)
@@ -124,7 +124,7 @@ class RoundsReducer(Reducer):
     def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
         """Found by going through the rounds once, with zeros."""
         if bucket.values.dtype != torch.float32:
-            return dense.planned_bytes(bucket.values.numel() * bucket.values.element_size(), size, rank)
+            return dense.planned_bytes(bucket.nbytes, size, rank)
         total = 0
         for op, buffer in _compressor(self._codec).rounds(torch.zeros_like(bucket.values), bucket.layout, seed=0):
             buffer_bytes = buffer.numel() * buffer.element_size()

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from hpcopt.comm import graphs
-from hpcopt.comm.gossip import Choco, Metropolis, PushSum
 from hpcopt.comm.loopback import run_ranks
+from hpcopt.comm.mixing import Choco, Metropolis, PushSum
 from hpcopt.compress import QSGD, Natural, TopK
 from hpcopt.errors import JobError
 

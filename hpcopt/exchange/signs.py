@@ -9,8 +9,8 @@ a run's loss rises again; so with an even number of ranks one of them, in turn, 
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -24,15 +24,17 @@ from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
 from hpcopt.compress import Residuals
 from hpcopt.compress.finite import magnitude_bound
-from hpcopt.errors import UnsupportedError
+from hpcopt.errors import JobError, UnsupportedError
 from hpcopt.exchange.bucket import Bucket
+from hpcopt.exchange.config import ExchangeConfig, Gives
 from hpcopt.exchange.jury import Jury
-from hpcopt.exchange.overlap import Overlap
 from hpcopt.exchange.reducer import Reducer, Tree, shared_out
 
 
-class VoteConfig(Overlap):
+class VoteConfig(ExchangeConfig):
     """One bit a value each way: the majority of the ranks' signs."""
+
+    gives: ClassVar[Gives] = "signs"
 
     name: Literal["vote"] = "vote"
     weights: tuple[int, ...] | Literal["learned"] | None = Field(
@@ -44,9 +46,8 @@ class VoteConfig(Overlap):
         "in_turn", description="one rank, another at each step, has the casting vote; or a tie is plus, as with weights"
     )
     by_nodes: bool = Field(False, description="send nodes' counts between nodes; the outcome is the same")
-    momentum: float = Field(0.0, ge=0, lt=1, description="set by the solver: that of signum, each rank's own")
-    packed: bool = Field(
-        False, description="set by the solver: outcomes stay packed, for signum, and gradients as they are"
+    momentum: float = Field(
+        0.0, ge=0, lt=1, description="decay of each rank's mean of its own gradients, before the vote; or signum's own"
     )
 
     @model_validator(mode="after")
@@ -57,8 +58,8 @@ class VoteConfig(Overlap):
             )
         return self
 
-    def build(self) -> "VoteReducer":
-        """Make the reducer."""
+    def build(self, seed: int) -> "VoteReducer":
+        """Make the reducer; nothing is drawn."""
         return VoteReducer(self)
 
 
@@ -68,17 +69,15 @@ class VoteReducer(Reducer):
     grain = vote.WORD
 
     def __init__(self, config: VoteConfig) -> None:
-        self._config = config
+        self._config, self._beta, self._packed = config, config.momentum, False
         self._momentum = Residuals()
         self._words: dict[int, Tensor] = {}
         self._hierarchy: Hierarchy | None = None
         self._neighbours: Sequence[int] = ()
         self._jury: Jury | None = None
-        self._last = 0
 
     def prepare(self, world: World, transport: Transport, buckets: Sequence[Bucket]) -> None:
         """Find the nodes, unless this is a rehearsal."""
-        self._last = len(buckets) - 1
         if self._config.weights == "learned":
             self._jury = Jury(transport.size)
         if self._config.by_nodes and transport.point_to_point:
@@ -91,40 +90,55 @@ class VoteReducer(Reducer):
             self._hierarchy.warm()
         if self._config.weights == "learned":
             Jury(size).see(torch.zeros(size, vote.GRAIN, dtype=torch.int64))
-        if self._config.packed:
-            kernels.sign.step(np.zeros(1, np.uint64), np.float32(1), np.float32(1), np.zeros(vote.WORD, np.float32))
+        kernels.sign.step(np.zeros(1, np.uint64), np.float32(1), np.float32(1), np.zeros(vote.WORD, np.float32))
 
     def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
         weights = self._weights(transport.size, step)
-        beta, values = self._config.momentum, bucket.values
+        values = bucket.values
         with transport.traffic.encoding():
             if values.dtype != torch.float32 or not values.is_cpu:
                 raise UnsupportedError(
                     f"votes need float32 parameters in main memory, not {values.dtype} on {values.device.type}: "
                     'use [run] device = "cpu", or [exchange] name = "two_phase" with codec "sign"'
                 ).everywhere()
-            if beta:
-                values = self._momentum_after(bucket, beta)
+            if self._beta:
+                values = self._momentum_after(bucket)
         if bucket.index not in self._words:
             self._words[bucket.index] = torch.empty(vote.ballot_words(values.numel()), dtype=torch.int64)
         words = self._words[bucket.index]
         jury = self._jury if self._jury is not None and self._jury.counts_at(step) else None
         for where in self._decided(transport, values, words, weights, jury):
-            if not self._config.packed:
+            if not self._packed:
                 with transport.traffic.decoding():
                     vote.unpack(words[where], bucket.values[vote.WORD * where.start : vote.WORD * where.stop])
-        if jury is not None and bucket.index == self._last:
-            with transport.traffic.waiting():
-                jury.confer(transport)
 
-    def _momentum_after(self, bucket: Bucket, beta: float) -> Tensor:
+    def finish_step(self, transport: Transport, buckets: Sequence[Bucket], step: int) -> None:
+        """What the ranks have counted of all buckets becomes the verdict on the voters."""
+        if self._jury is not None and self._jury.counts_at(step):
+            with transport.traffic.waiting():
+                self._jury.confer(transport)
+
+    def _momentum_after(self, bucket: Bucket) -> Tensor:
         """This rank's momentum with the bucket's gradients; without them if they hold Inf or NaN, which would stay."""
         momentum = self._momentum.flat(bucket.layout, bucket.values.device)
         if math.isinf(float(magnitude_bound(bucket.values))):
             return momentum
-        return momentum.mul_(beta).add_(bucket.values, alpha=1 - beta)
+        return momentum.mul_(self._beta).add_(bucket.values, alpha=1 - self._beta)
 
-    def outcome(self, bucket: Bucket, parameter: nn.Parameter) -> Tensor:
+    def packed_signs(self, momentum: float) -> Callable[[Bucket, nn.Parameter], Tensor]:
+        """Vote on the signs of the ranks' momenta from now on, and leave gradients as they are.
+
+        Raises:
+            JobError: on all ranks: the exchange has a momentum already.
+        """
+        if momentum and self._beta:
+            raise JobError(
+                "the ranks' momentum stands in [exchange] or in [solver.optimizer], not in both"
+            ).everywhere()
+        self._packed, self._beta = True, momentum or self._beta
+        return self._outcome
+
+    def _outcome(self, bucket: Bucket, parameter: nn.Parameter) -> Tensor:
         """The majority's signs for a parameter, shape (ceil(n / 64),), int64; a set bit is minus."""
         first = bucket.offsets[parameter] // vote.WORD
         return self._words[bucket.index][first : first + vote.ballot_words(parameter.numel())]
@@ -160,8 +174,11 @@ class VoteReducer(Reducer):
     def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
         if self._hierarchy is not None:
             return self._hierarchy.planned_vote_bytes(bucket.values.numel(), self._of_node(self._weights(size, rank)))
-        counts_bytes = 8 * size**2 if self._config.weights == "learned" and bucket.index == self._last else 0
-        return vote.planned_bytes(bucket.values.numel(), size, rank) + dense.planned_bytes(counts_bytes, size, rank)
+        return vote.planned_bytes(bucket.values.numel(), size, rank)
+
+    def finish_bytes(self, size: int, rank: int) -> int:
+        """Those of the counts, though they come at one step in 8 only."""
+        return dense.planned_bytes(8 * size**2, size, rank) if self._config.weights == "learned" else 0
 
     def metrics(self) -> dict[str, float]:
         return {} if self._jury is None else {"voters": float(len(self._jury.voters))}
