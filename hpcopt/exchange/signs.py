@@ -24,7 +24,7 @@ from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
 from hpcopt.compress import Residuals
 from hpcopt.compress.finite import magnitude_bound
-from hpcopt.errors import JobError, UnsupportedError
+from hpcopt.errors import CheckpointError, JobError, UnsupportedError
 from hpcopt.exchange.bucket import Bucket
 from hpcopt.exchange.config import ExchangeConfig, Gives
 from hpcopt.exchange.jury import Jury
@@ -193,4 +193,7 @@ class VoteReducer(Reducer):
         """
         self._momentum.load_state_dict(shared_out(parts, "momentum", rank, size))
         if self._jury is not None and len(parts) == size and "agreement" in parts[rank]:
-            self._jury.agree_on(parts[rank]["agreement"].clone())
+            agreement = parts[rank]["agreement"]
+            if agreement.shape != (size, size):
+                raise CheckpointError(f"the agreement of {size} ranks' votes has the shape {tuple(agreement.shape)}")
+            self._jury.agree_on(agreement.clone())
