@@ -30,7 +30,7 @@ from torch import Tensor, nn
 import hpcopt
 from hpcopt.comm.world import alone
 from hpcopt.models.resnet import ResNetConfig
-from hpcopt.solvers.kaisa.recorder import Distribution
+from hpcopt.solvers.kaisa.targets import Distribution
 
 DATA = Path("data/fashion-mnist")
 RUNS = Path(__file__).with_name("runs.jsonl")
@@ -167,7 +167,7 @@ class Training:
         if name == "kaisa":
             own = {k: v for k, v in self.settings.items() if k not in ("lr", "momentum", "weight_decay")}
             lr = lambda: self.optimizer.param_groups[0]["lr"]  # noqa: E731
-            self.kaisa = hpcopt.Kaisa(self.model, alone(), lr=lr, fisher="sampled", **own)
+            self.kaisa = hpcopt.Kaisa(self.model, alone(), lr=lr, fisher="sampled", seed=seed, **own)
 
     def step(self, part: float) -> None:
         """One step with this part of the learning rate."""
