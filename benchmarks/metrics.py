@@ -20,7 +20,7 @@ import numpy as np
 from hpcopt.comm.loopback import LoopbackTransport, run_ranks
 from hpcopt.comm.world import World
 from hpcopt.phases import PHASES, PhaseClock
-from hpcopt.shapes.solver import StepStats
+from hpcopt.shapes.stats import StepStats
 from hpcopt.store.metrics import MetricsFile, provenance
 from hpcopt.trainer.recorder import Recorder
 

@@ -40,7 +40,9 @@ def build(job: Job, world: World, device: torch.device = CPU, *, verify: bool = 
         DataError, JobError: the data, the ranks or the sections do not suit each other.
     """
     exchange = job.exchange or RingConfig()  # a solver that needs none does not look
-    context = Context(world=world, exchange=exchange, device=device, clock=PhaseClock(), run_seed=job.run.seed)
+    context = Context(
+        world=world, exchange=exchange, device=device, clock=PhaseClock(job.solver.phases), run_seed=job.run.seed
+    )
     with world.together():
         workload = job.workload.build(context)
         if verify:

@@ -1,8 +1,10 @@
 """Where a step's time goes: one vocabulary of phases for metrics, reports, profilers and timelines."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+from torch.autograd import profiler
 
 PHASES = (
     "data",  # waiting for the next batch
@@ -23,30 +25,56 @@ PHASES = (
 
 class PhaseClock:
     """Seconds spent in each phase since the last ``lap``. Phases do not nest: an inner one is taken out of the outer
-    one.
+    one. A torch profiler that is on sees them too.
+
+    Attributes:
+        phases: that there are: PHASES, and those that a solver adds to them.
     """
 
-    def __init__(self) -> None:
-        self._seconds = dict.fromkeys(PHASES, 0.0)
+    def __init__(self, more: Sequence[str] = ()) -> None:
+        self.phases = tuple(dict.fromkeys((*PHASES, *more)))
+        self._seconds = dict.fromkeys(self.phases, 0.0)
         self._inner_s = 0.0
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Count the body's seconds as ``phase``, one of PHASES."""
+        """Count the body's seconds as ``phase``.
+
+        Raises:
+            ValueError: there is no such phase.
+        """
+        self._require(phase)
         outer_inner_s, self._inner_s = self._inner_s, 0.0
+        region = profiler.record_function(phase) if profiler._is_profiler_enabled else None
         start = time.perf_counter()
+        if region is not None:
+            region.__enter__()  # type: ignore[no-untyped-call]
         try:
             yield
         finally:
+            if region is not None:
+                region.__exit__(None, None, None)
             elapsed_s = time.perf_counter() - start
             self._seconds[phase] += elapsed_s - self._inner_s
             self._inner_s = outer_inner_s + elapsed_s
 
     def add(self, phase: str, seconds: float) -> None:
-        """Count seconds that another thread spent in ``phase``, beside this one's."""
+        """Count seconds that another thread spent in ``phase``, beside this one's.
+
+        Raises:
+            ValueError: there is no such phase.
+        """
+        self._require(phase)
         self._seconds[phase] += seconds
 
     def lap(self) -> dict[str, float]:
         """Give the seconds of each phase since the last lap, and start from zero."""
-        seconds, self._seconds = self._seconds, dict.fromkeys(PHASES, 0.0)
+        seconds, self._seconds = self._seconds, dict.fromkeys(self.phases, 0.0)
         return seconds
+
+    def _require(self, phase: str) -> None:
+        if phase not in self._seconds:
+            raise ValueError(
+                f"there is no phase {phase!r}: a solver names those that it adds in its config's `phases`; known are "
+                + ", ".join(self.phases)
+            )

@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -291,7 +292,7 @@ def make_trainer(
     with world.together():
         if world.rank == 0:
             directory.write_job(job.as_toml())
-            start_metrics(file, job, world, position, load, devices)
+            start_metrics(file, job, world, position, load, devices, built.context.clock.phases)
     recorder = Recorder(world, file, built.context.clock, position.elapsed_s)
     return Trainer(
         run=job.run,
@@ -344,13 +345,18 @@ def prepare_data(job: "Job", world: "World") -> None:
 
 
 def start_metrics(
-    file: "MetricsFile", job: "Job", world: "World", position: "Position", threads_per_core: float, devices: list[str]
+    file: "MetricsFile",
+    job: "Job",
+    world: "World",
+    position: "Position",
+    threads_per_core: float,
+    devices: list[str],
+    phases: Sequence[str],
 ) -> None:
     """Create metrics.h5, or mark a restart in it; one that was lost goes on where the checkpoint is."""
     import torch
     from mpi4py import MPI
 
-    from hpcopt.phases import PHASES
     from hpcopt.store.metrics import software
 
     attributes = {
@@ -368,9 +374,9 @@ def start_metrics(
         "oversubscribed": threads_per_core > 1,
     }
     if os.path.lexists(file.path):
-        file.restart(position.step, world.size, attributes)
+        file.restart(position.step, world.size, attributes, phases=phases)
     else:
-        file.create(world.size, PHASES, attributes, step=position.step, time_s=position.elapsed_s)
+        file.create(world.size, phases, attributes, step=position.step, time_s=position.elapsed_s)
 
 
 def leave(exit_code: int) -> NoReturn:

@@ -3,6 +3,8 @@
 import time
 
 import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
 
 from hpcopt.phases import PHASES, PhaseClock
 
@@ -42,3 +44,23 @@ def test_a_failing_phase_is_counted(clock):
         clock.sleep(1)
         raise ValueError("x")
     assert clock.lap()["update"] == 1
+
+
+def test_a_solver_adds_phases_of_its_own_and_any_other_is_refused():
+    clock = PhaseClock(("rollout", "data"))
+    assert clock.phases == (*PHASES, "rollout")
+    clock.add("rollout", 2)
+    assert clock.lap()["rollout"] == 2
+    for use in (lambda: clock("rolout").__enter__(), lambda: clock.add("rolout", 1)):
+        with pytest.raises(ValueError, match=r"no phase 'rolout'.*phases.*rollout"):
+            use()
+
+
+def test_a_profiler_sees_the_phases():
+    clock = PhaseClock(("rollout",))
+    with clock("data"):
+        pass
+    with profile(activities=[ProfilerActivity.CPU]) as seen, clock("rollout"), clock("update"):
+        torch.ones(3).sum()
+    names = {event.name for event in seen.events()}
+    assert {"rollout", "update"} <= names and "data" not in names

@@ -20,6 +20,7 @@ from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import OutputLoss
 from hpcopt.shapes.solver import Task
+from hpcopt.shapes.stats import Scalar
 from hpcopt.store.shards import Shards
 from hpcopt.workloads.image_classification import cross_entropy
 from hpcopt.workloads.order import TrainOrder
@@ -85,7 +86,8 @@ def train(config: Any, model: nn.Module, train: Images, test: Images, *, batch: 
         if step % per_epoch == 0:
             accuracies.append(test.accuracy(model.eval()))
             model.train()
-    return {"accuracy": accuracies, "loss": float(np.mean(losses[-per_epoch:])), "cpu_s": spent_s, **stats.extra}
+    scalars = {name: given.value if isinstance(given, Scalar) else given for name, given in stats.scalars.items()}
+    return {"accuracy": accuracies, "loss": float(np.mean(losses[-per_epoch:])), "cpu_s": spent_s, **scalars}
 
 
 Settings = dict[str, Any]  # what a method could run with, by a label

@@ -4,10 +4,12 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hpcopt.comm.alpha_beta import CodecCost, Line, Machine
+from hpcopt.comm.world import World
 from hpcopt.store import strict_json
 
 EXACT = ("native", "doubling", "ring")  # algorithms whose sums lose nothing but rounding
@@ -34,7 +36,7 @@ class Choice:
 
 @dataclass
 class Choices:
-    """Of all buckets, in their order.
+    """Of all buckets, in their order; a table of metrics, in which a bucket is a row.
 
     Attributes:
         machine: what the predictions rest on.
@@ -47,6 +49,8 @@ class Choices:
     codecs: Mapping[str, CodecCost]
     kept: bool = False
     _seconds: deque[list[float]] = field(default_factory=lambda: deque(maxlen=KEPT_STEPS))
+    _steps: int = 0
+    _sum_s: Tensor | None = None
 
     def record(self, seconds: Sequence[float]) -> None:
         """Note what every bucket of one step took on this rank."""
@@ -58,10 +62,37 @@ class Choices:
         self._seconds.clear()
         return seconds
 
-    def calibration(self) -> str:
+    @property
+    def lasting(self) -> bool:
+        """They are of a whole start."""
+        return True
+
+    def columns(self, world: World) -> dict[str, np.ndarray | list[str]]:
+        """What each bucket was expected to take and took: of every step the shortest time over the ranks, that of the
+        rank which waited for none, and their mean. Collective.
+        """
+        times_s = world.all_reduce(self.lap(), "min")
+        self._sum_s = times_s.sum(0) if self._sum_s is None else self._sum_s + times_s.sum(0)
+        self._steps += len(times_s)
+        count = len(self.buckets)
+        measured_s = self._sum_s.numpy() / self._steps if self._steps else np.full(count, np.nan)
+        return {
+            "bucket": np.arange(count),
+            "bytes": np.array([choice.values_bytes for choice in self.buckets]),
+            "algorithm": [choice.algorithm for choice in self.buckets],
+            "predicted_s": np.array([choice.predicted_s.get(choice.algorithm, np.nan) for choice in self.buckets]),
+            "measured_s": measured_s,
+            "steps": np.full(count, self._steps),
+            **{
+                f"predicted_{name}_s": np.array([choice.predicted_s.get(name, np.nan) for choice in self.buckets])
+                for name in sorted({name for choice in self.buckets for name in choice.predicted_s})
+            },
+        }
+
+    def attributes(self) -> dict[str, str]:
         """What was measured, as JSON."""
         measured = asdict(self.machine) | {"codecs": {name: asdict(cost) for name, cost in self.codecs.items()}}
-        return strict_json.dumps(measured)
+        return {"calibration": strict_json.dumps(measured)}
 
     def lines(self) -> list[str]:
         """For a log: how many buckets take which algorithm, and a warning of each codec that none takes."""

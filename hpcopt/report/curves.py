@@ -71,7 +71,7 @@ def _looks(runs: Runs, names: list[str]) -> dict[str, dict[str, str]]:
 
 def _loss_curve(run: Run) -> dict[str, np.ndarray]:
     loss = run.columns.get("loss", np.zeros(0))
-    rows = _thin(loss, POINTS).astype(int)
+    rows = _thin(np.flatnonzero(~np.isnan(loss)), POINTS).astype(int)
     sent = np.cumsum(run.sent_bytes)
     return {
         "step": run.columns["step"][rows],
@@ -95,5 +95,9 @@ def _score_curve(run: Run, score: str) -> dict[str, np.ndarray]:
 
 
 def _thin(values: np.ndarray, points: int) -> np.ndarray:
-    """Which indices to draw: all, or about `points` of them with the first and the last."""
-    return np.unique(np.linspace(0, len(values) - 1, min(len(values), points)).astype(int)) if len(values) else values
+    """What to draw of values: all, or about `points` of them with the first and the last."""
+    return (
+        values[np.unique(np.linspace(0, len(values) - 1, min(len(values), points)).astype(int))]
+        if len(values)
+        else values
+    )

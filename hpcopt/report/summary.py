@@ -74,7 +74,7 @@ def summarise(run: Run) -> Summary:
         ranks=run.ranks,
         hosts=tuple(dict.fromkeys(run.attributes.get("hostnames", ()))),
         restarts=len(run.starts) - 1,
-        loss=_last(run, "loss"),
+        loss=_last(run, "loss", known=outcome != "diverged"),
         scores=last,
         step_s=float(median),
         step_s_low=float(low),
@@ -132,8 +132,10 @@ def _state(run: Run) -> tuple[str, str]:
     return "interrupted", f"nothing written for {quiet_s / 60:.0f} minutes"
 
 
-def _last(run: Run, column: str) -> float:
+def _last(run: Run, column: str, *, known: bool = False) -> float:
+    """The last value, or the last that is known."""
     values = run.columns.get(column, np.zeros(0))
+    values = values[~np.isnan(values)] if known else values
     return float(values[-1]) if len(values) else float("nan")
 
 

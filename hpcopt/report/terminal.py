@@ -88,8 +88,9 @@ def _facts(run: Run, s: Summary) -> RenderableType:
     table.add_row("step", f"{duration(s.step_s)} median, {quartiles}; {s.samples_per_s:,.0f} samples/s")
     sent = f"{size(s.sent_bytes)} a step over all ranks"
     table.add_row("sent", f"{sent}, {fraction(s.sent_bytes, s.dense_bytes)} of dense")
-    if "loss" in run.columns and len(run.columns["loss"]):
-        table.add_row("loss", f"{sparkline(run.columns['loss'])}  {run.columns['loss'][0]:.4g} to {s.loss:.4g}")
+    losses = run.columns.get("loss", np.zeros(0))
+    if len(known := losses[~np.isnan(losses)]):
+        table.add_row("loss", f"{sparkline(losses)}  {known[0]:.4g} to {s.loss:.4g}")
     return table
 
 

@@ -3,7 +3,8 @@
 from hpcopt.shapes.batch import Batch, TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import Loss, OutputLoss
-from hpcopt.shapes.solver import Solver, SolverConfig, StepStats, Task, Tree
+from hpcopt.shapes.solver import Solver, SolverConfig, Task, Tree
+from hpcopt.shapes.stats import Rows, Scalar, StepStats, Table
 from hpcopt.shapes.workload import Better, Workload, WorkloadConfig
 
 __all__ = [
@@ -12,9 +13,12 @@ __all__ = [
     "Context",
     "Loss",
     "OutputLoss",
+    "Rows",
+    "Scalar",
     "Solver",
     "SolverConfig",
     "StepStats",
+    "Table",
     "Task",
     "TensorBatch",
     "Tree",

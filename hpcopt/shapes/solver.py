@@ -2,35 +2,18 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from hpcopt.config import Choice
-from hpcopt.exchange.choices import Choices
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import Loss
+from hpcopt.shapes.stats import StepStats
 
 Tree = Any  # dicts, lists and tuples of tensors, numbers, strings, booleans and None: what a checkpoint holds
-
-
-@dataclass
-class StepStats:
-    """What one step did on this rank.
-
-    Attributes:
-        loss: this rank's summand of the global mean loss.
-        learning_rate: of this step.
-        extra: further scalars by name, for the metrics file; the same names on all ranks.
-        choices: which collectives carry the gradients, if the exchange chose them.
-    """
-
-    loss: float
-    learning_rate: float
-    extra: dict[str, float] = field(default_factory=dict)
-    choices: Choices | None = None
 
 
 class Solver(ABC):
@@ -101,7 +84,13 @@ class Task:
 
 
 class SolverConfig(Choice, ABC):
-    """How a batch becomes new parameters across the ranks."""
+    """How a batch becomes new parameters across the ranks.
+
+    Attributes:
+        phases: that the solver's steps have beside those of ``hpcopt.phases``.
+    """
+
+    phases: ClassVar[tuple[str, ...]] = ()
 
     @property
     def needs(self) -> frozenset[str]:

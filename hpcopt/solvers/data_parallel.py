@@ -14,7 +14,8 @@ from hpcopt.errors import CheckpointError
 from hpcopt.exchange import Exchange
 from hpcopt.optim.state import optimizer_state, restore_optimizer
 from hpcopt.shapes.context import Context
-from hpcopt.shapes.solver import Solver, SolverConfig, StepStats, Task, Tree
+from hpcopt.shapes.solver import Solver, SolverConfig, Task, Tree
+from hpcopt.shapes.stats import StepStats
 from hpcopt.solvers.first_order import FirstOrder
 from hpcopt.store.saved_parts import SavedParts
 
@@ -68,7 +69,8 @@ class DataParallel(Solver):
         with self._clock("update"):
             lr = self._update()
         total = sum((loss.item() for loss in losses), 0.0)
-        return StepStats(total, lr, self._exchange.metrics(), choices=self._exchange.choices)
+        choices = self._exchange.choices
+        return StepStats(total, lr, self._exchange.metrics(), {} if choices is None else {"choices": choices})
 
     def _update(self) -> float:
         if self._config.clip_norm is not None:

@@ -25,7 +25,8 @@ from hpcopt.families import CODECS
 from hpcopt.optim.state import optimizer_state, restore_optimizer
 from hpcopt.shapes.batch import Batch
 from hpcopt.shapes.context import Context
-from hpcopt.shapes.solver import Solver, SolverConfig, StepStats, Task, Tree
+from hpcopt.shapes.solver import Solver, SolverConfig, Task, Tree
+from hpcopt.shapes.stats import StepStats
 from hpcopt.solvers.first_order import FirstOrder
 
 

@@ -7,6 +7,7 @@
     evaluations/    step time_s and a column a score              (step,)
     starts/         step time_s ranks date_created reason attributes   (step,)   the first row is the first start
     choices/        step bucket bytes algorithm predicted_s measured_s ...   (step,)   if the exchange chose by itself
+    any other       step and a column a number or text            (step,)   tables that a solver gives
 
 The root's attributes say what ran where. One process writes, in blocks; every block is one change that takes effect as
 a whole (hpcopt/store/journal.py). All columns of a group have the same length; what was not measured is NaN, or -1 in
@@ -31,34 +32,17 @@ import numpy as np
 from hpcopt import __version__
 from hpcopt.errors import HpcoptError, MetricsError
 from hpcopt.store import hdf5, journal
+from hpcopt.store.tables import append, make_column, make_dimension, make_table, tables, truncate
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
-CHUNK_BYTES, CHUNK_ROWS = 1 << 18, 512
+SCHEMA_VERSION = 2  # 1: names of phases in bytes of fixed length, and choices the only table of its kind
+READABLE = (1, 2)
+BLOCK_ROWS = 512
+OWN_TABLES = ("steps", "evaluations", "starts")
+BY_RANK = ("phase_s", "sent_bytes", "dense_bytes")
 ENVIRONMENT = ("SLURM_", "OMP_", "NCCL_", "OMPI_MCA_", "UCX_", "MPIR_CVAR_", "FI_", "CUDA_VISIBLE_DEVICES", "HOROVOD_")
 REMEDY = "move it away, and the job goes on from its newest checkpoint; log.txt still tells of the steps before"
-DIMENSIONS = ("rank", "phase")  # beside step, which is a column too
-INTEGERS = ("step", "samples", "ranks", "bucket", "bytes", "steps")
-UNITS = {"step": "1", "epoch": "1", "time_s": "s", "step_s": "s", "samples": "1", "ranks": "1", "bytes": "byte"}
-MEANINGS = {
-    "step": "number of steps done",
-    "epoch": "passes over the training data done",
-    "time_s": "wall time since the run began, without the gaps between restarts",
-    "step_s": "wall time of the step on rank 0",
-    "loss": "mean loss over the global batch",
-    "learning_rate": "learning rate of the step",
-    "samples": "training samples used since the run began",
-    "ranks": "number of ranks",
-    "phase_s": "wall time of each phase of the step on each rank",
-    "sent_bytes": "bytes that each rank sent in the step",
-    "dense_bytes": "bytes that uncompressed collectives would have sent",
-    "bytes": "bytes of the bucket's values",
-    "algorithm": "collective that the bucket takes",
-    "predicted_s": "time of the bucket's collective as the calibration has it",
-    "measured_s": "time of the bucket's collective, mean over the steps of the shortest of the ranks",
-    "steps": "steps that were measured",
-}
 
 
 class MetricsFile:
@@ -69,6 +53,7 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
+        self._phases: Sequence[str] | None = None  # of what is appended; None: as in the file
 
     def create(
         self,
@@ -83,7 +68,7 @@ class MetricsFile:
 
         Args:
             ranks: number of ranks.
-            phases: names along the last dimension of phase_s.
+            phases: names along the last dimension of the phase_s that are given.
             attributes: of the root; see software().
             step, time_s: steps done and seconds taken before, which the file knows nothing of.
 
@@ -95,19 +80,18 @@ class MetricsFile:
             known = {"Conventions": hdf5.CONVENTIONS, "schema_version": SCHEMA_VERSION, "ranks": ranks}
             hdf5.set_attributes(file, {**known, **attributes})
             steps = file.create_group("steps")
-            _column(steps, "step", np.int64)
-            steps.create_dataset("phase", data=np.array([p.encode() for p in phases]))
-            rank = steps.create_dataset("rank", data=np.arange(ranks), maxshape=(None,), chunks=(1024,))
+            make_column(steps, "step", np.int64)
+            make_dimension(steps, "phase", list(phases), h5py.string_dtype())
+            rank = make_dimension(steps, "rank", np.arange(ranks), np.int64, maxshape=(None,), chunks=(1024,))
             hdf5.set_attributes(rank, {"units": "1", "long_name": "MPI rank"})
-            for name in ("phase", "rank"):
-                steps[name].make_scale(name)
-            _table(steps, "phase_s", np.float32, ("step", "rank", "phase"), "s")
-            _table(steps, "sent_bytes", np.int64, ("step", "rank"), "byte")
-            _table(steps, "dense_bytes", np.int64, ("step", "rank"), "byte")
+            make_table(steps, "phase_s", np.float32, ("step", "rank", "phase"), "s")
+            make_table(steps, "sent_bytes", np.int64, ("step", "rank"), "byte")
+            make_table(steps, "dense_bytes", np.int64, ("step", "rank"), "byte")
             for name in ("evaluations", "starts"):
-                _column(file.create_group(name), "step", np.int64)
+                make_column(file.create_group(name), "step", np.int64)
             reason = "resumed, without the metrics of before" if step else "first start"
             _start(file, step, ranks, attributes, reason, time_s)
+        self._phases = phases
 
     def append_steps(
         self, columns: Mapping[str, np.ndarray], phase_s: np.ndarray, sent_bytes: np.ndarray, dense_bytes: np.ndarray
@@ -116,14 +100,16 @@ class MetricsFile:
 
         Args:
             columns: scalars by name, each (k,): `step`, rising, and any others.
-            phase_s: seconds, (k, ranks, phases).
+            phase_s: seconds, (k, ranks, phases), the phases as ``create`` or ``restart`` were told.
             sent_bytes: (k, ranks).
             dense_bytes: (k, ranks).
         """
         with self._changing() as file:
             steps = file["steps"]
-            _append(steps, columns)
-            for name, block in (("phase_s", phase_s), ("sent_bytes", sent_bytes), ("dense_bytes", dense_bytes)):
+            append(steps, columns)
+            all_s = np.full((*phase_s.shape[:2], len(steps["phase"])), np.nan, np.float32)
+            all_s[:, :, phase_numbers(steps, self._phases)] = phase_s
+            for name, block in zip(BY_RANK, (all_s, sent_bytes, dense_bytes), strict=True):
                 steps[name][len(steps["step"]) - len(block) :, : block.shape[1]] = block
 
     def append_evaluation(
@@ -133,39 +119,57 @@ class MetricsFile:
         row = {"step": step, "time_s": time_s, **scores}
         with self._changing() as file:
             group = file["evaluations"]
-            _append(group, {name: np.array([value]) for name, value in row.items()})
+            append(group, {name: np.array([value]) for name, value in row.items()})
             for name, direction in (better or {}).items():
                 if name in scores and group[name].attrs.get("better") != direction:
                     hdf5.set_attributes(group[name], {"better": direction})
 
-    def put_choices(
-        self, step: int, algorithms: Sequence[str], columns: Mapping[str, np.ndarray], calibration: str
+    def put_table(
+        self,
+        name: str,
+        steps: Sequence[int] | np.ndarray,
+        columns: Mapping[str, Any],
+        attributes: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write what the exchange chose at the start at ``step``, in place of what was known of that start before.
+        """Write rows of a table, in place of its rows of the first of these steps and later.
 
         Args:
-            step: number of the step that the start continued from.
-            algorithms: of every bucket, (k,).
-            columns: scalars by name, each (k,).
-            calibration: what the choice rests on, as JSON.
-        """
-        with self._changing() as file:
-            group = file.require_group("choices")
-            if "step" not in group:
-                _column(group, "step", np.int64)
-                _column(group, "algorithm", h5py.string_dtype())
-            before = int(np.searchsorted(group["step"][:], step, side="left"))
-            for _, dataset in _tables(group):
-                dataset.resize(before, axis=0)
-            _append(group, {"step": np.full(len(algorithms), step), **columns})
-            group["algorithm"][before:] = list(algorithms)
-            hdf5.set_attributes(group, {"calibration": calibration})
+            name: of the table; it is made if it is not there.
+            steps: that the rows belong to, (k,), not falling.
+            columns: numbers or texts by name, each (k,).
+            attributes: of the table.
 
-    def restart(self, step: int, ranks: int, attributes: Mapping[str, Any], reason: str = "resumed") -> None:
+        Raises:
+            ValueError: the table or a column cannot be called that, or is not as long as ``steps``.
+        """
+        if name in OWN_TABLES or "/" in name or name in ("", "."):
+            raise ValueError(f"a table cannot be called {name!r}: the name stands for something else")
+        if len(steps) == 0:
+            return
+        with self._changing() as file:
+            group = file.require_group(name)
+            if "step" not in group:
+                make_column(group, "step", np.int64)
+            truncate(group, int(np.searchsorted(group["step"][:], steps[0], side="left")))
+            append(group, {**columns, "step": np.asarray(steps)})
+            hdf5.set_attributes(group, attributes or {})
+
+    def restart(
+        self,
+        step: int,
+        ranks: int,
+        attributes: Mapping[str, Any],
+        reason: str = "resumed",
+        *,
+        phases: Sequence[str] | None = None,
+    ) -> None:
         """Continue from a checkpoint of `step`: drop all that was measured after it, and note the new start.
 
         The rank dimension grows if there are more ranks than ever before; where there are fewer, the others' values are
-        NaN, or -1 bytes.
+        NaN, or -1 bytes. So does the phase dimension if phases come that there were not, in a rewritten phase_s.
+
+        Args:
+            phases: names along the last dimension of the phase_s that are given from here on; by default the file's.
 
         Raises:
             MetricsError: the file is damaged, of another schema or no metrics file, or cannot be written.
@@ -177,6 +181,8 @@ class MetricsFile:
             with self._changing() as file:
                 _drop_after(file, step)
                 _make_room(file["steps"], ranks)
+                if phases is not None and _add_phases(file["steps"], phases):
+                    file.attrs["schema_version"] = SCHEMA_VERSION
                 _start(file, step, ranks, attributes, reason)
                 for name in ("outcome", "exit_code", "date_finished"):
                     file.attrs.pop(name, None)
@@ -184,6 +190,7 @@ class MetricsFile:
                 hdf5.set_attributes(file, {**attributes, "ranks": ranks, "date_created": created})
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as cause:  # tables of another kind
             raise MetricsError(f"{self.path} is damaged or not a metrics file ({cause}): {REMEDY}") from cause
+        self._phases = phases
 
     def finish(self, outcome: str, exit_code: int, peak_memory_bytes: np.ndarray | None = None) -> None:
         """Note that the run has ended, and why, and the most memory that each rank used, (ranks,)."""
@@ -222,8 +229,9 @@ def read(path: Path, extract: Callable[[h5py.File], T]) -> T:
         try:
             before = journal.moment(path)
             with journal.viewing(path) as file:
-                if (version := int(file.attrs["schema_version"])) != SCHEMA_VERSION:
-                    raise MetricsError(f"{path} is of schema {version}, this hpcopt reads {SCHEMA_VERSION}: {REMEDY}")
+                if (version := int(file.attrs["schema_version"])) not in READABLE:
+                    known = " and ".join(map(str, READABLE))
+                    raise MetricsError(f"{path} is of schema {version}, this hpcopt reads {known}: {REMEDY}")
                 result = extract(file)
             if journal.moment(path) == before:
                 return result
@@ -266,12 +274,41 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def phases_of(steps: h5py.Group) -> list[str]:
+    """Names of the phases."""
+    return [name.decode() for name in steps["phase"][:]]
+
+
+def phase_numbers(steps: h5py.Group, phases: Sequence[str] | None) -> list[int] | slice:
+    """Where phases stand along the last dimension of phase_s."""
+    known = phases_of(steps)
+    return slice(None) if phases is None else [known.index(phase) for phase in phases]
+
+
+def _add_phases(steps: h5py.Group, phases: Sequence[str]) -> bool:
+    """Make the phase dimension hold all of these; whether any was missing."""
+    known = phases_of(steps)
+    every = list(dict.fromkeys([*known, *phases]))
+    if every == known:
+        return False
+    for dim, name in zip(steps["phase_s"].dims, ("step", "rank", "phase"), strict=True):
+        dim.detach_scale(steps[name])
+    steps.move("phase_s", "before")
+    del steps["phase"]
+    make_dimension(steps, "phase", every, h5py.string_dtype())
+    before = steps["before"]
+    make_table(steps, "phase_s", np.float32, ("step", "rank", "phase"), "s")
+    for first in range(0, len(before), BLOCK_ROWS):
+        rows = slice(first, first + BLOCK_ROWS)
+        steps["phase_s"][rows, :, : len(known)] = before[rows]
+    del steps["before"]
+    return True
+
+
 def _drop_after(file: h5py.File, step: int) -> None:
     """Drop what was measured after a step."""
-    for group in (file[name] for name in ("steps", "evaluations", "choices") if name in file):
-        rows = int(np.searchsorted(group["step"][:], step, side="right"))
-        for _, dataset in _tables(group):
-            dataset.resize(rows, axis=0)
+    for group in (item for name, item in file.items() if name != "starts" and isinstance(item, h5py.Group)):
+        truncate(group, int(np.searchsorted(group["step"][:], step, side="right")))
 
 
 def _make_room(steps: h5py.Group, ranks: int) -> None:
@@ -280,7 +317,7 @@ def _make_room(steps: h5py.Group, ranks: int) -> None:
     if ranks > known:
         steps["rank"].resize(ranks, axis=0)
         steps["rank"][known:] = np.arange(known, ranks)
-        for name in ("phase_s", "sent_bytes", "dense_bytes"):
+        for name in BY_RANK:
             steps[name].resize(ranks, axis=1)
 
 
@@ -290,14 +327,10 @@ def _start(
     """Note a start in the table of starts, with all its attributes."""
     steps, starts = file["steps"], file["starts"]
     times = steps["time_s"][-1:] if "time_s" in steps else np.zeros(0)
-    _append(starts, {"step": np.array([step]), "ranks": np.array([ranks]), "time_s": times if len(times) else [time_s]})
     described = {name: value for name, value in attributes.items() if value is not None}
-    texts = {"date_created": _now(), "reason": reason, "attributes": json.dumps(described, default=np.ndarray.tolist)}
-    for name, text in texts.items():
-        if name not in starts:
-            _column(starts, name, h5py.string_dtype())
-        starts[name].resize(len(starts["step"]), axis=0)
-        starts[name][-1] = text
+    row = {"step": step, "ranks": ranks, "time_s": times[0] if len(times) else time_s}
+    row |= {"date_created": _now(), "reason": reason, "attributes": json.dumps(described, default=np.ndarray.tolist)}
+    append(starts, {name: [value] for name, value in row.items()})
 
 
 def _require_tables(file: h5py.File) -> None:
@@ -308,68 +341,9 @@ def _require_tables(file: h5py.File) -> None:
             raise ValueError(f"{name} is no table of steps")
         if group["step"].id.get_storage_size() < group["step"].nbytes:  # fill values may stand for gigabytes
             raise ValueError(f"{name}/step has fewer values than rows")
-        for column, dataset in _tables(group):
+        for column, dataset in tables(group):
             if not isinstance(dataset, h5py.Dataset) or dataset.ndim < 1 or dataset.maxshape[0] is not None:
                 raise ValueError(f"{name}/{column} is no column that grows")
-    for name in ("phase_s", "sent_bytes", "dense_bytes"):
+    for name in BY_RANK:
         if file["steps"][name].ndim < 2 or len(file["steps"]["rank"]) != file["steps"][name].shape[1]:
             raise ValueError(f"steps/{name} does not fit the ranks")
-
-
-def _append(group: h5py.Group, columns: Mapping[str, Any]) -> None:
-    """Lengthen all tables of a group by the rows of columns; new columns are made, missing ones stay without values."""
-    before, count = len(group["step"]), len(columns["step"])
-    for name in columns:
-        if "/" in name or name in ("", ".", *DIMENSIONS):
-            raise ValueError(
-                f"a column of {group.name} cannot be called {name!r}: HDF5 would take it for something else"
-            )
-        if name not in group:
-            _column(group, name, np.int64 if name in INTEGERS else np.float64)
-    selected = h5py.h5s.create_simple((before + count,), (h5py.h5s.UNLIMITED,))
-    selected.select_hyperslab((before,), (count,))
-    memory = h5py.h5s.create_simple((count,))
-    for name, dataset in _tables(group):
-        dataset.id.set_extent((before + count, *dataset.shape[1:]))
-        if name in columns:  # as dataset[before:] = values, but five times as fast, which hundreds of columns need
-            dataset.id.write(memory, selected, np.ascontiguousarray(columns[name], dataset.dtype))
-
-
-def _tables(group: h5py.Group) -> list[tuple[str, h5py.Dataset]]:
-    """The datasets with a row a step."""
-    return [(name, dataset) for name, dataset in group.items() if name not in DIMENSIONS]
-
-
-def _column(group: h5py.Group, name: str, dtype: Any) -> None:
-    """Make an empty column with a row a step; `step` itself becomes the dimension of the others."""
-    _table(group, name, dtype, ("step",), _units(name))
-    if name == "step":
-        group[name].make_scale("step")
-
-
-def _units(name: str) -> str:
-    return UNITS.get(name, "s" if name.endswith("_s") else "1")
-
-
-def _table(group: h5py.Group, name: str, dtype: Any, dims: Sequence[str], units: str) -> None:
-    """Make an empty table, as long as the group's others, that grows along all its dimensions but phase."""
-    known = group.get("step")
-    rows = 0 if known is None else len(known)
-    shape = (rows, *(len(group[dim]) for dim in dims[1:]))
-    item = np.dtype(dtype).itemsize * int(np.prod(shape[1:]))
-    chunk_rows = max(1, min(CHUNK_ROWS, CHUNK_BYTES // max(1, item)))
-    text = h5py.check_string_dtype(np.dtype(dtype)) is not None
-    dataset = group.create_dataset(
-        name,
-        shape,
-        dtype,
-        maxshape=tuple(len(group[dim]) if dim == "phase" else None for dim in dims) if dims != ("step",) else (None,),
-        chunks=(chunk_rows, *(max(1, length) for length in shape[1:])),
-        fillvalue=None if text else -1 if np.dtype(dtype).kind == "i" else np.nan,
-        fletcher32=not text,
-    )
-    hdf5.set_attributes(dataset, {"units": units, "long_name": MEANINGS.get(name, name.replace("_", " "))})
-    for dim, label in zip(dataset.dims, dims, strict=True):
-        dim.label = label
-        if label != name:
-            dim.attach_scale(group[label])

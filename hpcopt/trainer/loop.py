@@ -9,9 +9,9 @@ import torch
 
 from hpcopt.comm.world import World
 from hpcopt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_REQUEUE, DivergedError
-from hpcopt.exchange.choices import Choices
 from hpcopt.shapes.context import Context
-from hpcopt.shapes.solver import Solver, StepStats
+from hpcopt.shapes.solver import Solver
+from hpcopt.shapes.stats import StepStats, Table
 from hpcopt.shapes.workload import Workload
 from hpcopt.store.checkpoint import Checkpoints
 from hpcopt.trainer.pace import Pace
@@ -57,7 +57,7 @@ class Trainer:
         self._recorder, self._progress, self._position, self._signals = recorder, progress, position, signals
         self._evaluate_every = run.evaluate_every or workload.steps_per_epoch
         self._pace = Pace(run.checkpoint_every, run.checkpoint_share, at_evaluations=solver.pipelined)
-        self._choices: Choices | None = None
+        self._tables: dict[str, Table] = {}
         self._start_s = time.monotonic()
         self._saver = Saver(
             context.world,
@@ -106,7 +106,7 @@ class Trainer:
             with self._clock("exchange"):
                 loss, stop, late, flush, written, wanted = self._agree(stats.loss, self._signals.received is not None)
             self._record(loss, stats)
-            if not math.isfinite(loss):
+            if loss is not None and not math.isfinite(loss):
                 self._saver.give_up(position.step - 1)
                 raise DivergedError(f"the loss became {loss} at step {position.step}; {self._saver.kept()}")
             if flush:
@@ -125,15 +125,16 @@ class Trainer:
                 return Outcome.TIME
         return Outcome.TARGET if self._target_reached() else Outcome.DONE
 
-    def _agree(self, loss: float, stop: bool) -> tuple[float, bool, bool, bool, bool, bool]:
-        """Sum the ranks' parts of the loss; stop, hurry or flush on all ranks if one wants to, take a checkpoint for
-        written if all have written, want a new one if rank 0 does. Collective.
+    def _agree(self, loss: float | None, stop: bool) -> tuple[float | None, bool, bool, bool, bool, bool]:
+        """Sum the ranks' parts of the loss, None if no rank has one; stop, hurry or flush on all ranks if one wants to,
+        take a checkpoint for written if all have written, want a new one if rank 0 does. Collective.
         """
         flush, written = self._recorder.flush_due(self._run.log_every_s), self._saver.written
         wanted = self._world.rank == 0 and not self._saver.under_way and self._pace.wanted(self._saver.took_s)
-        ours = torch.tensor([loss, stop, self._late(), flush, written, wanted], dtype=torch.float64)
-        total, *votes = self._world.all_reduce(ours).tolist()
-        return total, votes[0] > 0, votes[1] > 0, votes[2] > 0, votes[3] == self._world.size, votes[4] > 0
+        mine = [loss or 0.0, loss is not None, stop, self._late(), flush, written, wanted]
+        total, landed, *votes = self._world.all_reduce(torch.tensor(mine, dtype=torch.float64)).tolist()
+        everyones = total if landed else None
+        return everyones, votes[0] > 0, votes[1] > 0, votes[2] > 0, votes[3] == self._world.size, votes[4] > 0
 
     def _late(self) -> bool:
         budget_s = self._run.time_budget
@@ -142,11 +143,12 @@ class Trainer:
         longest_step_s = max(self._recorder.step_times_s[-16:], default=0.0)
         return time.monotonic() - self._start_s + 2 * longest_step_s > budget_s
 
-    def _record(self, loss: float, stats: StepStats) -> None:
+    def _record(self, loss: float | None, stats: StepStats) -> None:
         step = self._position.step
-        if stats.choices is not self._choices and stats.choices is not None:
-            self._choices = stats.choices
-            self._progress.say("\n".join(stats.choices.lines()))
+        for name, table in stats.tables.items():
+            if table.lasting and self._tables.get(name) is not table:
+                self._tables[name] = table
+                self._progress.say("\n".join(table.lines()))
         epoch = step / self._workload.steps_per_epoch
         phases = self._recorder.step(step, epoch, step * self._workload.batch, loss, stats)
         step_s = self._recorder.step_times_s[-1]

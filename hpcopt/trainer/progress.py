@@ -51,22 +51,22 @@ class Progress:
         if self._speaks and sys.stdout.isatty() and launch_from().launcher == "none":
             self._bar = _live_bar(total)
 
-    def step(self, done: int, loss: float, samples_per_s: float, exchange_share: float) -> None:
+    def step(self, done: int, loss: float | None, samples_per_s: float, exchange_share: float) -> None:
         """Tell of a step; a log gets a line only every so many seconds."""
         if not self._speaks:
             return
-        now_s = time.monotonic()
+        now_s, loss_text = time.monotonic(), "-" if loss is None else f"{loss:.4g}"
         if self._first_step is None:  # it may have paid for what the others find ready: no measure of them
             self._first_step, self._start_s = done, now_s
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done, loss=f"{loss:.4g}", rate=f"{samples_per_s:,.0f}")
+            self._bar.update(self._bar.task_ids[0], completed=done, loss=loss_text, rate=f"{samples_per_s:,.0f}")
         if now_s - self._last_s < self._every_s and done < self._total:
             return
         self._last_s = now_s
         steps, left = done - self._first_step, self._total - done
         eta = _duration((now_s - self._start_s) / max(1, steps) * left) if steps or not left else "?"
         line = (
-            f"step={done}/{self._total} loss={loss:.4g} samples/s={samples_per_s:,.0f} "
+            f"step={done}/{self._total} loss={loss_text} samples/s={samples_per_s:,.0f} "
             f"exchange={exchange_share:.0%} eta={eta}"
         )
         if self._bar is None:

@@ -4,20 +4,24 @@ Steps are buffered and gathered in blocks, so that a step itself pays for no fil
 two ranks.
 """
 
+import math
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 from hpcopt.comm.world import World
-from hpcopt.exchange.choices import Choices
-from hpcopt.phases import PHASES, PhaseClock
-from hpcopt.shapes.solver import StepStats
+from hpcopt.errors import MetricsError
+from hpcopt.phases import PhaseClock
+from hpcopt.shapes.stats import Columns, StepStats, Table
 from hpcopt.shapes.workload import Better
-from hpcopt.store.metrics import MetricsFile
+from hpcopt.store.metrics import BY_RANK, OWN_TABLES, MetricsFile
+from hpcopt.store.tables import usable
+from hpcopt.trainer.scalars import Scalars
 
+OURS = ("step", "epoch", "time_s", "step_s", "loss", "learning_rate", "samples", *BY_RANK)  # tables of the steps
 BLOCK_STEPS = 512  # for 128 ranks, an append then costs .05 ms of processor time a step; one of 64 steps .17 ms
 
 
@@ -33,7 +37,9 @@ class Recorder:
         self._mine: list[list[float]] = []  # phases, bytes sent, bytes dense: a row a step
         self._start_s = time.monotonic() - elapsed_s
         self._last_step_s = self._last_flush_s = time.monotonic()
-        self._measured = _Measured()
+        self._scalars = Scalars(OURS)
+        self._lasting: dict[str, tuple[int, Table]] = {}  # and the step before the first that it came with
+        self._rows: dict[str, list[tuple[int, Table]]] = {}  # and the step that it came with
         self.step_times_s: list[float] = []
         self.sent_bytes = self.dense_bytes = 0
 
@@ -46,8 +52,12 @@ class Recorder:
         """Whether this rank would like to see the buffer written."""
         return bool(self._mine) and time.monotonic() - self._last_flush_s > every_s
 
-    def step(self, step: int, epoch: float, samples: int, loss: float, stats: StepStats) -> dict[str, float]:
-        """Take one finished step; give its phases' seconds."""
+    def step(self, step: int, epoch: float, samples: int, loss: float | None, stats: StepStats) -> dict[str, float]:
+        """Take one finished step; give its phases' seconds.
+
+        Raises:
+            MetricsError: a scalar or a table cannot be called that.
+        """
         now_s = time.monotonic()
         step_s, self._last_step_s = now_s - self._last_step_s, now_s
         phases, traffic = self._clock.lap(), self._world.traffic.lap()
@@ -56,15 +66,21 @@ class Recorder:
             "epoch": epoch,
             "time_s": self.elapsed_s,
             "step_s": step_s,
-            "loss": loss,
-            "learning_rate": stats.learning_rate,
+            "loss": math.nan if loss is None else loss,
+            "learning_rate": math.nan if stats.learning_rate is None else stats.learning_rate,
             "samples": samples,
-            **stats.extra,
         }
         for name, value in row.items():
             self._columns.setdefault(name, []).append(value)
-        self._mine.append([*(phases[name] for name in PHASES), traffic.sent_bytes, traffic.dense_bytes])
-        self._measured.of(stats.choices, step)
+        self._scalars.add(len(self._mine), stats.scalars)
+        self._mine.append([*phases.values(), traffic.sent_bytes, traffic.dense_bytes])
+        for name, table in stats.tables.items():
+            if name in OWN_TABLES or not usable(name):
+                raise MetricsError(f"a table cannot be called {name!r}: the name stands for something else")
+            if table.lasting:
+                self._lasting[name] = (self._lasting.get(name, (step - 1,))[0], table)
+            else:
+                self._rows.setdefault(name, []).append((step, table))
         self.step_times_s.append(step_s)
         self.sent_bytes += traffic.sent_bytes
         self.dense_bytes += traffic.dense_bytes
@@ -76,11 +92,11 @@ class Recorder:
         """Write what is buffered. Collective."""
         if self._mine:
             everyones = self._world.all_gather(torch.tensor(self._mine, dtype=torch.float64)).numpy()
-            self._measured.gather(self._world)
+            scalars = self._scalars.put_together(self._world, len(self._mine))
             if self._world.rank == 0:
-                self._append(np.swapaxes(everyones, 0, 1))
-                self._measured.write(self._file)
+                self._append(np.swapaxes(everyones, 0, 1), scalars)
             self._columns, self._mine = {}, []
+            self._write_tables()
         self._last_flush_s = time.monotonic()
 
     def evaluation(self, step: int, scores: Mapping[str, float], better: Mapping[str, Better]) -> None:
@@ -97,51 +113,36 @@ class Recorder:
         if self._world.rank == 0:
             self._file.finish(outcome, exit_code, peaks_bytes)
 
-    def _append(self, rows: np.ndarray) -> None:
+    def _append(self, rows: np.ndarray, scalars: Mapping[str, np.ndarray]) -> None:
         """Write rows, shape (steps, ranks, phases and bytes)."""
-        count = len(PHASES)
+        count = len(self._clock.phases)
         self._file.append_steps(
-            {name: np.array(values) for name, values in self._columns.items()},
+            {**{name: np.array(values) for name, values in self._columns.items()}, **scalars},
             phase_s=rows[:, :, :count],
             sent_bytes=rows[:, :, count].astype(np.int64),
             dense_bytes=rows[:, :, count + 1].astype(np.int64),
         )
 
+    def _write_tables(self) -> None:
+        """Write the tables' rows. Collective."""
+        pending = [(name, [entry]) for name, entry in self._lasting.items()] + list(self._rows.items())
+        for name, entries in pending:
+            parts = [(step, table.columns(self._world)) for step, table in entries]
+            if self._world.rank == 0:
+                self._file.put_table(name, *joined(parts), entries[-1][1].attributes())
+        self._rows = {}
 
-class _Measured:
-    """What the exchange's choices took, from the first step of this start on."""
 
-    def __init__(self) -> None:
-        self._choices: Choices | None = None
-        self._first_step = self._steps = 0
-        self._sum_s = torch.zeros(0, dtype=torch.float64)
-
-    def of(self, choices: Choices | None, step: int) -> None:
-        """Take note of what a step went by."""
-        if self._choices is None and choices is not None:
-            self._choices, self._first_step = choices, step
-            self._sum_s = torch.zeros(len(choices.buckets), dtype=torch.float64)
-
-    def gather(self, world: World) -> None:
-        """Of every step and bucket the shortest time over the ranks: of the rank that waited for none. Collective."""
-        if self._choices is not None:
-            times_s = world.all_reduce(self._choices.lap(), "min")
-            self._sum_s += times_s.sum(0)
-            self._steps += len(times_s)
-
-    def write(self, file: MetricsFile) -> None:
-        if self._choices is None:
-            return
-        buckets = self._choices.buckets
-        algorithms = [choice.algorithm for choice in buckets]
-        columns = {
-            "bucket": np.arange(len(buckets)),
-            "bytes": np.array([choice.values_bytes for choice in buckets]),
-            "predicted_s": np.array([choice.predicted_s.get(choice.algorithm, np.nan) for choice in buckets]),
-            "measured_s": self._sum_s.numpy() / self._steps if self._steps else np.full(len(buckets), np.nan),
-            "steps": np.full(len(buckets), self._steps),
-        }
-        for name in sorted({name for choice in buckets for name in choice.predicted_s}):
-            times_s = [choice.predicted_s.get(name, np.nan) for choice in buckets]
-            columns[f"predicted_{name}_s"] = np.array(times_s)
-        file.put_choices(self._first_step - 1, algorithms, columns, self._choices.calibration())
+def joined(parts: Sequence[tuple[int, Columns]]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Tables of several steps as one: the rows' steps, (k,), and the columns, each (k,). What a part lacks is NaN, and
+    empty among texts.
+    """
+    counts = [len(next(iter(columns.values()), ())) for _, columns in parts]
+    texts = {name: np.asarray(column).dtype.kind in "OSU" for _, columns in parts for name, column in columns.items()}
+    every: dict[str, np.ndarray] = {}
+    for name, text in texts.items():
+        missing = [np.full(count, "" if text else np.nan, object if text else float) for count in counts]
+        every[name] = np.concatenate(
+            [np.asarray(columns.get(name, none)) for (_, columns), none in zip(parts, missing, strict=True)]
+        )
+    return np.repeat([step for step, _ in parts], counts), every

@@ -115,7 +115,7 @@ def test_measured_choices_keep_replicas_equal():
     assert all(torch.equal(result, results[0]) for result in results)
     choices = exchanges[0].choices
     assert choices.lap().shape == (10, len(exchanges[0].buckets))
-    assert set(json.loads(choices.calibration())["codecs"]) == {"qsgd"}
+    assert set(json.loads(choices.attributes()["calibration"])["codecs"]) == {"qsgd"}
 
 
 @pytest.mark.parametrize("codec", [QSGD(bits=4), TopK(fraction=0.1)])

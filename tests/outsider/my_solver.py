@@ -7,8 +7,8 @@ import torch
 from pydantic import Field
 
 from hpcopt.exchange import Exchange
+from hpcopt.shapes import Solver, SolverConfig, StepStats, Task, Tree
 from hpcopt.shapes.context import Context
-from hpcopt.shapes.solver import Solver, SolverConfig, StepStats, Task, Tree
 
 
 class NormalisedConfig(SolverConfig):

@@ -60,13 +60,14 @@ def test_losses_that_are_not_finite_leave_gaps(tmp_path):
     )  # fmt: skip
     run = read_run(tmp_path / "r")
     (loss, *_) = figures_of([(run, summarise(run))])
-    assert loss.data[0]["y"][-2:] == [None, None]
+    assert loss.data[0]["y"][-2:] == [1 / 30, None]  # what is not known is no point, what is infinite a gap
 
 
 def test_collectives_as_predicted_and_as_measured(run_dir):
     file = MetricsFile(run_dir / "metrics.h5")
     columns = {"bucket": np.arange(3), "bytes": np.array([4, 8, 12]), "predicted_s": np.array([0.5, 1, 2])}
-    file.put_choices(0, ["ring", "vote", "ring"], {**columns, "measured_s": np.array([0.25, np.nan, 3])}, "{}")
+    columns |= {"algorithm": ["ring", "vote", "ring"], "measured_s": np.array([0.25, np.nan, 3])}
+    file.put_table("choices", [0, 0, 0], columns)
     run = read_run(run_dir)
     figure = next(f for f in figures_of([(run, summarise(run))]) if f.name == "collectives")
     assert figure.table == {

@@ -30,10 +30,21 @@ def test_metrics_in_xarray(metrics_file):
         np.testing.assert_array_equal(steps["phase_s"], phase_s.astype(np.float32))
         np.testing.assert_array_equal(steps["sent_bytes"].sel(step=12, rank=1), sent[11, 1])
         np.testing.assert_array_equal(steps["loss"], columns["loss"])
-        assert [phase.decode() for phase in steps["phase"].values] == list(PHASES)
+        assert list(steps["phase"].values) == list(PHASES)
+        np.testing.assert_array_equal(steps["phase_s"].sel(phase="comm", rank=0), phase_s[:, 0, 2].astype(np.float32))
     for group in ("evaluations", "starts"):
         with xarray.open_dataset(metrics_file.path, group=group, engine="h5netcdf") as table:
             assert table.sizes["step"] == 1
+
+
+def test_phases_that_came_with_a_restart_are_selected_in_xarray(metrics_file):
+    metrics_file.append_steps(*block(1, 4, 2))
+    metrics_file.restart(4, 2, {}, phases=(*PHASES[:2], "rollout"))
+    metrics_file.append_steps(*block(5, 2, 2))
+    with xarray.open_dataset(metrics_file.path, group="steps", engine="h5netcdf") as steps:
+        assert steps["phase_s"].dims == ("step", "rank", "phase")
+        rollout = steps["phase_s"].sel(phase="rollout", rank=1, step=[4, 5])
+        np.testing.assert_array_equal(rollout, [np.nan, np.float32(block(5, 1, 2)[1][0, 1, 2])])
 
 
 def test_shards_in_xarray(tmp_path):

@@ -69,6 +69,38 @@ def test_a_column_that_hdf5_would_take_for_something_else_is_refused_and_nothing
     file.append_steps(*block(4, 3, 2))
 
 
+@pytest.mark.parametrize("rows", [0, 1, 2, 4])
+def test_a_column_that_is_not_as_long_as_the_steps_is_refused_and_nothing_is_written(file, rows):
+    file.append_steps(*block(1, 3, 2))
+    before = file.path.read_bytes()
+    columns, *others = block(4, 3, 2)
+    with pytest.raises(ValueError, match="for 3 rows"):
+        file.append_steps({**columns, "residual": np.arange(float(rows))}, *others)
+    with pytest.raises(ValueError, match="for 3 rows"):
+        file.put_table("layers", [4, 5, 6], {"norm": np.arange(float(rows))})
+    assert file.path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["steps", "starts", "evaluations", "a/b", ""])
+def test_a_table_cannot_take_the_place_of_another(file, name):
+    with pytest.raises(ValueError, match="cannot be called"):
+        file.put_table(name, [1], {"norm": [1.0]})
+
+
+def test_a_restart_with_phases_that_there_were_not(file):
+    file.append_steps(*block(1, 600, 2))
+    file.restart(600, 3, {}, phases=("comm", "rollout", "data"))
+    columns, phase_s, sent, dense = block(601, 2, 3)
+    file.append_steps(columns, phase_s, sent, dense)
+    found = read(file.path, everything)
+    assert [name.decode() for name in found["steps/phase"]] == [*PHASES, "rollout"]
+    np.testing.assert_array_equal(found["steps/phase_s"][:600, :2, :3], block(1, 600, 2)[1].astype(np.float32))
+    assert np.isnan(found["steps/phase_s"][:600, :, 3]).all()
+    for written, place in ((0, 2), (1, 3), (2, 0)):
+        np.testing.assert_array_equal(found["steps/phase_s"][600:, :, place], phase_s[:, :, written].astype(np.float32))
+    assert np.isnan(found["steps/phase_s"][600:, :, 1]).all()
+
+
 def test_evaluations(file):
     file.append_evaluation(10, 1.5, {"test_accuracy": 0.5})
     file.append_evaluation(20, 2.5, {"test_accuracy": 0.75, "test_loss": 0.25})
@@ -239,10 +271,12 @@ def test_read_while_written_and_after_kills(file):
 def test_choices_are_those_of_each_start(file):
     file.append_steps(*block(1, 20, 2))
     columns = {"bucket": np.arange(2), "bytes": np.array([400, 8]), "predicted_s": np.array([0.5, 0.25])}
-    file.put_choices(0, ["ring", "native"], {**columns, "measured_s": np.full(2, np.nan)}, "{}")
-    file.put_choices(0, ["ring", "native"], {**columns, "measured_s": np.array([0.75, 0.125])}, '{"reduce": 1}')
+    columns["algorithm"] = ["ring", "native"]
+    file.put_table("choices", [0, 0], {**columns, "measured_s": np.full(2, np.nan)}, {"calibration": "{}"})
+    file.put_table("choices", [0, 0], {**columns, "measured_s": np.array([0.75, 0.125])}, {"calibration": "[]"})
     file.restart(10, 2, {})
-    file.put_choices(10, ["ring", "ring", "native"], {"bucket": np.arange(3), "predicted_ring_s": np.ones(3)}, "{}")
+    taken = {"algorithm": ["ring", "ring", "native"], "bucket": np.arange(3), "predicted_ring_s": np.ones(3)}
+    file.put_table("choices", [10, 10, 10], taken)
     found = read(file.path, everything)
     np.testing.assert_array_equal(found["choices/step"], [0, 0, 10, 10, 10])
     np.testing.assert_array_equal(found["choices/bucket"], [0, 1, 0, 1, 2])

@@ -38,7 +38,8 @@ from hpcopt.optim.state import optimizer_state, restore_optimizer
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import OutputLoss
-from hpcopt.shapes.solver import Solver, SolverConfig, StepStats, Task, Tree
+from hpcopt.shapes.solver import Solver, SolverConfig, Task, Tree
+from hpcopt.shapes.stats import StepStats
 from hpcopt.solvers.block_admm.goal import Fit, Match
 from hpcopt.solvers.block_admm.samples import SampleTable
 from hpcopt.solvers.first_order import Scheduled
@@ -124,9 +125,10 @@ class DeepFacto(Solver):
             with self._clock("backward"):
                 loss = self._loss.criterion(self._head(self._f(x)), batch) * batch.weight
                 loss.backward()  # type: ignore[no-untyped-call]
-            error = 0.0
+            scalars = {}
         else:
             loss, error = self._joint(x, batch)
+            scalars = {"reconstruction_error": error}
         self._exchange.finish()
         lr = self._config.learning_rate(self._step, self._steps)
         with self._clock("update"):
@@ -137,7 +139,7 @@ class DeepFacto(Solver):
             if self._step >= self._plain_steps:
                 self._update_dual(x, batch)
         self._step += 1
-        return StepStats(loss.item(), lr, {"reconstruction_error": error})
+        return StepStats(loss.item(), lr, scalars)
 
     def _joint(self, x: Tensor, batch: TensorBatch) -> tuple[Tensor, float]:
         """Steps 1 to 3, and the gradients of step 4; give the label-free loss and the reconstruction's error."""

@@ -22,7 +22,8 @@ from hpcopt.pipeline.mesh import Mesh
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import OutputLoss
-from hpcopt.shapes.solver import Solver, SolverConfig, StepStats, Task, Tree
+from hpcopt.shapes.solver import Solver, SolverConfig, Task, Tree
+from hpcopt.shapes.stats import Scalar, StepStats
 from hpcopt.solvers.block_admm.block import Block
 from hpcopt.solvers.block_admm.goal import Fit, Goal, Match
 from hpcopt.solvers.block_admm.stage import AdmmConfig, Flight, Stage
@@ -108,7 +109,7 @@ class BlockAdmm(Solver):
             landed.append(self._land(len(micros)))
         self._step += 1
         if not landed:
-            return StepStats(0.0, config.learning_rate(self._step - 1, self._steps), {"residual": 0.0})
+            return StepStats(None, config.learning_rate(self._step - 1, self._steps))
         return self._update(landed)
 
     def gather(self) -> None:
@@ -164,8 +165,8 @@ class BlockAdmm(Solver):
         rate = self._config.learning_rate(landed[0].number, self._steps)
         with self._clock("update"):
             residual = self.stage.update(landed, rate)
-        loss = 0.0 if self._above else sum(flight.loss for flight in landed)
-        return StepStats(loss, rate, {"residual": residual})
+        loss = None if self._above else sum(flight.loss for flight in landed)
+        return StepStats(loss, rate, {"residual": Scalar(residual, "max")})
 
     def _link(self, context: Context, neighbour: int) -> Link:
         c = self._config

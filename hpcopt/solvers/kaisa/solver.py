@@ -1,6 +1,7 @@
 """K-FAC as a job's solver: data parallelism whose summed gradients are preconditioned before the inner optimizer."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,8 @@ from hpcopt.randomness import random_state, replayed
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import OutputLoss
-from hpcopt.shapes.solver import SolverConfig, StepStats, Task, Tree
+from hpcopt.shapes.solver import SolverConfig, Task, Tree
+from hpcopt.shapes.stats import Scalar, StepStats
 from hpcopt.solvers.data_parallel import DataParallel
 from hpcopt.solvers.first_order import FirstOrder
 from hpcopt.solvers.kaisa.cost import table
@@ -45,11 +47,11 @@ class KaisaConfig(SolverConfig, FirstOrder, KaisaSettings):
 class KaisaSolver(DataParallel):
     """The solver.
 
-    Extra metrics of a step: ``cosine.LAYER``, between the layer's preconditioned and raw gradient: 1 is a
+    Scalars of a step: ``cosine.LAYER``, between the layer's preconditioned and raw gradient: 1 is a
     preconditioner that does nothing; ``kaisa.damping``, ``kaisa.clip``: the damping, and the factor of KL clipping;
     ``kaisa.ratio``: rho of the last Levenberg-Marquardt adaptation;
-    ``kaisa.rejected``, ``kaisa.redamped``, ``kaisa.float64``: this rank's sums left out, and factors hard to
-    invert, so far.
+    ``kaisa.rejected``, ``kaisa.redamped``, ``kaisa.float64``: sums left out, and factors hard to invert, of all ranks
+    so far.
     """
 
     def __init__(self, config: KaisaConfig, task: Task, context: Context) -> None:
@@ -78,9 +80,9 @@ class KaisaSolver(DataParallel):
         random = random_state() if self.kaisa.damping_due else None
         stats = super().step(batch)
         if random is not None:
+            assert stats.loss is not None
             self.kaisa.adapt_damping(stats.loss, self._again(batch, random))
-        stats.extra.update(self._metrics())
-        return stats
+        return replace(stats, scalars={**stats.scalars, **self._metrics()})
 
     def _sampling(self, model: nn.Module, batch: TensorBatch) -> Tensor:
         loss = self._whole_loss
@@ -108,16 +110,16 @@ class KaisaSolver(DataParallel):
             self.kaisa.step(self._terms)
         return super()._update()
 
-    def _metrics(self) -> dict[str, float]:
+    def _metrics(self) -> dict[str, Scalar | float]:
         kaisa = self.kaisa
         return {
             **{f"cosine.{name}": value for name, value in kaisa.cosines.items()},
             "kaisa.damping": kaisa.damping,
             "kaisa.ratio": kaisa.ratio,
             "kaisa.clip": kaisa.clipped,
-            "kaisa.rejected": float(kaisa.rejected),
-            "kaisa.redamped": float(kaisa.failures.more_damping),
-            "kaisa.float64": float(kaisa.failures.float64),
+            "kaisa.rejected": Scalar(kaisa.rejected, "sum"),
+            "kaisa.redamped": Scalar(kaisa.failures.more_damping, "sum"),
+            "kaisa.float64": Scalar(kaisa.failures.float64, "sum"),
         }
 
     def plan(self, flops: float) -> dict[str, str]:

@@ -19,7 +19,8 @@ from hpcopt.optim.first_order import AdamWConfig
 from hpcopt.optim.state import optimizer_state, restore_optimizer
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
-from hpcopt.shapes.solver import StepStats, Task, Tree
+from hpcopt.shapes.solver import Task, Tree
+from hpcopt.shapes.stats import StepStats
 from hpcopt.solvers.first_order import Scheduled
 from hpcopt.solvers.splitting.serial import SerialConfig, SerialSolver
 

@@ -20,7 +20,8 @@ from torch import Tensor
 from hpcopt.errors import JobError
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
-from hpcopt.shapes.solver import StepStats, Task
+from hpcopt.shapes.solver import Task
+from hpcopt.shapes.stats import StepStats
 from hpcopt.solvers.splitting.serial import FullBatchSolver, SerialConfig, relu_step
 
 
@@ -65,7 +66,7 @@ class Bcd(FullBatchSolver):
             self._update_weights(i, below)
         self._step += 1
         loss = float(self.loss(self.model, batch))
-        return StepStats(loss, 0.0, {"objective": self.objective(x, self._targets(batch))})
+        return StepStats(loss, scalars={"objective": self.objective(x, self._targets(batch))})
 
     def _targets(self, batch: TensorBatch) -> Tensor:
         if "labels" not in batch.tensors:

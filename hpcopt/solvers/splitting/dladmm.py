@@ -19,7 +19,8 @@ from torch import Tensor
 
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
-from hpcopt.shapes.solver import StepStats, Task
+from hpcopt.shapes.solver import Task
+from hpcopt.shapes.stats import StepStats
 from hpcopt.solvers.splitting.serial import FullBatchSolver, SerialConfig, relu_step
 
 OUTPUT_STEPS = 20
@@ -76,7 +77,7 @@ class DlAdmm(FullBatchSolver):
         loss = float(self.loss(self.model, batch))
         self._grow_rho(loss)
         gap = self._gap(self._last, x).norm() / self.tensors[f"z{self._last}"].norm()
-        return StepStats(loss, 0.0, {"residual": float(gap), "rho": self._rho})
+        return StepStats(loss, scalars={"residual": float(gap), "rho": self._rho})
 
     def _below(self, i: int, x: Tensor) -> Tensor:
         return self.tensors[f"a{i - 1}"] if i else x

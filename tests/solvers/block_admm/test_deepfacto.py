@@ -48,7 +48,7 @@ def test_it_learns_features_that_the_factors_explain():
     s = solver()
     errors = []
     for batch in data(STEPS):
-        error = s.step(batch).extra["reconstruction_error"]
+        error = s.step(batch).scalars.get("reconstruction_error")
         errors.append(error)
         assert s._nmf.basis.min() >= 0
         assert float(torch.linalg.vector_norm(s._nmf.basis, dim=1).max()) <= 1 + 1e-6

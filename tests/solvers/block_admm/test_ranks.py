@@ -20,7 +20,9 @@ STEPS, LAYERS = 10, 4
 CONFIG = BlockAdmmConfig(rho=2.0, optimizer=AdamWConfig(lr=1e-2, weight_decay=0))
 
 
-def trained(config: BlockAdmmConfig, size: int, activation=nn.Tanh) -> list[tuple[torch.Tensor, list[float], int]]:
+def trained(
+    config: BlockAdmmConfig, size: int, activation=nn.Tanh
+) -> list[tuple[torch.Tensor, list[float | None], int]]:
     """Each rank's parameters after the run, its losses, and the bytes it sent in steps."""
     models = [network(LAYERS, activation=activation) for _ in range(size)]
 
@@ -46,7 +48,7 @@ def test_a_rank_for_every_block_or_two_takes_the_path_of_one_process(size, confi
     ((expected, losses, _),) = trained(config.model_copy(update={"stages": 1}), 1)
     for found, own_losses, _ in trained(config, size):
         assert torch.equal(found, expected)
-        assert own_losses in (losses, [0.0] * STEPS)
+        assert own_losses in (losses, [None] * STEPS)
 
 
 @pytest.mark.parametrize(("size", "stages"), [(2, 1), (3, 1), (4, 2), (6, 2), (5, None)])
@@ -56,7 +58,7 @@ def test_data_groups_take_the_path_of_one_process(size, stages):
     for found, _, _ in results:
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
         assert torch.equal(found, results[0][0])
-    sums = [sum(own[step] for _, own, _ in results) for step in range(STEPS)]
+    sums = [sum(own[step] or 0.0 for _, own, _ in results) for step in range(STEPS)]
     assert sums == pytest.approx(losses, rel=1e-6)
 
 
@@ -128,7 +130,7 @@ def test_micro_batches_in_flight_take_the_path_of_whole_batches(size, stages, ac
     results = trained(config.model_copy(update={"stages": stages, "accumulate": accumulate}), size)
     for found, _, _ in results:
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
-    assert [sum(own[step] for _, own, _ in results) for step in range(STEPS)] == pytest.approx(losses, rel=1e-8)
+    assert [sum(own[step] or 0.0 for _, own, _ in results) for step in range(STEPS)] == pytest.approx(losses, rel=1e-8)
 
 
 def test_too_small_batches_and_both_kinds_of_flight_are_refused():
@@ -169,6 +171,21 @@ def test_a_restart_continues_at_any_number_of_ranks(size_after):
         assert float((resumed - straight).norm() / straight.norm()) < 0.1
 
 
+def test_a_filling_pipeline_reports_nothing_instead_of_zeros():
+    """A rank whose batches are all on their way up has no residual and no loss yet."""
+    config = CONFIG.model_copy(update={"stages": 3, "in_flight": 3})
+
+    def program(transport):
+        s = solver(config, network(LAYERS), World(transport), STEPS)
+        told = [s.step(batch) for batch in batches(5, s.data_rank, s.data_size)]
+        s.gather()
+        return [stats.loss is not None for stats in told], [len(stats.scalars) for stats in told]
+
+    losses, residuals = zip(*run_ranks(3, program), strict=True)
+    assert losses == ([False] * 5, [False] * 5, [True] * 5)
+    assert residuals == ([0, 0, 1, 1, 1], [0, 1, 1, 1, 1], [1] * 5)
+
+
 def test_meshes():
     assert [Mesh.choose(0, size, 4, None).stages for size in (1, 2, 3, 4, 5, 6, 8)] == [1, 2, 3, 4, 1, 3, 4]
     assert [list(Mesh.choose(0, 3, 4, 3).owned(stage)) for stage in range(3)] == [[0, 1], [2], [3]]
@@ -194,6 +211,6 @@ def test_mpi_ranks_take_the_path_of_one_process():
             own = [s.step(batch).loss for batch in batches(STEPS, s.data_rank, s.data_size)]
             s.gather()
             torch.testing.assert_close(parameters(s.model), expected, rtol=1e-6, atol=1e-8)
-            everyones = world.all_reduce(torch.tensor(own, dtype=torch.float64))
+            everyones = world.all_reduce(torch.tensor([loss or 0.0 for loss in own], dtype=torch.float64))
             assert everyones.tolist() == pytest.approx(losses, rel=1e-6)
     world.close()

@@ -81,7 +81,7 @@ def test_power_iteration_finds_the_norm_of_the_jacobian():
 
 def test_auxiliaries_and_outputs_come_to_agree():
     s = solver(BlockAdmmConfig(rho=1.0, optimizer=AdamWConfig(lr=1e-2, weight_decay=0)), network(), steps=600)
-    residuals = [s.step(batch).extra["residual"] for batch in batches(600)]
+    residuals = [s.step(batch).scalars["residual"].value for batch in batches(600)]
     mean = [sum(residuals[a:b]) / (b - a) for a, b in pairwise([0, 40, 200, 600])]
     assert mean[0] > mean[1] > mean[2]
     losses = [float(LOSS(s.model, b).detach()) for b in batches(4)]
@@ -94,7 +94,7 @@ def test_a_fixed_point_satisfies_the_constraints_and_the_duals_are_the_slope():
     s = solver(config, network(2))
     batch = batches(1)[0]
     for _ in range(60):
-        residual = s.step(batch).extra["residual"]
+        residual = s.step(batch).scalars["residual"].value
     assert residual < 1e-10  # |f(z) - z| <= 1e-5 |z|
     z = s.stage._stored[1].read(batch.indices).requires_grad_()
     (slope,) = torch.autograd.grad(F.cross_entropy(s.stage.blocks[1].layers(z), batch.tensors["y"], reduction="sum"), z)

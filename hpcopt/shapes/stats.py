@@ -1,0 +1,83 @@
+"""What a step tells of itself: a loss, scalars and tables, any of which may be missing."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+
+from hpcopt.comm.world import World
+
+Over = Literal["sum", "mean", "max", "rank"]
+Columns = Mapping[str, np.ndarray | Sequence[float] | Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A rank's number of one step.
+
+    Attributes:
+        value: NaN is as if it were not given.
+        over: how the ranks that give it are put together: their sum, their mean (exact where they agree), the largest,
+            or the value of the lowest of these ranks.
+    """
+
+    value: float
+    over: Over = "mean"
+
+
+class Table(Protocol):
+    """Rows beside those of the steps, of any number and with any columns of numbers or texts.
+
+    Attributes:
+        lasting: the rows tell of the whole start of the run and are asked for whenever metrics are written, in place of
+            those of before; otherwise they are of the step that they came with.
+    """
+
+    @property
+    def lasting(self) -> bool: ...
+
+    def columns(self, world: World) -> Columns:
+        """Give the columns by name, all of one length; rank 0's are written. Collective."""
+
+    def attributes(self) -> Mapping[str, str]:
+        """What the rows rest on."""
+
+    def lines(self) -> Sequence[str]:
+        """For a log, when the table first comes."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table that is known at once: rank 0's rows of one step."""
+
+    values: Columns
+    lasting: bool = False
+
+    def columns(self, world: World) -> Columns:
+        return self.values
+
+    def attributes(self) -> Mapping[str, str]:
+        return {}
+
+    def lines(self) -> Sequence[str]:
+        return ()
+
+
+@dataclass
+class StepStats:
+    """What one step did on this rank.
+
+    Attributes:
+        loss: this rank's summand of the global mean loss; None if it has none. None on all ranks: nothing landed in
+            this step.
+        learning_rate: of this step; None if there is no such thing.
+        scalars: further numbers by name. A name may come at some steps and on some ranks only. A plain number is
+            ``Scalar(number)``, a mean.
+        tables: further rows by name; the same names on all ranks.
+    """
+
+    loss: float | None
+    learning_rate: float | None = None
+    scalars: Mapping[str, Scalar | float] = field(default_factory=dict)
+    tables: Mapping[str, Table] = field(default_factory=dict)

@@ -1,0 +1,124 @@
+"""The loop with a solver that tells what it likes."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from hpcopt.comm.loopback import run_ranks
+from hpcopt.comm.world import World
+from hpcopt.errors import DivergedError
+from hpcopt.report.read import read_run
+from hpcopt.report.summary import summarise
+from hpcopt.shapes.batch import TensorBatch
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.solver import Solver
+from hpcopt.shapes.stats import StepStats
+from hpcopt.store.checkpoint import Checkpoints
+from hpcopt.store.metrics import MetricsFile
+from hpcopt.trainer.loop import Outcome, Trainer
+from hpcopt.trainer.progress import Progress
+from hpcopt.trainer.recorder import Recorder
+from hpcopt.trainer.resume import Position
+from hpcopt.trainer.run import RunConfig, StopAt
+from hpcopt.trainer.signals import StopSignals
+
+
+class Telling(Solver):
+    """Does nothing, and says that its losses are these."""
+
+    def __init__(self, losses: list[float | None], rank: int, size: int) -> None:
+        self.model = torch.nn.Linear(1, 1)
+        self.data_rank, self.data_size = rank, size
+        self._losses = iter(losses)
+
+    def step(self, batch):
+        return StepStats(next(self._losses))
+
+    def gather(self):
+        pass
+
+    def plan(self, flops):
+        return {}
+
+    def state_dict(self):
+        return {}
+
+    def rank_state_dict(self):
+        return {}
+
+    def load_state_dict(self, shared, parts):
+        pass
+
+
+class Work:
+    """A score that falls by a tenth at every evaluation."""
+
+    batch, train_samples, test_samples, steps_per_epoch, scores = 4, 40, 2, 10, {"bits_per_char": "lower"}
+
+    def __init__(self) -> None:
+        self.told = 1.0
+
+    def train_batches(self, rank, size, start):
+        while True:
+            yield TensorBatch({}, torch.zeros(2, dtype=torch.int64), 4)
+
+    def test_batches(self, rank, size):
+        self.told -= 0.1
+        yield TensorBatch({}, torch.zeros(1, dtype=torch.int64), 2)
+
+    def score(self, model, batch):
+        return {"bits_per_char": torch.tensor(self.test_samples * self.told)}
+
+
+def trained(folder, losses: list[list[float | None]], **run) -> list[Outcome]:
+    """Train on as many ranks as there are lists of losses, into a folder."""
+    file = MetricsFile(folder / "metrics.h5")
+    file.create(len(losses), Context().clock.phases, {"title": "told"})
+
+    def program(transport):
+        world = World(transport)
+        context = Context(world=world, steps=len(losses[0]))
+        with Progress(folder / "log.txt", speaks=world.rank == 0, every_s=1e-6) as progress:
+            progress.begin(len(losses[0]))
+            return Trainer(
+                run=RunConfig(steps=len(losses[0]), **run),
+                context=context,
+                workload=Work(),
+                solver=Telling(losses[world.rank], world.rank, world.size),
+                checkpoints=Checkpoints(folder / "checkpoints", 1),
+                recorder=Recorder(world, file, context.clock, 0.0),
+                progress=progress,
+                position=Position(),
+                signals=StopSignals(),
+            ).train()
+
+    return run_ranks(len(losses), program)
+
+
+@pytest.mark.parametrize("losses", [[None, None, 0.5, None, 0.25], [math.nan, None, None, None, None]])
+def test_a_loss_that_no_rank_has_is_missing_and_neither_zero_nor_a_divergence(tmp_path, losses):
+    nothing = [None] * 5
+    if losses[0] is not None:
+        with pytest.raises(DivergedError, match="the loss became nan at step 1"):
+            trained(tmp_path, [nothing, losses])
+        return
+    assert trained(tmp_path, [nothing, losses]) == [Outcome.DONE] * 2
+    run = read_run(tmp_path)
+    np.testing.assert_array_equal(run.columns["loss"], [np.nan, np.nan, 0.5, np.nan, 0.25])
+    lines = [line for line in (tmp_path / "log.txt").read_text().splitlines() if "step=" in line and "loss=" in line]
+    told = [line.split("loss=")[1].split()[0] for line in lines]
+    assert told[:5] == ["-", "-", "0.5", "-", "0.25"]
+
+
+def test_the_last_loss_is_the_last_that_there_was(tmp_path):
+    trained(tmp_path, [[0.5, 0.25, None]])
+    assert summarise(read_run(tmp_path)).loss == 0.25
+
+
+def test_a_target_of_a_score_that_falls_is_reached_from_above(tmp_path):
+    target = StopAt(metric="bits_per_char", value=0.75)
+    assert trained(tmp_path, [[1.0] * 9], evaluate_every=1, stop_at=target) == [Outcome.TARGET]
+    run = read_run(tmp_path)
+    assert (run.steps, run.better, run.guessed) == (3, {"bits_per_char": "lower"}, ())
