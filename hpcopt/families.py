@@ -17,6 +17,7 @@ WORKLOADS = Family(
     image_classification="hpcopt.workloads.image_classification:ImageClassificationConfig",
     segmentation="hpcopt.workloads.segmentation:SegmentationConfig",
     bert_pretraining="hpcopt.workloads.bert_pretraining:BertPretrainingConfig",
+    torch="hpcopt.workloads.own.workload:TorchConfig",
 )
 
 IMAGE_MODELS = Family(

@@ -186,15 +186,19 @@ def plan(job: "Job", ranks: int) -> str:
     lines = {
         "ranks": f"{ranks}",
         "device": planned_device(job.run.device),
-        "data": f"{workload.train_samples:,} training and {workload.test_samples:,} test samples",
+        "data": f"{_count(workload.train_samples)} training and {_count(workload.test_samples)} test samples",
         "batch": f"{batch} samples, {least}{f' or {most}' if most > least else ''} a rank",
-        "steps": f"{built.steps:,}, {workload.steps_per_epoch:,} an epoch",
+        "steps": f"{built.steps:,}, {_count(workload.steps_per_epoch)} an epoch",
         "computation": f"{flops:.3g} operations a sample, forward and backward",
         **solver.plan(flops * most),
     }
     under = "\n" + 17 * " "
     table = "\n".join(f"  {name:<14} {text.replace(chr(10), under)}" for name, text in lines.items())
     return f"{job.as_toml()}\nplan\n{table}"
+
+
+def _count(number: int | None) -> str:
+    return "an unknown number of" if number is None else f"{number:,}"
 
 
 def sample_flops(workload: "Workload") -> float:
@@ -205,8 +209,11 @@ def sample_flops(workload: "Workload") -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     batch = next(iter(workload.test_batches(0, 1)))
+    training = workload.model.training
+    workload.model.eval()  # batch normalisation takes no single sample otherwise
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         workload.loss(workload.model, batch.split(len(batch))[0])
+    workload.model.train(training)
     return 3.0 * float(counter.get_total_flops())
 
 
@@ -284,7 +291,8 @@ def make_trainer(
     checkpoints = Checkpoints(directory.checkpoints, job.run.keep_checkpoints)
     if resume and not world.broadcast_integers(checkpoints.steps()):
         raise JobError(f"--resume, but {directory.checkpoints} has no checkpoint").everywhere()
-    position = restore(world, checkpoints, built.solver, job.as_dict(), progress.say) or Position()
+    workload = built.workload, job.workload
+    position = restore(world, checkpoints, built.solver, job.as_dict(), progress.say, workload) or Position()
     progress.say("\n".join(position.changed_plugins(provenance())))
     position.job, position.ranks, position.plugins = job.as_dict(), world.size, provenance()
     file = MetricsFile(directory.metrics)

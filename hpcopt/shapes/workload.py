@@ -1,66 +1,92 @@
 """What the trainer knows of a workload."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from hpcopt.config import Choice
-from hpcopt.shapes.batch import Batch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import Loss
+from hpcopt.shapes.solver import Tree
 
 Better = Literal["higher", "lower"]
 
 
-class Workload(Protocol):
-    """A model with its data, loss and score. Data is split at the source: a rank reads its own samples only.
+class Workload(ABC):
+    """A model with its data, loss and scores. Data is split at the source: a rank reads its own samples only.
 
     Attributes:
         model: the network, initialised the same on all ranks.
         batch: samples in one global batch.
-        train_samples, test_samples: samples in each split.
+        train_samples, test_samples: samples in each split, int; None if nobody knows.
         scores: which direction is better, of each figure of merit by name, in the order in which they are told.
+        loss: of a model and a batch: the mean over the batch's samples.
     """
 
     model: nn.Module
     batch: int
-    train_samples: int
-    test_samples: int
+    train_samples: Any
+    test_samples: Any
     scores: Mapping[str, Better]
+    loss: Loss
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Global batches in one pass over the training samples; an incomplete last one is left out."""
+    def steps_per_epoch(self) -> int | None:
+        """Global batches in one pass over the training samples, an incomplete last one left out; None if nobody
+        knows.
+        """
+        return None
 
     def verify(self, rank: int, size: int) -> None:
-        """Check this rank's share of the data files.
+        """Check this rank's share of the data files, if there are any.
 
         Raises:
             DataError: a file is damaged.
         """
+        return
 
-    def train_batches(self, rank: int, size: int, start: int) -> Iterator[Batch]:
-        """Give the rank-th of size parts of every global batch, for ever, from step ``start`` on. A sample always comes
-        in the same part.
+    @abstractmethod
+    def train_batches(self, rank: int, size: int, start: int) -> Iterator[Any]:
+        """Give the rank-th of size parts of every global batch, each a ``Batch``, for ever, from step ``start`` on. A
+        generator: it runs between two steps, and may look at what ``model`` has become.
         """
 
-    def test_batches(self, rank: int, size: int) -> Iterator[Batch]:
+    @abstractmethod
+    def test_batches(self, rank: int, size: int) -> Iterator[Any]:
         """Give this rank's part of the test samples, once; it may be empty."""
 
-    @property
-    def loss(self) -> Loss:
-        """Of a model and a batch: the mean over the batch's samples."""
-
+    @abstractmethod
     def score(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """Figures of merit by name, each summed over the batch's samples."""
+        """What a batch adds to the figures of merit: tensors by name, which are summed over all batches and ranks."""
+
+    def finish(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """The figures of merit from the sums, float64; those of means over samples, unless a workload has others."""
+        samples = self.test_samples
+        assert samples is not None
+        return {name: float(total) / samples for name, total in sums.items()}
+
+    def state_dict(self) -> Tree:
+        """This rank's own state of the data, after the batch that was given last; None if the number of the step says
+        all. A checkpoint keeps it.
+        """
+        return None
+
+    def load_state_dict(self, parts: Sequence[Tree]) -> None:
+        """Go on from every saved rank's ``state_dict``, read on access, before ``train_batches`` is called. There may
+        be more or fewer than now.
+        """
+        return
 
 
 class WorkloadConfig(Choice, ABC):
     """What is trained: a model, its data, its loss and its scores."""
+
+    may_change: ClassVar[frozenset[str]] = frozenset({"data", "model"})
+    """Keys that do not decide which samples a step draws: a resumed run may have others."""
 
     batch: int = Field(ge=1, description="samples in one step, over all ranks")
 

@@ -1,11 +1,15 @@
 """The loop: steps, evaluation, checkpoints, metrics, signals."""
 
+import itertools
 import math
 import statistics
 import time
+from collections.abc import Iterator
 from enum import Enum
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from hpcopt.comm.world import World
 from hpcopt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_REQUEUE, DivergedError
@@ -55,7 +59,7 @@ class Trainer:
         self._world, self._clock, self._total = context.world, context.clock, context.total_steps
         self._run, self._workload, self._solver = run, workload, solver
         self._recorder, self._progress, self._position, self._signals = recorder, progress, position, signals
-        self._evaluate_every = run.evaluate_every or workload.steps_per_epoch
+        self._evaluate_every = run.evaluate_every or workload.steps_per_epoch or self._total
         self._pace = Pace(run.checkpoint_every, run.checkpoint_share, at_evaluations=solver.pipelined)
         self._tables: dict[str, Table] = {}
         self._start_s = time.monotonic()
@@ -149,7 +153,7 @@ class Trainer:
             if table.lasting and self._tables.get(name) is not table:
                 self._tables[name] = table
                 self._progress.say("\n".join(table.lines()))
-        epoch = step / self._workload.steps_per_epoch
+        epoch = step / (self._workload.steps_per_epoch or math.nan)
         phases = self._recorder.step(step, epoch, step * self._workload.batch, loss, stats)
         step_s = self._recorder.step_times_s[-1]
         self._progress.step(step, loss, self._workload.batch / step_s, phases["exchange"] / step_s)
@@ -165,6 +169,8 @@ class Trainer:
         self._recorder.evaluation(self._position.step, self._position.scores, self._workload.scores)
         scores = " ".join(f"{name}={value:.4f}" for name, value in self._position.scores.items())
         self._progress.say(f"step={self._position.step}/{self._total} {scores}")
+        if wrong := [name for name, value in self._position.scores.items() if not math.isfinite(value)]:
+            self._progress.say(f"warning: {' and '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} not finite")
         if self._run.debug:
             self._world.require_same(list(self._solver.model.state_dict().values()), "the parameters")
 
@@ -172,7 +178,7 @@ class Trainer:
         self._recorder.flush()
         self._position.elapsed_s = self._recorder.elapsed_s
         with self._clock("checkpoint"):
-            self._saver.save(self._position, self._solver)
+            self._saver.save(self._position, self._solver, self._workload.state_dict())
 
     def _finish_saving(self) -> None:
         with self._clock("checkpoint"):
@@ -195,14 +201,30 @@ class Trainer:
 
 
 def evaluate(world: World, workload: Workload, model: torch.nn.Module) -> dict[str, float]:
-    """Mean scores over all test samples. Collective."""
+    """Scores over all test samples. Collective.
+
+    Raises:
+        HpcoptError: on all ranks: one of them cannot read or score its part.
+    """
     training = model.training
     model.eval()
-    sums = dict.fromkeys(workload.scores, 0.0)
-    with torch.no_grad():
-        for batch in workload.test_batches(world.rank, world.size):
-            for name, value in workload.score(model, batch).items():
-                sums[name] += float(value)
+    with world.together(), torch.no_grad():
+        sums = _summed(workload, model, workload.test_batches(world.rank, world.size))
+        if not sums:  # more ranks than samples: what others add up, without a sample
+            some = _summed(workload, model, itertools.islice(workload.test_batches(0, 1), 1))
+            sums = {name: torch.zeros_like(value) for name, value in some.items()}
     model.train(training)
-    totals = world.all_reduce(torch.tensor(list(sums.values()), dtype=torch.float64)) / workload.test_samples
-    return dict(zip(sums, totals.tolist(), strict=True))
+    total = world.all_reduce(torch.cat([value.reshape(-1) for value in sums.values()]))
+    parts = torch.split(total, [value.numel() for value in sums.values()])
+    reduced = {name: part.view_as(sums[name]) for name, part in zip(sums, parts, strict=True)}
+    with world.together():
+        return workload.finish(reduced)
+
+
+def _summed(workload: Workload, model: torch.nn.Module, batches: Iterator[Any]) -> dict[str, Tensor]:
+    """What batches add to the scores, float64."""
+    sums: dict[str, Tensor] = {}
+    for batch in batches:
+        for name, value in workload.score(model, batch).items():
+            sums[name] = value.detach().cpu().double() + sums.get(name, 0.0)
+    return sums

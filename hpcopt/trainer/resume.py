@@ -1,6 +1,6 @@
 """Where a run stands, and restoring it: by all ranks or by none."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +11,7 @@ from hpcopt.comm.world import World
 from hpcopt.errors import CheckpointError, HpcoptError, JobError
 from hpcopt.randomness import set_random_state
 from hpcopt.shapes.solver import Solver, Tree
+from hpcopt.shapes.workload import Workload, WorkloadConfig
 from hpcopt.store.checkpoint import SHARED, Checkpoints, ranks_of
 from hpcopt.store.saved_parts import SavedParts
 from hpcopt.store.tree import REMEDY
@@ -39,13 +40,17 @@ class Position:
     job: dict[str, Any] = field(default_factory=dict)
     plugins: dict[str, dict[str, str]] = field(default_factory=dict)
 
-    def require_same_samples(self, job: Mapping[str, Any]) -> None:
+    def require_same_samples(self, job: Mapping[str, Any], may_change: Set[str] = frozenset({"data", "model"})) -> None:
         """Check that a job draws the samples that the steps up to here drew; anything else may change.
+
+        Args:
+            job: as plain data.
+            may_change: keys of its workload that do not decide which samples those are.
 
         Raises:
             JobError: on all ranks.
         """
-        compared = (("run", {"seed"}), ("workload", job.get("workload", {}).keys() - {"data", "model"}))
+        compared = (("run", {"seed"}), ("workload", job.get("workload", {}).keys() - may_change))
         for section, keys in compared:
             for key in sorted(keys):
                 before, now = self.job.get(section, {}).get(key), job.get(section, {}).get(key)
@@ -76,12 +81,24 @@ def _version(plugin: Mapping[str, str]) -> str:
 
 
 def restore(
-    world: World, checkpoints: Checkpoints, solver: Solver, job: Mapping[str, Any], say: Callable[[str], None]
+    world: World,
+    checkpoints: Checkpoints,
+    solver: Solver,
+    job: Mapping[str, Any],
+    say: Callable[[str], None],
+    workload: tuple[Workload, WorkloadConfig] | None = None,
 ) -> Position | None:
     """Load the newest checkpoint that is whole, telling of any that is not, and of what the job changes. Collective.
 
     With another number of ranks than saved it, each rank draws new random numbers; the solver decides about its own
     state.
+
+    Args:
+        world, checkpoints: who restores, from where.
+        solver: whose state is restored.
+        job: as plain data.
+        say: tells a person.
+        workload: whose data have a state too, and its section of the job.
 
     Returns:
         Where the run stands, or None if there is no checkpoint.
@@ -98,10 +115,12 @@ def restore(
         except HpcoptError as error:  # on the rank that met the damage a CheckpointError, on the others what it said
             say(f"checkpoint of step {step} cannot be used: {error}")
             continue
-        position.require_same_samples(job)
+        position.require_same_samples(job, *([workload[1].may_change] if workload else []))
         changes = position.changes(job)
         with world.together(), _fitting(changes):
-            solver.load_state_dict(shared, parts)
+            solver.load_state_dict(shared, parts.under("solver"))
+            if workload is not None:
+                workload[0].load_state_dict(parts.under("data"))
         if (wrong := not_finite(world, solver)) is not None:
             say(f"checkpoint of step {step} cannot be used: {wrong} is not finite")
             continue
@@ -143,7 +162,7 @@ def _read(checkpoints: Checkpoints, step: int, world: World) -> tuple[Position, 
             random["rng"], random["solver"]
     except (KeyError, TypeError, ValueError, ValidationError) as cause:
         raise CheckpointError(f"{checkpoints.path(step)} is not a checkpoint of a job ({cause}): {REMEDY}") from cause
-    return position, state, parts.under("solver"), random
+    return position, state, parts, random
 
 
 def _settings(tree: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]]:

@@ -105,10 +105,18 @@ class RunConfig(Config):
             raise ValueError("give steps or epochs")
         return self
 
-    def total_steps(self, steps_per_epoch: int) -> int:
-        """Optimizer steps of the whole run."""
+    def total_steps(self, steps_per_epoch: int | None) -> int:
+        """Optimizer steps of the whole run.
+
+        Raises:
+            JobError: on all ranks: it is given in epochs, and nobody knows how long one is.
+        """
+        if self.epochs is not None and steps_per_epoch is None:
+            raise JobError(
+                "[run] epochs: nobody knows how long a pass over the training data is, which are a stream: give steps"
+            ).everywhere()
         by_steps = math.inf if self.steps is None else self.steps
-        by_epochs = math.inf if self.epochs is None else max(1, round(self.epochs * steps_per_epoch))
+        by_epochs = math.inf if self.epochs is None else max(1, round(self.epochs * (steps_per_epoch or 0)))
         return int(min(by_steps, by_epochs))
 
 

@@ -14,7 +14,7 @@ from hpcopt.comm.world import World
 from hpcopt.errors import DivergedError, HpcoptError
 from hpcopt.phases import PhaseClock
 from hpcopt.randomness import random_state
-from hpcopt.shapes.solver import Solver
+from hpcopt.shapes.solver import Solver, Tree
 from hpcopt.store.background import BackgroundWriter
 from hpcopt.store.checkpoint import SHARED, Checkpoints, rank_part
 from hpcopt.store.parallel import require_mpi
@@ -57,8 +57,12 @@ class Saver:
         self._held_s = 0.0
         self.saved_step = saved_step
 
-    def save(self, position: Position, solver: Solver) -> None:
+    def save(self, position: Position, solver: Solver, data: Tree = None) -> None:
         """Save what is the same everywhere by rank 0, each rank's own by itself. Collective.
+
+        Args:
+            position, solver: what is saved.
+            data: this rank's own state of the workload's data.
 
         Raises:
             DivergedError: on all ranks: the parameters are no longer finite, and nothing is saved.
@@ -71,7 +75,8 @@ class Saver:
         with self._world.together():
             if self._world.rank == 0:
                 self._checkpoints.begin(step)
-        parts = {rank_part(self._world.rank): {**random_state(), "solver": solver.rank_state_dict()}}
+        own = {**random_state(), "solver": solver.rank_state_dict(), "data": data}
+        parts = {rank_part(self._world.rank): own}
         if self._world.rank == 0:
             parts[SHARED] = {"position": asdict(position), "solver": solver.state_dict()}
         self._pending = step

@@ -22,12 +22,13 @@ from hpcopt.models.bert import POSITIONS, Bert, BertConfig, import_weights
 from hpcopt.models.config import TokenModelConfig
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
-from hpcopt.shapes.workload import Better, WorkloadConfig
+from hpcopt.shapes.workload import Better, Workload, WorkloadConfig
 from hpcopt.store.sentence_pairs import SentencePairs
 from hpcopt.store.weights import newest_weights
+from hpcopt.workloads.ahead import ahead
 from hpcopt.workloads.masking import mask_tokens, predicted
 from hpcopt.workloads.order import share
-from hpcopt.workloads.streams import Rows, Streams, ahead
+from hpcopt.workloads.streams import Rows, Streams
 
 TEST_BATCH = 32
 COUNTED_ROWS = 4096  # from which the mean number of masked tokens is taken
@@ -68,7 +69,7 @@ class BertPretrainingConfig(WorkloadConfig):
         return BertPretraining(self, context.run_seed)
 
 
-class BertPretraining:
+class BertPretraining(Workload):
     """The workload."""
 
     scores: Mapping[str, Better] = {
@@ -126,7 +127,7 @@ class BertPretraining:
 
     def loss(self, model: nn.Module, batch: TensorBatch) -> Tensor:
         words, labels, follows = self._predict(model, batch)
-        masked = F.cross_entropy(words, labels, reduction="sum") / (len(batch) * self._masked_each)
+        masked: Tensor = F.cross_entropy(words, labels, reduction="sum") / (len(batch) * self._masked_each)
         return masked + F.cross_entropy(follows, batch.tensors["next_sentence"])
 
     def score(self, model: nn.Module, batch: TensorBatch) -> dict[str, Tensor]:

@@ -8,13 +8,14 @@ import torch
 
 from hpcopt.errors import DataError, JobError
 from hpcopt.shapes.batch import TensorBatch
+from hpcopt.shapes.workload import Workload
 from hpcopt.store.shards import Shards
 from hpcopt.workloads.order import TrainOrder, share
 
 TEST_BATCH = 256
 
 
-class ImageWorkload:
+class ImageWorkload(Workload):
     """The data half of a workload; its shards hold ``images``, (n, channels, height, width), uint8, and a target.
 
     Attributes:

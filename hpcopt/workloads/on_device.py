@@ -3,7 +3,7 @@
 Workloads make everything in main memory, so that parameters begin the same, and batches are the same, on any device.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hpcopt.shapes.batch import Batch
 from hpcopt.shapes.loss import Loss, OutputLoss
+from hpcopt.shapes.solver import Tree
 from hpcopt.shapes.workload import Workload
 
 
@@ -20,7 +21,7 @@ def on_device(workload: Workload, device: torch.device) -> Workload:
     return workload if device.type == "cpu" else WorkloadOnDevice(workload, device)
 
 
-class WorkloadOnDevice:
+class WorkloadOnDevice(Workload):
     """The workload."""
 
     def __init__(self, inner: Workload, device: torch.device) -> None:
@@ -32,7 +33,7 @@ class WorkloadOnDevice:
         self.loss: Loss = replace(loss, example=loss.example.to(device)) if isinstance(loss, OutputLoss) else loss
 
     @property
-    def steps_per_epoch(self) -> int:
+    def steps_per_epoch(self) -> int | None:
         return self._inner.steps_per_epoch
 
     def verify(self, rank: int, size: int) -> None:
@@ -46,3 +47,12 @@ class WorkloadOnDevice:
 
     def score(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
         return self._inner.score(model, batch)
+
+    def finish(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        return self._inner.finish(sums)
+
+    def state_dict(self) -> Tree:
+        return self._inner.state_dict()
+
+    def load_state_dict(self, parts: Sequence[Tree]) -> None:
+        self._inner.load_state_dict(parts)

@@ -8,11 +8,7 @@ read the same blocks.)
 """
 
 import math
-import queue
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
@@ -20,7 +16,6 @@ from hpcopt.store.sentence_pairs import SentencePairs
 
 MOST_LANES = 128
 LEAST_ROWS = 16  # of a lane in a batch, if the batch allows: with fewer, cutting and joining costs more than reading
-AHEAD = 4  # batches that are read before they are asked for
 
 Rows = dict[str, np.ndarray]
 
@@ -77,45 +72,3 @@ class Streams:
             for at in range(0, whole, self._each):
                 yield numbers[at : at + self._each], {k: v[at : at + self._each] for k, v in rows.items()}
             numbers, rows = numbers[whole:], {k: v[whole:].copy() for k, v in rows.items()}
-
-
-Item = TypeVar("Item")
-
-
-@dataclass
-class _Over:
-    error: BaseException | None = None
-
-
-def ahead(items: Iterator[Item], depth: int = AHEAD) -> Iterator[Item]:
-    """Give the items in their order, while a thread makes the next ones. What the thread raises is raised here."""
-    made: queue.Queue[Item | _Over] = queue.Queue(depth)
-    unwanted = threading.Event()
-
-    def put(item: Item | _Over) -> None:
-        while not unwanted.is_set():
-            try:
-                made.put(item, timeout=0.2)
-                break
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        over = _Over()
-        try:
-            for item in items:
-                put(item)
-                if unwanted.is_set():
-                    return
-        except BaseException as error:  # for the reader to raise
-            over.error = error
-        put(over)
-
-    threading.Thread(target=work, name="prefetch", daemon=True).start()
-    try:
-        while not isinstance(item := made.get(), _Over):
-            yield item
-        if item.error is not None:
-            raise item.error
-    finally:
-        unwanted.set()

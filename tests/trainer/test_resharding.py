@@ -21,7 +21,6 @@ from hpcopt.store.background import Snapshot
 from hpcopt.store.checkpoint import SHARED, Checkpoints, rank_part
 from hpcopt.trainer.resume import Position, restore
 from hpcopt.trainer.saver import Saver
-from hpcopt.workloads.image_classification import ImageClassificationConfig
 from tests.store.test_tree import same
 
 STEPS, AFTER = 6, 3
@@ -172,47 +171,3 @@ def test_a_resuming_rank_reads_each_file_once(tmp_path, data, case, ranks, monke
     run_ranks(ranks, go_on)
     assert {name for _, name in reads} == {"shared.h5", "rank00000.h5", "rank00001.h5"}
     assert set(reads.values()) == {1}
-
-
-IN_FLIGHT = {
-    "gossip, late messages": (*SGD, "exchange.name=gossip", "exchange.mixing=push_sum", "exchange.tau=2"),
-    "block_admm in flight": (*CASES["block_admm"][0], "solver.blocks=2", "solver.stages=2", "solver.in_flight=2"),
-}
-
-
-@pytest.fixture
-def one_at_a_time(monkeypatch):
-    """Ranks that are threads share torch's generator: what they draw at once would differ from run to run."""
-    lock, build_workload = threading.Lock(), ImageClassificationConfig.build
-
-    def locked(self, context):
-        with lock:
-            return build_workload(self, context)
-
-    monkeypatch.setattr(ImageClassificationConfig, "build", locked)
-
-
-@pytest.mark.usefixtures("one_at_a_time")
-@pytest.mark.parametrize("case", [case for case in (*CASES, *IN_FLIGHT) if case != "deepfacto"])
-def test_a_checkpoint_moves_the_training_only_of_a_solver_that_says_so(tmp_path, data, case):
-    """Those are checkpointed by time at evaluations alone, or the clock would decide what is trained. DeepFacto is left
-    out, as its solver draws from the shared generator too.
-    """
-    job = job_of(tmp_path, data, IN_FLIGHT[case] if case in IN_FLIGHT else CASES[case][0])
-
-    def train(save):
-        def program(transport):
-            session = Session(transport, job)
-            losses = session.train(0, STEPS)
-            if save:
-                saver = Saver(session.world, Checkpoints(tmp_path, 1), True, 0, clock=PhaseClock())
-                saver.save(Position(step=STEPS, ranks=2, job=job.as_dict()), session.solver)
-                saver.finish()
-            return losses + session.train(STEPS, AFTER), session.model(), session.solver.pipelined
-
-        return run_ranks(2, program)[0]
-
-    (plain, before, pipelined), (saved, after, _) = train(False), train(True)
-    assert pipelined == (case in IN_FLIGHT)
-    alike = plain == saved and all(torch.equal(before[name], after[name]) for name in before)
-    assert alike != pipelined

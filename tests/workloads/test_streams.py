@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from hpcopt.store.sentence_pairs import UNMASKED, SentencePairs, write_pairs
-from hpcopt.workloads.streams import Streams, ahead
+from hpcopt.workloads.ahead import ahead
+from hpcopt.workloads.streams import Streams
 from tests.launching import PATIENCE_S
 
 

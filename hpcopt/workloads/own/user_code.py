@@ -1,0 +1,115 @@
+"""Somebody's own code: what it raises becomes a sentence with the place where it stands, what it draws at random is
+decided by a seed.
+"""
+
+import random
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hpcopt.errors import DataError, HpcoptError, JobError
+from hpcopt.plugins import import_object
+
+_HOUSE = str(Path(__file__).parents[2])
+
+
+@contextmanager
+def theirs(what: str, kind: type[HpcoptError] = DataError) -> Iterator[None]:
+    """Around a call of somebody's code.
+
+    Args:
+        what: was called, for the message.
+        kind: of the error that whatever it raises becomes.
+    """
+    try:
+        yield
+    except HpcoptError:
+        raise
+    except Exception as error:
+        raise kind(f"{what} raised {type(error).__name__}: {error} ({place_of(error)})") from error
+
+
+def place_of(error: BaseException) -> str:
+    """The file and line that somebody has to look at: the last one that is neither ours nor a library's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith(_HOUSE) and "site-packages" not in f.filename]
+    frame = (own or frames)[-1]
+    return f"{frame.filename}, line {frame.lineno}, in {frame.name}"
+
+
+def made(name: str, arguments: Mapping[str, Any], what: str, kind: type[HpcoptError] = DataError) -> Any:
+    """What a dotted name stands for: called with the arguments if it is a class or a function, else as it is.
+
+    Raises:
+        kind: it cannot be imported or called.
+    """
+    try:
+        found = import_object(name)
+    except ValueError as error:
+        raise kind(f"{what}: {error}") from None
+    if isinstance(found, type) or (callable(found) and not isinstance(found, torch.nn.Module)):
+        with theirs(what, kind):
+            return found(**arguments)
+    if arguments:
+        raise kind(f"{what} is {type(found).__name__}, made already: it takes no arguments")
+    return found
+
+
+def function(name: str, arguments: Mapping[str, Any], what: str, kind: type[HpcoptError] = JobError) -> Any:
+    """The function that a dotted name stands for, with some arguments given; that of a class is an object of it.
+
+    Raises:
+        kind: there is none.
+    """
+    try:
+        found = import_object(name)
+    except ValueError as error:
+        raise kind(f"{what}: {error}") from None
+    if isinstance(found, type):
+        with theirs(what, kind):
+            return found(**arguments)
+    return partial(found, **arguments) if arguments else found
+
+
+@contextmanager
+def draws_kept() -> Iterator[None]:
+    """What is drawn inside leaves the generators of this process (torch, numpy, random) where they were."""
+    kept = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(kept[0])
+        np.random.set_state(kept[1])
+        random.setstate(kept[2])
+
+
+@contextmanager
+def draws() -> Iterator[list[str]]:
+    """Lists, in the end, the generators of this process that were drawn from inside, and puts them back."""
+    drawn: list[str] = []
+    with draws_kept():
+        before = _states()
+        yield drawn
+        drawn += [name for name, state in _states().items() if state != before[name]]
+
+
+def _states() -> dict[str, Any]:
+    numpy = np.random.get_state(legacy=False)
+    return {
+        "torch": bytes(torch.get_rng_state().numpy()),
+        "numpy": (bytes(numpy["state"]["key"]), numpy["state"]["pos"]),
+        "random": random.getstate(),
+    }
+
+
+def seed_draws(seed: int) -> None:
+    """Let the draws that follow be decided by a seed."""
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
