@@ -3,7 +3,6 @@
 HPCOPT_REPLICA_STEPS=1000 makes the replicas' runs as long; 25 steps by default.
 """
 
-import copy
 import itertools
 import json
 import os
@@ -214,41 +213,6 @@ def test_a_failure_in_the_thread_is_raised_by_finish():
 
     with pytest.raises(HpcoptError, match="'natural' carries magnitudes up to"):
         run_ranks(2, program)
-
-
-@pytest.mark.parametrize("config", EXCHANGES, ids=label)
-def test_a_restart_continues_bit_for_bit(config):
-    straight = trained(2, config, steps=8)
-    models = [network() for _ in range(2)]
-    states = run_ranks(2, lambda t: copy.deepcopy(train(World(t), config, 5, models[t.rank]).rank_state_dict()))
-
-    def resumed(transport):
-        world, model = World(transport), copy.deepcopy(models[transport.rank])
-        exchange = Exchange(world, model.named_parameters(), config, mean=config.name != "vote")
-        exchange.load_state_dict(states)
-        descend(world, exchange, range(5, 8), model, 0.05)
-        return flat(model)
-
-    for result in run_ranks(2, resumed):
-        assert torch.equal(result, straight[0])
-
-
-@pytest.mark.parametrize(("before", "now"), [(4, 2), (2, 4), (3, 2), (1, 3), (3, 1)])
-def test_nothing_owed_is_lost_when_the_number_of_ranks_changes(before, now):
-    config = TwoPhaseConfig(codec=TopK(fraction=0.05))
-    states = run_ranks(before, lambda t: train(World(t), config, 4, network()).rank_state_dict())
-
-    def program(transport):
-        exchange = Exchange(World(transport), network().named_parameters(), config)
-        exchange.load_state_dict(states)
-        return exchange.rank_state_dict()
-
-    def owed(ranks):
-        kept = [tensor for r in ranks for part in r["reducer"].values() for tensor in part.values()]
-        return sum(tensor.double().sum() for tensor in kept)
-
-    resized = run_ranks(now, program)
-    torch.testing.assert_close(owed(resized), owed(states), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("config", EXCHANGES, ids=label)

@@ -1,0 +1,58 @@
+"""The example of an exchange of one's own in docs/exchange.md works as it stands: its contract, and in a job."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hpcopt.comm.loopback import run_ranks
+from hpcopt.comm.world import World
+from hpcopt.exchange import Exchange
+from hpcopt.job import read_job
+
+PAGE = Path(__file__).parents[2] / "docs" / "exchange.md"
+JOB = '[run]\nsteps = 1\n[workload]\ndata = "data/digits"\n'
+
+
+@pytest.fixture
+def blocks(tmp_path, monkeypatch) -> list[str]:
+    """The section's pieces of Python and of a job; the first is importable."""
+    section = PAGE.read_text().split("## An exchange of your own\n")[1].split("\n## ")[0]
+    python = re.findall(r"```python\n(.*?)```", section, flags=re.S)
+    job = re.sub(r"^    ", "", re.search(r"(?:^    .*\n)+", section.replace(python[0], ""), flags=re.M)[0], flags=re.M)
+    (tmp_path / "my_exchange.py").write_text(python[0])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield [*python, job]
+    sys.modules.pop("my_exchange", None)
+
+
+def test_it_keeps_the_contract(blocks):
+    namespace = {}
+    exec(blocks[1], namespace)
+    namespace["test_wide"]()
+
+
+def test_a_job_names_it(blocks, tmp_path):
+    (tmp_path / "job.toml").write_text(JOB + blocks[2])
+    exchange = read_job(tmp_path / "job.toml").exchange
+    assert type(exchange).__name__ == "WideConfig" and exchange.bucket_mb == 1
+
+
+def test_it_rounds_once(blocks):
+    from my_exchange import WideConfig
+
+    values = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 1e-6, 1e6])[:, None]
+
+    def program(transport):
+        p = nn.Parameter(torch.zeros(1000))
+        exchange = Exchange(World(transport), [("p", p)], WideConfig())
+        (p * values[transport.rank]).sum().backward()
+        exchange.finish()
+        return p.grad, exchange.metrics()["largest_gradient"]
+
+    for gradient, largest in run_ranks(3, program):
+        assert torch.equal(gradient, values.double().sum(0).float())
+        assert largest == gradient.abs().max()
