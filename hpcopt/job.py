@@ -146,8 +146,8 @@ def _leave_out(raw: dict[str, Any], setting: Setting, changed: Mapping[Keys, Set
     model = _section_around(setting.keys, raw)
     way, section = setting.keys[:-1], raw
     for name in way:
-        section = section[name]
-    if model is None:  # there is none of that name, as will be said
+        section = section.get(name, {}) if isinstance(section, dict) else {}
+    if model is None or not isinstance(section, dict):  # there is none of that name, as will be said
         return
     set_here = {keys[len(way)] for keys in changed if keys[: len(way)] == way and len(keys) > len(way)}
     foreign = [key for key in section if key not in model.model_fields and key not in set_here]

@@ -63,6 +63,8 @@ class Setting(NamedTuple):
         keys = tuple(key.strip() for key in way.split("."))
         if not equals or not all(keys):
             raise JobError(f"--set {typed}: write --set section.key=value").everywhere()
+        if any("\ud800" <= character <= "\udfff" for character in typed):
+            raise JobError(f"--set {typed}: this is not text in UTF-8").everywhere()
         text = text.strip()
         try:
             return cls(keys, text, tomllib.loads(f"value = {text}")["value"])

@@ -88,6 +88,9 @@ def test_the_resolved_job_is_a_job_again(path):
         ("solver.optimizer.lr=off", "valid number"),
         ("solver.optimizer.betas=[0.9, ", "the value is not TOML"),
         ("run.steps=" + "9" * 5000, "run.steps"),
+        ("run.time_budget=[1, 2]", "not a duration: [1, 2]"),
+        ("run.time_budget=-" + "9" * 400, "greater than 0"),
+        ("solver.optimizer.name=\udce4", "not text in UTF-8"),  # as Python gives bytes of another encoding
         ("solver.optimizer.betas=" + "[" * 5000, "the value is not TOML"),
     ],
 )

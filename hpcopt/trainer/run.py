@@ -25,7 +25,9 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 def seconds(text: str | float) -> float:
     """Read a duration: seconds as a number, "90s", "1h30m", or SLURM's "1-02:00:00", "1:30:00", "30:00"."""
     if isinstance(text, int | float):
-        return float(text)
+        return float(max(-1e300, min(text, 1e300)))  # a larger integer would be no float
+    if not isinstance(text, str):
+        raise ValueError(f"not a duration: {text!r}")
     if re.fullmatch(r"(\d+[smhd])+", text):
         return float(sum(int(n) * _UNITS_S[unit] for n, unit in re.findall(r"(\d+)([smhd])", text)))
     if match := re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text):

@@ -20,7 +20,7 @@ def parse_bytes(text: object) -> object:
     match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", text)
     if not match or match[2] not in UNITS:
         raise ValueError(f'{text!r} is no amount of memory: write a number and one of {", ".join(UNITS)}, as in "2GiB"')
-    return int(float(match[1]) * UNITS[match[2]])
+    return int(min(float(match[1]) * UNITS[match[2]], 1e300))  # infinity would be no integer
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
