@@ -13,6 +13,8 @@ exit      meaning
 ========  =====================================================================================
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 EXIT_DONE = 0
@@ -88,3 +90,17 @@ def exit_code_of(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     return error.exit_code if isinstance(error, HpcoptError) else EXIT_BUG
+
+
+@contextmanager
+def fitting(what: str) -> Iterator[None]:
+    """Take up a saved state in the body; one that lacks something, or has it of another shape, is a CheckpointError.
+
+    Args:
+        what: what it must fit, for the message.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else f"{error}"
+        raise CheckpointError(f"the checkpoint does not fit {what}: {reason}") from error

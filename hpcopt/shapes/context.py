@@ -47,3 +47,7 @@ class Context:
         rank is given.
         """
         return derive(self.run_seed, 0, rank, purpose)
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """Random numbers for one purpose, the same on all ranks."""
+        return torch.Generator().manual_seed(self.seed(purpose))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from hpcopt.errors import CheckpointError
+from hpcopt.errors import fitting
 from hpcopt.exchange import Exchange
 from hpcopt.optim.state import optimizer_state, restore_optimizer
 from hpcopt.shapes.context import Context
@@ -97,11 +97,9 @@ class DataParallel(Solver):
         return {"exchange": self._exchange.rank_state_dict()}
 
     def load_state_dict(self, shared: Tree, parts: Sequence[Tree]) -> None:
-        try:
+        with fitting("the job's model or optimizer"):
             with torch.no_grad():
                 self.model.load_state_dict(shared["model"])
             restore_optimizer(self._optimizer, shared["optimizer"])
             self._exchange.load_state_dict(SavedParts.of(parts).under("exchange"))
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint does not fit the job's model or optimizer: {error}") from error
-        self._step = shared["step"]
+            self._step = shared["step"]

@@ -20,7 +20,7 @@ from hpcopt.comm.traffic import dense_all_reduce_bytes
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.warm_up import compile_once
 from hpcopt.compress import QSGD, Codec
-from hpcopt.errors import CheckpointError, JobError
+from hpcopt.errors import JobError, fitting
 from hpcopt.families import CODECS
 from hpcopt.optim.state import optimizer_state, restore_optimizer
 from hpcopt.shapes.batch import Batch
@@ -154,7 +154,7 @@ class GossipSgd(Solver):
 
     def load_state_dict(self, shared: Tree, parts: Sequence[Tree]) -> None:
         """With another number of ranks than saved, all go on from the mean."""
-        try:
+        with fitting("the job's model or optimizer"):
             with torch.no_grad():
                 self.model.load_state_dict(shared["model"])
             own = parts[self._world.rank % len(parts)]
@@ -163,9 +163,7 @@ class GossipSgd(Solver):
                 self._resume(own["mixing"])
             else:
                 self._mixer.x.copy_(self._z)
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint does not fit the job's model or optimizer: {error}") from error
-        self._step = shared["step"]
+            self._step = shared["step"]
 
     def _resume(self, mixing: Tree) -> None:
         self._mixer.weight, self._mixer.step = mixing["weight"], mixing["step"]

@@ -28,7 +28,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpcopt.errors import CheckpointError, JobError
+from hpcopt.errors import JobError, fitting
 from hpcopt.exchange import Exchange
 from hpcopt.families import OPTIMIZERS
 from hpcopt.models.nmf import Nmf, codes, factorize, update_basis
@@ -94,7 +94,7 @@ class DeepFacto(Solver):
         self.data_rank, self.data_size = world.rank, world.size
         self._f, self._nmf, self._g = _parts(model)
         classes = model(loss.example).shape[1]
-        self._head = nn.Linear(self._nmf.basis.shape[1], classes).to(self._nmf.basis.device)
+        self._head = _dense(self._nmf.basis.shape[1], classes, context.generator("head")).to(self._nmf.basis.device)
         for tensor in model.state_dict().values():
             world.broadcast(tensor)
         trained = nn.ModuleDict({"f": self._f, "head": self._head, "g": self._g})
@@ -242,7 +242,7 @@ class DeepFacto(Solver):
         }
 
     def load_state_dict(self, shared: Tree, parts: Sequence[Tree]) -> None:
-        try:
+        with fitting("the job's model"):
             with torch.no_grad():
                 self.model.load_state_dict(shared["model"])
                 self._head.load_state_dict(shared["head"])
@@ -255,9 +255,15 @@ class DeepFacto(Solver):
                 self._multipliers.add_state_dict(part["multipliers"])
                 if same:
                     self._recent.extend(x.to(self._a.device) for x in part["recent"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint does not fit the job's model: {error}") from error
-        self._step = shared["step"]
+            self._step = shared["step"]
+
+
+def _dense(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """A dense layer with torch's usual first weights, drawn from a generator."""
+    layer = nn.Linear(inputs, outputs)
+    for parameter in (layer.weight, layer.bias):
+        nn.init.uniform_(parameter, -(inputs**-0.5), inputs**-0.5, generator=generator)
+    return layer
 
 
 def _parts(model: nn.Module) -> tuple[nn.Sequential, Nmf, nn.Sequential]:

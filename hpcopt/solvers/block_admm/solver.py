@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 
 from hpcopt.compress import Codec
-from hpcopt.errors import CheckpointError, JobError
+from hpcopt.errors import JobError, fitting
 from hpcopt.families import CODECS
 from hpcopt.pipeline.cut import Balance, cut
 from hpcopt.pipeline.link import DOWN, UP, Link
@@ -64,10 +64,10 @@ class BlockAdmm(Solver):
 
     def __init__(self, config: BlockAdmmConfig, task: Task, context: Context) -> None:
         """Start from rank 0's parameters. Collective."""
-        model, loss, world, clock = task.model, task.loss, context.world, context.clock
+        model, loss, world = task.model, task.loss, context.world
         if not isinstance(loss, OutputLoss):
             raise JobError("Block-ADMM needs a workload whose loss is a function of the model's outputs and the batch")
-        self.model, self._loss, self._config, self._world, self._clock = model, loss, config, world, clock
+        self.model, self._loss, self._config, self._world, self._clock = model, loss, config, world, context.clock
         example = loss.example.to(next(model.parameters()).dtype)
         self._all = cut(model, example, blocks=config.blocks, balance=config.balance, at=config.cuts)
         self._mesh = mesh = Mesh.choose(world.rank, world.size, len(self._all), config.stages)
@@ -200,17 +200,14 @@ class BlockAdmm(Solver):
         return self.stage.rank_state_dict()
 
     def load_state_dict(self, shared: Tree, parts: Sequence[Tree]) -> None:
-        size, stages = shared["ranks"]
-        same = (size, stages) == (self._mesh.size, self._mesh.stages)
-
         def holders(block: int) -> SavedParts:
             first = Mesh(0, size, len(self._all), stages).owner(block)
             return SavedParts.of(parts)[first:size:stages]
 
-        try:
+        with fitting("the job's model or blocks"):
+            size, stages = shared["ranks"]
+            same = (size, stages) == (self._mesh.size, self._mesh.stages)
             with torch.no_grad():
                 self.model.load_state_dict(shared["model"])
             self.stage.load_state_dict(shared["first"], holders, [parts[self._world.rank]] if same else parts)
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint does not fit the job's model or blocks: {error}") from error
-        self._step = shared["step"]
+            self._step = shared["step"]

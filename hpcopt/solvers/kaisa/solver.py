@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpcopt.errors import JobError
+from hpcopt.errors import JobError, fitting
 from hpcopt.randomness import random_state, replayed
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
@@ -137,4 +137,5 @@ class KaisaSolver(DataParallel):
 
     def load_state_dict(self, shared: Tree, parts: Sequence[Tree]) -> None:
         super().load_state_dict(shared, parts)
-        self.kaisa.load_state_dict(shared["kaisa"], SavedParts.of(parts).under("kaisa"))
+        with fitting("the job's preconditioner"):
+            self.kaisa.load_state_dict(shared["kaisa"], SavedParts.of(parts).under("kaisa"))

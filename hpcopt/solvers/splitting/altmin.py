@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpcopt.errors import JobError
+from hpcopt.errors import JobError, fitting
 from hpcopt.families import OPTIMIZERS
 from hpcopt.optim import OptimizerConfig
 from hpcopt.optim.first_order import AdamWConfig
@@ -91,8 +91,9 @@ class AltMin(SerialSolver):
 
     def load_state_dict(self, shared: Tree, parts: object) -> None:
         super().load_state_dict(shared, [])
-        for optimizer, state in zip(self._optimizers, shared["optimizers"], strict=True):
-            restore_optimizer(optimizer, state)
+        with fitting("the job's optimizers"):
+            for optimizer, state in zip(self._optimizers, shared["optimizers"], strict=True):
+                restore_optimizer(optimizer, state)
 
 
 def _cut_before_activations(model: nn.Module) -> list[nn.Sequential]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hpcopt.errors import CheckpointError, JobError
+from hpcopt.errors import JobError, fitting
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import OutputLoss
@@ -51,14 +51,12 @@ class SerialSolver(Solver):
         return {}
 
     def load_state_dict(self, shared: Tree, parts: Sequence[Tree]) -> None:
-        try:
+        with fitting("the job's model"):
             with torch.no_grad():
                 self.model.load_state_dict(shared["model"])
             device = next(self.model.parameters()).device
             self.tensors = {n: t if n == "indices" else t.to(device) for n, t in shared["tensors"].items()}
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint does not fit the job's model: {error}") from error
-        self._step = shared["step"]
+            self._step = shared["step"]
 
 
 class FullBatchSolver(SerialSolver):
@@ -79,8 +77,9 @@ class FullBatchSolver(SerialSolver):
         relus = [layer for layer in layers[1::2] if isinstance(layer, nn.ReLU)]
         if not self.layers or len(self.layers) + len(relus) != len(layers) or len(relus) != len(self.layers) - 1:
             raise JobError(f"{name} trains dense layers with ReLU between them, nothing else")
+        generator = context.generator("first weights")
         for layer in self.layers:
-            nn.init.normal_(layer.weight, std=init_std)
+            nn.init.normal_(layer.weight, std=init_std, generator=generator)
             nn.init.constant_(layer.bias, init_bias)
 
     def inputs(self, batch: TensorBatch) -> Tensor:

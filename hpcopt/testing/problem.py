@@ -1,0 +1,60 @@
+"""A small classification problem, cut into batches as the trainer does."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hpcopt.shapes.batch import TensorBatch
+from hpcopt.shapes.loss import OutputLoss
+from hpcopt.shapes.solver import Task
+
+FEATURES, CLASSES = 6, 3
+
+
+def network() -> nn.Sequential:
+    """Three dense layers, the same parameters at every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(FEATURES, 8), nn.Tanh(), nn.Linear(8, 7), nn.Tanh(), nn.Linear(7, CLASSES))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Samples of Gaussian features whose class a linear map decides.
+
+    Attributes:
+        batch: samples in a global batch; 11 is ragged on any number of ranks.
+        samples: in all; every batch takes the next ones, round and round.
+        model: makes the network, the same parameters at every call.
+    """
+
+    batch: int = 11
+    samples: int = 44
+    model: Callable[[], nn.Module] = network
+
+    def task(self) -> Task:
+        """A fresh model and the loss, cross-entropy."""
+        loss = OutputLoss(
+            inputs=lambda batch: batch.tensors["x"],
+            criterion=lambda logits, batch: F.cross_entropy(logits, batch.tensors["labels"]),
+            example=torch.zeros(1, FEATURES),
+        )
+        return Task(self.model(), loss)
+
+    def batches(self, rank: int, size: int, steps: int, first: int = 0) -> list[TensorBatch]:
+        """A rank's parts of ``steps`` batches from a step on: contiguous shares that differ by at most one sample."""
+        x, labels = self._data()
+        result = []
+        for step in range(first, first + steps):
+            whole = torch.arange(step * self.batch, (step + 1) * self.batch) % self.samples
+            mine = torch.tensor_split(whole, size)[rank]
+            result.append(TensorBatch({"x": x[mine], "labels": labels[mine]}, mine, self.batch))
+        return result
+
+    def _data(self) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn(self.samples, FEATURES, generator=generator)
+        return x, (x @ torch.randn(FEATURES, CLASSES, generator=generator)).argmax(1)

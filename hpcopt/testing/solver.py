@@ -1,0 +1,188 @@
+"""What every solver promises, as functions that raise AssertionError; ``check_solver`` runs them all.
+
+    from hpcopt.testing.solver import check_solver
+
+    def test_mine():
+        check_solver(MySolverConfig())
+
+Ranks are threads of this process.
+"""
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpcopt.comm.loopback import run_ranks
+from hpcopt.comm.rehearsal import RehearsalTransport
+from hpcopt.comm.transport import Transport
+from hpcopt.comm.world import World
+from hpcopt.errors import CheckpointError
+from hpcopt.exchange import ExchangeConfig, RingConfig
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.solver import SolverConfig, Tree
+from hpcopt.testing.problem import Problem
+
+STEPS, AFTER = 5, 4
+PROBLEM, RING = Problem(), RingConfig()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One rank's end of a short training.
+
+    Attributes:
+        losses: of its steps, summed over the ranks; NaN where no rank had one.
+        parameters: of the gathered model, flat.
+        shared, own: the solver's state after the last step.
+        sent_bytes: of this rank.
+    """
+
+    losses: list[float]
+    parameters: Tensor
+    shared: Tree
+    own: Tree
+    sent_bytes: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A solver's configuration with what it is tried on."""
+
+    config: SolverConfig
+    problem: Problem = PROBLEM
+    exchange: ExchangeConfig = RING
+
+    def run(
+        self, size: int, steps: int = STEPS, *, first: int = 0, saved: Sequence[Run] = (), total: int = STEPS + AFTER
+    ) -> list[Run]:
+        """Train for some steps on so many ranks, from the start or from the states that ranks saved."""
+        tasks = [self.problem.task() for _ in range(size)]  # here, where no other thread draws
+
+        def program(transport: Transport) -> Run:
+            world = World(transport)
+            solver = self.config.build(tasks[world.rank], self.context(world, total))
+            if saved:
+                solver.load_state_dict(copy.deepcopy(saved[0].shared), [copy.deepcopy(run.own) for run in saved])
+            losses = [
+                solver.step(batch).loss
+                for batch in self.problem.batches(solver.data_rank, solver.data_size, steps, first)
+            ]
+            solver.gather()
+            shared, own = copy.deepcopy((solver.state_dict(), solver.rank_state_dict()))
+            parameters = torch.cat([p.detach().reshape(-1).clone() for p in solver.model.parameters()])
+            return Run(_summed(world, losses), parameters, shared, own, world.traffic.lap().sent_bytes)
+
+        return run_ranks(size, program)
+
+    def context(self, world: World, total: int) -> Context:
+        """Of a run of so many steps."""
+        return Context(world=world, exchange=self.exchange, steps=total)
+
+
+def check_solver(
+    config: SolverConfig,
+    *,
+    problem: Problem = PROBLEM,
+    exchange: ExchangeConfig = RING,
+    ranks: Iterable[int] = (1, 2, 3),
+    same_curve: bool = True,
+) -> None:
+    """Run every check below.
+
+    Args:
+        ranks: numbers of them to try.
+        same_curve: whether the curve must be the same at any number of ranks, as it is for what sums exactly.
+
+    Raises:
+        AssertionError: naming the promise.
+    """
+    trial, sizes = Trial(config, problem, exchange), tuple(ranks)
+    if same_curve:
+        check_same_curve(trial, sizes)
+    for size in sizes:
+        check_equal_on_all_ranks(trial, size)
+        check_resume(trial, size)
+        check_damage(trial, size)
+    for before in sizes:
+        for after in sizes:
+            if before != after:
+                check_other_ranks(trial, before, after)
+    check_plan(trial, sizes[-1])
+
+
+def check_same_curve(trial: Trial, sizes: Sequence[int]) -> None:
+    """Losses and parameters are those of one rank, but for rounding; a share may be empty."""
+    reference = trial.run(sizes[0])[0]
+    assert all(map(math.isfinite, reference.losses)), f"{trial.config.name}: losses {reference.losses}"
+    for size in sizes[1:]:
+        run = trial.run(size)[0]
+        assert torch.allclose(run.parameters, reference.parameters, rtol=1e-3, atol=1e-4), (
+            f"{trial.config.name}: {size} ranks end with other parameters than {sizes[0]}"
+        )
+        assert torch.allclose(torch.tensor(run.losses), torch.tensor(reference.losses), rtol=1e-3), (
+            f"{trial.config.name}: losses on {size} ranks {run.losses}, on {sizes[0]} {reference.losses}"
+        )
+
+
+def check_equal_on_all_ranks(trial: Trial, size: int) -> None:
+    """After ``gather`` parameters are bit-equal on all ranks, and the same run gives the same bits."""
+    runs, again = trial.run(size), trial.run(size)
+    for rank, run in enumerate(runs):
+        assert torch.equal(run.parameters, runs[0].parameters), f"{trial.config.name}: rank {rank} of {size} differs"
+    assert torch.equal(runs[0].parameters, again[0].parameters), f"{trial.config.name}: the same run gives other bits"
+
+
+def check_resume(trial: Trial, size: int) -> None:
+    """Saved after some steps and taken up by a new solver, training ends with the bits of one that went on."""
+    straight = trial.run(size, STEPS + AFTER)
+    resumed = trial.run(size, AFTER, first=STEPS, saved=trial.run(size))
+    for rank in range(size):
+        assert torch.equal(straight[rank].parameters, resumed[rank].parameters), (
+            f"{trial.config.name}: resumed on {size} ranks, rank {rank} ends with other bits: is all of its state in "
+            "state_dict and rank_state_dict?"
+        )
+
+
+def check_other_ranks(trial: Trial, before: int, after: int) -> None:
+    """What one number of ranks saved another takes up: from the same parameters, and still equal on all ranks."""
+    saved = trial.run(before)
+    taken = trial.run(after, 0, first=STEPS, saved=saved)
+    gap = float((taken[0].parameters - saved[0].parameters).abs().max())
+    assert gap <= 1e-6, f"{trial.config.name}: {after} ranks do not begin where {before} ended: off by {gap}"
+    runs = trial.run(after, AFTER, first=STEPS, saved=saved)
+    assert all(torch.equal(run.parameters, runs[0].parameters) for run in runs), (
+        f"{trial.config.name}: from {before} to {after} ranks, parameters are no longer equal on all of them"
+    )
+    assert runs[0].parameters.isfinite().all(), f"{trial.config.name}: from {before} to {after} ranks: not finite"
+
+
+def check_damage(trial: Trial, size: int) -> None:
+    """A state that lacks something is refused with CheckpointError, not with a traceback."""
+    saved = trial.run(size, 1)
+    for key in saved[0].shared:
+        shared = {name: value for name, value in saved[0].shared.items() if name != key}
+        damaged = [Run(run.losses, run.parameters, shared, run.own, 0) for run in saved]
+        try:
+            trial.run(size, 0, saved=damaged)
+        except CheckpointError:
+            continue
+        raise AssertionError(f"{trial.config.name}: a state without {key!r} is not refused")
+
+
+def check_plan(trial: Trial, size: int) -> None:
+    """The plan of a dry run, on ranks that are not there, is lines of text."""
+    world = World(RehearsalTransport(size))
+    plan: dict[str, Any] = trial.config.build(trial.problem.task(), trial.context(world, STEPS)).plan(1e6)
+    assert plan and all(isinstance(part, str) for line in plan.items() for part in line), f"a plan of {plan}"
+
+
+def _summed(world: World, losses: Sequence[float | None]) -> list[float]:
+    """Over the ranks, step by step."""
+    had = world.all_reduce(torch.tensor([loss is not None for loss in losses], dtype=torch.float64))
+    total = world.all_reduce(torch.tensor([loss or 0.0 for loss in losses], dtype=torch.float64))
+    return torch.where(had > 0, total, math.nan).tolist()

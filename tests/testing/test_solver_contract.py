@@ -1,0 +1,122 @@
+"""Every solver of the house keeps the solvers' contract, and the contract notices those that do not."""
+
+import copy
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hpcopt.exchange import TwoPhaseConfig, VoteConfig
+from hpcopt.families import SOLVERS
+from hpcopt.models.nmf import FactorMlpConfig
+from hpcopt.optim import AdamWConfig, SignumConfig
+from hpcopt.shapes import Context, Solver, SolverConfig, Task
+from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
+from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
+from hpcopt.solvers.data_parallel import DataParallel, DataParallelConfig
+from hpcopt.solvers.gossip import GossipConfig
+from hpcopt.solvers.kaisa.solver import KaisaConfig
+from hpcopt.solvers.splitting.altmin import AltMinConfig
+from hpcopt.solvers.splitting.bcd import BcdConfig
+from hpcopt.solvers.splitting.dladmm import DlAdmmConfig
+from hpcopt.testing.problem import CLASSES, FEATURES, Problem
+from hpcopt.testing.solver import Trial, check_damage, check_equal_on_all_ranks, check_resume, check_solver
+
+
+@cache
+def _factor_network() -> nn.Module:
+    torch.manual_seed(0)
+    return FactorMlpConfig(hidden=(24, 16), factors=6).build((FEATURES,), CLASSES)
+
+
+@cache
+def _relu_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(FEATURES, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+
+
+WHOLE = Problem(batch=44, model=lambda: copy.deepcopy(_relu_network()))  # all samples in every batch
+FACTORS = Problem(batch=44, model=lambda: copy.deepcopy(_factor_network()))
+
+CASES: dict[str, list[tuple[SolverConfig, dict[str, Any]]]] = {
+    "data_parallel": [
+        (DataParallelConfig(), {}),
+        (DataParallelConfig(optimizer=AdamWConfig(eps=1e-3), accumulate=2), {}),
+        (DataParallelConfig(), {"problem": Problem(batch=2), "ranks": (1, 3)}),  # a rank without samples
+        (DataParallelConfig(), {"exchange": TwoPhaseConfig(), "same_curve": False}),
+        (DataParallelConfig(optimizer=SignumConfig(lr=0.01)), {"exchange": VoteConfig(), "same_curve": False}),
+    ],
+    "kaisa": [
+        (KaisaConfig(factor_every=1, inverse_every=2), {}),
+        (KaisaConfig(factor_every=1, inverse_every=2), {"problem": Problem(batch=2), "ranks": (1, 3)}),
+    ],
+    "block_admm": [(BlockAdmmConfig(), {})],
+    "deepfacto": [(DeepFactoConfig(), {"problem": FACTORS, "ranks": (1, 2), "same_curve": False})],
+    "gossip": [(GossipConfig(), {"ranks": (1, 2), "same_curve": False})],
+    "altmin": [(AltMinConfig(), {"ranks": (1,)})],
+    "bcd": [(BcdConfig(), {"problem": WHOLE, "ranks": (1,)})],
+    "dladmm": [(DlAdmmConfig(), {"problem": WHOLE, "ranks": (1,)})],
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [case for cases in CASES.values() for case in cases],
+    ids=[f"{name}-{number}" for name, cases in CASES.items() for number in range(len(cases))],
+)
+def test_every_solver_keeps_the_contract(config, settings):
+    check_solver(config, **settings)
+
+
+def test_no_solver_is_left_out():
+    assert CASES.keys() == SOLVERS.choices(SolverConfig).keys()
+
+
+class Forgetful(DataParallel):
+    """Keeps nothing of its optimizer."""
+
+    def load_state_dict(self, shared, parts):
+        before = copy.deepcopy(self._optimizer.state_dict())
+        super().load_state_dict(shared, parts)
+        self._optimizer.load_state_dict(before)
+
+
+class Careless(DataParallel):
+    """Takes whatever it finds in a state."""
+
+    def load_state_dict(self, shared, parts):
+        self.model.load_state_dict(shared["model"])
+
+
+class Apart(DataParallel):
+    """Lets ranks differ."""
+
+    def step(self, batch):
+        stats = super().step(batch)
+        with torch.no_grad():
+            next(self.model.parameters()).add_(1e-6 * self.data_rank)
+        return stats
+
+
+class Wrong(DataParallelConfig):
+    """Builds one of the above."""
+
+    kind: str
+
+    def build(self, task: Task, context: Context) -> Solver:
+        return {"forgetful": Forgetful, "careless": Careless, "apart": Apart}[self.kind](self, task, context)
+
+
+@pytest.mark.parametrize(
+    ("kind", "check", "size", "complaint"),
+    [
+        ("forgetful", check_resume, 1, "ends with other bits"),
+        ("careless", check_damage, 1, "KeyError|is not refused"),
+        ("apart", check_equal_on_all_ranks, 2, "rank 1 of 2 differs"),
+    ],
+)
+def test_what_breaks_the_contract_is_noticed(kind, check, size, complaint):
+    with pytest.raises((AssertionError, KeyError), match=complaint):
+        check(Trial(Wrong(kind=kind)), size)
