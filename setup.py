@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 SHARED = {
     "jobs": ["*.toml"],
     "slurm": ["*.sh", "site/example.sh"],
+    "examples": ["project/**/*"],
 }
 
 setup(

@@ -13,6 +13,7 @@ from hpcopt.any_text import print_any_text
 from hpcopt.errors import EXIT_BAD_INPUT, EXIT_DONE
 
 COMMANDS = {
+    "new": "lay out a project of your own: network, data set, job, batch scripts, test",
     "train": "train one job, on one rank or on thousands",
     "prepare": "turn raw data into the HDF5 shards that training reads",
     "report": "show what runs measured: in the terminal, as a page, as pictures and tables",

@@ -13,7 +13,7 @@ PACKAGE = Path(hpcopt.__file__).parent
 
 # One line a floor, from the top; the rooms of one floor do not know each other.
 FLOORS = [
-    {"cli", "train", "report", "submit", "checkpoint"},
+    {"cli", "new", "train", "report", "submit", "checkpoint"},
     {"prepare", "testing"},
     {"build", "runs"},
     {"job"},

@@ -11,6 +11,7 @@ import venv
 from importlib.util import find_spec
 from pathlib import Path
 
+import h5py
 import pytest
 
 from tests.conftest import require
@@ -24,7 +25,7 @@ def installed(tmp_path_factory) -> Path:
     """The programs of an environment of its own, with a wheel of this checkout and the dependencies of this Python."""
     require("wheel", find_spec("setuptools") is not None, "setuptools, which builds it, is not installed")
     source, home = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("environment")
-    for name in ("hpcopt", "jobs", "slurm"):  # a copy: builds leave traces
+    for name in ("hpcopt", "jobs", "slurm", "examples"):  # a copy: builds leave traces
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -85,6 +86,31 @@ def test_a_job_is_submitted_with_the_packages_scripts(installed, tmp_path):
     assert Path(launch).read_text() == (ROOT / "slurm/launch.sh").read_text()
 
 
+def test_the_example_jobs_come_out_of_the_wheel(installed, tmp_path):
+    program(str(installed / "hpcopt"), "new", "all", "--examples", folder=tmp_path)
+    for pattern in ("jobs/*.toml", "slurm/*.sh"):
+        assert {path.name for path in ROOT.glob(pattern)} == {path.name for path in (tmp_path / "all").glob(pattern)}
+
+
+def test_a_project_of_ones_own_trains_at_once_on_one_rank_and_on_two(installed, tmp_path):
+    """Its network and data set are found in the current folder, under the program as under ``python -m``."""
+    hpcopt, folder = str(installed / "hpcopt"), tmp_path / "mine"
+    program(hpcopt, "new", "mine", folder=tmp_path)
+    program(hpcopt, "train", folder=folder)
+    program(MPIRUN, "-n", "2", hpcopt, "train", "--run-dir", "runs/two", folder=folder)
+    program(str(installed / "python"), "-m", "hpcopt.train", "--dry-run", folder=folder)
+    said = program(hpcopt, "report", "runs/mine", "runs/two", folder=folder)
+    assert "mine" in said
+    assert "two" in said
+    losses, accuracies = [], []
+    for run in ("mine", "two"):
+        with h5py.File(folder / "runs" / run / "metrics.h5") as file:
+            losses.append(file["steps/loss"][:])
+            accuracies.append(file["evaluations/test_accuracy"][-1])
+    assert losses[1][:100] == pytest.approx(losses[0][:100], rel=1e-3)
+    assert min(accuracies) > 0.9
+
+
 OWN_JOB = """
 [run]
 name = "own"
@@ -103,7 +129,7 @@ codec = { name = "my_codec:EightBits" }
 
 
 def test_a_solver_and_a_codec_of_ones_own_train_on_three_ranks_and_resume_with_the_same_bits(installed, tmp_path):
-    for file in (ROOT / "tests/outsider").glob("*.py"):
+    for file in (ROOT / "tests/outsider").glob("my_*.py"):
         shutil.copy(file, tmp_path)
     (tmp_path / "my.toml").write_text(OWN_JOB)
     hpcopt = str(installed / "hpcopt")
@@ -122,7 +148,7 @@ def test_a_solver_and_a_codec_of_ones_own_train_on_three_ranks_and_resume_with_t
     assert "own" in program(hpcopt, "report", "runs/killed", folder=tmp_path)
 
 
-@pytest.mark.parametrize(("word", "hint"), [("trian", 'did you mean "train"?'), ("x", "there are train, prepare")])
+@pytest.mark.parametrize(("word", "hint"), [("trian", 'did you mean "train"?'), ("x", "there are new, train")])
 def test_an_unknown_command_is_named(word, hint, capsys, monkeypatch):
     from hpcopt.cli import main
 

@@ -1,5 +1,6 @@
 """The plan that the tutorial shows is what ``--dry-run`` says."""
 
+import textwrap
 from pathlib import Path
 
 from hpcopt.job import read_job
@@ -7,6 +8,12 @@ from hpcopt.prepare import prepare
 from hpcopt.train import plan
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_the_job_of_a_project():
+    job = (ROOT / "examples/project/job.toml").read_text()
+    shown = (ROOT / "docs/tutorial.md").read_text().partition("    [workload]\n")[2].partition("\n\n")[0]
+    assert "[workload]\n" + textwrap.dedent(f"{shown}\n") in job
 
 
 def test_the_plan(tmp_path):

@@ -1,0 +1,1 @@
+"""A network and a data set of one's own."""
