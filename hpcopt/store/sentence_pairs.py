@@ -16,6 +16,9 @@ from hpcopt.errors import DataError
 from hpcopt.store import hdf5
 
 BLOCK_ROWS = 512
+REMAKE = "make it again, for example with `python -m hpcopt.prepare bert --force`"
+BINARY = {"input_mask", "segment_ids", "next_sentence_labels"}
+EMPTY = np.empty(0, np.int64)
 
 # name -> (dtype, dimensions of a row: "s" the sequence, "p" the tokens to predict)
 MASKED = {
@@ -59,6 +62,20 @@ def write_pairs(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mappin
             file.create_dataset(name, data=values, dtype=dtype, chunks=chunks, compression="gzip", shuffle=True)
 
 
+def read_vocabulary(path: Path) -> list[str]:
+    """The word pieces of a file, a line each; a line ends at a line feed, and at none of the other characters that
+    Unicode lets end one.
+
+    Raises:
+        DataError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as cause:
+        raise DataError(f"cannot read the vocabulary {path} ({cause})") from cause
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+
+
 class SentencePairs:
     """The rows of all shards in a folder. Opens headers only; values are read a block at a time.
 
@@ -83,7 +100,9 @@ class SentencePairs:
             with self._open(number) as file:
                 if number == 0:
                     self.masked = "special_token_positions" not in file
-                    self.sequence = file["input_ids"].shape[1] if "input_ids" in file else 0
+                    self.sequence = (
+                        file["input_ids"].shape[-1] if "input_ids" in file and file["input_ids"].shape else 0
+                    )
                 self._check(number, file)
                 self._made_with.append(int(file.attrs["words"]) if "words" in file.attrs else None)
                 self._rows.append(len(file["input_ids"]))
@@ -111,6 +130,9 @@ class SentencePairs:
         Raises:
             DataError: the block is damaged.
         """
+        return {name: values.astype(self._layout[name][0], copy=False) for name, values in self._raw(block).items()}
+
+    def _raw(self, block: Block) -> dict[str, np.ndarray]:
         with self._open(block.file) as file:
             return {name: file[name][block.start : block.start + block.rows] for name in self._layout}
 
@@ -118,8 +140,8 @@ class SentencePairs:
         """Read the files part, part + parts, ..., so that the ranks of a job can share the work.
 
         Raises:
-            DataError: a file is damaged, has words that a vocabulary of so many lacks, or says that it was made with
-                another one.
+            DataError: a file is damaged, has words that a vocabulary of so many lacks, places outside of a sequence or
+                other values that no such array has, or says that it was made with another vocabulary.
         """
         for path, made_with in list(zip(self._files, self._made_with, strict=True))[part::parts]:
             if made_with not in (None, words):
@@ -129,23 +151,40 @@ class SentencePairs:
                 )
         for block in self.blocks(0, len(self)):
             if block.file % parts == part:
-                values = self.read(block)
-                names = ("input_ids", "masked_lm_ids") if self.masked else ("input_ids",)
-                least, most = min(values[n].min() for n in names), max(values[n].max() for n in names)
-                if least < 0 or most >= words:
-                    raise DataError(
-                        f"{self._files[block.file]} has word {most if most >= words else least}, but the vocabulary "
-                        f"has {words} words: name the one that the data was made with, [workload] vocabulary"
-                    )
+                self._check_values(block, words)
+
+    def _check_values(self, block: Block, words: int) -> None:
+        path, values = self._files[block.file], self._raw(block)
+        for name, (least, most) in {
+            "input_ids": (0, words - 1),
+            "masked_lm_ids": (0, words - 1),
+            "masked_lm_positions": (0, self.sequence - 1),
+            "special_token_positions": (0, self.sequence - 1),
+        }.items():
+            low, high = (values[name].min(), values[name].max()) if values.get(name, EMPTY).size else (least, most)
+            if low >= least and high <= most:
+                continue
+            worst = low if low < least else high
+            if name.endswith("_ids"):
+                raise DataError(
+                    f"{path} has word {worst} in {name}, but the vocabulary has {words} words: "
+                    "name the one that the data was made with, [workload] vocabulary"
+                )
+            raise DataError(f"{path} has place {worst} in {name}, in sequences of {self.sequence} tokens: {REMAKE}")
+        for name in BINARY & values.keys():
+            if values[name].size and (values[name].min() < 0 or values[name].max() > 1):
+                raise DataError(
+                    f"{path} has {name} of {values[name].min()} to {values[name].max()}, not 0 and 1: {REMAKE}"
+                )
+        if not self.masked and not (np.diff(values["special_token_positions"].astype(np.int64), axis=1) > 0).all():
+            raise DataError(f"{path} has special_token_positions that do not ascend: {REMAKE}")
 
     @property
     def _layout(self) -> dict[str, tuple[str, str]]:
         return MASKED if self.masked else UNMASKED
 
     def _open(self, number: int) -> Any:
-        return hdf5.reading(
-            self._files[number], DataError, "make it again with `python -m hpcopt.prepare bert --force`"
-        )
+        return hdf5.reading(self._files[number], DataError, REMAKE)
 
     def _check(self, number: int, file: h5py.File) -> None:
         path = self._files[number]
@@ -154,6 +193,16 @@ class SentencePairs:
             raise DataError(
                 f"{path} lacks {', '.join(sorted(missing))}: a shard has {', '.join(MASKED)}, or {', '.join(UNMASKED)}"
             )
+        sizes: dict[str, int] = {"3": 3}
+        for name, (_, dims) in self._layout.items():
+            array = file[name]
+            if not isinstance(array, h5py.Dataset) or array.dtype.kind not in "iub" or array.ndim != 1 + len(dims):
+                found = f"{array.dtype} of shape {array.shape}" if isinstance(array, h5py.Dataset) else "no array"
+                raise DataError(
+                    f"{path}: {name} is {found}, not integers of shape ({', '.join(['n', *dims])}): {REMAKE}"
+                )
+            if dims and array.shape[1] != sizes.setdefault(dims, array.shape[1]):
+                raise DataError(f"{path}: {name} has {array.shape[1]} entries a row, not {sizes[dims]}: {REMAKE}")
         if len({len(file[name]) for name in self._layout}) > 1:
             raise DataError(f"{path}: its arrays differ in length")
         if file["input_ids"].shape[1] != self.sequence:

@@ -23,7 +23,7 @@ from hpcopt.models.config import TokenModelConfig
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.workload import Better, Workload, WorkloadConfig
-from hpcopt.store.sentence_pairs import SentencePairs
+from hpcopt.store.sentence_pairs import SentencePairs, read_vocabulary
 from hpcopt.store.weights import newest_weights
 from hpcopt.workloads.ahead import ahead
 from hpcopt.workloads.masking import mask_tokens, predicted
@@ -219,7 +219,7 @@ def _vocabulary(config: BertPretrainingConfig) -> list[str]:
     )
     for path in candidates:
         if path.is_file():
-            words = path.read_text(encoding="utf-8").splitlines()
+            words = read_vocabulary(path)
             if "[MASK]" not in words:
                 raise DataError(f"{path} is not a vocabulary for BERT: it lacks [MASK]")
             return words

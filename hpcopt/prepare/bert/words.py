@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcopt.errors import DataError
+from hpcopt.store.sentence_pairs import read_vocabulary
 
 PAD, UNKNOWN, START, END, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -39,10 +40,7 @@ def read(path: Path) -> list[str]:
     Raises:
         DataError: no such file, or it is not a vocabulary of word pieces.
     """
-    try:
-        words = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as cause:
-        raise DataError(f"cannot read the vocabulary {path} ({cause})") from cause
+    words = read_vocabulary(path)
     missing = [special for special in SPECIAL if special not in words]
     if missing or words[0] != PAD:
         raise DataError(f"{path} is not a vocabulary for BERT: a piece a line, {PAD} first, with {', '.join(SPECIAL)}")
