@@ -172,6 +172,19 @@ class Shards:
                 if digest.hexdigest() != shard.checksums[name]:
                     raise DataError(f"{shard.path}: `{name}` does not match its checksum: {self._remedy}")
 
+    def require_values(self, name: str, least: int, most: int, part: int = 0, parts: int = 1) -> None:
+        """Check the values of an array in the shards part, part + parts, ...
+
+        Raises:
+            DataError: one is out of range; the message names the file.
+        """
+        for number in range(part, len(self._shards), parts):
+            shard = self._shards[number]
+            values = self._map(number, name) if shard.rows else np.empty(0)
+            if values.size and (values.min() < least or values.max() > most):
+                found = f"{values.min()} to {values.max()}, not {least} to {most}"
+                raise DataError(f"{shard.path}: `{name}` has {found}: {self._remedy}")
+
     def _open(self, path: Path) -> tuple[dict[str, Field], dict[str, Any], _Shard]:
         with hdf5.reading(path, DataError, self._remedy) as file:
             attributes = hdf5.get_attributes(file)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from hpcopt.errors import DataError
 from hpcopt.families import IMAGE_MODELS
 from hpcopt.models.config import ImageModelConfig
 from hpcopt.models.mlp import MlpConfig
@@ -51,8 +52,11 @@ class ImageClassification(ImageWorkload):
     """The workload; the target is ``labels``, (n,)."""
 
     def __init__(self, config: ImageClassificationConfig, seed: int) -> None:
-        super().__init__(config.data, "labels", config.batch, seed)
+        super().__init__(config.data, "labels", 0, config.batch, seed)
+        if not isinstance(self.attributes.get("classes"), list):
+            raise DataError(f"{config.data} has no list of classes: prepare it again")
         classes = len(self.attributes["classes"])
+        self.most_target = classes - 1
         self._top5 = classes > FEW_CLASSES
         self.scores: Mapping[str, Better] = {"test_loss": "lower", "test_accuracy": "higher"}
         if self._top5:

@@ -22,19 +22,32 @@ class ImageWorkload(Workload):
         batch, train_samples, test_samples: as of Workload.
         shape: channels, height, width.
         attributes: of the shards.
+        most_target: the largest value that a target may have.
     """
 
-    def __init__(self, folder: Path, target: str, batch: int, seed: int) -> None:
-        """Open the shards; target is the name of the array that holds one for each image.
+    most_target: int
+
+    def __init__(self, folder: Path, target: str, target_dims: int, batch: int, seed: int) -> None:
+        """Open the shards.
+
+        Args:
+            folder: of the shards.
+            target: name of the array that holds integers for each image.
+            target_dims: how many dimensions an image's have: 0 for a class, 2 for a mask.
+            batch: samples in a step, over all ranks.
+            seed: of their order.
 
         Raises:
-            DataError: the shards are missing or lack an array.
+            DataError: the shards are missing, lack an array or a scale, or have one of another type or shape.
             JobError: there are fewer images than a batch needs.
         """
         self._train, self._test = Shards(folder, "train"), Shards(folder, "test")
         for shards in (self._train, self._test):
             if not {"images", target} <= shards.fields.keys():
                 raise DataError(f"{folder} holds {sorted(shards.fields)}, not images and {target}")
+            _check(shards, target, target_dims)
+        if self._train.fields["images"].shape != self._test.fields["images"].shape:
+            raise DataError(f"{folder} has images of one shape to train on and of another to test on")
         self._target, self.batch = target, batch
         self.train_samples, self.test_samples = len(self._train), len(self._test)
         if batch > self.train_samples:
@@ -50,8 +63,9 @@ class ImageWorkload(Workload):
         return self._order.steps_per_epoch
 
     def verify(self, rank: int, size: int) -> None:
-        self._train.verify(rank, size)
-        self._test.verify(rank, size)
+        for shards in (self._train, self._test):
+            shards.verify(rank, size)
+            shards.require_values(self._target, 0, self.most_target, rank, size)
 
     def train_batches(self, rank: int, size: int, start: int) -> Iterator[TensorBatch]:
         step = start
@@ -69,3 +83,19 @@ class ImageWorkload(Workload):
         images = torch.from_numpy(rows["images"]).float().mul_(self._gain).sub_(self._offset)
         targets = torch.from_numpy(rows[self._target].astype(np.int64))
         return TensorBatch({"images": images, self._target: targets}, torch.from_numpy(indices), global_size)
+
+
+def _check(shards: Shards, target: str, target_dims: int) -> None:
+    where = f"the {shards.split} data in {shards.folder}"
+    for name, dims, kinds in (("images", 3, "uif"), (target, target_dims, "uib")):
+        dtype, shape = shards.fields[name]
+        if len(shape) != dims or dtype.kind not in kinds:
+            wanted = "numbers" if "f" in kinds else "integers"
+            raise DataError(f"{where}: a row of {name} is {dtype} of shape {shape}, not {wanted} in {dims} dimensions")
+    for name in ("scale", "mean", "std"):
+        values = np.asarray(shards.attributes.get(name, ()))
+        wanted_size = 1 if name == "scale" else shards.fields["images"].shape[0]
+        if values.dtype.kind not in "uif" or values.size != wanted_size or not np.isfinite(values).all():
+            raise DataError(f"{where}: attribute {name} should hold {wanted_size} finite numbers: prepare them again")
+    if not (np.asarray(shards.attributes["std"]) > 0).all():
+        raise DataError(f"{where}: attribute std, by which images are divided, should be above 0: prepare them again")

@@ -44,10 +44,12 @@ class SegmentationConfig(WorkloadConfig):
 class Segmentation(ImageWorkload):
     """The workload; the target is ``masks``, (n, height, width), 1 on the object and 0 elsewhere."""
 
+    most_target = 1
+
     scores: Mapping[str, Better] = {"test_loss": "lower", "test_dice": "higher"}
 
     def __init__(self, config: SegmentationConfig, seed: int) -> None:
-        super().__init__(config.data, "masks", config.batch, seed)
+        super().__init__(config.data, "masks", 2, config.batch, seed)
         self.loss = OutputLoss(
             inputs=lambda batch: batch.tensors["images"],
             criterion=lambda logits, batch: F.binary_cross_entropy_with_logits(logits[:, 0], _masks(batch)),

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hpcopt.errors import DataError
 from hpcopt.models.mlp import MlpConfig
 from hpcopt.shapes.context import Context
 from hpcopt.store.shards import write_shards
@@ -63,3 +64,28 @@ def test_a_hidden_label_has_no_loss_and_changes_no_other():
     assert torch.equal(hidden[2:4], torch.zeros(2, CLASSES))
     assert torch.equal(hidden[[0, 1, 4, 5]], slope[[0, 1, 4, 5]])
     assert float(cross_entropy(logits.detach(), torch.full((6,), UNLABELLED))) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": np.full(SAMPLES, 3)}, "`labels` has 3 to 3, not 0 to 2"),
+        ({"labels": np.full(SAMPLES, -1)}, "`labels` has -1 to -1, not 0 to 2"),
+        ({"labels": np.zeros((SAMPLES, 1), int)}, "a row of labels is int64 of shape \\(1,\\), not integers in 0 dim"),
+        ({"labels": np.zeros(SAMPLES)}, "a row of labels is float64"),
+        ({"images": np.zeros((SAMPLES, 4, 4), np.uint8)}, "a row of images is uint8 of shape"),
+        ({"mean": np.zeros(3)}, "attribute mean should hold 1 finite numbers"),
+        ({"std": np.zeros(1)}, "attribute std.* above 0"),
+        ({"scale": np.nan}, "attribute scale should hold 1 finite"),
+        ({"classes": None}, "has no list of classes"),
+    ],
+)
+def test_arrays_and_attributes_that_do_not_fit(tmp_path, change, message):
+    arrays = {"images": np.zeros((SAMPLES, 1, 4, 4), np.uint8), "labels": np.zeros(SAMPLES, int)}
+    attributes = {"scale": 1 / 255, "mean": np.array([0.5]), "std": np.array([0.3]), "classes": ["a", "b", "c"]}
+    for split in ("train", "test"):
+        changed = {name: change.get(name, array) for name, array in arrays.items()}
+        others = {name: change.get(name, value) for name, value in attributes.items()}
+        write_shards(tmp_path, split, changed, rows_per_shard=20, attributes=others)
+    with pytest.raises(DataError, match=message):
+        ImageClassificationConfig(data=tmp_path, batch=8, model=MlpConfig(hidden=(4,))).build(Context()).verify(0, 1)
