@@ -7,7 +7,8 @@ import pytest
 from tests.launching import mpirun
 
 LOOP = """
-import os, signal, sys, threading
+import os, signal, sys, tempfile, threading
+tempfile.tempdir = os.environ.get('STALLS_IN')
 import torch
 from hpcopt.comm.world import connect
 from hpcopt.exchange import Exchange, RingConfig
@@ -47,8 +48,8 @@ def test_a_failure_that_nobody_catches_ends_all_ranks(failure, exit_code, said):
 
 
 @pytest.mark.parametrize("leave", ["raise SystemExit", "world.close()"])
-def test_a_rank_that_leaves_early_is_named_by_those_that_wait(leave):
-    job = mpirun(3, "-c", LOOP + f"if world.rank == 1:\n    {leave}\nelse:\n    step()")
+def test_a_rank_that_leaves_early_is_named_by_those_that_wait(leave, tmp_path):
+    job = mpirun(3, "-c", LOOP + f"if world.rank == 1:\n    {leave}\nelse:\n    step()", STALLS_IN=str(tmp_path))
     assert job.returncode == 70, job.stderr
     assert re.search(r"stall: ranks 0, 2 have waited .* in ring of bucket 0, step 1: .*; missing: 1\n", job.stderr)
     assert re.search(r"rank 1 on \S+ is in call \d+ of all ranks: close", job.stderr)
@@ -62,9 +63,14 @@ def test_in_debug_mode_it_is_named_before_anybody_waits():
     assert "close" in job.stderr
 
 
-def test_a_rank_that_comes_late_to_the_end_is_waited_for():
+def test_a_rank_that_comes_late_to_the_end_is_waited_for(tmp_path):
     """It is busy for longer than a collective may take, beside its exchange, which waits for nobody."""
-    job = mpirun(2, "-c", LOOP + "import time\nif world.rank == 1: time.sleep(3)\nprint('ends', world.rank)")
+    job = mpirun(
+        2,
+        "-c",
+        LOOP + "import time\nif world.rank == 1: time.sleep(3)\nprint('ends', world.rank)",
+        STALLS_IN=str(tmp_path),
+    )
     assert job.returncode == 0, job.stderr
     assert sorted(job.stdout.split()) == ["0", "1", "ends", "ends"]
     assert re.search(r"stall: ranks 0 have waited .* close; missing: 1\n  rank 1 on \S+ is at\n", job.stderr)
