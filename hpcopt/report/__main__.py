@@ -12,6 +12,7 @@ from rich.console import Console
 from hpcopt.any_text import print_any_text
 from hpcopt.errors import EXIT_DONE, HpcoptError, MetricsError
 from hpcopt.report import export, extra_p, html, pictures, prediction_views, terminal
+from hpcopt.report.attributes import printable
 from hpcopt.report.figure import write_tables
 from hpcopt.report.figures import figures_of
 from hpcopt.report.prediction import predict
@@ -19,8 +20,8 @@ from hpcopt.report.read import read_run
 from hpcopt.report.summary import Runs, summarise
 
 FILES = {
-    "json": "the figures and the prediction as JSON",
-    "csv": "a row a run, and one a prediction",
+    "json": "the figures, and the prediction if any, as JSON",
+    "csv": "a row a run",
     "extra-p": "step and phase times for Extra-P",
 }
 FOLLOW_S = 5.0
@@ -40,62 +41,97 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--html", type=Path, metavar="FILE", help="write one page with all plots that needs nothing else")
     p.add_argument("--png", type=Path, metavar="DIR", help="write each plot as a picture")
     p.add_argument("--tables", type=Path, metavar="DIR", help="write the table behind each plot as CSV")
+    p.add_argument(
+        "--predict",
+        type=_ranks,
+        metavar="RANKS",
+        help="fit a model and predict steps on that many ranks, such as 128,1024; takes runs of at least two sizes on "
+        "several hosts that differ in ranks, batch, seed and exchange alone",
+    )
     p.add_argument("--follow", action="store_true", help="show it again every few seconds, until all have ended")
     return p
+
+
+def _ranks(text: str) -> tuple[int, ...]:
+    """Read numbers of ranks: "128,1024"."""
+    ranks = text.split(",")
+    if not all(each.strip().isdecimal() and int(each) > 1 for each in ranks):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers of ranks, such as 128,1024")
+    return tuple(map(int, ranks))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Report on runs; returns the exit code."""
     print_any_text()
     options = parser().parse_args(arguments)
+    exit_code = EXIT_DONE
     try:
-        runs = _read(options.runs)
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
+        runs, exit_code = _read(options.runs)
+        width = None if sys.stdout.isatty() else LOG_WIDTH
+        console = Console(highlight=False, markup=False, emoji=False, width=width)
         if not _write_files(runs, options):
-            _show(runs, console)
+            _show(runs, options, console)
         while options.follow and any(summary.state == "running" for _, summary in runs):
             time.sleep(FOLLOW_S)
-            runs = _read(options.runs)
+            runs, exit_code = _read(options.runs)
             _write_files(runs, options)
             console.clear()
-            _show(runs, console)
+            _show(runs, options, console)
     except KeyboardInterrupt:
         pass
     except HpcoptError as error:
-        print(f"hpcopt report: {error}", file=sys.stderr)
-        return error.exit_code
-    return EXIT_DONE
+        return _complain(error)
+    return exit_code
 
 
-def _show(runs: Runs, console: Console) -> None:
+def _complain(error: HpcoptError) -> int:
+    """Say what is wrong; give the exit code."""
+    print(f"hpcopt report: {printable(str(error))}", file=sys.stderr)
+    return error.exit_code
+
+
+def _show(runs: Runs, options: argparse.Namespace, console: Console) -> None:
     terminal.show(runs, console)
-    if (prediction := predict(runs)) is not None:
-        console.print(prediction_views.in_terminal(prediction))
+    if options.predict:
+        console.print(prediction_views.in_terminal(predict(runs, options.predict)))
 
 
-def _read(paths: Sequence[Path]) -> Runs:
-    return [(run, summarise(run)) for run in map(read_run, paths)]
+def _read(paths: Sequence[Path]) -> tuple[Runs, int]:
+    """Read the runs that can be read, and complain about the others; give the exit code too.
+
+    Raises:
+        MetricsError: none can be read.
+    """
+    runs, errors = [], []
+    for path in paths:
+        try:
+            runs.append((run := read_run(path), summarise(run)))
+        except MetricsError as error:
+            errors.append(error)
+    if not runs:
+        raise errors[0]
+    return runs, max(map(_complain, errors), default=EXIT_DONE)
 
 
 def _write_files(runs: Runs, options: argparse.Namespace) -> bool:
     """Write what the command line asks for; whether it asks for anything."""
+    asked = any((options.html, options.png, options.tables, options.json, options.csv, options.extra_p))
+    prediction = predict(runs, options.predict) if asked and options.predict else None
     if options.html or options.png or options.tables:
-        figures = figures_of(runs)
+        figures = figures_of(runs, prediction)
         if options.html:
             _write(options.html, html.page(runs, figures))
         if options.png:
             pictures.write(figures, options.png)
         if options.tables:
             write_tables(figures, options.tables)
-    if options.json or options.csv:
-        prediction = predict(runs)
-        if options.json:
-            _write(options.json, export.as_json(runs, prediction))
-        if options.csv:
-            _write(options.csv, export.as_csv(runs, prediction))
+    if options.json:
+        _write(options.json, export.as_json(runs, prediction))
+    if options.csv:
+        _write(options.csv, export.as_csv(runs))
     if options.extra_p:
         _write(options.extra_p, extra_p.as_json_lines(runs))
-    return any((options.html, options.png, options.tables, options.json, options.csv, options.extra_p))
+    return asked
 
 
 def _write(file: Path, text: str) -> None:

@@ -27,17 +27,18 @@ PHASE_COLOURS = {
 
 def phases(runs: Runs, names: list[str]) -> Figure | None:
     """A bar a run, made of the mean seconds in each phase."""
-    present = list(dict.fromkeys(phase for _, summary in runs for phase in summary.phases))
+    present = list(dict.fromkeys(phase for _, s in runs for phase in (*s.phases, *s.overlapped)))
     if not present:
         return None
     ranks = dict(zip(names, (run.ranks for run, _ in runs), strict=True))
     bars = [name if ranks_text(p) in name else f"{name}, {ranks_text(p)}" for name, p in ranks.items()]
-    beside = any(sum(share for _, share in summary.phases.values()) > 1.02 for _, summary in runs)
+    beside = any(summary.overlapped for _, summary in runs)
     data: list[dict[str, Any]] = []
     table: dict[str, list[Any]] = {"run": list(ranks), "ranks": list(ranks.values())}
     for index, phase in enumerate(present):
-        seconds = _means(names, [summary.phases.get(phase, (0.0, 0.0))[0] for _, summary in runs])
-        table[f"{phase}_s"] = seconds
+        own = _means(names, [s.phases.get(phase, (0.0, 0.0))[0] for _, s in runs])
+        overlapped = _means(names, [s.overlapped.get(phase, 0.0) for _, s in runs])
+        table[f"{phase}_s"] = seconds = [a + b for a, b in zip(own, overlapped, strict=True)]
         if not beside or phase not in BESIDE_THE_THREAD:
             data.append({"type": "bar", "name": phase, "x": [s * 1e3 for s in seconds], "y": bars, "orientation": "h"})
             data[-1]["marker"] = {"color": PHASE_COLOURS.get(phase) or colour(index)}

@@ -1,4 +1,4 @@
-"""The summaries and the prediction as data for other programs: JSON, and CSV with a row a run."""
+"""What was measured for other programs: JSON, with a prediction that was asked for, and CSV with a row a run."""
 
 import csv
 import io
@@ -6,39 +6,39 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from hpcopt.report.figure import names_of
 from hpcopt.report.prediction import Prediction
 from hpcopt.report.read import Run
-from hpcopt.report.step_model import Estimate
 from hpcopt.report.summary import Summary, differing_settings
 from hpcopt.store import strict_json
 
-PREDICTED, HELD_OUT = "predicted", "predicted, held out"  # in the column `state` of rows that are not a run's
+FLAT = {"scores": "{}", "beside": "{}_total_s", "best": "best_{}", "overlapped": "{}_s", "plugins": "plugin {}"}
 
 
 def as_json(runs: Sequence[tuple[Run, Summary]], prediction: Prediction | None) -> str:
     """`runs`: all figures and the jobs; `prediction`: see Prediction. What is not known is null."""
-    figures = [{**summary.as_dict(), "job": run.config} for run, summary in runs]
+    names = names_of([run for run, _ in runs])
+    figures = [{"run": name, **s.as_dict(), "job": run.config} for name, (run, s) in zip(names, runs, strict=True)]
     return strict_json.dumps({"runs": figures, "prediction": prediction and _as_dict(prediction)}, indent=1)
 
 
-def as_csv(runs: Sequence[tuple[Run, Summary]], prediction: Prediction | None) -> str:
-    """A row a run: the settings in which the jobs differ, then the figures, with phases and scores as columns.
-
-    Then a row for each step time that was predicted, with the ends of its interval as step_s_low and step_s_high.
+def as_csv(runs: Sequence[tuple[Run, Summary]]) -> str:
+    """A row a run, under the name that the page has for it: the settings in which the jobs differ, then the figures,
+    with phases and scores as columns.
     """
-    settings = differing_settings([run for run, _ in runs])
+    measured = [run for run, _ in runs]
+    settings = differing_settings(measured)
     rows = []
-    for index, (_, summary) in enumerate(runs):
-        row: dict[str, Any] = {}
-        for name, value in summary.as_dict().items():
-            if name == "phases":
+    for index, (name, (_, summary)) in enumerate(zip(names_of(measured), runs, strict=True)):
+        row: dict[str, Any] = {"run": name, **{key: each[index] for key, each in settings.items()}}
+        for key, value in summary.as_dict().items():
+            if key == "phases":
                 row |= {f"{phase}_s": seconds for phase, (seconds, _) in value.items()}
-            elif isinstance(value, dict):
-                row |= value if name == "scores" else {f"{key}_total_s": number for key, number in value.items()}
+            elif key in FLAT:
+                row |= {FLAT[key].format(name): number for name, number in value.items()}
             else:
-                row[name] = " ".join(value) if isinstance(value, tuple) else value
-        rows.append({"name": row.pop("name"), **{key: each[index] for key, each in settings.items()}, **row})
-    rows += [] if prediction is None else _rows(prediction)
+                row[key] = " ".join(value) if isinstance(value, tuple) else value
+        rows.append(row)
     out = io.StringIO()
     writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
@@ -50,20 +50,3 @@ def _as_dict(prediction: Prediction) -> dict[str, Any]:
     held_out = [{**asdict(h), "error": h.error} for h in prediction.held_out]
     rows = [{**asdict(row), "fastest": row.fastest} for row in prediction.rows]
     return {**asdict(prediction), "held_out": held_out, "rows": rows}
-
-
-def _rows(prediction: Prediction) -> list[dict[str, Any]]:
-    held_out = [
-        {**_row(h.series, HELD_OUT, h.ranks, h.predicted), "measured_s": h.measured_s} for h in prediction.held_out
-    ]
-    return held_out + [
-        {**_row(name, PREDICTED, row.ranks, estimate), "scaling": row.kind}
-        for row in prediction.rows
-        for name, estimate in row.steps.items()
-        if estimate is not None
-    ]
-
-
-def _row(series: str, state: str, ranks: int, step: Estimate) -> dict[str, Any]:
-    times = {"step_s": step.seconds, "step_s_low": step.low_s, "step_s_high": step.high_s}
-    return {"name": series, "state": state, "ranks": ranks, **times}

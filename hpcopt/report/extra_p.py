@@ -15,7 +15,8 @@ def as_json_lines(runs: Runs) -> str:
     for run, summary in runs:
         if summary.phases:
             repeats[run.ranks, "step"].append(summary.step_s)
-            for phase, (seconds, _) in summary.phases.items():
+            phases = {phase: seconds for phase, (seconds, _) in summary.phases.items()} | summary.overlapped
+            for phase, seconds in phases.items():
                 repeats[run.ranks, f"step->{phase}"].append(seconds)
     lines = [
         {"params": {"p": ranks}, "metric": "time", "callpath": place, "value": seconds}

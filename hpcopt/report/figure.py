@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hpcopt.report.attributes import printable
 from hpcopt.report.read import Run
 from hpcopt.report.scaling import series_names
 
@@ -35,7 +36,7 @@ class Figure:
 
 def names_of(runs: Sequence[Run]) -> list[str]:
     """Short names of runs, all different: as much of the end of a run directory's path as tells them apart."""
-    folders = [run.path.parent.parts for run in runs]
+    folders = [tuple(map(printable, run.path.parent.parts)) for run in runs]
     ends = range(1, max(map(len, folders), default=1) + 1)
     length = next((n for n in ends if len({f[-n:] for f in folders}) == len(folders)), ends[-1])
     return [str(Path(*f[-length:])) for f in folders]

@@ -2,15 +2,15 @@
 
 from hpcopt.report import costs, curves, prediction_views, scaling_plots
 from hpcopt.report.figure import Figure, labels_of
-from hpcopt.report.prediction import predict
+from hpcopt.report.prediction import Prediction
 from hpcopt.report.scaling import series_of
 from hpcopt.report.summary import Runs
 
 MAPS = 6  # runs, each the first of its repeats, whose waiting is drawn, each in a plot of its own
 
 
-def figures_of(runs: Runs) -> list[Figure]:
-    """All plots that the runs have the numbers for."""
+def figures_of(runs: Runs, prediction: Prediction | None = None) -> list[Figure]:
+    """All plots that the runs have the numbers for, and those of a prediction."""
     marks = ["*" if summary.labels else "" for _, summary in runs]
     names = [label + mark for label, mark in zip(labels_of([run for run, _ in runs]), marks, strict=True)]
     found = [*curves.convergence(runs, names), costs.phases(runs, names), costs.traffic(runs, names)]
@@ -22,6 +22,6 @@ def figures_of(runs: Runs) -> list[Figure]:
     for kind in ("strong", "weak"):
         found += scaling_plots.scaling([s for s in series if s.kind == kind], kind)
     found.append(costs.collectives(runs, names))
-    if (prediction := predict(runs)) is not None:
+    if prediction is not None:
         found += prediction_views.figures(prediction)
     return [figure for figure in found if figure is not None]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hpcopt.errors import MetricsError
 from hpcopt.report.figure import Figure, names_of
-from hpcopt.report.summary import Runs, Summary, differing_settings, told_guesses
+from hpcopt.report.summary import Runs, Summary, differing_settings, notes_of
 from hpcopt.report.terminal import duration, fraction, size
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -59,7 +59,7 @@ def _summary(runs: Runs) -> str:
     table = "<tr>" + "".join(f"<th>{html.escape(heading)}</th>" for heading in headings) + "</tr>"
     table += "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     labels = dict.fromkeys(label for _, summary in runs for label in summary.labels)
-    guesses = "".join(f"<p>{html.escape(line)}</p>" for line in told_guesses(run for run, _ in runs))
+    guesses = "".join(f"<p>{html.escape(line)}</p>" for line in notes_of([run for run, _ in runs]))
     notes = "".join(f"<p class='warning'>* {html.escape(label)}</p>" for label in labels)
     return f"<div class='wide'><table>{table}</table></div>{notes}{guesses}"
 

@@ -5,17 +5,21 @@ Runs of all exchanges are fitted together, as they share the machine's links; th
 and predicted by the others.
 """
 
+import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hpcopt.errors import MetricsError
+from hpcopt.report.figure import ranks_text
 from hpcopt.report.read import BESIDE_THE_STEP, BESIDE_THE_THREAD, Run
 from hpcopt.report.scaling import series_names
 from hpcopt.report.step_model import Estimate, Measured, Setting, StepModel
 from hpcopt.report.summary import Runs, Summary
 
-TARGETS = (128, 1024, 8192)
+REFUSED = "these runs cannot predict more ranks"
 SOLVER, GOSSIP = "data_parallel", "gossip"  # a step of the one is computing and sums of gradients; the other has no sum
 
 
@@ -66,23 +70,32 @@ class Prediction:
     rows: tuple[Row, ...]
 
 
-def predict(runs: Runs, targets: tuple[int, ...] = TARGETS) -> Prediction | None:
-    """Fit and predict. None if the runs that a model can be made of are of fewer than two sizes: those of data
-    parallelism by sums, on real ranks, of which it is known how many threads shared a core.
+def predict(runs: Runs, targets: Sequence[int]) -> Prediction:
+    """Fit to runs of data parallelism by sums, on real ranks, of which it is known how many threads shared a core, and
+    predict that many ranks.
+
+    Raises:
+        MetricsError: the runs cannot carry a prediction; the message says why.
     """
     names = series_names([run for run, _ in runs])
-    kept = [
-        (measured(run, summary, name), run)
-        for (run, summary), name in zip(runs, names, strict=True)
-        if _usable(run, summary)
-    ]
-    known = [m for m, _ in kept]
+    kept = [(run, measured(run, s, name)) for (run, s), name in zip(runs, names, strict=True) if _usable(run, s)]
+    _require_alike([run for run, _ in kept])
+    known = [m for _, m in kept]
+    series = {m.setting.series: [n for n in known if n.setting.series == m.setting.series] for m in known}
+    for name, own in series.items():
+        if len({m.setting.ranks for m in own}) < 2:
+            raise MetricsError(f"{REFUSED}: {name} ran on {ranks_text(own[0].setting.ranks)} only")
     sizes = sorted({m.setting.ranks for m in known})
-    if len(sizes) < 2:
-        return None
     model = StepModel(known)
     alpha, beta = model.alpha_beta()
-    series = {m.setting.series: [n for n in known if n.setting.series == m.setting.series] for m in known}
+    rows = [
+        Row(kind, ranks, {name: _at(model, own, kind, ranks) for name, own in series.items()})
+        for kind in ("strong", "weak")
+        for ranks in targets
+    ]
+    steps = [estimate for row in rows for estimate in row.steps.values() if estimate is not None]
+    if not all(math.isfinite(estimate.low_s) for estimate in (alpha, beta, *steps)):
+        raise MetricsError(f"{REFUSED}: there are no more runs than unknowns, so no interval: add repeats or sizes")
     return Prediction(
         runs=len(known),
         sizes=tuple(sizes),
@@ -90,12 +103,23 @@ def predict(runs: Runs, targets: tuple[int, ...] = TARGETS) -> Prediction | None
         latency=alpha,
         s_per_byte=beta,
         held_out=tuple(_hold_out(known, sizes)) if len(sizes) > 2 else (),
-        rows=tuple(
-            Row(kind, ranks, {name: _at(model, own, kind, ranks) for name, own in series.items()})
-            for kind in ("strong", "weak")
-            for ranks in targets
-        ),
+        rows=tuple(rows),
     )
+
+
+def _require_alike(runs: Sequence[Run]) -> None:
+    """Raise MetricsError unless one model can be made of runs."""
+    if not runs:
+        raise MetricsError(
+            f"{REFUSED}: none of the runs is data parallelism by sums of gradients on ranks of their own"
+        )
+    tasks = {json.dumps({**run.config["workload"], "batch": None}, sort_keys=True) for run in runs}
+    if len(tasks) > 1:
+        raise MetricsError(
+            f"{REFUSED}: the runs differ in what they train ([workload]), not in ranks and exchange alone"
+        )
+    if all(len(set(run.attributes.get("hostnames", ()))) < 2 for run in runs):
+        raise MetricsError(f"{REFUSED}: each run was on one host, so that nothing is known of the links between hosts")
 
 
 def measured(run: Run, summary: Summary, series: str) -> Measured:
@@ -106,7 +130,8 @@ def measured(run: Run, summary: Summary, series: str) -> Measured:
     whole_bytes = summary.dense_bytes / max(1, 2 * (run.ranks - 1))
     buckets = max(1, math.ceil(whole_bytes / (exchange["bucket_mb"] * 1e6)))
     scale = summary.step_s / float(run.step_s[run.warm].mean())
-    seconds = {name: scale * s for name, (s, _) in summary.phases.items() if name not in (*BESIDE_THE_STEP, "other")}
+    claimed = {name: s for name, (s, _) in summary.phases.items()} | summary.overlapped
+    seconds = {name: scale * s for name, s in claimed.items() if name not in (*BESIDE_THE_STEP, "other")}
     network_s = seconds.pop("comm", 0.0)
     claimed_s = sum(s for name, s in seconds.items() if name not in BESIDE_THE_THREAD)
     seconds.pop("exchange", None)

@@ -2,7 +2,6 @@
 the way in.
 """
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from hpcopt.report.attributes import clean, job_of, known
 from hpcopt.store import hdf5, metrics
 
 FILE = "metrics.h5"
@@ -65,6 +65,7 @@ class Run:
         choices: by name, each (buckets,), of the newest start: what an exchange that chooses by itself chose, expected
             and measured; empty for others.
         starts: the first is the first start.
+        odd: attributes of the file that are of another kind than a run writes, and are left out.
         modified_s: when the file was last written, seconds since 1970.
     """
 
@@ -85,6 +86,7 @@ class Run:
     choices: dict[str, np.ndarray] = field(default_factory=dict)
     starts: tuple[Start, ...] = field(default=())
     modified_s: float = 0.0
+    odd: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -133,25 +135,44 @@ def read_run(path: Path) -> Run:
 
 
 def _extract(file: h5py.File, path: Path) -> Run:
-    attributes, steps, evaluations = hdf5.get_attributes(file), file["steps"], file["evaluations"]
+    (attributes, odd), steps = known(hdf5.get_attributes(file)), file["steps"]
+    columns = _columns(steps)
+    phases = tuple(clean(name) for name in metrics.phases_of(steps))
+    if steps["phase_s"].shape != (len(columns["step"]), len(steps["rank"]), len(phases)):
+        raise ValueError(f"steps/phase_s is of shape {steps['phase_s'].shape}")
+    evaluations = _columns(file["evaluations"])
+    evaluations.setdefault("time_s", np.full(len(evaluations["step"]), np.nan))
     scores = [name for name in evaluations if name not in NO_SCORES]
-    said = {name: better for name in scores if (better := hdf5.get_attributes(evaluations[name]).get("better"))}
-    columns = {name: d[:] for name, d in steps.items() if d.ndim == 1 and name not in ("rank", "phase")}
-    phases = tuple(name.decode() for name in steps["phase"][:])
+    said = {name: hdf5.get_attributes(file["evaluations"][name]).get("better") for name in scores}
+    said = {name: better for name, better in said.items() if better in ("higher", "lower")}
     return Run(
         path=path,
-        attributes=attributes,
-        config=json.loads(attributes.get("config", "{}")),
+        attributes={"ranks": max(1, len(steps["rank"])), **attributes},
+        config=job_of(attributes),
         columns=columns,
         phases=phases,
         **_reduce(steps, phases),
-        evaluations={name: d[:] for name, d in evaluations.items()},
-        better={name: said.get(name) or guess_better(name) for name in scores},
-        guessed=tuple(name for name in scores if name not in said),
+        evaluations={clean(name): values for name, values in evaluations.items()},
+        better={clean(name): said.get(name) or guess_better(name) for name in scores},
+        guessed=tuple(clean(name) for name in scores if name not in said),
         choices=_choices(file["choices"]) if "choices" in file else {},
         starts=tuple(_starts(file["starts"])),
         modified_s=path.stat().st_mtime,
+        odd=odd,
     )
+
+
+def _columns(group: h5py.Group) -> dict[str, np.ndarray]:
+    """Numbers with a row a step, by name."""
+    found = {
+        name: dataset[:]
+        for name, dataset in group.items()
+        if name not in ("rank", "phase") and dataset.ndim == 1 and dataset.dtype.kind in "iuf"
+    }
+    for name, values in found.items():
+        if len(values) != len(found["step"]):
+            raise ValueError(f"{group.name}/{name} has {len(values)} rows and not {len(found['step'])}")
+    return found
 
 
 def guess_better(score: str) -> str:
@@ -161,13 +182,19 @@ def guess_better(score: str) -> str:
 
 
 def _choices(group: h5py.Group) -> dict[str, np.ndarray]:
-    newest = group["step"][:] == group["step"][-1:]
-    return {name: d[:][newest] for name, d in group.items()}
+    found = _columns(group)
+    algorithm = group.get("algorithm")
+    if algorithm is not None and h5py.check_string_dtype(algorithm.dtype) and algorithm.shape == found["step"].shape:
+        found["algorithm"] = algorithm[:]
+    newest = found["step"] == found["step"][-1:]
+    return {name: values[newest] for name, values in found.items()}
 
 
 def _starts(group: h5py.Group) -> list[Start]:
     rows = zip(*(group[name][:] for name in ("step", "time_s", "ranks", "date_created", "reason")), strict=True)
-    return [Start(int(s), float(t), int(r), date.decode(), reason.decode()) for s, t, r, date, reason in rows]
+    return [
+        Start(int(s), float(t), int(r), clean(date.decode()), clean(reason.decode())) for s, t, r, date, reason in rows
+    ]
 
 
 def _reduce(steps: h5py.Group, phases: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ class Point:
     """One number of ranks: the median step time over repeats, with the fastest and the slowest repeat.
 
     Attributes:
-        karp_flatt: None at p0 and for weak scaling.
+        karp_flatt: None at p0, for weak scaling, and where more ranks are slower, which no serial fraction explains.
     """
 
     ranks: int
@@ -102,7 +102,7 @@ def _points(kind: str, times: dict[int, list[float]]) -> tuple[Point, ...]:
         step_s, q = float(np.median(times[ranks])), ranks / fewest
         ratio = base_s / step_s
         strong = kind == "strong"
-        karp_flatt = (1 / ratio - 1 / q) / (1 - 1 / q) if strong and ranks > fewest else None
+        karp_flatt = (1 / ratio - 1 / q) / (1 - 1 / q) if strong and ranks > fewest and ratio >= 1 else None
         points.append(
             Point(
                 ranks=ranks,

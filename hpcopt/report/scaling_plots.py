@@ -44,7 +44,7 @@ def scaling(series: list[Series], kind: str) -> list[Figure]:
     if kind == "strong":
         layout = {"xaxis": axis, "yaxis": {"title": {"text": "serial fraction"}}}
         text = "Karp-Flatt e = (1/S - 1/q) / (1 - 1/q), S = T(p0) / T(p), q = p / p0. "
-        text += "A level curve is a serial part, a rising one overhead."
+        text += "A level curve is a serial part, a rising one overhead. No point where more ranks were slower than p0."
         figures.append(Figure("karp-flatt", f"{title}: Karp-Flatt", text, _lines(series, "karp_flatt"), layout, table))
     return figures
 

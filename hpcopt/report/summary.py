@@ -1,12 +1,13 @@
 """A run in a few figures: what ran, how far it came, how long a step takes and where the time and the bytes go."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from hpcopt.report.attributes import plugins_of, printable
 from hpcopt.report.read import BESIDE_THE_STEP, BESIDE_THE_THREAD, Run
 
 QUIET_S = 300  # a run that wrote nothing for so long is not called running any more
@@ -17,11 +18,15 @@ class Summary:
     """The figures of one run. Times of a step are over warm steps, each as long as its slowest rank took.
 
     Attributes:
-        phases: name -> (mean seconds a step, share of the step time), over ranks and warm steps; "other" is what no
-            phase claims. They add up to more than the step if an exchange ran beside the training thread.
+        phases: name -> (mean seconds a step, share of the step time), of the training thread, over ranks and warm
+            steps; "other" is what no phase claims. They add up to the step.
+        overlapped: name -> mean seconds a step that passed beside those, as an exchange in a thread of its own.
         beside: name -> total seconds of what happens between steps, mean over ranks.
         scores: of the last evaluation.
+        best: of each score, the best evaluation's.
         sent_bytes, dense_bytes: mean bytes a step, over all ranks.
+        peak_memory_bytes: of the rank with the most.
+        plugins: what was plugged in: its distribution, version and digest.
         labels: why the times do not speak for a machine, if they do not.
     """
 
@@ -37,14 +42,18 @@ class Summary:
     restarts: int
     loss: float
     scores: dict[str, float]
+    best: dict[str, float]
     step_s: float
     step_s_low: float
     step_s_high: float
     samples_per_s: float
     phases: dict[str, tuple[float, float]]
+    overlapped: dict[str, float]
     beside: dict[str, float]
     sent_bytes: float
     dense_bytes: float
+    peak_memory_bytes: float
+    plugins: dict[str, str]
     labels: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -61,11 +70,13 @@ def summarise(run: Run) -> Summary:
     step_s = run.step_s[warm]
     low, median, high = np.percentile(step_s, (25, 50, 75)) if step_s.size else [np.nan] * 3
     state, outcome = _state(run)
+    phases, overlapped = _phases(run, warm, step_s)
+    peaks = np.append(run.attributes.get("peak_memory_bytes", ()), np.nan)
     evaluations = run.evaluations
     last = {name: float(v[-1]) for name, v in evaluations.items() if name not in ("step", "time_s") and len(v)}
     return Summary(
         name=run.name,
-        path=str(run.path.parent),
+        path=printable(str(run.path.parent)),
         state=state,
         outcome=outcome,
         steps=run.steps,
@@ -76,24 +87,36 @@ def summarise(run: Run) -> Summary:
         restarts=len(run.starts) - 1,
         loss=_last(run, "loss", known=outcome != "diverged"),
         scores=last,
+        best={name: best_of(run, name) for name in last},
         step_s=float(median),
         step_s_low=float(low),
         step_s_high=float(high),
         samples_per_s=_samples(run) / float(median),
-        phases=_phases(run, warm, step_s),
+        phases=phases,
+        overlapped=overlapped,
         beside={
             phase: float(run.phase_s[:, i].sum()) for i, phase in enumerate(run.phases) if phase in BESIDE_THE_STEP
         },
         sent_bytes=float(run.sent_bytes[warm].mean()) if step_s.size else np.nan,
         dense_bytes=float(run.dense_bytes[warm].mean()) if step_s.size else np.nan,
+        peak_memory_bytes=float(np.fmax.reduce(peaks)),
+        plugins=plugins_of(run.attributes),
         labels=_labels(run),
     )
 
 
-def told_guesses(runs: Iterable[Run]) -> list[str]:
-    """A line if the files of runs do not say which scores are better, and their names had to."""
-    guessed = {f"{name}, the {run.better[name]} the better" for run in runs for name in run.guessed}
-    return [f"guessed from the names, as the file does not say: {'; '.join(sorted(guessed))}"] if guessed else []
+def best_of(run: Run, score: str) -> float:
+    """A score's best evaluation, NaN if none is a number."""
+    known = run.evaluations[score][~np.isnan(run.evaluations[score])]
+    return float(known.min() if run.better[score] == "lower" else known.max()) if len(known) else np.nan
+
+
+def notes_of(runs: Sequence[Run]) -> list[str]:
+    """What the files do not say as a run would: which scores are better, attributes of other kinds."""
+    guessed = sorted({f"{name}, the {run.better[name]} the better" for run in runs for name in run.guessed})
+    odd = sorted({name for run in runs for name in run.odd})
+    notes = [f"guessed from the names, as the file does not say: {'; '.join(guessed)}"] if guessed else []
+    return notes + [f"attributes of another kind than a run writes, left out: {', '.join(odd)}"] * bool(odd)
 
 
 def differing_settings(runs: list[Run]) -> dict[str, list[str]]:
@@ -147,18 +170,20 @@ def _samples(run: Run) -> float:
     return float(np.median(np.diff(samples, prepend=0)))
 
 
-def _phases(run: Run, warm: np.ndarray, step_s: np.ndarray) -> dict[str, tuple[float, float]]:
+def _phases(run: Run, warm: np.ndarray, step_s: np.ndarray) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
+    """The training thread's phases, and those that passed beside them."""
     if not step_s.size:
-        return {}
+        return {}, {}
     whole = float(step_s.mean())
     seconds = {
-        phase: float(run.phase_s[warm, index].mean())
+        phase: mean
         for index, phase in enumerate(run.phases)
-        if phase not in BESIDE_THE_STEP
+        if phase not in BESIDE_THE_STEP and (mean := float(run.phase_s[warm, index].mean())) > 0
     }
-    beside = BESIDE_THE_THREAD if sum(seconds.values()) > whole else ()
-    seconds["other"] = max(0.0, whole - sum(s for phase, s in seconds.items() if phase not in beside))
-    return {phase: (s, s / whole) for phase, s in seconds.items() if s > 0}
+    overlapped = {p: s for p, s in seconds.items() if p in BESIDE_THE_THREAD and sum(seconds.values()) > whole}
+    own = {phase: s for phase, s in seconds.items() if phase not in overlapped}
+    own["other"] = max(0.0, whole - sum(own.values()))
+    return {phase: (s, s / max(whole, sum(own.values()))) for phase, s in own.items() if s > 0}, overlapped
 
 
 def _labels(run: Run) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from hpcopt.report.figure import names_of
 from hpcopt.report.read import Run
-from hpcopt.report.summary import Summary, differing_settings, told_guesses
+from hpcopt.report.summary import Summary, best_of, differing_settings, notes_of
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 BAR = 32
@@ -35,7 +35,7 @@ def one(run: Run, summary: Summary) -> RenderableType:
         parts += [Text("\nScores", style="bold"), _scores(run)]
     if summary.restarts > 0:
         parts += [Text("\nRestarts", style="bold"), _restarts(run)]
-    parts += [Text(f"\n{label}", style="yellow") for label in summary.labels]
+    parts += [Text(f"\n{label}", style="yellow") for label in (*summary.labels, *notes_of([run]))]
     return Group(*parts, Text())
 
 
@@ -63,7 +63,8 @@ def several(runs: Sequence[tuple[Run, Summary]]) -> RenderableType:
             *(f"{s.scores[name]:.4g}" if name in s.scores else "" for name in scores),
         )
     labels = dict.fromkeys(label for _, s in runs for label in s.labels)
-    return Group(table, *(Text(f"* {label}", style="yellow") for label in labels))
+    notes = [Text(note, style="yellow") for note in notes_of([run for run, _ in runs])]
+    return Group(table, *(Text(f"* {label}", style="yellow") for label in labels), *notes)
 
 
 def _title(run: Run, summary: Summary) -> RenderableType:
@@ -88,6 +89,10 @@ def _facts(run: Run, s: Summary) -> RenderableType:
     table.add_row("step", f"{duration(s.step_s)} median, {quartiles}; {s.samples_per_s:,.0f} samples/s")
     sent = f"{size(s.sent_bytes)} a step over all ranks"
     table.add_row("sent", f"{sent}, {fraction(s.sent_bytes, s.dense_bytes)} of dense")
+    if math.isfinite(s.peak_memory_bytes):
+        table.add_row("memory", f"{size(s.peak_memory_bytes)} at most on a rank")
+    for name, version in s.plugins.items():
+        table.add_row("plugged in", f"{name} ({version})")
     losses = run.columns.get("loss", np.zeros(0))
     if len(known := losses[~np.isnan(losses)]):
         table.add_row("loss", f"{sparkline(losses)}  {known[0]:.4g} to {s.loss:.4g}")
@@ -98,6 +103,8 @@ def _phases(summary: Summary) -> RenderableType:
     table = Table(box=None, show_header=False, padding=(0, 2))
     for phase, (seconds, share) in sorted(summary.phases.items(), key=lambda item: -item[1][0]):
         table.add_row(phase, duration(seconds), f"{share:6.1%}", Text("█" * max(1, round(share * BAR)), style="cyan"))
+    for phase, seconds in summary.overlapped.items():
+        table.add_row(Text(phase, style="dim"), duration(seconds), "", Text("beside these, not added", style="dim"))
     for phase, seconds in summary.beside.items():
         if seconds > 0:
             table.add_row(
@@ -112,9 +119,9 @@ def _scores(run: Run) -> RenderableType:
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     for name, values in run.evaluations.items():
         if name not in ("step", "time_s"):
-            best = (np.nanmin if run.better[name] == "lower" else np.nanmax)(values)
+            best = best_of(run, name)
             table.add_row(name, sparkline(values), f"{values[0]:.4f}", f"{best:.4f}", f"{values[-1]:.4f}")
-    return Group(table, *(Text(f"  {line}", style="dim") for line in told_guesses([run])))
+    return table
 
 
 def _restarts(run: Run) -> RenderableType:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from hpcopt.errors import MetricsError
 from hpcopt.report.__main__ import main
 from hpcopt.report.prediction import predict
 from hpcopt.report.prediction_views import figures
@@ -15,6 +16,7 @@ from hpcopt.report.summary import summarise
 from hpcopt.store.metrics import MetricsFile
 
 PHASES = ("forward", "backward", "exchange", "encode", "comm", "update")
+TARGETS = (128, 1024, 8192)
 PARAMETERS_BYTES = 8_000_000
 BUCKETS = 2
 
@@ -66,7 +68,12 @@ def run_of(folder, machine, exchange, ranks, *, overlap=True, batch=1024, seed=0
     }
     folder.mkdir(parents=True)
     file = MetricsFile(folder / "metrics.h5")
-    attributes = {"title": exchange, "threads_per_core": load, "oversubscribed": load > 1}
+    attributes = {
+        "title": exchange,
+        "hostnames": [f"n{rank}" for rank in range(ranks)],
+        "threads_per_core": load,
+        "oversubscribed": load > 1,
+    }
     file.create(ranks, PHASES, {"config": json.dumps(config), **attributes})
     step = np.arange(1, 41)
     columns = {"step": step, "step_s": np.full(40, step_s), "samples": step * batch}
@@ -89,8 +96,7 @@ def sweep(folder, machine=Machine(), sizes=(1, 2, 4, 8), repeats=1, **options):
 @pytest.mark.parametrize("overlap", [False, True])
 def test_a_known_model_is_found_again(tmp_path, overlap):
     machine = Machine()
-    found = predict(sweep(tmp_path, overlap=overlap))
-    assert found is not None
+    found = predict(sweep(tmp_path, overlap=overlap), TARGETS)
     assert found.latency.seconds == pytest.approx(machine.alpha_s, rel=1e-3)
     assert found.s_per_byte.seconds == pytest.approx(machine.beta_s, rel=1e-3)
     assert [(h.series, h.ranks) for h in found.held_out] == [("ring", 8), ("vote", 8)]
@@ -111,14 +117,14 @@ def test_a_known_model_is_found_again(tmp_path, overlap):
 
 def test_who_wins_depends_on_the_links(tmp_path):
     for name, beta_s, winner in (("slow", 8e-9, "vote"), ("fast", 1e-11, "ring")):
-        found = predict(sweep(tmp_path / name, Machine(beta_s=beta_s)))
+        found = predict(sweep(tmp_path / name, Machine(beta_s=beta_s)), TARGETS)
         assert {row.fastest for row in found.rows} == {winner, None}
 
 
 def test_noise_gives_intervals_around_the_truth(tmp_path):
     machine, within = Machine(), []
     for trial in range(5):
-        found = predict(sweep(tmp_path / str(trial), machine, repeats=3 + trial, noise=0.05))
+        found = predict(sweep(tmp_path / str(trial), machine, repeats=3 + trial, noise=0.05), TARGETS)
         for row in found.rows:
             for name, estimate in row.steps.items():
                 if estimate is not None:
@@ -130,39 +136,55 @@ def test_noise_gives_intervals_around_the_truth(tmp_path):
 
 
 def test_what_the_model_leaves_out_shows_in_the_hold_out(tmp_path):
-    found = predict(sweep(tmp_path, slower=1e-3))
+    found = predict(sweep(tmp_path, slower=1e-3), TARGETS)
     assert all(held.error < -0.2 for held in found.held_out)
 
 
 def test_computing_that_shared_its_cores_is_predicted_with_a_core_a_thread(tmp_path):
     machine = Machine()
     runs = [run_of(tmp_path / f"{p}", machine, "vote", p, load=p / 2) for p in (1, 2, 4, 8)]
-    found = predict(runs)
+    found = predict(runs, TARGETS)
     assert found.oversubscribed
     assert abs(found.held_out[0].error) < 1e-3
     weak = found.rows[3]
     assert weak.steps["vote"].seconds == pytest.approx(machine.step_s("vote", 128, 128, True), rel=1e-3)
 
 
-def test_nothing_is_predicted_from_too_little(tmp_path):
-    runs = sweep(tmp_path, sizes=(1, 2))
-    assert predict(runs).held_out == ()
-    assert predict(runs[:1]) is None
-    assert predict([]) is None
+def test_nothing_is_predicted_from_runs_that_cannot_carry_it(tmp_path):
+    """Each time the reason is told, and nothing else."""
+    ring = [run_of(tmp_path / f"ring{p}", Machine(), "ring", p) for p in (1, 2, 4)]
+    unlike = run_of(tmp_path / "unlike", Machine(), "ring", 4)
+    unlike[0].config["workload"]["model"] = {"name": "another"}
+    one_host = [run_of(tmp_path / f"one{p}", Machine(), "ring", p) for p in (1, 2, 4)]
+    for run, _ in one_host:
+        run.attributes["hostnames"] = ["n0"] * run.ranks
+    for runs, reason in (
+        ([], "none of the runs is data parallelism"),
+        (ring[1:2], "ring ran on 2 ranks only"),
+        ([*ring, run_of(tmp_path / "vote", Machine(), "vote", 4)], "vote ran on 4 ranks only"),
+        (ring[:2], "no interval"),
+        ([*ring, unlike], "differ in what they train"),
+        (one_host, "links between hosts"),
+    ):
+        with pytest.raises(MetricsError, match=reason):
+            predict(runs, TARGETS)
 
 
-def test_one_run_a_size_has_no_interval(tmp_path):
-    """As many numbers as unknowns: nothing is left over that would show how sure they are."""
-    found = predict([run_of(tmp_path / str(p), Machine(), "ring", p) for p in (1, 2)])
-    assert math.isnan(found.latency.low_s) or found.latency.seconds == 0
-    assert math.isfinite(found.rows[0].steps["ring"].seconds)
-    assert math.isnan(found.rows[0].steps["ring"].low_s)
+def test_a_refused_prediction_is_one_sentence(tmp_path, capsys):
+    run_of(tmp_path / "ring", Machine(), "ring", 2)
+    assert main([str(tmp_path / "ring"), "--predict", "128"]) == 2
+    assert capsys.readouterr().err == "hpcopt report: these runs cannot predict more ranks: ring ran on 2 ranks only\n"
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "ring"), "--predict", "many"])
 
 
 def test_terminal_and_plots_say_what_was_predicted_and_how_well(tmp_path, capsys):
-    found = predict(sweep(tmp_path, repeats=2, noise=0.02))
+    found = predict(sweep(tmp_path, repeats=2, noise=0.02), TARGETS)
     held = found.held_out[0]
-    assert main([*map(str, tmp_path.iterdir())]) == 0
+    paths = [*map(str, tmp_path.iterdir())]
+    assert main(paths) == 0
+    assert "Prediction" not in capsys.readouterr().out
+    assert main([*paths, "--predict", "128,1024,8192"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert f"Held out, ring on 8 ranks: predicted {held.predicted.seconds * 1e3:.3g} ms" in text
     assert f"{held.error:+.0%}" in text
