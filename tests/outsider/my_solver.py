@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
+from hpcopt.errors import CheckpointError
 from hpcopt.exchange import Exchange
 from hpcopt.shapes import Solver, SolverConfig, StepStats, Task, Tree
 from hpcopt.shapes.context import Context
@@ -52,5 +53,8 @@ class Normalised(Solver):
         return {"exchange": self._exchange.rank_state_dict()}
 
     def load_state_dict(self, shared: Tree, parts: Sequence[Tree]) -> None:
-        self.model.load_state_dict(shared["model"])
-        self._exchange.load_state_dict([part["exchange"] for part in parts])
+        try:
+            self.model.load_state_dict(shared["model"])
+            self._exchange.load_state_dict([part["exchange"] for part in parts])
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"the checkpoint does not fit the job's model or exchange: {error}") from error
