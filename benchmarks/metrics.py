@@ -44,7 +44,7 @@ def record_s(ranks: int, steps: int, path: Path) -> np.ndarray:
         recorder = Recorder(World(transport), file, PhaseClock(), 0.0)
         start_s = time.thread_time()
         for step in range(1, steps + 1):
-            recorder.step(step, step / 100, step * 32, 1 / step, StepStats(loss=1 / step, learning_rate=0.1))
+            recorder.step(step, step / 100, step * 32, StepStats(loss=1 / step, learning_rate=0.1))
         recorder.flush()
         return (time.thread_time() - start_s) / steps
 

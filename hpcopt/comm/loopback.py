@@ -158,9 +158,6 @@ class _Done:
     def wait(self) -> int:
         return self._sent_bytes
 
-    def done(self) -> bool:
-        return True
-
 
 class _Receive:
     def __init__(self, mailbox: "SimpleQueue[Any]", out: Tensor, source: int, exact: bool) -> None:
@@ -181,11 +178,6 @@ class _Receive:
         self._out.view(-1).view(torch.uint8)[:sent_bytes].copy_(message.view(-1).view(torch.uint8))
         self._received_bytes = sent_bytes
         return sent_bytes
-
-    def done(self) -> bool:
-        if self._received_bytes is None and not self._mailbox.empty():
-            self.wait()
-        return self._received_bytes is not None
 
 
 def _kind(x: Tensor) -> str:

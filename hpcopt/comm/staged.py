@@ -96,8 +96,3 @@ class _Landing:
             target, source = (x.view(-1).view(torch.uint8)[: self._received_bytes] for x in (self._out, self._landing))
             target.copy_(source)
         return self._received_bytes
-
-    def done(self) -> bool:
-        if self._received_bytes is None and self._request.done():
-            self.wait()
-        return self._received_bytes is not None

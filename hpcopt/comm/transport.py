@@ -31,9 +31,6 @@ class Request(Protocol):
             PeerError: the message that came is not of the size that this rank expected.
         """
 
-    def done(self) -> bool:
-        """Whether ``wait`` would return at once; the buffer is then as after it."""
-
 
 class SharedMemory(Protocol):
     """Memory that every rank of a transport can read, some of it each rank's own to write.

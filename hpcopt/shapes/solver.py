@@ -23,11 +23,15 @@ class Solver(ABC):
         model: the whole model; parameters that other ranks own are as of the last ``gather``.
         data_rank, data_size: this rank takes the data_rank'th of data_size parts of every global batch. Ranks that hold
             different pieces of one model take the same part.
+        lockstep: whether the ranks may sum something after each step. If not, they meet at evaluations, checkpoints and
+            every few seconds only, after the same number of steps; in between a rank waits for others only where the
+            solver does.
         optimizers: those whose steps alone change the model's parameters, and their own state; none, if something else
             changes them too.
         pipelined: whether batches are in flight between steps, which ``gather`` finishes: then it moves the training.
     """
 
+    lockstep: bool = True
     optimizers: Sequence[torch.optim.Optimizer] = ()
     pipelined: bool = False
     model: nn.Module

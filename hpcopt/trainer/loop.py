@@ -18,6 +18,7 @@ from hpcopt.shapes.solver import Solver
 from hpcopt.shapes.stats import StepStats, Table
 from hpcopt.shapes.workload import Workload
 from hpcopt.store.checkpoint import Checkpoints
+from hpcopt.trainer.meetings import Meetings, Verdict
 from hpcopt.trainer.pace import Pace
 from hpcopt.trainer.progress import Progress
 from hpcopt.trainer.recorder import Recorder
@@ -61,6 +62,7 @@ class Trainer:
         self._recorder, self._progress, self._position, self._signals = recorder, progress, position, signals
         self._evaluate_every = run.evaluate_every or workload.steps_per_epoch or self._total
         self._pace = Pace(run.checkpoint_every, run.checkpoint_share, at_evaluations=solver.pipelined)
+        self._meetings = Meetings(lockstep=solver.lockstep, every_s=run.log_every_s)
         self._tables: dict[str, Table] = {}
         self._start_s = time.monotonic()
         self._saver = Saver(
@@ -85,8 +87,9 @@ class Trainer:
             if self._position.step != self._saver.saved_step:
                 self._save()
                 self._saver.finish()
-        except DivergedError:
-            self._recorder.finish("diverged", EXIT_DIVERGED)
+        except DivergedError as error:
+            if error.on_every_rank:
+                self._recorder.finish("diverged", EXIT_DIVERGED)
             raise
         self._recorder.finish(outcome.value[1], outcome.exit_code)
         done, total = self._position.step, self._total
@@ -107,38 +110,58 @@ class Trainer:
                 batch = next(batches)
             stats = self._solver.step(batch)
             position.step += 1
-            with self._clock("exchange"):
-                loss, stop, late, flush, written, wanted = self._agree(stats.loss, self._signals.received is not None)
-            self._record(loss, stats)
-            if loss is not None and not math.isfinite(loss):
-                self._saver.give_up(position.step - 1)
-                raise DivergedError(f"the loss became {loss} at step {position.step}; {self._saver.kept()}")
-            if flush:
+            verdict = self._agree(stats.loss) if self._meetings.due(position.step) else Verdict(False, stats.loss)
+            self._record(verdict.loss, stats)
+            self._go_on_if_finite(verdict)
+            if verdict.flush:
                 self._recorder.flush()
-            if written:
+            if verdict.written:
                 self._finish_saving()
             last = position.step == self._total
             evaluated = last or position.step % self._evaluate_every == 0
             if evaluated:
                 self._evaluate()
-            if not last and self._pace.due(position.step, wanted=wanted, evaluated=evaluated):
+            if not last and self._pace.due(position.step, wanted=verdict.save, evaluated=evaluated):
                 self._save()
-            if not last and stop:
+            if not last and verdict.stop:
                 return Outcome.SIGNAL
-            if not last and late:
+            if not last and verdict.late:
                 return Outcome.TIME
         return Outcome.TARGET if self._target_reached() else Outcome.DONE
 
-    def _agree(self, loss: float | None, stop: bool) -> tuple[float | None, bool, bool, bool, bool, bool]:
+    def _go_on_if_finite(self, verdict: Verdict) -> None:
+        """Raise DivergedError if the loss is not finite: on all ranks, if they met."""
+        if verdict.loss is None or math.isfinite(verdict.loss):
+            return
+        step = self._position.step
+        if verdict.met:
+            self._saver.give_up(step - 1)
+        error = DivergedError(f"the loss became {verdict.loss} at step {step}; {self._saver.kept()}")
+        error.on_every_rank = verdict.met
+        raise error
+
+    def _agree(self, loss: float | None) -> Verdict:
         """Sum the ranks' parts of the loss, None if no rank has one; stop, hurry or flush on all ranks if one wants to,
-        take a checkpoint for written if all have written, want a new one if rank 0 does. Collective.
+        take a checkpoint for written if all have written, save and meet again when rank 0 wants to. Collective.
         """
-        flush, written = self._recorder.flush_due(self._run.log_every_s), self._saver.written
-        wanted = self._world.rank == 0 and not self._saver.under_way and self._pace.wanted(self._saver.took_s)
-        mine = [loss or 0.0, loss is not None, stop, self._late(), flush, written, wanted]
-        total, landed, *votes = self._world.all_reduce(torch.tensor(mine, dtype=torch.float64)).tolist()
-        everyones = total if landed else None
-        return everyones, votes[0] > 0, votes[1] > 0, votes[2] > 0, votes[3] == self._world.size, votes[4] > 0
+        first = self._world.rank == 0
+        save = first and not self._saver.under_way and self._pace.wanted(self._saver.took_s)
+        wish = self._meetings.wish(self._recorder.step_times_s[-16:]) if first else 0
+        flush = self._recorder.flush_due(self._run.log_every_s)
+        stop = self._signals.received is not None
+        mine = [loss or 0.0, loss is not None, stop, self._late(), flush, self._saver.written, save, wish]
+        with self._clock("exchange"):
+            total, landed, *votes = self._world.all_reduce(torch.tensor(mine, dtype=torch.float64)).tolist()
+        self._meetings.met(self._position.step, int(votes[5]))
+        return Verdict(
+            met=True,
+            loss=total if landed else None,
+            stop=votes[0] > 0,
+            late=votes[1] > 0,
+            flush=votes[2] > 0,
+            written=votes[3] == self._world.size,
+            save=votes[4] > 0,
+        )
 
     def _late(self) -> bool:
         budget_s = self._run.time_budget
@@ -154,7 +177,7 @@ class Trainer:
                 self._tables[name] = table
                 self._progress.say("\n".join(table.lines()))
         epoch = step / (self._workload.steps_per_epoch or math.nan)
-        phases = self._recorder.step(step, epoch, step * self._workload.batch, loss, stats)
+        phases = self._recorder.step(step, epoch, step * self._workload.batch, stats)
         step_s = self._recorder.step_times_s[-1]
         self._progress.step(step, loss, self._workload.batch / step_s, phases["exchange"] / step_s)
 

@@ -15,7 +15,7 @@ import torch
 from hpcopt.comm.world import World
 from hpcopt.errors import MetricsError
 from hpcopt.phases import PhaseClock
-from hpcopt.shapes.stats import Columns, StepStats, Table
+from hpcopt.shapes.stats import Columns, Scalar, StepStats, Table
 from hpcopt.shapes.workload import Better
 from hpcopt.store.metrics import BY_RANK, OWN_TABLES, MetricsFile
 from hpcopt.store.tables import usable
@@ -37,7 +37,7 @@ class Recorder:
         self._mine: list[list[float]] = []  # phases, bytes sent, bytes dense: a row a step
         self._start_s = time.monotonic() - elapsed_s
         self._last_step_s = self._last_flush_s = time.monotonic()
-        self._scalars = Scalars(OURS)
+        self._scalars = Scalars(name for name in OURS if name != "loss")
         self._lasting: dict[str, tuple[int, Table]] = {}  # and the step before the first that it came with
         self._rows: dict[str, list[tuple[int, Table]]] = {}  # and the step that it came with
         self.step_times_s: list[float] = []
@@ -52,7 +52,7 @@ class Recorder:
         """Whether this rank would like to see the buffer written."""
         return bool(self._mine) and time.monotonic() - self._last_flush_s > every_s
 
-    def step(self, step: int, epoch: float, samples: int, loss: float | None, stats: StepStats) -> dict[str, float]:
+    def step(self, step: int, epoch: float, samples: int, stats: StepStats) -> dict[str, float]:
         """Take one finished step; give its phases' seconds.
 
         Raises:
@@ -66,13 +66,15 @@ class Recorder:
             "epoch": epoch,
             "time_s": self.elapsed_s,
             "step_s": step_s,
-            "loss": math.nan if loss is None else loss,
             "learning_rate": math.nan if stats.learning_rate is None else stats.learning_rate,
             "samples": samples,
         }
         for name, value in row.items():
             self._columns.setdefault(name, []).append(value)
-        self._scalars.add(len(self._mine), stats.scalars)
+        if "loss" in stats.scalars:
+            raise MetricsError("a scalar cannot be called 'loss': StepStats has a place for it")
+        loss = Scalar(math.nan if stats.loss is None else stats.loss, "sum")
+        self._scalars.add(len(self._mine), {"loss": loss, **stats.scalars})
         self._mine.append([*phases.values(), traffic.sent_bytes, traffic.dense_bytes])
         for name, table in stats.tables.items():
             if name in OWN_TABLES or not usable(name):

@@ -29,7 +29,7 @@ def recorded(world: World, file: MetricsFile, steps: list[StepStats], flush_afte
     recorder = Recorder(world, file, clock, 0.0)
     for number, stats in enumerate(steps, 1):
         clock.add("rollout", number)
-        recorder.step(number, number / 10, 32 * number, stats.loss, stats)
+        recorder.step(number, number / 10, 32 * number, stats)
         if number in flush_after:
             recorder.flush()
     recorder.finish("all steps done", 0)
