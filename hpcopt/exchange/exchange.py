@@ -53,7 +53,7 @@ class Exchange:
         config: ExchangeConfig,
         *,
         mean: bool = False,
-        broadcast: bool = False,
+        broadcast: bool = True,
         seed: int = 0,
         clock: PhaseClock | None = None,
     ) -> None:
@@ -62,7 +62,7 @@ class Exchange:
         Args:
             model: whose parameters are followed; or names and parameters, which must then stay these.
             mean: give means over the ranks in place of sums; signs stay signs.
-            broadcast: start from rank 0's parameters, and buffers; otherwise all ranks must have the same parameters.
+            broadcast: start from rank 0's parameters, and buffers; if not, it is an error that ranks' differ.
             seed: of all that codecs draw at random, the same on all ranks.
             clock: counts the exchange's phases.
 

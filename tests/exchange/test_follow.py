@@ -286,12 +286,12 @@ def test_ranks_that_start_apart_are_told_what_to_do():
         model = copy.deepcopy(MODEL)
         with torch.no_grad():
             model[0].weight += transport.rank
-        Exchange(World(transport), model, RingConfig(), broadcast=broadcast)
+        Exchange(World(transport), model, RingConfig(), **broadcast)
         return model[0].weight.detach().clone()
 
     with pytest.raises(PeerError, match=r"at the start are not the same .* \[1\] differ .* say broadcast=True"):
-        run_ranks(2, lambda t: program(t, False))
-    assert all(torch.equal(weight, MODEL[0].weight) for weight in run_ranks(2, lambda t: program(t, True)))
+        run_ranks(2, lambda t: program(t, {"broadcast": False}))
+    assert all(torch.equal(weight, MODEL[0].weight) for weight in run_ranks(2, lambda t: program(t, {})))
 
 
 def test_the_mean_of_a_vote_is_its_signs():

@@ -133,7 +133,7 @@ def test_without_it_nothing_is_summed_between_meetings(tmp_path):
 
 def test_the_file_has_the_global_loss_all_the_same(tmp_path):
     train(tmp_path, lockstep=False, every_s=1000)
-    assert torch.tensor(read(tmp_path / "metrics.h5").steps["loss"]).unique().tolist() == [1.0 + 2.0 + 3.0]
+    assert read(tmp_path / "metrics.h5", lambda file: sorted(set(file["steps/loss"][:].tolist()))) == [1.0 + 2.0 + 3.0]
 
 
 def test_rank_0_wishes_for_as_many_steps_as_fill_the_time():

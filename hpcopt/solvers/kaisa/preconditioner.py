@@ -53,7 +53,7 @@ class Kaisa:
         lr: float | Callable[[], float] = 1.0,
         averaged: bool = True,
         total_steps: int | None = None,
-        broadcast: bool = False,
+        broadcast: bool = True,
         seed: int = 0,
         **settings: Any,
     ) -> None:
@@ -65,7 +65,7 @@ class Kaisa:
             lr: the inner optimizer's, for kl_clip.
             averaged: the global gradient is the mean of the ranks' own (as from DDP), not their sum.
             total_steps: of the run; by its end the settings named ``_final`` are reached.
-            broadcast: start from rank 0's parameters; otherwise all ranks must have the same.
+            broadcast: start from rank 0's parameters; if not, it is an error that ranks' differ.
             seed: of all that is drawn at random: sampled targets, first subspaces.
             settings: of KaisaSettings.
 
