@@ -42,6 +42,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--png", type=Path, metavar="DIR", help="write each plot as a picture")
     p.add_argument("--tables", type=Path, metavar="DIR", help="write the table behind each plot as CSV")
     p.add_argument(
+        "--columns",
+        type=lambda text: [name.strip() for name in text.split(",")],
+        default=[],
+        metavar="NAMES",
+        help="show these settings and figures of several runs, such as solver.lr,step,memory",
+    )
+    p.add_argument(
         "--predict",
         type=_ranks,
         metavar="RANKS",
@@ -91,7 +98,7 @@ def _complain(error: HpcoptError) -> int:
 
 
 def _show(runs: Runs, options: argparse.Namespace, console: Console) -> None:
-    terminal.show(runs, console)
+    terminal.show(runs, console, options.columns)
     if options.predict:
         console.print(prediction_views.in_terminal(predict(runs, options.predict)))
 
@@ -120,7 +127,7 @@ def _write_files(runs: Runs, options: argparse.Namespace) -> bool:
     if options.html or options.png or options.tables:
         figures = figures_of(runs, prediction)
         if options.html:
-            _write(options.html, html.page(runs, figures))
+            _write(options.html, html.page(runs, figures, options.columns))
         if options.png:
             pictures.write(figures, options.png)
         if options.tables:

@@ -2,18 +2,20 @@
 
 import html
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from hpcopt.errors import MetricsError
-from hpcopt.report.figure import Figure, names_of
-from hpcopt.report.summary import Runs, Summary, differing_settings, notes_of
-from hpcopt.report.terminal import duration, fraction, size
+from hpcopt.report.figure import Figure
+from hpcopt.report.overview import overview
+from hpcopt.report.summary import Runs, notes_of
 
+FEW_COLUMNS = 14  # of a table that fits a page
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
-def page(runs: Runs, figures: list[Figure]) -> str:
-    """The whole page.
+def page(runs: Runs, figures: list[Figure], columns: Sequence[str] = ()) -> str:
+    """The whole page; ``columns`` of the table of runs, if not all.
 
     Raises:
         MetricsError: plotly is not installed.
@@ -24,7 +26,7 @@ def page(runs: Runs, figures: list[Figure]) -> str:
         raise MetricsError("plots need plotly: `pip install plotly`, or the extra `report`") from cause
     parts = {
         "TITLE": html.escape(", ".join(dict.fromkeys(summary.name for _, summary in runs))),
-        "SUMMARY": _summary(runs),
+        "SUMMARY": _summary(runs, columns),
         "FIGURES": "\n".join(_section(figure) for figure in figures),
         "DATA": _data(figures),
         "PLOTLY": get_plotlyjs(),
@@ -43,39 +45,20 @@ def _data(figures: list[Figure]) -> str:
 
 def _section(figure: Figure) -> str:
     name, title, definition = (html.escape(text) for text in (figure.name, figure.title, figure.definition))
-    return f'<section><h2>{title}</h2><div class="plot" id="{name}"></div><p>{definition}</p></section>'
+    plot = f'<div class="wide"><div class="plot" id="{name}"></div></div>'
+    return f"<section><h2>{title}</h2>{plot}<p>{definition}</p></section>"
 
 
-def _summary(runs: Runs) -> str:
-    """A table with a row a run, and under it what the marks in it mean."""
-    settings = differing_settings([run for run, _ in runs])
-    scores = list(dict.fromkeys(name for _, summary in runs for name in summary.scores))
-    figures = ("state", "ranks", "hosts", "steps", "time", "step", "samples/s", "sent a step", "of dense", "loss")
-    headings = ["run", *(key for key in settings if key != "ranks"), *figures, *scores]
-    rows = []
-    for index, ((_, summary), name) in enumerate(zip(runs, names_of([run for run, _ in runs]), strict=True)):
-        values = [each[index] for key, each in settings.items() if key != "ranks"]
-        rows.append([name, *values, *_figures(summary), *(_score(summary, score) for score in scores)])
-    table = "<tr>" + "".join(f"<th>{html.escape(heading)}</th>" for heading in headings) + "</tr>"
-    table += "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    labels = dict.fromkeys(label for _, summary in runs for label in summary.labels)
-    guesses = "".join(f"<p>{html.escape(line)}</p>" for line in notes_of([run for run, _ in runs]))
-    notes = "".join(f"<p class='warning'>* {html.escape(label)}</p>" for label in labels)
-    return f"<div class='wide'><table>{table}</table></div>{notes}{guesses}"
-
-
-def _figures(s: Summary) -> list[str]:
-    state = s.state + ("*" if s.labels else "") + (f", {s.restarts} restarts" if s.restarts else "")
-    where = [str(s.ranks), str(len(s.hosts)), f"{s.steps:,}", duration(s.elapsed_s), duration(s.step_s)]
-    return [
-        state,
-        *where,
-        f"{s.samples_per_s:,.0f}",
-        size(s.sent_bytes),
-        fraction(s.sent_bytes, s.dense_bytes),
-        f"{s.loss:.4g}",
-    ]
-
-
-def _score(summary: Summary, name: str) -> str:
-    return f"{summary.scores[name]:.4f}" if name in summary.scores else ""
+def _summary(runs: Runs, columns: Sequence[str]) -> str:
+    """A table with a row a run, or a column a run if that is the narrower, and under it what the marks in it mean."""
+    found, notes = overview(runs, columns)
+    rows = [[heading, *cells] for heading, cells in found.items()]
+    if len(found) <= max(len(runs), FEW_COLUMNS):
+        rows = [list(row) for row in zip(*rows, strict=True)]
+    cells = [[html.escape(cell) for cell in row] for row in rows]
+    table = "<tr>" + "".join(f"<th>{cell}</th>" for cell in cells[0]) + "</tr>"
+    table += "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in cells[1:])
+    labels = [f"* {label}" for label in dict.fromkeys(label for _, summary in runs for label in summary.labels)]
+    every = [*labels, *notes, *notes_of([run for run, _ in runs])]
+    told = "".join(f"<p class='warning'>{html.escape(note)}</p>" for note in every)
+    return f"<div class='wide'><table>{table}</table></div>{told}"

@@ -11,7 +11,7 @@ from rich.text import Text
 from hpcopt.report.figure import Figure, colour, log_axis
 from hpcopt.report.prediction import Prediction, Row
 from hpcopt.report.step_model import INTERVAL, Estimate
-from hpcopt.report.terminal import duration
+from hpcopt.report.text import duration
 
 KINDS = {"strong": "the same batch in all", "weak": "the same batch a rank as on the most"}
 ASSUMED = "a core for every thread"

@@ -9,21 +9,22 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from hpcopt.report.figure import names_of
+from hpcopt.report.overview import overview
 from hpcopt.report.read import Run
-from hpcopt.report.summary import Summary, best_of, differing_settings, notes_of
+from hpcopt.report.summary import Summary, best_of, notes_of
+from hpcopt.report.text import duration, fraction, size
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 BAR = 32
 COLOURS = {"finished": "green", "running": "cyan", "stopped": "yellow", "interrupted": "red"}
 
 
-def show(runs: Sequence[tuple[Run, Summary]], console: Console) -> None:
+def show(runs: Sequence[tuple[Run, Summary]], console: Console, columns: Sequence[str] = ()) -> None:
     """Print the report: a single run at length, several as a table with what differs between their jobs."""
-    if len(runs) == 1:
+    if len(runs) == 1 and not columns:
         console.print(one(*runs[0]))
     else:
-        console.print(several(runs))
+        console.print(several(runs, console.width, columns))
 
 
 def one(run: Run, summary: Summary) -> RenderableType:
@@ -39,32 +40,34 @@ def one(run: Run, summary: Summary) -> RenderableType:
     return Group(*parts, Text())
 
 
-def several(runs: Sequence[tuple[Run, Summary]]) -> RenderableType:
-    """Several runs: a row each, with the settings in which their jobs differ."""
-    settings = differing_settings([run for run, _ in runs])
-    scores = list(dict.fromkeys(name for _, summary in runs for name in summary.scores))
-    names = names_of([run for run, _ in runs])
+def several(runs: Sequence[tuple[Run, Summary]], width: int, chosen: Sequence[str] = ()) -> RenderableType:
+    """Several runs: a row each, or, where that is too wide, a column each, as many beside each other as fit."""
+    columns, notes = overview(runs, chosen)
+    widths = [max(map(len, (heading, *cells))) + 2 for heading, cells in columns.items()]
+    if sum(widths) <= width:
+        tables = [_beside(list(columns), list(zip(*columns.values(), strict=True)))]
+    else:
+        first = max(map(len, columns)) + 2
+        needed = max(len(cell) for cells in columns.values() for cell in cells) + 2
+        fit = max(1, (width - first) // needed)
+        tables = [
+            _beside(["run", *columns["run"][at : at + fit]], [[key, *own[at : at + fit]] for key, own in rest])
+            for at in range(0, len(runs), fit)
+            for rest in [[(key, own) for key, own in columns.items() if key != "run"]]
+        ]
+    labels = [f"* {label}" for label in dict.fromkeys(label for _, s in runs for label in s.labels)]
+    notes = [*labels, *notes, *notes_of([run for run, _ in runs])]
+    return Group(*tables, *(Text(note, style="yellow") for note in notes))
+
+
+def _beside(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table whose cells are cut nowhere; states have their colour."""
     table = Table(box=None, header_style="bold", padding=(0, 1))
-    for heading in ["run", "state", *(key.split(".", 1)[-1] for key in settings)]:
-        table.add_column(heading)
-    for heading in ("steps", "step", "samples/s", "sent/step", "of dense", "loss", *scores):
-        table.add_column(heading, justify="right")
-    for index, (_, s) in enumerate(runs):
-        table.add_row(
-            names[index],
-            Text(s.state + ("*" if s.labels else ""), style=COLOURS[s.state]),
-            *(values[index] for values in settings.values()),
-            f"{s.steps:,}",
-            duration(s.step_s),
-            f"{s.samples_per_s:,.0f}",
-            size(s.sent_bytes),
-            fraction(s.sent_bytes, s.dense_bytes),
-            f"{s.loss:.4g}",
-            *(f"{s.scores[name]:.4g}" if name in s.scores else "" for name in scores),
-        )
-    labels = dict.fromkeys(label for _, s in runs for label in s.labels)
-    notes = [Text(note, style="yellow") for note in notes_of([run for run, _ in runs])]
-    return Group(table, *(Text(f"* {label}", style="yellow") for label in labels), *notes)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell, style=COLOURS.get(cell.rstrip("*").split(",")[0], "")) for cell in row))
+    return table
 
 
 def _title(run: Run, summary: Summary) -> RenderableType:
@@ -140,32 +143,3 @@ def sparkline(values: np.ndarray, width: int = BAR) -> str:
     low, high = np.nanmin(means), np.nanmax(means)
     levels = (means - low) / (high - low) * 7 + 1 if high > low else np.where(np.isfinite(means), 4.0, np.nan)
     return "".join(BLOCKS[round(level)] if math.isfinite(level) else " " for level in levels)
-
-
-def duration(seconds: float) -> str:
-    """Seconds with a fitting unit."""
-    if not math.isfinite(seconds):
-        return "-"
-    if seconds < 1:
-        unit, scale = ("ms", 1e3) if seconds >= 1e-3 else ("us", 1e6)
-        return f"{seconds * scale:.3g} {unit}"
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
-
-
-def size(nbytes: float) -> str:
-    """Bytes with a fitting decimal unit."""
-    if not math.isfinite(nbytes):
-        return "-"
-    for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000:
-            return f"{nbytes:.3g} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.3g} TB"
-
-
-def fraction(sent: float, dense: float) -> str:
-    """Bytes sent as a part of dense ones."""
-    return f"{sent / dense:.1%}" if dense > 0 else "-"

@@ -1,10 +1,18 @@
 """What a person sees."""
 
+import io
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+from rich.console import Console
 
 from hpcopt.report.__main__ import main
-from hpcopt.report.terminal import duration, size, sparkline
+from hpcopt.report.read import read_run
+from hpcopt.report.summary import summarise
+from hpcopt.report.terminal import several, sparkline
+from hpcopt.report.text import duration, size
 from tests.report.conftest import append, make_run
 
 
@@ -88,3 +96,56 @@ def test_sparklines():
     assert len(sparkline(np.arange(1000.0))) == 32
     assert sparkline(np.array([np.nan])) == ""
     assert sparkline(np.array([2.0, 2.0])) == "▄▄"
+
+
+def unlike(tmp_path, runs: int = 3) -> list[str]:
+    """Runs of jobs that have nothing in common."""
+    for index in range(runs):
+        settings = {f"c{number}_of_a_setting": f"value {index} of {number}, and more of it" for number in range(27)}
+        config = {"run": {"name": "known"}, "workload": {"batch": 30}, "solver": {"name": "sgd", **settings}}
+        make_run(tmp_path / f"run{index}", config=json.dumps(config), peak_memory_bytes=np.array([2e9, 3e9, 1e9]))
+    return [str(tmp_path / f"run{index}") for index in range(runs)]
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_runs_of_unlike_jobs_stay_readable_at_any_width(tmp_path, width):
+    paths = unlike(tmp_path)
+    runs = [(run, summarise(run)) for run in (read_run(Path(path)) for path in paths)]
+    console = Console(width=width, file=io.StringIO(), markup=False, highlight=False)
+    console.print(several(runs, width))
+    lines = console.file.getvalue().splitlines()
+    assert all(len(line) <= width for line in lines)
+    text = " ".join(" ".join(lines).split())
+    for told in (
+        "run0",
+        "run1",
+        "run2",
+        "12 ms",
+        "3 GB",
+        "c5_of_a_setting",
+        "21 more settings differ",
+        "c26_of_a_setting",
+    ):
+        assert told in text
+    assert sum("c6_of_a_setting" in line for line in lines) == 1  # in the note alone
+
+
+def test_columns_are_chosen(tmp_path, capsys):
+    paths = unlike(tmp_path)
+    assert main([*paths, "--columns", "c26_of_a_setting,solver.c1_of_a_setting,step"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["run", "c26_of_a_setting", "c1_of_a_setting", "step"]
+    assert lines[3].split()[:4] == ["run2", "value", "2", "of"] and "12 ms" in lines[3]
+    assert main([*paths, "--columns", "speed"]) == 2
+    assert "'speed' is none of the columns; there are run, state" in capsys.readouterr().err
+
+
+def test_memory_is_told(tmp_path, capsys):
+    (path,) = unlike(tmp_path, 1)
+    assert main([path]) == 0
+    assert "3 GB at most on a rank" in capsys.readouterr().out
+    assert main([path, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"][0]["peak_memory_bytes"] == 3e9
+    assert main([path, "--csv"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert row.split(",")[header.split(",").index("peak_memory_bytes")] == "3000000000.0"
