@@ -43,7 +43,7 @@ data/%: $(VENV)/ready
 	$(PYTHON) -m hpcopt.prepare $*
 	@touch $@
 
-$(VENV)/ready: pyproject.toml setup.py constraints.txt
+$(VENV)/ready: pyproject.toml setup.cfg setup.py constraints.txt
 	python3 -m venv $(VENV)
 	$(PIP) --editable ".[$(WHEEL)data,report,text]"
 	@touch $@

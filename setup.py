@@ -1,20 +1,8 @@
-"""What a wheel carries; everything else about the package stands in pyproject.toml."""
+"""The packages of a wheel, some of which lie elsewhere in the checkout; setup.cfg names the data in them."""
 
 from setuptools import find_packages, setup
 
 # Folders at the top of the checkout that an installed package has as hpcopt/share/FOLDER, see hpcopt/shipped.py.
-SHARED = {
-    "jobs": ["*.toml"],
-    "slurm": ["*.sh", "site/example.sh"],
-    "examples": ["project/**/*"],
-}
+SHARED = {f"hpcopt.share.{folder}": folder for folder in ("jobs", "slurm", "examples")}
 
-setup(
-    packages=[*find_packages(include=["hpcopt*"]), *(f"hpcopt.share.{folder}" for folder in SHARED)],
-    package_dir={f"hpcopt.share.{folder}": folder for folder in SHARED},
-    package_data={
-        "hpcopt": ["py.typed"],
-        "hpcopt.report": ["page.html"],
-        **{f"hpcopt.share.{folder}": files for folder, files in SHARED.items()},
-    },
-)
+setup(packages=[*find_packages(include=["hpcopt*"]), *SHARED], package_dir=SHARED)

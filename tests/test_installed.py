@@ -27,7 +27,7 @@ def installed(tmp_path_factory) -> Path:
     source, home = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("environment")
     for name in ("hpcopt", "jobs", "slurm", "examples"):  # a copy: builds leave traces
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     program(*pip, "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--wheel-dir", str(home), str(source))
