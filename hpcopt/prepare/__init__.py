@@ -2,18 +2,13 @@
 prepare() when the digits are missing.
 """
 
-import os
-import shutil
-import socket
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
-from hpcopt import __version__
 from hpcopt.errors import DataError
 from hpcopt.prepare import digits, fashion_mnist, fashion_segmentation, images
-from hpcopt.prepare.dataset import DataSet
-from hpcopt.store.shards import Shards, write_shards
+from hpcopt.prepare.dataset import DataSet, write_whole
+from hpcopt.store.shards import Shards
 
 SOURCES: dict[str, Callable[[Path | None], DataSet]] = {
     "digits": digits.read,
@@ -55,27 +50,5 @@ def prepare(name: str, data_dir: Path, *, force: bool = False, source: Path | No
     if not force and is_prepared(name, data_dir):
         return folder
     data = SOURCES[name](source)
-    fresh = folder.with_name(f".{name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    try:
-        made = {"hpcopt_version": __version__, "date_created": datetime.now(UTC).isoformat(timespec="seconds")}
-        for split in SPLITS:
-            attributes = {**data.attributes, **made}
-            write_shards(
-                fresh,
-                split,
-                data.arrays[split],
-                rows_per_shard=data.rows_per_shard,
-                attributes=attributes,
-                about=data.about,
-            )
-        try:
-            fresh.rename(folder)
-        except OSError:  # there is one, perhaps of another job that was first and reads it already
-            if force or not is_prepared(name, data_dir):
-                shutil.rmtree(folder)
-                fresh.rename(folder)
-    except OSError as cause:
-        raise DataError(f"cannot write {folder} ({cause}): name a writable folder with --data-dir") from cause
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    write_whole(folder, data, lambda: force or not is_prepared(name, data_dir))
     return folder

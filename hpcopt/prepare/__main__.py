@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hpcopt.any_text import print_any_text
 from hpcopt.errors import HpcoptError
-from hpcopt.prepare import SOURCES, SPLITS, is_prepared, prepare
+from hpcopt.prepare import SOURCES, SPLITS, arrays, is_prepared, prepare
 from hpcopt.prepare.bert import __main__ as bert
 from hpcopt.store.shards import Shards
 
@@ -18,12 +18,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["bert"]:  # text has options of its own, and is prepared by all ranks
         return bert.main(arguments[1:])
+    if arguments[:1] == ["arrays"]:
+        return arrays.main(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="hpcopt prepare",
         description="Turn raw data into the HDF5 shards that training reads.",
-        epilog="Text for BERT has options of its own: hpcopt prepare bert --help",
+        epilog="Text for BERT, and arrays and tables of yours, have options of their own: hpcopt prepare bert --help, "
+        "hpcopt prepare arrays --help",
     )
-    parser.add_argument("name", choices=list(SOURCES), help="the data set, or bert")
+    parser.add_argument("name", choices=list(SOURCES), help="the data set, or bert, or arrays")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of data sets (default: data)")
     parser.add_argument(
         "--source", type=Path, help="folder of the raw files, if they are not where the system installs them"

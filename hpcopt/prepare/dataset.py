@@ -1,11 +1,18 @@
 """What a source hands to the writer of shards."""
 
-from collections.abc import Mapping
+import os
+import shutil
+import socket
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hpcopt.store.shards import About
+from hpcopt import __version__
+from hpcopt.errors import DataError
+from hpcopt.store.shards import About, write_shards
 
 
 class DataSet(NamedTuple):
@@ -15,6 +22,41 @@ class DataSet(NamedTuple):
     attributes: Mapping[str, Any]
     about: Mapping[str, About]
     rows_per_shard: int
+
+
+def write_whole(folder: Path, data: DataSet, may_replace: Callable[[], bool]) -> None:
+    """Write a data set's shards into a folder, which appears whole or not at all.
+
+    Args:
+        folder: of the data set.
+        data: what is written.
+        may_replace: whether what stands there by then, perhaps of another job that was first, gives way.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    fresh = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    made = {"hpcopt_version": __version__, "date_created": datetime.now(UTC).isoformat(timespec="seconds")}
+    try:
+        for split, arrays in data.arrays.items():
+            write_shards(
+                fresh,
+                split,
+                arrays,
+                rows_per_shard=data.rows_per_shard,
+                attributes={**data.attributes, **made},
+                about=data.about,
+            )
+        try:
+            fresh.rename(folder)
+        except OSError:  # there is one, perhaps of another job that was first and reads it already
+            if may_replace():
+                shutil.rmtree(folder)
+                fresh.rename(folder)
+    except OSError as cause:
+        raise DataError(f"cannot write {folder} ({cause}): name a writable folder with --data-dir") from cause
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def image_classes(
