@@ -15,6 +15,8 @@ import torch
 
 from hpcopt.checkpoint import leaves
 from hpcopt.prepare import prepare
+from hpcopt.report.read import read_run
+from hpcopt.report.summary import summarise
 from hpcopt.shapes.context import Context
 from hpcopt.store.checkpoint import Checkpoints
 from hpcopt.train import main
@@ -81,6 +83,16 @@ def test_a_run_leaves_its_files_and_says_its_figures(job, tmp_path, capsys):
     assert main([str(run / "job.toml"), "--run-dir", str(run)]) == 0  # the resolved job is a job; nothing is left to do
     assert "resumed at step 12" in capsys.readouterr().out
     assert len(losses(run)) == 12
+
+
+def test_the_log_and_the_report_tell_the_same_figures(job, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main([job, "--run-dir", str(run), "--set", "run.steps=30", "--set", "run.evaluate_every=4"]) == 0
+    told = dict(re.findall(r"FOM (\S+) (\S+)", capsys.readouterr().out))
+    summary = summarise(read_run(run))
+    expected = {"step_time_median": summary.step_s, "samples_per_second": summary.samples_per_s}
+    expected |= {"elapsed": summary.elapsed_s, "sent_bytes_per_step": summary.sent_bytes}
+    assert {name: float(told[name]) for name in expected} == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_auto_chose_is_in_the_metrics_and_outlives_a_restart(job, tmp_path, capsys):

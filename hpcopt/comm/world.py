@@ -190,7 +190,9 @@ class World:
         with self.watch(what, self.ranks):
             if self.debug:
                 require_same_call(self.transport, what)
+            sent_bytes = self.traffic.sent_bytes
             yield
+            self.traffic.dense_bytes += self.traffic.sent_bytes - sent_bytes  # nothing is compressed here
 
     def close(self) -> None:
         """Leave in order. Collective."""

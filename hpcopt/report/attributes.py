@@ -15,6 +15,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "ranks": (int,),
     "outcome": (str,),
     "exit_code": (int,),
+    "elapsed_s": (float, int),
     "date_created": (str,),
     "mpi_library": (str,),
     "threads": (int,),

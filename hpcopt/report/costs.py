@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 
 from hpcopt.report.figure import COLOURS, GREY, Figure, colour, log_axis, plain, ranks_text
-from hpcopt.report.read import BESIDE_THE_STEP, BESIDE_THE_THREAD, Run
+from hpcopt.report.read import Run
 from hpcopt.report.summary import Runs
+from hpcopt.store.step_times import BESIDE_THE_STEP, BESIDE_THE_THREAD
 
 MAP_COLUMNS = 400  # of a heat map
 PHASE_COLOURS = {

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcopt.report.figure import COLOURS, Figure, colour, log_axis, plain, vertical_line
+from hpcopt.report.figure import COLOURS, Figure, colour, log_axis, plain
 from hpcopt.report.read import Run
 from hpcopt.report.scaling import series_names
 from hpcopt.report.summary import Runs
@@ -16,9 +16,9 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 def convergence(runs: Runs, names: list[str]) -> list[Figure]:
     """Loss, and each score, against steps, seconds and bytes: a plot each."""
     figures = []
-    curves = {"loss": [_loss_curve(run) for run, _ in runs]}
+    curves = {"loss": [_with_restarts(run, _loss_curve(run)) for run, _ in runs]}
     for score in dict.fromkeys(name for run, _ in runs for name in run.evaluations if name not in ("step", "time_s")):
-        curves[score] = [_score_curve(run, score) for run, _ in runs]
+        curves[score] = [_with_restarts(run, _score_curve(run, score)) for run, _ in runs]
     for quantity, each in curves.items():
         data: list[dict[str, Any]] = []
         table: dict[str, list[Any]] = {key: [] for key in ("run", "step", "time_s", "sent_bytes", quantity)}
@@ -27,12 +27,17 @@ def convergence(runs: Runs, names: list[str]) -> list[Figure]:
         for name, curve in zip(names, each, strict=True):
             for axis, key in enumerate(("step", "time_s", "sent_bytes")):
                 suffix = str(axis + 1) if axis else ""
-                trace = {"x": plain(curve[key]), "y": plain(curve["value"]), "xaxis": f"x{suffix}", "yaxis": "y"}
+                axes = {"xaxis": f"x{suffix}", "yaxis": "y"}
+                trace = {"x": plain(curve[key]), "y": plain(curve["value"]), **axes}
                 line = {**looks[name], "width": 1.5}
                 data.append(
                     {**trace, "name": name, "legendgroup": name, "showlegend": name not in listed, "line": line}
                 )
                 listed.add(name)
+                if len(curve["restarts"]):
+                    data.append(
+                        {**_restarts(curve, key), "name": name, "legendgroup": name, **axes, "marker": _mark(line)}
+                    )
             table["run"] += [name] * len(curve["value"])
             for key in ("step", "time_s", "sent_bytes"):
                 table[key] += plain(curve[key])
@@ -49,11 +54,26 @@ def convergence(runs: Runs, names: list[str]) -> list[Figure]:
             f"{quantity} as the run measured it, against steps, wall seconds without the gaps between restarts, "
         )
         definition += (
-            "and bytes sent so far by all ranks; repeats in one colour. Restarts are marked with vertical lines."
+            "and bytes sent so far by all ranks; repeats in one colour. A diamond on a curve is a restart of that run."
         )
-        layout["shapes"] = [vertical_line(s.step) for run, _ in runs for s in run.starts[1:]]
         figures.append(Figure(quantity, quantity, definition, data, layout, table))
     return figures
+
+
+def _with_restarts(run: Run, curve: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A curve, and which of its points are the first at or after each restart of the run."""
+    first = np.searchsorted(curve["step"], [start.step for start in run.starts[1:]])
+    return {**curve, "restarts": first[first < len(curve["step"])].astype(int)}
+
+
+def _restarts(curve: dict[str, np.ndarray], key: str) -> dict[str, Any]:
+    rows = curve["restarts"]
+    points = {"x": plain(curve[key][rows]), "y": plain(curve["value"][rows])}
+    return {**points, "mode": "markers", "showlegend": False, "hovertext": "restart"}
+
+
+def _mark(line: dict[str, Any]) -> dict[str, Any]:
+    return {"symbol": "diamond", "size": 9, "color": line["color"]}
 
 
 def _looks(runs: Runs, names: list[str]) -> dict[str, dict[str, str]]:

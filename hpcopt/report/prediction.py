@@ -14,10 +14,11 @@ import numpy as np
 
 from hpcopt.errors import MetricsError
 from hpcopt.report.figure import ranks_text
-from hpcopt.report.read import BESIDE_THE_STEP, BESIDE_THE_THREAD, Run
+from hpcopt.report.read import Run
 from hpcopt.report.scaling import series_names
 from hpcopt.report.step_model import Estimate, Measured, Setting, StepModel
 from hpcopt.report.summary import Runs, Summary
+from hpcopt.store.step_times import BESIDE_THE_STEP, BESIDE_THE_THREAD
 
 REFUSED = "these runs cannot predict more ranks"
 SOLVER, GOSSIP = "data_parallel", "gossip"  # a step of the one is computing and sums of gradients; the other has no sum

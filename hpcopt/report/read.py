@@ -11,17 +11,11 @@ import h5py
 import numpy as np
 
 from hpcopt.report.attributes import clean, job_of, known
-from hpcopt.store import hdf5, metrics
+from hpcopt.store import hdf5, metrics, step_times
 
 FILE = "metrics.h5"
 NO_SCORES = ("step", "time_s")  # columns of the evaluations
 LOWER = {"loss", "error", "perplexity", "ppl", "nll", "mae", "mse", "rmse", "mape", "bits", "bpc", "wer", "cer", "fid"}
-BESIDE_THE_STEP = ("evaluate", "checkpoint")  # phases that are not part of training steps
-BESIDE_THE_THREAD = (
-    "encode",
-    "comm",
-    "decode",
-)  # phases of an exchange in a thread of its own, or while one waits for it
 BLOCK_VALUES = 1 << 22
 
 
@@ -108,20 +102,13 @@ class Run:
         """Which rows count for timing, (n,), bool: not the first ten steps after a start, if there are more than
         twenty.
         """
-        rows = np.ones(len(self.columns["step"]), bool)
-        for start in self.starts:
-            after = self.columns["step"] > start.step
-            if (after & (self.columns["step"] <= start.step + 20)).sum() >= 20 and after.sum() > 20:
-                rows &= ~(after & (self.columns["step"] <= start.step + 10))
-        return rows
+        return step_times.warm(self.columns["step"], [start.step for start in self.starts])
 
     @property
     def step_s(self) -> np.ndarray:
         """Seconds of each training step, (n,): of its slowest rank, without evaluation and checkpoints beside it."""
-        beside = [index for index, phase in enumerate(self.phases) if phase in BESIDE_THE_STEP]
-        wall = self.columns.get("step_s", np.zeros(len(self.rank_s))) - self.phase_s[:, beside].sum(1)
-        slowest: np.ndarray = np.maximum(wall, self.rank_s)
-        return slowest
+        between_s = self.phase_s[:, step_times.between_steps(self.phases)].sum(1)
+        return step_times.training_s(self.columns.get("step_s", np.zeros(len(self.rank_s))), between_s, self.rank_s)
 
 
 def read_run(path: Path) -> Run:
@@ -201,7 +188,7 @@ def _reduce(steps: h5py.Group, phases: tuple[str, ...]) -> dict[str, np.ndarray]
     """Read the tables with a value a rank in blocks of steps, keeping only what Run describes."""
     table = steps["phase_s"]
     n, ranks, count = table.shape
-    inside = np.array([phase not in (*BESIDE_THE_STEP, *BESIDE_THE_THREAD) for phase in phases])
+    inside = step_times.in_thread(phases)
     waiting = phases.index("exchange") if "exchange" in phases else None
     found = {
         "phase_s": np.zeros((n, count)),

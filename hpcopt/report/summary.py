@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from hpcopt.report.attributes import plugins_of, printable
-from hpcopt.report.read import BESIDE_THE_STEP, BESIDE_THE_THREAD, Run
+from hpcopt.report.read import Run
+from hpcopt.store.step_times import BESIDE_THE_STEP, BESIDE_THE_THREAD
 
 QUIET_S = 300  # a run that wrote nothing for so long is not called running any more
 
@@ -81,7 +82,7 @@ def summarise(run: Run) -> Summary:
         outcome=outcome,
         steps=run.steps,
         epoch=_last(run, "epoch"),
-        elapsed_s=_last(run, "time_s"),
+        elapsed_s=float(run.attributes.get("elapsed_s", _last(run, "time_s"))),
         ranks=run.ranks,
         hosts=tuple(dict.fromkeys(run.attributes.get("hostnames", ()))),
         restarts=len(run.starts) - 1,

@@ -184,7 +184,7 @@ class MetricsFile:
                 if phases is not None and _add_phases(file["steps"], phases):
                     file.attrs["schema_version"] = SCHEMA_VERSION
                 _start(file, step, ranks, attributes, reason)
-                for name in ("outcome", "exit_code", "date_finished"):
+                for name in ("outcome", "exit_code", "date_finished", "elapsed_s"):
                     file.attrs.pop(name, None)
                 created = file.attrs.get("date_created")
                 hdf5.set_attributes(file, {**attributes, "ranks": ranks, "date_created": created})
@@ -192,9 +192,17 @@ class MetricsFile:
             raise MetricsError(f"{self.path} is damaged or not a metrics file ({cause}): {REMEDY}") from cause
         self._phases = phases
 
-    def finish(self, outcome: str, exit_code: int, peak_memory_bytes: np.ndarray | None = None) -> None:
-        """Note that the run has ended, and why, and the most memory that each rank used, (ranks,)."""
-        end = {"outcome": outcome, "exit_code": exit_code, "date_finished": _now()}
+    def finish(
+        self,
+        outcome: str,
+        exit_code: int,
+        peak_memory_bytes: np.ndarray | None = None,
+        elapsed_s: float | None = None,
+    ) -> None:
+        """Note that the run has ended, and why, the most memory that each rank used, (ranks,), and the seconds that all
+        of the run took.
+        """
+        end = {"outcome": outcome, "exit_code": exit_code, "date_finished": _now(), "elapsed_s": elapsed_s}
         with self._changing() as file:
             hdf5.set_attributes(file, {**end, "peak_memory_bytes": peak_memory_bytes})
 

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import statistics
 import time
 from collections.abc import Iterator
 from enum import Enum
@@ -208,16 +207,15 @@ class Trainer:
             self._saver.finish()
 
     def _summarise(self) -> None:
-        """Print one line for each figure of merit: FOM name value unit."""
-        times_s = self._recorder.step_times_s
+        """Print one line for each figure of merit, FOM name value unit: of this start, as a report has them."""
+        step_s, sent_bytes = self._recorder.typical()
         figures: list[tuple[str, float, str]] = [(name, value, "1") for name, value in self._position.scores.items()]
-        figures += [("steps", self._position.step, "1"), ("elapsed", self._recorder.elapsed_s, "s")]
-        if times_s:
-            median_s = statistics.median(times_s)
+        figures += [("steps", self._position.step, "1"), ("elapsed", self._recorder.ended_s, "s")]
+        if math.isfinite(step_s):
             figures += [
-                ("step_time_median", median_s, "s"),
-                ("samples_per_second", self._workload.batch / median_s, "1/s"),
-                ("sent_bytes_per_step", self._recorder.sent_bytes / len(times_s), "byte"),
+                ("step_time_median", step_s, "s"),
+                ("samples_per_second", self._workload.batch / step_s, "1/s"),
+                ("sent_bytes_per_step", sent_bytes, "byte"),
             ]
         for name, value, unit in figures:
             self._progress.say(f"FOM {name} {value:.6g} {unit}")

@@ -17,6 +17,7 @@ from hpcopt.errors import MetricsError
 from hpcopt.phases import PhaseClock
 from hpcopt.shapes.stats import Columns, Scalar, StepStats, Table
 from hpcopt.shapes.workload import Better
+from hpcopt.store import step_times
 from hpcopt.store.metrics import BY_RANK, OWN_TABLES, MetricsFile
 from hpcopt.store.tables import usable
 from hpcopt.trainer.scalars import Scalars
@@ -41,7 +42,10 @@ class Recorder:
         self._lasting: dict[str, tuple[int, Table]] = {}  # and the step before the first that it came with
         self._rows: dict[str, list[tuple[int, Table]]] = {}  # and the step that it came with
         self.step_times_s: list[float] = []
-        self.sent_bytes = self.dense_bytes = 0
+        self.ended_s = elapsed_s
+        self._training: list[
+            np.ndarray
+        ] = []  # of the steps written: number, seconds, bytes that all ranks sent; (n, 3)
 
     @property
     def elapsed_s(self) -> float:
@@ -84,8 +88,6 @@ class Recorder:
             else:
                 self._rows.setdefault(name, []).append((step, table))
         self.step_times_s.append(step_s)
-        self.sent_bytes += traffic.sent_bytes
-        self.dense_bytes += traffic.dense_bytes
         if len(self._mine) >= BLOCK_STEPS:
             self.flush()
         return phases
@@ -95,6 +97,7 @@ class Recorder:
         if self._mine:
             everyones = self._world.all_gather(torch.tensor(self._mine, dtype=torch.float64)).numpy()
             scalars = self._scalars.put_together(self._world, len(self._mine))
+            self._training.append(self._trained(np.swapaxes(everyones, 0, 1)))
             if self._world.rank == 0:
                 self._append(np.swapaxes(everyones, 0, 1), scalars)
             self._columns, self._mine = {}, []
@@ -110,10 +113,30 @@ class Recorder:
     def finish(self, outcome: str, exit_code: int) -> None:
         """Write what is left, and why the run ended. Collective."""
         self.flush()
+        self.ended_s = self.elapsed_s
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         peaks_bytes = self._world.all_gather(torch.tensor([peak_bytes])).numpy().ravel()
         if self._world.rank == 0:
-            self._file.finish(outcome, exit_code, peaks_bytes)
+            self._file.finish(outcome, exit_code, peaks_bytes, self.ended_s)
+
+    def typical(self) -> tuple[float, float]:
+        """Median seconds of the warm steps of this start, and the mean bytes that all ranks sent in them; NaN without
+        steps.
+        """
+        rows = np.concatenate([np.zeros((0, 3)), *self._training])
+        if not len(rows):
+            return math.nan, math.nan
+        rows = rows[step_times.warm(rows[:, 0], [rows[0, 0] - 1])]
+        return float(np.median(rows[:, 1])), float(rows[:, 2].mean())
+
+    def _trained(self, rows: np.ndarray) -> np.ndarray:
+        """What ``typical`` needs of rows, shape (steps, ranks, phases and bytes)."""
+        phases = self._clock.phases
+        phase_s = rows[:, :, : len(phases)].astype(np.float32).astype(float)  # as the file has them
+        between_s = phase_s[:, :, step_times.between_steps(phases)].sum(2).mean(1)
+        rank_s = phase_s[:, :, step_times.in_thread(phases)].sum(2).max(1)
+        seconds = step_times.training_s(np.array(self._columns["step_s"]), between_s, rank_s)
+        return np.stack([self._columns["step"], seconds, rows[:, :, len(phases)].sum(1)], 1)
 
     def _append(self, rows: np.ndarray, scalars: Mapping[str, np.ndarray]) -> None:
         """Write rows, shape (steps, ranks, phases and bytes)."""

@@ -146,3 +146,20 @@ def test_a_start_from_unlike_parameters_is_refused_or_made_alike(size):
         others = list(range(1, size))
         with pytest.raises(PeerError, match=re.escape(f"at the start are not the same on all ranks: ranks {others}")):
             run_ranks(size, lambda t: program(t, False))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_what_the_world_sends_is_dense(size):
+    """Nothing of it is compressed, so that a dense run is not told to send more than dense."""
+
+    def program(transport):
+        world = World(transport)
+        world.traffic.lap()
+        world.all_reduce(torch.ones(7, dtype=torch.float64))
+        world.broadcast(torch.ones(3))
+        world.gather_text("names")
+        return world.traffic.lap()
+
+    counts = run_ranks(size, program)
+    assert all(count.dense_bytes == count.sent_bytes for count in counts)
+    assert size == 1 or sum(count.sent_bytes for count in counts) > 0

@@ -42,7 +42,9 @@ def test_the_numbers_are_the_runs_own(runs):
     assert figures["phases"].table["exchange_s"] == pytest.approx([0.005, 0.005])
     assert figures["memory"].table["peak_memory_bytes"] == [500_000_000, 600_000_000]
     np.testing.assert_allclose(figures["waiting-known"].table["rank2_s"], 0.005, rtol=1e-6)
-    assert len(figures["loss"].layout["shapes"]) == 1
+    marks = [trace for trace in figures["loss"].data if trace.get("hovertext") == "restart"]
+    assert [trace["name"] for trace in marks] == [marks[0]["name"]] * 3  # on its own curve, against each axis
+    assert "shapes" not in figures["loss"].layout
 
 
 def test_every_plot_is_strict_json_with_a_definition_and_a_full_table(runs):

@@ -3,10 +3,12 @@
 import json
 import os
 
+import numpy as np
 import pytest
 
 from hpcopt.report.read import read_run
 from hpcopt.report.summary import differing_settings, summarise
+from hpcopt.store.metrics import MetricsFile
 from tests.report.conftest import append, make_run
 
 
@@ -69,3 +71,18 @@ def test_without_steps_there_are_no_times(tmp_path):
     summary = summarise(read_run(tmp_path / "r"))
     assert summary.step_s != summary.step_s
     assert summary.phases == {}
+
+
+def test_phases_add_up_to_the_step_and_what_passed_beside_them_is_told_apart(tmp_path):
+    """An exchange in its thread: 4 ms forward and 5 ms backward hide 3 ms of coding and 5 ms of messages."""
+    seconds = {"forward": 0.004, "backward": 0.005, "exchange": 0.001, "encode": 0.003, "comm": 0.005, "update": 0.001}
+    file = MetricsFile(tmp_path / "metrics.h5")
+    file.create(2, list(seconds), {"title": "overlapped"})
+    step = np.arange(1, 41)
+    phase_s = np.tile(list(seconds.values()), (40, 2, 1))
+    sent = np.full((40, 2), 100)
+    file.append_steps({"step": step, "step_s": np.full(40, 0.0125)}, phase_s, sent, sent)
+    summary = summarise(read_run(tmp_path))
+    assert sum(share for _, share in summary.phases.values()) == pytest.approx(1)
+    assert summary.phases["other"][0] == pytest.approx(0.0015, rel=1e-4)
+    assert summary.overlapped == {"encode": pytest.approx(0.003), "comm": pytest.approx(0.005)}

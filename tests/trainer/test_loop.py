@@ -15,6 +15,7 @@ from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Solver
 from hpcopt.shapes.stats import StepStats
+from hpcopt.shapes.workload import Workload
 from hpcopt.store.checkpoint import Checkpoints
 from hpcopt.store.metrics import MetricsFile
 from hpcopt.trainer.loop import Outcome, Trainer
@@ -52,7 +53,7 @@ class Telling(Solver):
         pass
 
 
-class Work:
+class Work(Workload):
     """A score that falls by a tenth at every evaluation."""
 
     batch, train_samples, test_samples, steps_per_epoch, scores = 4, 40, 2, 10, {"bits_per_char": "lower"}
