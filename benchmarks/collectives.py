@@ -23,7 +23,7 @@ import h5py
 import torch
 import torch.distributed as dist
 
-from hpcopt.comm import ring, rounds, two_phase, vote
+from hpcopt.comm import reductions, ring, two_phase, vote
 from hpcopt.comm.launch import leave_exit_code
 from hpcopt.comm.traffic import dense_all_reduce_bytes
 from hpcopt.comm.transport import Transport, wait_all
@@ -43,7 +43,7 @@ def ours(world: World) -> dict[str, Contender]:
     def low_rank(x: torch.Tensor) -> object:
         columns = 1 << (x.numel().bit_length() // 2)
         layout = {f"{x.numel()} values": (x.numel() // columns, columns)}
-        return rounds.all_reduce(t, x, powersgd, layout, seed=1)
+        return reductions.all_reduce(t, x, powersgd, layout, seed=1)
 
     return {
         "messages alone": lambda x: messages(t, x),

@@ -77,7 +77,7 @@ EXCHANGES = Family(
 
 CODECS = Family(
     "codec",
-    dense="hpcopt.compress.dense:Dense",
+    dense="hpcopt.compress.identity:Dense",
     half="hpcopt.compress.half:Half",
     sign="hpcopt.compress.sign:Sign",
     sign_bits="hpcopt.compress.sign:SignBits",

@@ -161,9 +161,9 @@ class Hierarchy:
     def warm(self) -> None:
         """Compile the loops of a vote, or load them from the cache."""
         words = np.zeros((1, GRAIN), np.uint64)
-        kernels.vote.count(words, np.ones(1, np.int64), words.copy())
-        kernels.vote.add_counts(words, words.copy())
-        kernels.vote.exceeds(words, 0, words[0].copy())
+        kernels.ballots.count(words, np.ones(1, np.int64), words.copy())
+        kernels.ballots.add_counts(words, words.copy())
+        kernels.ballots.exceeds(words, 0, words[0].copy())
 
     def _count_between_nodes(self, lane: Transport, votes: Tensor, weights: Sequence[int]) -> Tensor:
         """Decide a lane's elections from this node's votes, shape (ranks of the node, words), and the other nodes'."""
@@ -177,16 +177,16 @@ class Hierarchy:
         receives = [lane.receive(landing[n], n) for n in range(lane.size) if n != lane.rank]
 
         planes = votes.new_empty(bits[lane.rank], votes.shape[1])
-        kernels.vote.count(unsigned(votes), np.array(weights, np.int64), unsigned(planes))
+        kernels.ballots.count(unsigned(votes), np.array(weights, np.int64), unsigned(planes))
         parts = [planes[:, s].contiguous() for s in stretches]
         sends = [lane.send(parts[n], n) for n in range(lane.size) if n != lane.rank]
         landing[lane.rank] = parts[lane.rank]
         wait_all(receives)
         total = votes.new_zeros(int(totals.sum()).bit_length(), mine.stop - mine.start)
         for count in landing:
-            kernels.vote.add_counts(unsigned(total), unsigned(count))
+            kernels.ballots.add_counts(unsigned(total), unsigned(count))
         outcome = votes.new_empty(votes.shape[1])
-        kernels.vote.exceeds(unsigned(total), int(totals.sum()) // 2, unsigned(outcome[mine]))
+        kernels.ballots.exceeds(unsigned(total), int(totals.sum()) // 2, unsigned(outcome[mine]))
         wait_all(sends)
 
         receives = [lane.receive(outcome[stretches[n]], n) for n in range(lane.size) if n != lane.rank]

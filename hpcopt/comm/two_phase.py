@@ -67,7 +67,9 @@ def all_reduce(
     sends: list[Request] = []
     for owner in others:
         with traffic.encoding():
-            payload = _encode(codec, x, stretches[owner], sender_residual, sender_seed, first)
+            shard = stretches[owner]
+            owed = None if sender_residual is None else sender_residual[shard]
+            payload = codec.encode_feedback(x[shard], owed, seed=sender_seed, first=first + shard.start)
         sends.append(transport.send(payload, owner))
     for source in sources:
         with traffic.waiting():
@@ -77,7 +79,8 @@ def all_reduce(
 
     receives = {source: transport.receive(landing[source], source, exact=False) for source in sources}
     with traffic.encoding():
-        payload = _encode(codec, x, mine, owner_residual, owner_seed, first)
+        owed = None if owner_residual is None else owner_residual[mine]
+        payload = codec.encode_feedback(own, owed, seed=owner_seed, first=first + mine.start)
     sends += [transport.send(payload, other) for other in others]
     with traffic.decoding():
         codec.decode(payload, own.numel(), out=own)
@@ -90,13 +93,6 @@ def all_reduce(
     with traffic.waiting():
         wait_all(sends)
     return x
-
-
-def _encode(codec: Codec, x: Tensor, shard: slice, residual: Tensor | None, seed: int, first: int) -> Tensor:
-    """The payload of a shard of x, whose first value has the index ``first``."""
-    if residual is None:
-        return codec.encode(x[shard], seed=seed, first=first + shard.start)
-    return codec.encode_feedback(x[shard], residual[shard], seed=seed, first=first + shard.start)
 
 
 def planned_bytes(n: int, size: int, rank: int, codec: Codec) -> int:

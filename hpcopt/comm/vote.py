@@ -1,6 +1,6 @@
 """Majority vote on signs: one bit a value each way (Bernstein et al. 2019, arXiv:1810.05291).
 
-Every rank's ballot is one bit a value, packed in words (``hpcopt.kernels.sign``). The elections are sharded over the
+Every rank's ballot is one bit a value, packed in words (``hpcopt.kernels.bits``). The elections are sharded over the
 ranks: each rank receives the others' ballots for its own stretch, counts 64 elections at a time with bitwise adders,
 and sends the outcomes to all. There is no server, and the result is bit-equal on all ranks.
 
@@ -96,19 +96,19 @@ def vote(
 def count(votes: Tensor, weights: Sequence[int] | None, outcome: Tensor) -> None:
     """Decide elections in this process: votes, shape (voters, words), outcome, shape (words,), int64."""
     if weights is None:
-        kernels.vote.majority(unsigned(votes), unsigned(outcome))
+        kernels.ballots.majority(unsigned(votes), unsigned(outcome))
     else:
-        kernels.vote.weighted_majority(unsigned(votes), np.array(weights, np.int64), unsigned(outcome))
+        kernels.ballots.weighted_majority(unsigned(votes), np.array(weights, np.int64), unsigned(outcome))
 
 
 def pack(x: Tensor, words: Tensor) -> None:
     """Fill a ballot, shape (ballot_words(n),), int64, from x, shape (n,), float32."""
-    kernels.sign.pack(x.detach().numpy(), unsigned(words))
+    kernels.bits.pack(x.detach().numpy(), unsigned(words))
 
 
 def unpack(words: Tensor, out: Tensor) -> None:
     """Fill out, shape (n,), float32, with +1 and -1."""
-    kernels.sign.unpack(unsigned(words), np.float32(1), False, out.numpy())
+    kernels.bits.unpack(unsigned(words), np.float32(1), False, out.numpy())
 
 
 def warm(size: int) -> None:

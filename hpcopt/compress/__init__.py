@@ -8,8 +8,8 @@
 from hpcopt.compress.adacomp import AdaComp
 from hpcopt.compress.atomo import Atomo
 from hpcopt.compress.codec import Bytes, Codec, CodecConfig, Floats, require_bytes
-from hpcopt.compress.dense import Dense
 from hpcopt.compress.half import Half
+from hpcopt.compress.identity import Dense
 from hpcopt.compress.natural import BiasedRounding, ExponentialDithering, Natural
 from hpcopt.compress.per_tensor import PerTensor, Rule
 from hpcopt.compress.powersgd import PowerSGD

@@ -54,13 +54,13 @@ class AdaComp(Codec):
         end = self._counts_end(x.size)
         payload[end - 4 : end] = 0  # the padding after the counts
         sent = np.zeros(x.size // 64 + 2, np.uint64)
-        number, scale, worst = kernels.adacomp.encode(
+        number, scale, worst = kernels.bins.encode(
             x, residual, self._bin, np.float32(self.scale - 1), counts, entries, sent
         )
         require_finite(worst, self)
         payload[:4].view(np.float32)[0] = scale
         payload[4:8].view(np.uint32)[0] = number
-        kernels.adacomp.settle(sent, scale, residual)
+        kernels.bins.settle(sent, scale, residual)
         return end + self._code.itemsize * int(number)
 
     def _decode(self, payload: Bytes, out: Floats, weight: float, add: bool) -> None:
@@ -72,7 +72,7 @@ class AdaComp(Codec):
         counts, entries = self._parts(payload[: end + self._code.itemsize * number], out.size)
         if not add:
             out[:] = 0
-        if not kernels.adacomp.add(counts, entries, scale, self._bin, self._minus, out):
+        if not kernels.bins.add(counts, entries, scale, self._bin, self._minus, out):
             raise PayloadError(f"codec {self.name!r}: the payload's entries do not fit {out.size} values")
 
     @property

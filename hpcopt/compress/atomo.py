@@ -108,7 +108,7 @@ class Atomo(Codec):
         return 8 + self._atom_bytes(n) * min(self._atoms(n), int(np.ceil(self.budget(n) + 1e-9)))
 
     def _encode(self, x: Floats, seed: int, first: int, payload: Bytes) -> int:
-        worst = kernels.qsgd.worst(x)
+        worst = kernels.levels.worst(x)
         require_finite(worst, self)
         exponent = _beyond(worst)
         payload[4:8].view(np.int32)[0] = exponent

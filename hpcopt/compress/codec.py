@@ -141,14 +141,16 @@ class Codec(CodecConfig, ABC):
         )
 
     def encode_feedback(
-        self, x: Tensor, residual: Tensor, *, seed: int, first: int = 0, out: Tensor | None = None
+        self, x: Tensor, residual: Tensor | None, *, seed: int, first: int = 0, out: Tensor | None = None
     ) -> Tensor:
         """Encode x + residual, and leave in residual what the payload does not carry (error feedback,
         arXiv:2002.12410, alg. 1).
 
         Afterwards ``decode(payload) + residual`` is what ``x + residual`` was, to rounding. After an error residual
-        is not usable.
+        is not usable. Without a residual, as ``encode``.
         """
+        if residual is None:
+            return self.encode(x, seed=seed, first=first, out=out)
         require_flat(x)
         require_flat(residual)
         if residual.numel() != x.numel():

@@ -50,11 +50,11 @@ class Half(Codec):
 
     def _encode(self, x: Floats, seed: int, first: int, payload: Bytes) -> int:
         if self.format == "bf16":
-            kernels.half.bfloat16(x.view(np.uint32), payload.view(np.uint16))
+            kernels.bfloat16.bfloat16(x.view(np.uint32), payload.view(np.uint16))
             return payload.size
         values = torch.from_numpy(payload).view(self.dtype)
         values.copy_(torch.from_numpy(x))
-        if kernels.qsgd.worst(x) > np.float32(torch.finfo(self.dtype).max).view(np.int32):
+        if kernels.levels.worst(x) > np.float32(torch.finfo(self.dtype).max).view(np.int32):
             self._saturate(torch.from_numpy(x), values)
         return payload.size
 

@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from hpcopt.compress.codec import Codec, CodecConfig
-from hpcopt.compress.dense import Dense
+from hpcopt.compress.identity import Dense
 from hpcopt.config import Config
 from hpcopt.families import CODECS
 

@@ -49,8 +49,8 @@ class QSGD(ScaledCodes):
         return self.bucket, self.bits
 
     def _fill(self, loops: Any, x: Any, seed: int, first: int, scales: Any, codes: Any) -> int:
-        worst: int = loops.qsgd.encode(x, *self._layout(), self.norm == "l2", 0.0, seed, first, scales, codes)
+        worst: int = loops.levels.encode(x, *self._layout(), self.norm == "l2", 0.0, seed, first, scales, codes)
         return worst
 
     def _read(self, loops: Any, scales: Any, codes: Any, weight: float, add: bool, out: Any) -> None:
-        loops.qsgd.decode(scales, codes, *self._layout(), weight, add, out)
+        loops.levels.decode(scales, codes, *self._layout(), weight, add, out)

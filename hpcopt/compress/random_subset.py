@@ -61,7 +61,7 @@ class RandomK(Codec):
         return payload[16:].view(torch.float32)
 
     def _encode(self, x: Floats, seed: int, first: int, payload: Bytes) -> int:
-        require_finite(kernels.qsgd.worst(x), self)
+        require_finite(kernels.levels.worst(x), self)
         payload[:16].view(np.int64)[:] = seed, first
         places = self._places(x.size, seed, first)
         values = payload[16:].view(np.float32)
@@ -69,7 +69,7 @@ class RandomK(Codec):
         if self.scaled:
             with np.errstate(over="ignore"):
                 values *= np.float32(self._stretch(x.size))
-            require_finite(kernels.qsgd.worst(values), self)
+            require_finite(kernels.levels.worst(values), self)
         return payload.size
 
     def _decode(self, payload: Bytes, out: Floats, weight: float, add: bool) -> None:
@@ -86,7 +86,7 @@ class RandomK(Codec):
         torch.mul(
             x[self._places_on_device(x, seed, first)], self._stretch(x.numel()) if self.scaled else 1.0, out=values
         )
-        require_finite(cuda.qsgd.worst(torch.cat([x, values])), self)
+        require_finite(cuda.levels.worst(torch.cat([x, values])), self)
         payload[:16].view(torch.int64).copy_(torch.tensor([seed, first]))
         return payload.numel()
 
@@ -127,7 +127,7 @@ class AdaptiveRandom(Codec):
         return 8 * -(-n // self.bucket)
 
     def _encode(self, x: Floats, seed: int, first: int, payload: Bytes) -> int:
-        require_finite(kernels.qsgd.worst(x), self)
+        require_finite(kernels.levels.worst(x), self)
         offsets, values = self._parts(payload, x.size)
         kernels.sampling.by_magnitude(x, self.bucket, seed, first, offsets, values)
         return payload.size

@@ -22,7 +22,7 @@ from hpcopt.kernels import cuda
 
 
 class SignBits(Codec):
-    """Plain signs, decoded to +-1: the ballot of a majority vote (``kernels.vote``) and of signSGD."""
+    """Plain signs, decoded to +-1: the ballot of a majority vote (``kernels.ballots``) and of signSGD."""
 
     name: Literal["sign_bits"] = "sign_bits"
 
@@ -31,22 +31,22 @@ class SignBits(Codec):
         return 8 * -(-n // 64)
 
     def _encode(self, x: Floats, seed: int, first: int, payload: Bytes) -> int:
-        require_finite(kernels.sign.pack(x, payload.view(np.uint64)), self)
+        require_finite(kernels.bits.pack(x, payload.view(np.uint64)), self)
         return payload.size
 
     def _decode(self, payload: Bytes, out: Floats, weight: float, add: bool) -> None:
         size = self.max_bytes(out.size)
         require_bytes(payload, size, self)
-        kernels.sign.unpack(payload[:size].view(np.uint64), np.float32(weight), add, out)
+        kernels.bits.unpack(payload[:size].view(np.uint64), np.float32(weight), add, out)
 
     def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
-        require_finite(cuda.sign.pack(x, payload.view(torch.int32)), self)
+        require_finite(cuda.bits.pack(x, payload.view(torch.int32)), self)
         return payload.numel()
 
     def _decode_on_device(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
         size = self.max_bytes(out.numel())
         require_bytes(payload, size, self)
-        cuda.sign.unpack(payload[:size].view(torch.int32), weight, add, out)
+        cuda.bits.unpack(payload[:size].view(torch.int32), weight, add, out)
 
 
 class Sign(Codec):
@@ -67,29 +67,29 @@ class Sign(Codec):
 
     def _encode(self, x: Floats, seed: int, first: int, payload: Bytes) -> int:
         scales, words = self._blank(payload, x.size)
-        require_finite(kernels.sign.encode(x, self.bucket, scales, words), self)
+        require_finite(kernels.bits.encode(x, self.bucket, scales, words), self)
         return payload.size
 
     def _decode(self, payload: Bytes, out: Floats, weight: float, add: bool) -> None:
         require_bytes(payload, self.max_bytes(out.size), self)
         scales, words = self._parts(payload, out.size)
-        kernels.sign.decode(scales, words, self.bucket, weight, add, out)
+        kernels.bits.decode(scales, words, self.bucket, weight, add, out)
 
     def _encode_feedback(self, x: Floats, residual: Floats, seed: int, first: int, payload: Bytes) -> int:
         scales, words = self._blank(payload, x.size)
-        require_finite(kernels.sign.encode_feedback(x, residual, self.bucket, scales, words), self)
+        require_finite(kernels.bits.encode_feedback(x, residual, self.bucket, scales, words), self)
         return payload.size
 
     def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
         scales, words = self._parts_on_device(payload, x.numel())
         payload[4 * len(scales) : self._scale_bytes(x.numel())] = 0
-        require_finite(cuda.sign.encode(x, self.bucket, scales, words), self)
+        require_finite(cuda.bits.encode(x, self.bucket, scales, words), self)
         return payload.numel()
 
     def _decode_on_device(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
         require_bytes(payload, self.max_bytes(out.numel()), self)
         scales, words = self._parts_on_device(payload, out.numel())
-        cuda.sign.decode(scales, words, self.bucket, weight, add, out)
+        cuda.bits.decode(scales, words, self.bucket, weight, add, out)
 
     def _parts_on_device(self, payload: Tensor, n: int) -> tuple[Tensor, Tensor]:
         split, scales = self._scale_bytes(n), -(-n // self.bucket)

@@ -43,11 +43,11 @@ class TernGrad(ScaledCodes):
         return self.bucket, BITS
 
     def _fill(self, loops: Any, x: Any, seed: int, first: int, scales: Any, codes: Any) -> int:
-        worst: int = loops.qsgd.encode(x, *self._layout(), False, self.clip or 0.0, seed, first, scales, codes)
+        worst: int = loops.levels.encode(x, *self._layout(), False, self.clip or 0.0, seed, first, scales, codes)
         return worst
 
     def _read(self, loops: Any, scales: Any, codes: Any, weight: float, add: bool, out: Any) -> None:
-        loops.qsgd.decode(scales, codes, *self._layout(), weight, add, out)
+        loops.levels.decode(scales, codes, *self._layout(), weight, add, out)
 
 
 class SharedTernGrad(RoundsConfig):
@@ -78,7 +78,7 @@ class SharedTernGrad(RoundsConfig):
         signs = torch.empty(bucket.numel(), dtype=torch.int8)
         first = 0
         for scale, part in zip(scales.tolist(), parts, strict=True):
-            kernels.qsgd.ternary(float_array(part), scale, seed, first, signs.numpy()[first : first + part.numel()])
+            kernels.levels.ternary(float_array(part), scale, seed, first, signs.numpy()[first : first + part.numel()])
             first += part.numel()
         sums = signs.to(getattr(torch, self.sums))
         yield Reduction("sum", sums)
@@ -97,5 +97,5 @@ class SharedTernGrad(RoundsConfig):
         """Nothing to take over."""
 
     def _scale(self, part: Tensor) -> Tensor:
-        top, square = kernels.qsgd.magnitudes(float_array(part))
+        top, square = kernels.levels.magnitudes(float_array(part))
         return torch.tensor(min(top, self.clip * (square / part.numel()) ** 0.5) if self.clip and part.numel() else top)

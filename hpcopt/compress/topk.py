@@ -156,7 +156,7 @@ class TopK(Codec):
     def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
         places = self._places_on_device(x)
         selected, count = x[places], len(places)
-        require_finite(cuda.qsgd.worst(selected), self)
+        require_finite(cuda.levels.worst(selected), self)
         payload[:8].view(torch.int32).copy_(torch.tensor([count, 0]))
         end = _places_end(count)
         payload[8 + 4 * count : end] = 0

@@ -59,7 +59,7 @@ class Jury:
 
     def see(self, votes: Tensor) -> None:
         """Count all ranks' ballots in some elections, shape (P, words), int64."""
-        kernels.vote.agreements(unsigned(votes), self._counts.numpy())
+        kernels.ballots.agreements(unsigned(votes), self._counts.numpy())
 
     def confer(self, transport: Transport) -> None:
         """Add up what the ranks have counted, each in its own elections. Collective: over the transport's ranks."""

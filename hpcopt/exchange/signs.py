@@ -90,7 +90,7 @@ class VoteReducer(Reducer):
             self._hierarchy.warm()
         if self._config.weights == "learned":
             Jury(size).see(torch.zeros(size, vote.GRAIN, dtype=torch.int64))
-        kernels.sign.step(np.zeros(1, np.uint64), np.float32(1), np.float32(1), np.zeros(vote.WORD, np.float32))
+        kernels.bits.step(np.zeros(1, np.uint64), np.float32(1), np.float32(1), np.zeros(vote.WORD, np.float32))
 
     def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
         weights = self._weights(transport.size, step)

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import nn
 
-from hpcopt.comm import dense, rounds
+from hpcopt.comm import dense, reductions
 from hpcopt.comm.traffic import dense_all_reduce_bytes
 from hpcopt.comm.transport import Transport
 from hpcopt.compress import Codec, Dense, Half, LinearRounds, RoundCompressor, RoundsConfig
@@ -111,7 +111,7 @@ class RoundsReducer(Reducer):
             dense.all_reduce(transport, bucket.values)
             return
         seed = derive(self._seed, step, EVERY_RANK if self._shared_seed else transport.rank, bucket.name)
-        rounds.all_reduce(transport, bucket.values, self._compressor, bucket.layout, seed=seed)
+        reductions.all_reduce(transport, bucket.values, self._compressor, bucket.layout, seed=seed)
 
     def warm(self, size: int, buckets: Sequence[Bucket]) -> None:
         """Goes through the rounds of the shortest bucket once."""

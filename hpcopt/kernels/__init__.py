@@ -1,7 +1,7 @@
 """The codecs' inner loops, in numba; each has a slow numpy twin in the tests.
 
 numba costs .7 s and 65 MB a rank, so its modules load at their first use: write ``from hpcopt import kernels`` and
-``kernels.qsgd.encode(...)``.
+``kernels.levels.encode(...)``.
 
 Compiled code is cached: in ``NUMBA_CACHE_DIR`` if that is set, else beside these files, else (a read-only
 installation) in the user's cache directory. The cache knows the CPU's name, so one directory may serve unlike nodes;
@@ -22,9 +22,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hpcopt.kernels import adacomp, half, powers, qsgd, sampling, select, sign, sparse, vote
+    from hpcopt.kernels import ballots, bfloat16, bins, bits, levels, powers, sampling, select, sparse
 
-__all__ = ["adacomp", "half", "powers", "qsgd", "sampling", "select", "sign", "sparse", "vote"]
+__all__ = ["ballots", "bfloat16", "bins", "bits", "levels", "powers", "sampling", "select", "sparse"]
 
 
 def __getattr__(name: str) -> ModuleType:

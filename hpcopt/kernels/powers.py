@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 
 from hpcopt.kernels import masks, packing, rng
-from hpcopt.kernels.qsgd import LIFT, MAGNITUDE, TINY, clipped, largest, per_scale
+from hpcopt.kernels.levels import LIFT, MAGNITUDE, TINY, clipped, largest, per_scale
 from hpcopt.kernels.rng import BLOCK, RAMP
 
 HALF = np.int32(1 << 22)

@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 from hpcopt.kernels import masks
-from hpcopt.kernels.qsgd import MAGNITUDE
+from hpcopt.kernels.levels import MAGNITUDE
 
 LANES = masks.LANES
 NOT_FINITE = np.int32(0x7F800000)

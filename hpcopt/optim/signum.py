@@ -96,6 +96,6 @@ def _move(p: nn.Parameter, words: Tensor, lr: float, decay: float) -> None:
     """``p <- (1 - lr decay) p -+ lr``, straight from the words."""
     values = p.detach().contiguous()
     signs = words.numpy().view(np.uint64)
-    kernels.sign.step(signs, np.float32(lr), np.float32(1 - lr * decay), values.view(-1).numpy())
+    kernels.bits.step(signs, np.float32(lr), np.float32(1 - lr * decay), values.view(-1).numpy())
     if values.data_ptr() != p.data_ptr():
         p.copy_(values)

@@ -11,9 +11,9 @@ SIGNS = """
 import numpy as np
 from hpcopt import kernels
 signs = np.zeros(64, np.int8)
-kernels.qsgd.ternary(np.full(64, 0.5, np.float32), 1.0, 1, 0, signs)
-print(kernels.qsgd.__file__, *signs)
-print(sum(kernels.qsgd.ternary.stats.cache_hits.values()))
+kernels.levels.ternary(np.full(64, 0.5, np.float32), 1.0, 1, 0, signs)
+print(kernels.levels.__file__, *signs)
+print(sum(kernels.levels.ternary.stats.cache_hits.values()))
 """
 
 

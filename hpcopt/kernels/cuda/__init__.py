@@ -4,7 +4,7 @@ They write the bytes that the loops of ``hpcopt.kernels`` write. For that, rando
 uint32, maxima depend on no order, sums run in the order of the CPU (64 lanes, then by halves), divisions are rounded to
 the nearest and no multiplication is fused with an addition.
 
-Triton loads at its first use: write ``from hpcopt.kernels import cuda`` and ``cuda.qsgd.encode(...)``. With
+Triton loads at its first use: write ``from hpcopt.kernels import cuda`` and ``cuda.levels.encode(...)``. With
 ``TRITON_INTERPRET=1`` the loops run on CPU tensors, slowly, which is how they are tested without a card.
 """
 
@@ -13,9 +13,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hpcopt.kernels.cuda import powers, qsgd, sampling, select, sign
+    from hpcopt.kernels.cuda import bits, levels, powers, sampling, select
 
-__all__ = ["powers", "qsgd", "sampling", "select", "sign"]
+__all__ = ["bits", "levels", "powers", "sampling", "select"]
 
 
 def __getattr__(name: str) -> ModuleType:

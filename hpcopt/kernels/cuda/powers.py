@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hpcopt.kernels.cuda import packing, rng
 from hpcopt.kernels.cuda.launch import launch, worst_of
-from hpcopt.kernels.cuda.qsgd import LIFT, MAGNITUDE, TINY, largest, note_worst, per_scale
+from hpcopt.kernels.cuda.levels import LIFT, MAGNITUDE, TINY, largest, note_worst, per_scale
 
 BLOCK = packing.BLOCK
 HALF = tl.constexpr(1 << 22)

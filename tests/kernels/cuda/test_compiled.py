@@ -11,23 +11,23 @@ PROGRAM = """
 import json
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from hpcopt.kernels.cuda import powers, qsgd, sign
+from hpcopt.kernels.cuda import bits, levels, powers
 
 FLOATS, BYTES, WORDS = "*fp32", "*u8", "*i32"
 TYPES = {"x": FLOATS, "out": FLOATS, "scales": FLOATS, "steps": FLOATS, "packed": BYTES, "words": WORDS, "worst": WORDS}
 TYPES |= {"n": "i32", "start": "i32", "high": "i32", "weight": "fp32"}
 BUCKET = {"BUCKET": 512}
 KERNELS = [
-    (qsgd._encode, BUCKET | {"BITS": 7, "UNITS": 63 * 2.0**25, "L2": True, "CLIP": 2.3}),
-    (qsgd._encode, BUCKET | {"BITS": 4, "UNITS": 7 * 2.0**28, "L2": False, "CLIP": 0.0}),
-    (qsgd._decode, BUCKET | {"BITS": 7, "ADD": True}),
+    (levels._encode, BUCKET | {"BITS": 7, "UNITS": 63 * 2.0**25, "L2": True, "CLIP": 2.3}),
+    (levels._encode, BUCKET | {"BITS": 4, "UNITS": 7 * 2.0**28, "L2": False, "CLIP": 0.0}),
+    (levels._decode, BUCKET | {"BITS": 7, "ADD": True}),
     (powers._encode, {"NEAREST": False}),
     (powers._decode, {"ADD": True}),
     (powers._dither, BUCKET | {"BITS": 4, "UNITS": 64.0}),
     (powers._undither, BUCKET | {"BITS": 4, "ADD": True}),
-    (sign._pack, {}),
-    (sign._unpack, BUCKET | {"ADD": True}),
-    (sign._encode, BUCKET),
+    (bits._pack, {}),
+    (bits._unpack, BUCKET | {"ADD": True}),
+    (bits._encode, BUCKET),
 ]
 found = {}
 for kernel, constants in KERNELS:
@@ -48,7 +48,7 @@ def test_kernels_compile_for_a_card_and_round_as_the_cpu_does(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
     assert len(found) == 10
-    assert "div.rn.f32" in next(ptx for name, ptx in found.items() if "qsgd._encode" in name)
+    assert "div.rn.f32" in next(ptx for name, ptx in found.items() if "levels._encode" in name)
     for name, ptx in found.items():
         assert ".target sm_90" in ptx
         assert not [word for word in INEXACT if word in ptx], name

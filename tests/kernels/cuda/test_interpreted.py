@@ -69,7 +69,7 @@ def test_sums_run_in_the_order_of_the_cpus():
         check_same_bytes(Sign(), x, HERE)
         out = torch.zeros(1, dtype=torch.float64)
         squares[(1,)](x, out, 500, 512)
-        assert out.item() == kernels.qsgd.sum_of_squares(x.numpy())
+        assert out.item() == kernels.levels.sum_of_squares(x.numpy())
 
 
 @pytest.mark.parametrize("codec", BY_TORCH, ids=label)

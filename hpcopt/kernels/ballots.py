@@ -1,7 +1,7 @@
 """Counting votes on packed signs: 64 elections at a time in each word.
 
 A set bit votes minus. **The rule, the same everywhere**: the outcome is minus if more than half of the votes (or of
-their weight) are minus, else plus; so a tie is plus, and so are zeros of either sign and NaN, which ``sign.pack`` (x
+their weight) are minus, else plus; so a tie is plus, and so are zeros of either sign and NaN, which ``bits.pack`` (x
 < 0) makes plus votes.
 
 Counts are bit-sliced: plane b holds bit b of every election's count of minus votes. Counts of groups may be added

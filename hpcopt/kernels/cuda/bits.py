@@ -1,4 +1,4 @@
-"""Signs packed into words, as ``hpcopt.kernels.sign``: 32-bit words here, two to each of its own, in the same bytes."""
+"""Signs packed into words, as ``hpcopt.kernels.bits``: 32-bit words here, two to each of its own, in the same bytes."""
 
 import torch
 import triton
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hpcopt.kernels.cuda import sums
 from hpcopt.kernels.cuda.launch import launch, worst_of
-from hpcopt.kernels.cuda.qsgd import MAGNITUDE, NOT_FINITE
+from hpcopt.kernels.cuda.levels import MAGNITUDE, NOT_FINITE
 
 LANES = sums.LANES
 PACKED = tl.constexpr(2048)  # values that a program packs or unpacks
@@ -69,26 +69,26 @@ def _encode(x, scales, words, worst, n, BUCKET: tl.constexpr):
 
 
 def pack(x: Tensor, words: Tensor) -> int:
-    """As ``hpcopt.kernels.sign.pack``; words is int32, two for each of its own. Waits for the device."""
+    """As ``hpcopt.kernels.bits.pack``; words is int32, two for each of its own. Waits for the device."""
     worst = worst_of(x)
     launch(_pack, triton.cdiv(x.numel(), PACKED.value), x, words, worst, x.numel())
     return int(worst)
 
 
 def unpack(words: Tensor, scale: float, add: bool, out: Tensor) -> None:
-    """As ``hpcopt.kernels.sign.unpack``."""
+    """As ``hpcopt.kernels.bits.unpack``."""
     steps = torch.full((1,), float(scale), device=out.device)
     launch(_unpack, triton.cdiv(out.numel(), PACKED.value), words, steps, out, out.numel(), 0, add)
 
 
 def encode(x: Tensor, bucket: int, scales: Tensor, words: Tensor) -> int:
-    """As ``hpcopt.kernels.sign.encode``. Waits for the device."""
+    """As ``hpcopt.kernels.bits.encode``. Waits for the device."""
     worst = worst_of(x)
     launch(_encode, len(scales), x, scales, words, worst, x.numel(), bucket, num_warps=1)
     return int(worst)
 
 
 def decode(scales: Tensor, words: Tensor, bucket: int, weight: float, add: bool, out: Tensor) -> None:
-    """As ``hpcopt.kernels.sign.decode``."""
+    """As ``hpcopt.kernels.bits.decode``."""
     steps = (scales.double() * weight).float()
     launch(_unpack, triton.cdiv(out.numel(), PACKED.value), words, steps, out, out.numel(), bucket, add)

@@ -1,4 +1,4 @@
-"""Uniform stochastic quantisation, as ``hpcopt.kernels.qsgd``: a program a bucket to encode, a block to decode."""
+"""Uniform stochastic quantisation, as ``hpcopt.kernels.levels``: a program a bucket to encode, a block to decode."""
 
 import torch
 import triton
@@ -109,7 +109,7 @@ def encode(
     scales: Tensor,
     packed: Tensor,
 ) -> int:
-    """As ``hpcopt.kernels.qsgd.encode``, on tensors of one device: packed is uint8. Returns the bits of the largest
+    """As ``hpcopt.kernels.levels.encode``, on tensors of one device: packed is uint8. Returns the bits of the largest
     magnitude if it is not finite, else 0; waits for the device.
     """
     start, high = rng.words(seed, first)
@@ -119,7 +119,7 @@ def encode(
 
 
 def decode(scales: Tensor, packed: Tensor, bucket: int, bits: int, weight: float, add: bool, out: Tensor) -> None:
-    """As ``hpcopt.kernels.qsgd.decode``."""
+    """As ``hpcopt.kernels.levels.decode``."""
     levels = (1 << (bits - 1)) - 1
     steps = (scales.double() * weight / levels).float()
     too_large = (steps * levels).isinf() & steps.isfinite()
