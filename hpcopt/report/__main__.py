@@ -18,6 +18,7 @@ from hpcopt.report.figures import figures_of
 from hpcopt.report.prediction import predict
 from hpcopt.report.read import read_run
 from hpcopt.report.summary import Runs, summarise
+from hpcopt.report.target import Target
 
 FILES = {
     "json": "the figures, and the prediction if any, as JSON",
@@ -55,6 +56,12 @@ def parser() -> argparse.ArgumentParser:
         help="fit a model and predict steps on that many ranks, such as 128,1024; takes runs of at least two sizes on "
         "several hosts that differ in ranks, batch, seed and exchange alone",
     )
+    p.add_argument(
+        "--target",
+        type=_target,
+        metavar="SCORE=VALUE",
+        help="tell what reaching a score took, such as test_accuracy=0.9; by default the job's stop_at",
+    )
     p.add_argument("--follow", action="store_true", help="show it again every few seconds, until all have ended")
     return p
 
@@ -67,20 +74,29 @@ def _ranks(text: str) -> tuple[int, ...]:
     return tuple(map(int, ranks))
 
 
+def _target(text: str) -> Target:
+    """Read a target: "test_accuracy=0.9"."""
+    score, _, value = text.partition("=")
+    try:
+        return Target(score, float(value))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no target, such as test_accuracy=0.9") from None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Report on runs; returns the exit code."""
     print_any_text()
     options = parser().parse_args(arguments)
     exit_code = EXIT_DONE
     try:
-        runs, exit_code = _read(options.runs)
+        runs, exit_code = _read(options.runs, options.target)
         width = None if sys.stdout.isatty() else LOG_WIDTH
         console = Console(highlight=False, markup=False, emoji=False, width=width)
         if not _write_files(runs, options):
             _show(runs, options, console)
         while options.follow and any(summary.state == "running" for _, summary in runs):
             time.sleep(FOLLOW_S)
-            runs, exit_code = _read(options.runs)
+            runs, exit_code = _read(options.runs, options.target)
             _write_files(runs, options)
             console.clear()
             _show(runs, options, console)
@@ -103,7 +119,7 @@ def _show(runs: Runs, options: argparse.Namespace, console: Console) -> None:
         console.print(prediction_views.in_terminal(predict(runs, options.predict)))
 
 
-def _read(paths: Sequence[Path]) -> tuple[Runs, int]:
+def _read(paths: Sequence[Path], target: Target | None) -> tuple[Runs, int]:
     """Read the runs that can be read, and complain about the others; give the exit code too.
 
     Raises:
@@ -112,7 +128,7 @@ def _read(paths: Sequence[Path]) -> tuple[Runs, int]:
     runs, errors = [], []
     for path in paths:
         try:
-            runs.append((run := read_run(path), summarise(run)))
+            runs.append((run := read_run(path), summarise(run, target)))
         except MetricsError as error:
             errors.append(error)
     if not runs:

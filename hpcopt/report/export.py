@@ -12,7 +12,14 @@ from hpcopt.report.read import Run
 from hpcopt.report.summary import Summary, differing_settings
 from hpcopt.store import strict_json
 
-FLAT = {"scores": "{}", "beside": "{}_total_s", "best": "best_{}", "overlapped": "{}_s", "plugins": "plugin {}"}
+FLAT = {
+    "scores": "{}",
+    "beside": "{}_total_s",
+    "best": "best_{}",
+    "overlapped": "{}_s",
+    "plugins": "plugin {}",
+    "to_target": "to_target_{}",
+}
 
 
 def as_json(runs: Sequence[tuple[Run, Summary]], prediction: Prediction | None) -> str:

@@ -1,10 +1,13 @@
 """Several runs side by side: what differs between their jobs, and their figures, as text."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from hpcopt.errors import MetricsError
 from hpcopt.report.figure import names_of
 from hpcopt.report.summary import Runs, Summary, differing_settings
+from hpcopt.report.target import Reached
 from hpcopt.report.text import duration, fraction, size
 
 MOST_SETTINGS, MOST_CHARACTERS = 6, 28
@@ -47,6 +50,14 @@ def _figures(summaries: Sequence[Summary]) -> dict[str, list[str]]:
         "memory": [size(s.peak_memory_bytes) for s in summaries],
         "loss": [f"{s.loss:.4g}" for s in summaries],
     }
+    if any(s.to_target for s in summaries):
+        reached = [s.to_target or asdict(Reached("")) for s in summaries]
+        figures |= {
+            "target": [r["target"] for r in reached],
+            "steps to it": [f"{r['step']:,.0f}" if math.isfinite(r["step"]) else "-" for r in reached],
+            "time to it": [duration(r["time_s"]) for r in reached],
+            "sent to it": [size(r["sent_bytes"]) for r in reached],
+        }
     scores = dict.fromkeys(name for s in summaries for name in s.scores)
     return figures | {name: [f"{s.scores[name]:.4g}" if name in s.scores else "" for s in summaries] for name in scores}
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from hpcopt.report.attributes import plugins_of, printable
 from hpcopt.report.read import Run
+from hpcopt.report.target import Target, reached, target_of
 from hpcopt.store.step_times import BESIDE_THE_STEP, BESIDE_THE_THREAD
 
 QUIET_S = 300  # a run that wrote nothing for so long is not called running any more
@@ -28,6 +29,7 @@ class Summary:
         sent_bytes, dense_bytes: mean bytes a step, over all ranks.
         peak_memory_bytes: of the rank with the most.
         plugins: what was plugged in: its distribution, version and digest.
+        to_target: what reaching the target took (see ``Reached``); empty without one.
         labels: why the times do not speak for a machine, if they do not.
     """
 
@@ -55,6 +57,7 @@ class Summary:
     dense_bytes: float
     peak_memory_bytes: float
     plugins: dict[str, str]
+    to_target: dict[str, Any]
     labels: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -65,8 +68,9 @@ class Summary:
 Runs = Sequence[tuple[Run, Summary]]
 
 
-def summarise(run: Run) -> Summary:
-    """Reduce a run to its figures; those that it has no steps for are NaN."""
+def summarise(run: Run, target: Target | None = None) -> Summary:
+    """Reduce a run to its figures; those that it has no steps for are NaN. The target is by default the job's own."""
+    target = target or target_of(run)
     warm = run.warm
     step_s = run.step_s[warm]
     low, median, high = np.percentile(step_s, (25, 50, 75)) if step_s.size else [np.nan] * 3
@@ -102,6 +106,7 @@ def summarise(run: Run) -> Summary:
         dense_bytes=float(run.dense_bytes[warm].mean()) if step_s.size else np.nan,
         peak_memory_bytes=float(np.fmax.reduce(peaks)),
         plugins=plugins_of(run.attributes),
+        to_target={} if target is None else asdict(reached(run, target)),
         labels=_labels(run),
     )
 

@@ -92,6 +92,13 @@ def _facts(run: Run, s: Summary) -> RenderableType:
     table.add_row("step", f"{duration(s.step_s)} median, {quartiles}; {s.samples_per_s:,.0f} samples/s")
     sent = f"{size(s.sent_bytes)} a step over all ranks"
     table.add_row("sent", f"{sent}, {fraction(s.sent_bytes, s.dense_bytes)} of dense")
+    if target := s.to_target:
+        took = (
+            f"step {target['step']:,.0f}, {duration(target['time_s'])}, {size(target['sent_bytes'])} sent by all ranks"
+        )
+        table.add_row(
+            "target", f"{target['target']} " + (f"at {took}" if math.isfinite(target["step"]) else "not reached")
+        )
     if math.isfinite(s.peak_memory_bytes):
         table.add_row("memory", f"{size(s.peak_memory_bytes)} at most on a rank")
     for name, version in s.plugins.items():
