@@ -99,7 +99,7 @@ def test_a_bucket_is_named_with_its_operation_and_step(tmp_path, monkeypatch):
         late = AdversaryConfig(ranks=(1,), kind="delay", delay_s=1)
         clock = SimpleNamespace(sleep=lambda _: said.wait_for("stall: .*missing: 1\n"))
         monkeypatch.setattr("hpcopt.exchange.adversary.time", clock)
-        exchange = Exchange(world, models[world.rank].named_parameters(), RingConfig(adversary=late))
+        exchange = Exchange(world, models[world.rank].named_parameters(), RingConfig(adversary=late), broadcast=True)
         exchange.finish()
 
     said = reports(2, tmp_path, program)

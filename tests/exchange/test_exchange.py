@@ -219,7 +219,7 @@ def test_a_failure_in_the_thread_is_raised_by_finish():
 def test_planned_bytes_are_what_is_sent(config):
     def program(transport):
         world, model = World(transport), nn.Sequential(nn.Linear(6, 4000), nn.Linear(4000, 3))
-        exchange = Exchange(world, model.named_parameters(), config)
+        exchange = Exchange(world, model, config, broadcast=True)
         world.traffic.lap()
         exchange.zero()
         model(torch.ones(3, 6)).square().sum().backward()
