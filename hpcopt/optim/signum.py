@@ -76,10 +76,11 @@ class Signum(torch.optim.Optimizer):
         for group in self.param_groups:
             beta, lr, decay = group["momentum"], group["lr"], group["weight_decay"]
             for p in group["params"]:
-                if p.grad is None:
-                    continue
                 if self._outcome is not None:
-                    _move(p, self._outcome(p), lr, decay)
+                    if p.requires_grad:
+                        _move(p, self._outcome(p), lr, decay)
+                    continue
+                if p.grad is None:
                     continue
                 direction = p.grad
                 if beta:

@@ -63,3 +63,9 @@ def test_packed_signs_of_a_parameter_that_is_not_contiguous():
     p = nn.Parameter(torch.zeros(2, 3).t())
     Signum([p], lr=1.0, outcome=lambda _p: words).step()
     assert p.flatten().tolist() == [-1, 1, 1, -1, -1, 1]
+
+
+def test_packed_signs_leave_a_frozen_parameter_alone():
+    frozen = nn.Parameter(torch.zeros(3), requires_grad=False)
+    Signum([frozen], lr=1.0, outcome=lambda _p: torch.tensor([0b101], dtype=torch.int64)).step()
+    assert not frozen.any()
