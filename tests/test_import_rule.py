@@ -14,6 +14,7 @@ PACKAGE = Path(hpcopt.__file__).parent
 # One line a floor, from the top; the rooms of one floor do not know each other.
 FLOORS = [
     {"cli", "new", "train", "report", "submit", "checkpoint"},
+    {"plan", "training"},
     {"prepare", "testing"},
     {"build", "runs"},
     {"job"},

@@ -4,11 +4,15 @@ prepare() when the digits are missing.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpcopt.errors import DataError
 from hpcopt.prepare import digits, fashion_mnist, fashion_segmentation, images
 from hpcopt.prepare.dataset import DataSet, write_whole
 from hpcopt.store.shards import Shards
+
+if TYPE_CHECKING:
+    from hpcopt.comm.world import World
 
 SOURCES: dict[str, Callable[[Path | None], DataSet]] = {
     "digits": digits.read,
@@ -52,3 +56,10 @@ def prepare(name: str, data_dir: Path, *, force: bool = False, source: Path | No
     data = SOURCES[name](source)
     write_whole(folder, data, lambda: force or not is_prepared(name, data_dir))
     return folder
+
+
+def prepare_if_missing(folder: Path | None, world: "World") -> None:
+    """Let rank 0 make a data set that hpcopt knows how to make, if its folder is missing. Collective."""
+    with world.together():
+        if world.rank == 0 and folder and not folder.exists() and folder.name in SOURCES:
+            prepare(folder.name, folder.parent)

@@ -4,8 +4,8 @@ import textwrap
 from pathlib import Path
 
 from hpcopt.job import read_job
+from hpcopt.plan import plan
 from hpcopt.prepare import prepare
-from hpcopt.train import plan
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,0 +1,51 @@
+"""A dry run: what a job would do on so many ranks, without starting any."""
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from hpcopt.build import build
+from hpcopt.comm.device import planned_device
+from hpcopt.comm.rehearsal import RehearsalTransport
+from hpcopt.comm.world import World
+from hpcopt.job import Job
+from hpcopt.prepare import prepare_if_missing
+from hpcopt.shapes.workload import Workload
+
+
+def plan(job: Job, ranks: int) -> str:
+    """The resolved job, and its plan, as text."""
+    world = World(RehearsalTransport(ranks))
+    prepare_if_missing(job.workload.folder, world)
+    built = build(job, world, verify=False)
+    workload, solver, batch = built.workload, built.solver, built.workload.batch
+    flops = sample_flops(workload)
+    least, most = batch // solver.data_size, -(-batch // solver.data_size)
+    lines = {
+        "ranks": f"{ranks}",
+        "device": planned_device(job.run.device),
+        "data": f"{_count(workload.train_samples)} training and {_count(workload.test_samples)} test samples",
+        "batch": f"{batch} samples, {least}{f' or {most}' if most > least else ''} a rank",
+        "steps": f"{built.steps:,}, {_count(workload.steps_per_epoch)} an epoch",
+        "computation": f"{flops:.3g} operations a sample, forward and backward",
+        **solver.plan(flops * most),
+    }
+    under = "\n" + 17 * " "
+    table = "\n".join(f"  {name:<14} {text.replace(chr(10), under)}" for name, text in lines.items())
+    return f"{job.as_toml()}\nplan\n{table}"
+
+
+def _count(number: int | None) -> str:
+    return "an unknown number of" if number is None else f"{number:,}"
+
+
+def sample_flops(workload: Workload) -> float:
+    """Floating-point operations of one sample's matrix products and convolutions, forward and backward (which has two
+    for each one forward), found by going forward once.
+    """
+    batch = next(iter(workload.test_batches(0, 1)))
+    training = workload.model.training
+    workload.model.eval()  # batch normalisation takes no single sample otherwise
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        workload.loss(workload.model, batch.split(len(batch))[0])
+    workload.model.train(training)
+    return 3.0 * float(counter.get_total_flops())
