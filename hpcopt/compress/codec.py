@@ -34,6 +34,8 @@ Bytes = NDArray[np.uint8]
 class CodecConfig(Choice):
     """How gradients become short, as a job says it: a ``Codec``, a choice among codecs, or a compressor in rounds."""
 
+    carries_not_finite: ClassVar[bool] = False  # Inf and NaN come out as they went in
+
 
 class Codec(CodecConfig, ABC):
     """Tensor -> payload -> tensor. Stateless: a codec and its settings are one frozen object.

@@ -1,11 +1,12 @@
 """Values that cannot be sent: Inf, NaN, and what would leave the range of float32 on its way.
 
 A step whose values some rank cannot send changes no state on any rank: its sum is NaN everywhere, as a dense sum would
-be, and the next step is as if this one had not been. To that end all ranks agree on a bound before anything is encoded.
+be, all ranks raise NonFiniteError unless the codec carries such values, and the next step is as if this one had not
+been. To that end all ranks agree on a bound before anything is encoded.
 """
 
 import math
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ BOUND_BYTES = 8  # of a bound, when ranks agree on it
 
 class Named(Protocol):
     """A codec, for messages."""
+
+    carries_not_finite: ClassVar[bool]
 
     @property
     def name(self) -> str: ...
@@ -56,3 +59,17 @@ def can_be_sent(bound: float, gain: float, codec: Named) -> bool:
             "lower the learning rate or clip the gradient"
         ).everywhere()
     return True
+
+
+def refuse(values: Tensor, codec: Named) -> None:
+    """Make NaN of values that some rank cannot send.
+
+    Raises:
+        NonFiniteError: on all ranks, unless the codec is one that carries Inf and NaN.
+    """
+    values.fill_(math.nan)
+    if not codec.carries_not_finite:
+        raise NonFiniteError(
+            f"codec {codec.name!r} cannot carry the Inf or NaN that a rank's gradient holds: leave this step out, "
+            "lower the learning rate, clip the gradient, or use codec 'dense' or 'half', which carry them on"
+        ).everywhere()

@@ -26,6 +26,7 @@ class Half(Codec):
     format: Literal["bf16", "fp16"] = Field("bf16", description="bf16 keeps the range of float32, fp16 three more bits")
 
     linear: ClassVar[bool] = True
+    carries_not_finite: ClassVar[bool] = True
 
     @property
     def dtype(self) -> torch.dtype:

@@ -18,6 +18,7 @@ class Dense(Codec):
     name: Literal["dense"] = "dense"
 
     linear: ClassVar[bool] = True
+    carries_not_finite: ClassVar[bool] = True
 
     def variance(self, n: int) -> float:
         """None at all."""

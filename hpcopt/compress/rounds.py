@@ -11,7 +11,6 @@ Afterwards ``bucket`` holds the (approximate) sum over the ranks, the same bits 
 is ``agree``: where a rank has Inf or NaN the sum is NaN, and no rank's state has changed.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping
 from typing import Literal, NamedTuple, Protocol
@@ -19,7 +18,7 @@ from typing import Literal, NamedTuple, Protocol
 from torch import Tensor
 
 from hpcopt.compress.codec import Codec, CodecConfig
-from hpcopt.compress.finite import Named, can_be_sent, magnitude_bound
+from hpcopt.compress.finite import Named, can_be_sent, magnitude_bound, refuse
 from hpcopt.compress.residuals import Layout, Residuals
 from hpcopt.errors import UnsupportedError
 
@@ -73,13 +72,13 @@ def agree(codec: Named, gain: float, bucket: Tensor, owed: Tensor | None = None)
         owed: what will be added to the bucket.
 
     Raises:
-        NonFiniteError: on all ranks: the values are finite, and too large.
+        NonFiniteError: on all ranks: the values are too large, or not finite and the codec does not carry that.
     """
     bound = magnitude_bound(bucket) if owed is None else magnitude_bound(bucket, owed)
     yield Reduction("sum", bound)
     if can_be_sent(float(bound), gain, codec):
         return True
-    bucket.fill_(math.nan)
+    refuse(bucket, codec)
     return False
 
 

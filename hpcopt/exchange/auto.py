@@ -75,7 +75,7 @@ class AutoReducer(Reducer):
         way = self._way(bucket)
         if bucket.index in self._indebted:
             if not can_be_sent(agreed_bound(transport, bucket.values), 1.0, self._config.codec):
-                bucket.values.fill_(math.nan)  # the debt stays
+                bucket.values.fill_(math.nan)  # the debt stays, and the sum is exact
                 return
             for other in self._lossy:
                 if other is not way:

@@ -14,7 +14,7 @@ from hpcopt.comm.hierarchy import Hierarchy
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
 from hpcopt.compress import QSGD, Codec, Dense, PerTensor, Residuals
-from hpcopt.compress.finite import BOUND_BYTES, MOST, can_be_sent, magnitude_bound
+from hpcopt.compress.finite import BOUND_BYTES, MOST, can_be_sent, magnitude_bound, refuse
 from hpcopt.exchange.bucket import Bucket
 from hpcopt.exchange.config import ExchangeConfig
 from hpcopt.exchange.reducer import Reducer, Tree, shared_out
@@ -108,7 +108,7 @@ class TwoPhaseReducer(Reducer):
         if can_be_sent(bound, gain, codec):
             self._owed_bounds[bucket.index] = bound * gain if debts else 0.0
             return True
-        bucket.values.fill_(math.nan)
+        refuse(bucket.values, codec)
         return False
 
     def keeps_residuals(self, codec: Codec) -> bool:

@@ -12,6 +12,7 @@ An exchange that gives signs is not asked for sums, nor for NaN where a minority
 import copy
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
-from hpcopt.errors import HpcoptError
+from hpcopt.errors import HpcoptError, NonFiniteError
 from hpcopt.exchange import Exchange, ExchangeConfig
 
 Shapes = Sequence[tuple[int, ...]]
@@ -73,10 +74,14 @@ class Learner:
         gradients = self.gradients(step)
         if spoil is not None:
             gradients[0].view(-1)[-1] = spoil
-        if gradients and not idle:
+        with suppress(NonFiniteError):  # the gradients are NaN then
+            self._exchange_gradients([] if idle else gradients)
+        return [p.grad.clone() for p in self.parameters if p.grad is not None]
+
+    def _exchange_gradients(self, gradients: list[Tensor]) -> None:
+        if gradients:
             torch.stack([(p * g).sum() for p, g in zip(self.parameters, gradients, strict=True)]).sum().backward()  # type: ignore[no-untyped-call]
         self.exchange.finish()
-        return [p.grad.clone() for p in self.parameters if p.grad is not None]
 
     def state(self) -> Any:
         """A copy of the exchange's state on this rank."""

@@ -4,6 +4,7 @@ change. And parameters of one name, whose error feedback would mix.
 
 import copy
 import math
+from contextlib import suppress
 
 import pytest
 import torch
@@ -62,8 +63,9 @@ def run(size: int, config, bad: float, bad_rank: int = 1):
                 g[700] = bad
             before = copy.deepcopy(exchange.rank_state_dict()["reducer"])
             exchange.zero()
-            (p.view(-1) * g).sum().backward()
-            exchange.finish()
+            with suppress(NonFiniteError):  # which codecs that cannot carry it raise, on all ranks
+                (p.view(-1) * g).sum().backward()
+                exchange.finish()
             seen.append((p.grad.reshape(-1).clone(), before, copy.deepcopy(exchange.rank_state_dict()["reducer"])))
         return seen
 
@@ -116,8 +118,9 @@ def test_the_next_steps_are_those_of_a_run_without_that_step():
             if step == BAD_STEP:
                 g[:] = math.inf if transport.rank == 1 else g
             exchange.zero()
-            (p.view(-1) * g).sum().backward()
-            exchange.finish()
+            with suppress(NonFiniteError):
+                (p.view(-1) * g).sum().backward()
+                exchange.finish()
         return p.grad.clone()
 
     left_out, gone_through = (run_ranks(3, lambda t, s=skip: program(t, s)) for skip in (True, False))
