@@ -129,11 +129,11 @@ def check_bytes(config: ExchangeConfig, size: int) -> None:
 def check_seed(config: ExchangeConfig) -> None:
     """The same seed gives the same bits, whatever else is drawn."""
 
-    def program(transport: Transport) -> list[Tensor]:
-        torch.manual_seed(transport.rank)
-        return Learner(transport, config, seed=2**40 + 3).step(0)
+    def values(elsewhere: int) -> list[list[Tensor]]:
+        torch.manual_seed(elsewhere)
+        return run_ranks(2, lambda transport: Learner(transport, config, seed=2**40 + 3).step(0))
 
-    assert _same(run_ranks(2, program), run_ranks(2, program)), f"{label(config)}: other values at the same seed"
+    assert _same(values(0), values(1)), f"{label(config)}: other values at the same seed"
 
 
 def check_resume(config: ExchangeConfig, size: int) -> None:
