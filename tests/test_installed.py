@@ -117,7 +117,14 @@ name = "own"
 steps = 300
 checkpoint_every = 20
 [workload]
-data = "data/digits"
+name = "torch"
+network = "network:Net"
+train = "data:Digits"
+train_arguments = { train = true, moved = true }
+test = "data:Digits"
+test_arguments = { train = false }
+loss = "cross_entropy"
+scores = ["accuracy"]
 batch = 64
 [solver]
 name = "my_solver:NormalisedConfig"
@@ -128,8 +135,8 @@ codec = { name = "my_codec:EightBits" }
 """
 
 
-def test_a_solver_and_a_codec_of_ones_own_train_on_three_ranks_and_resume_with_the_same_bits(installed, tmp_path):
-    for file in (ROOT / "tests/outsider").glob("my_*.py"):
+def test_a_network_data_solver_and_codec_of_ones_own_train_on_three_ranks_and_resume_bit_equal(installed, tmp_path):
+    for file in (*(ROOT / "tests/outsider").glob("my_*.py"), *(ROOT / "examples/own_network").glob("*.py")):
         shutil.copy(file, tmp_path)
     (tmp_path / "my.toml").write_text(OWN_JOB)
     hpcopt = str(installed / "hpcopt")
@@ -146,6 +153,8 @@ def test_a_solver_and_a_codec_of_ones_own_train_on_three_ranks_and_resume_with_t
     assert all("elapsed_s" in line or line == "no difference" for line in said.splitlines()), said
     assert said
     assert "own" in program(hpcopt, "report", "runs/killed", folder=tmp_path)
+    log = (tmp_path / "runs/killed/log.txt").read_text()
+    assert all(f"plugged in: {name}" in log for name in ("network:Net", "data:Digits", "my_solver:", "my_codec:"))
 
 
 @pytest.mark.parametrize(("word", "hint"), [("trian", 'did you mean "train"?'), ("x", "there are new, train")])
