@@ -4,6 +4,7 @@ import json
 import sys
 from typing import Annotated
 
+import h5py
 import pytest
 from pydantic import TypeAdapter
 
@@ -16,9 +17,12 @@ from hpcopt.family import Family
 from hpcopt.job import Job, read_job, schema
 from hpcopt.models.config import ImageModelConfig, TokenModelConfig
 from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
+from hpcopt.prepare import prepare
 from hpcopt.shapes import SolverConfig, WorkloadConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
 from hpcopt.solvers.kaisa.solver import KaisaConfig
+from hpcopt.train import main
+from hpcopt.trainer.resume import Position
 
 FAMILIES = {
     "WORKLOADS": WorkloadConfig,
@@ -63,11 +67,10 @@ def package(tmp_path, monkeypatch):
     (folder / "__init__.py").touch()
     (folder / "solver.py").write_text(SOLVER)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(plugins, "LOADED", {})
     yield folder
     for name in [n for n in sys.modules if n == "mine" or n.startswith("mine.")]:
         del sys.modules[name]
-    for name in [n for n in plugins.LOADED if n.startswith("mine.")]:
-        del plugins.LOADED[name]
 
 
 @pytest.fixture
@@ -208,3 +211,84 @@ def test_a_subclass_of_a_builtin_is_not_called_like_it():
 
     assert Mine().name.endswith("<locals>.Mine")
     assert KaisaConfig().name == "kaisa"
+
+
+PARTS = """
+import torch
+from hpcopt.compress import Codec
+from hpcopt.compress.qsgd import QSGD
+from hpcopt.exchange import TwoPhaseConfig
+from hpcopt.optim import OptimizerConfig, ScheduleConfig
+from hpcopt.models.mlp import MlpConfig
+from hpcopt.solvers.data_parallel import DataParallelConfig
+from hpcopt.workloads.image_classification import ImageClassificationConfig
+
+class Rprop(OptimizerConfig):
+    lr: float = 0.01
+
+    def build(self, parameters):
+        return torch.optim.Rprop(list(parameters), lr=self.lr)
+
+class Halving(ScheduleConfig):
+    def decayed(self, progress, rest):
+        return 0.5 ** (4 * rest)
+
+class Coarse(QSGD):
+    pass
+
+class Exchange(TwoPhaseConfig):
+    pass
+
+class Network(MlpConfig):
+    pass
+
+class Images(ImageClassificationConfig):
+    pass
+
+class Solver(DataParallelConfig):
+    pass
+"""
+
+
+def test_one_new_file_is_a_part_of_every_family_with_no_line_in_ours(package, tmp_path, capsys):
+    (package / "parts.py").write_text(PARTS)
+    prepare("digits", tmp_path)
+    job = tmp_path / "own.toml"
+    job.write_text(
+        f"""
+[run]
+name = "own"
+steps = 4
+[workload]
+name = "mine.parts:Images"
+data = "{tmp_path}/digits"
+batch = 64
+model = {{ name = "mine.parts:Network", hidden = [8] }}
+[solver]
+name = "mine.parts:Solver"
+optimizer = {{ name = "mine.parts:Rprop", lr = 0.001 }}
+schedule = {{ name = "mine.parts:Halving" }}
+[exchange]
+name = "mine.parts:Exchange"
+codec = {{ name = "mine.parts:Coarse", bits = 2 }}
+"""
+    )
+    assert main([str(job), "--run-dir", str(tmp_path / "run")]) == 0
+    assert "all steps done after step 4" in capsys.readouterr().out
+    assert sorted(plugins.provenance()) == [
+        f"mine.parts:{name}"
+        for name in sorted(("Coarse", "Exchange", "Halving", "Images", "Network", "Rprop", "Solver"))
+    ]
+    with h5py.File(tmp_path / "run/metrics.h5") as file:
+        assert set(json.loads(file.attrs["plugins"])) == set(plugins.provenance())
+
+
+def test_a_resume_under_another_file_warns(package, path, tmp_path):
+    read_job(path)
+    before = Position(plugins=plugins.provenance())
+    assert before.changed_plugins(plugins.provenance()) == []
+    (package / "solver.py").write_text(SOLVER + "\n# changed\n")
+    plugins.LOADED.clear()
+    read_job(path)
+    (warning,) = before.changed_plugins(plugins.provenance())
+    assert warning.startswith("warning: mine.solver:MySolver is another than the one that this run began with")
