@@ -33,7 +33,7 @@ class Family:
         default: the name of a section that has none.
         builtins: "module:Class" by short name.
         """
-        self._what, self._default, self._builtins = what, default, builtins
+        self.what, self._default, self._builtins = what, default, builtins
         self._plugged_in: dict[str, type[Choice]] = {}
 
     def find(self, name: str) -> type[Choice]:
@@ -49,7 +49,7 @@ class Family:
             hint = f'did you mean "{near[0]}"? There are' if near else "there are"
             known = ", ".join(self._builtins)
             raise ValueError(
-                f'there is no {self._what} "{name}"; {hint} {known}, and "package.module:Class" for one of your own'
+                f'there is no {self.what} "{name}"; {hint} {known}, and "package.module:Class" for one of your own'
             )
         self._plugged_in[name] = found = import_class(name, Choice)
         return found
@@ -90,13 +90,13 @@ class Family:
         except ValueError as error:
             complaint = PydanticCustomError("name", "{complaint}", {"complaint": str(error)})
             raise ValidationError.from_exception_data(
-                self._what, [{"type": complaint, "loc": ("name",), "input": section.get("name")}]
+                self.what, [{"type": complaint, "loc": ("name",), "input": section.get("name")}]
             ) from None
         return found.model_validate({key: value for key, value in section.items() if key != "name"})
 
     def _fitting(self, name: Any, kind: Any) -> type[Choice]:
         if not name:
-            raise ValueError(f"which {self._what}? There are {', '.join(self._builtins)}")
+            raise ValueError(f"which {self.what}? There are {', '.join(self._builtins)}")
         if not isinstance(name, str):
             raise ValueError(f"{name!r} is no text")
         found = self.find(name)

@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from hpcopt.errors import CheckpointError
+from hpcopt.errors import fitting
 from hpcopt.exchange import Exchange
-from hpcopt.shapes import Solver, SolverConfig, StepStats, Task, Tree
-from hpcopt.shapes.context import Context
+from hpcopt.shapes import Context, Solver, SolverConfig, StepStats, Task, Tree
 
 
 class NormalisedConfig(SolverConfig):
@@ -53,8 +52,6 @@ class Normalised(Solver):
         return {"exchange": self._exchange.rank_state_dict()}
 
     def load_state_dict(self, shared: Tree, parts: Sequence[Tree]) -> None:
-        try:
+        with fitting("the job's model or exchange"):
             self.model.load_state_dict(shared["model"])
             self._exchange.load_state_dict([part["exchange"] for part in parts])
-        except (KeyError, RuntimeError) as error:
-            raise CheckpointError(f"the checkpoint does not fit the job's model or exchange: {error}") from error

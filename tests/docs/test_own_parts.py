@@ -1,0 +1,20 @@
+"""The solver in docs/own_parts.md is the one that the tests train, word for word."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_pages_solver_is_the_one_that_is_tested():
+    page = (ROOT / "docs/own_parts.md").read_text()
+    assert (ROOT / "tests/outsider/my_solver.py").read_text() in re.findall(r"```python\n(.*?)```", page, re.S)
+
+
+def test_every_section_of_a_family_is_in_the_table():
+    from hpcopt import families
+    from hpcopt.family import Family
+
+    page = (ROOT / "docs/own_parts.md").read_text()
+    for family in (value for value in vars(families).values() if isinstance(value, Family)):
+        assert re.search(rf"`\[(\w+\.)?{family.what}\]`", page), family.what
