@@ -46,7 +46,7 @@ for CONFIG in [
     RingConfig(codec=SharedTopK(fraction=0.1)),
     VoteConfig(),
     VoteConfig(by_nodes=True),
-    VoteConfig(weights="learned", packed=True),
+    VoteConfig(weights="learned"),
 ]:
     for size in (2, 3):
         for before, after in run_ranks(size, program):

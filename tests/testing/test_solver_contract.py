@@ -71,7 +71,7 @@ def test_every_solver_keeps_the_contract(config, settings):
 
 
 def test_no_solver_is_left_out():
-    assert CASES.keys() == SOLVERS.choices(SolverConfig).keys()
+    assert CASES.keys() == {name for name in SOLVERS.choices(SolverConfig) if ":" not in name}
 
 
 class Forgetful(DataParallel):

@@ -61,7 +61,7 @@ class Session:
     def train(self, first: int, count: int) -> list[float]:
         """Losses of the whole batches."""
         batches = self.workload.train_batches(self.solver.data_rank, self.solver.data_size, first)
-        losses = [self.solver.step(next(batches)).loss for _ in range(count)]
+        losses = [self.solver.step(next(batches)).loss or 0.0 for _ in range(count)]  # a rank may have none
         return self.world.all_reduce(torch.tensor(losses, dtype=torch.float64)).tolist()
 
     def model(self) -> dict[str, torch.Tensor]:

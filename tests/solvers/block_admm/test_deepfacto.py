@@ -66,7 +66,7 @@ def test_the_joint_steps_remember_no_plain_gradient():
     before = parameters(s._f).clone()
     s.step(every[s._plain_steps])
     moved = (parameters(s._f) - before).abs()
-    torch.testing.assert_close(moved[moved > 0.5e-2], torch.full_like(moved[moved > 0.5e-2], 1e-2), rtol=1e-3, atol=0)
+    torch.testing.assert_close(moved[moved > 0.5e-2], torch.full_like(moved[moved > 0.5e-2], 1e-2), rtol=1e-2, atol=0)
     assert float((moved > 0.5e-2).double().mean()) > 0.3
 
 
