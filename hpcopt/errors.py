@@ -32,6 +32,11 @@ class HpcoptError(Exception):
     exit_code = EXIT_BAD_INPUT
     on_every_rank = False  # whether all ranks raise it at the same place, so that none waits for this one
 
+    def __str__(self) -> str:
+        """The message; what it quotes of files and command lines reaches no terminal as an escape code."""
+        shown = (c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in super().__str__())
+        return "".join(shown)
+
     def everywhere(self) -> Self:
         """Mark an error that all ranks raise here, from the same facts; give it back for ``raise``."""
         self.on_every_rank = True
