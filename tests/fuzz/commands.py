@@ -95,6 +95,8 @@ def limits() -> Iterator[None]:
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder for what one example makes, under the current one."""
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+    """A folder for what one example makes, under the current one. A training that failed may still be writing a
+    checkpoint into it, in a thread that ends with the process.
+    """
+    with tempfile.TemporaryDirectory(dir=Path.cwd(), ignore_cleanup_errors=True) as folder:
         yield Path(folder)
