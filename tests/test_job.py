@@ -66,6 +66,7 @@ def test_the_resolved_job_is_a_job_again(path):
         ("workload.btach=64", '--set: unknown key "workload.btach"; did you mean "batch"?'),
         ("run.steps=ten", "--set: run.steps: Input should be a valid integer"),
         ("run.step=10", 'did you mean "steps"?'),
+        ("run.name=..", "run.name: String should match pattern"),
         ("run.epochs=0", "run.epochs: Input should be greater than 0"),
         (
             "solver.optimizer.name=adam",

@@ -55,7 +55,7 @@ class RunConfig(Config):
     """How a job runs."""
 
     name: str = Field(
-        "run", pattern=r"^[\w.+-]+$", description="names the run directory, runs/NAME, unless --run-dir does"
+        "run", pattern=r"^[\w+-][\w.+-]*$", description="names the run directory, runs/NAME, unless --run-dir does"
     )
     backend: Backend = Field("mpi", description="what carries collectives: mpi4py, or Horovod (dense collectives only)")
     device: DeviceChoice = Field(
