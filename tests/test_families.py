@@ -69,6 +69,8 @@ def package(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(plugins, "LOADED", {})
     yield folder
+    for name in FAMILIES:
+        getattr(families, name)._plugged_in.clear()
     for name in [n for n in sys.modules if n == "mine" or n.startswith("mine.")]:
         del sys.modules[name]
 
