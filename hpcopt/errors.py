@@ -33,9 +33,11 @@ class HpcoptError(Exception):
     on_every_rank = False  # whether all ranks raise it at the same place, so that none waits for this one
 
     def __str__(self) -> str:
-        """The message; what it quotes of files and command lines reaches no terminal as an escape code."""
-        shown = (c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in super().__str__())
-        return "".join(shown)
+        """The message; what it quotes of files and command lines reaches no terminal as an escape code, and each byte
+        of a name that is no character (a lone surrogate, which no encoding takes) as a ``?``.
+        """
+        known = super().__str__().encode(errors="replace").decode()
+        return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in known)
 
     def everywhere(self) -> Self:
         """Mark an error that all ranks raise here, from the same facts; give it back for ``raise``."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hpcopt.errors import JobError
 from hpcopt.prepare import prepare
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
@@ -61,3 +62,7 @@ def test_commands_show_question_marks(folder, command, arguments, said):
     done = hpcopt(folder, command, *arguments)
     assert said in done.stdout + done.stderr, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_message_quotes_neither_escape_codes_nor_what_no_encoding_takes():
+    assert str(JobError("größe\n\x1b[31m, gr\udcc3\udcb6\ud800e")) == "größe\n\\x1b[31m, gr???e"
