@@ -5,6 +5,7 @@
 
 MPI      ?= mpich
 RANKS    ?= 2
+WORKERS  ?= 2
 VENV     := $(if $(filter mpich,$(MPI)),.venv,.venv-$(MPI))
 PYTHON   := $(VENV)/bin/python
 PIP      := $(PYTHON) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -26,7 +27,7 @@ train: $(VENV)/ready data/digits
 	$(PYTHON) -m hpcopt.report runs/quickstart
 
 test: $(VENV)/ready-to-test check
-	$(PYTHON) -m pytest -m "parallel[1] and not slurm"
+	$(PYTHON) -m pytest --numprocesses $(WORKERS) --dist loadfile -m "parallel[1] and not slurm"
 	for n in 2 3 4; do timeout 900 $(MPIRUN) -n $$n $(PYTHON) -m pytest -m "parallel[$$n] and not slurm" || exit 1; done
 	$(PYTHON) -m pytest -m slurm
 
