@@ -4,7 +4,7 @@
     mpirun -n 4 python benchmarks/training.py train ring               the same, to count steps, where no link is slow
     mpirun -n 4 python benchmarks/training.py attacked --flips --learned             a vote with a liar among the ranks
     sbatch --exclusive benchmarks/training.sh cost --link 1gbit        what a step takes and sends, overlapped and not
-    python benchmarks/training.py table                                all of it, into docs/training.md
+    python benchmarks/training.py table                                all of it, into docs/results/training.md
 
 How many steps a row needs is the same on any network: a run's numbers do not depend on when messages arrive. What a
 step costs is the median over turns of eight steps, with bytes as the network interfaces count them. Every record is a
@@ -32,7 +32,7 @@ from hpcopt.report.figure import Figure
 
 JOB = Path("jobs/fashion_resnet.toml")
 RECORDS = Path(__file__).with_suffix(".jsonl")
-PAGE, PICTURE = Path("docs/training.md"), "training"
+PAGE, PICTURE = Path("docs/results/training.md"), "training"
 LINKS = {"100mbit": "100 Mbit/s", "1gbit": "1 Gbit/s"}
 TARGET = 0.90
 COMMON = ["run.epochs=4", "solver.optimizer.lr=0.1", "exchange.bucket_mb=0.1"]
@@ -232,7 +232,7 @@ def write_page() -> None:
     axes = {"xaxis": {"title": {"text": f"seconds on links of {name}"}}, "yaxis": {"title": {"text": "test accuracy"}}}
     axes["yaxis"]["range"] = [0.7, 0.92]
     figure = Figure(PICTURE, "Accuracy over time", "", lines, axes | {"height": 560}, {})
-    pictures.write([figure], PAGE.parent)
+    pictures.write([figure], PAGE.parents[1] / "pictures")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Write the table in docs/codecs.md: python docs/codecs_table.py [codecs.h5]
+"""Write the table in docs/concepts/codecs.md: python docs/codecs_table.py [codecs.h5]
 
 The promises and the bits come from the codecs; the speeds from the file that ``benchmarks/codecs.py --out`` wrote, or
 else they stay as they are in the page.
@@ -30,7 +30,7 @@ from hpcopt.compress import (
     TopK,
 )
 
-PAGE = Path(__file__).with_name("codecs.md")
+PAGE = Path(__file__).parent / "concepts/codecs.md"
 BEGIN, END = "<!-- table: python docs/codecs_table.py -->", "<!-- end of table -->"
 N = 1_000_000
 

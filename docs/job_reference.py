@@ -1,4 +1,4 @@
-"""Write docs/job.md, the reference of every key of a job file, from the schema: python docs/job_reference.py"""
+"""Write docs/reference/job.md, every key of a job file, from the schema: python docs/job_reference.py"""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from hpcopt.job import Job
 
-PAGE = Path(__file__).with_name("job.md")
+PAGE = Path(__file__).parent / "reference/job.md"
 
 HEAD = """\
 # Job reference

@@ -69,7 +69,7 @@ class Run:
         return model.eval()
 
     def metrics(self, table: str = "steps") -> dict[str, np.ndarray]:
-        """Columns of a table of metrics.h5 by name, each with a row a step; docs/format.md says what they are.
+        """Columns of a table of metrics.h5 by name, a row a step; docs/reference/format.md says what they are.
 
         Args:
             table: "steps", "evaluations", "starts" or "choices".

@@ -66,7 +66,7 @@ LABELLED = {"": 1.0, "-tenth": 0.1, "-hundredth": 0.01, "-coarse": 1.0}  # part 
 METHODS = {base + kind: settings for kind in LABELLED for base, settings in BASES.items()}
 LABELS = {"deepfacto": "DeepFacto", "posthoc": "NMF afterwards"}
 KINDS = {"": "all labels", "-tenth": "1,000 labels", "-hundredth": "100 labels", "-coarse": "four coarse labels"}
-PICTURE = Path("docs/factors.png")
+PICTURE = Path("docs/pictures/factors.png")
 
 
 def network(seed: int, classes: int) -> nn.Sequential:

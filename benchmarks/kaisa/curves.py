@@ -1,4 +1,4 @@
-"""What runs.jsonl holds, as tables in docs/kaisa.md and curves in docs/convergence.png.
+"""What runs.jsonl holds, as tables in docs/concepts/kaisa.md and curves in docs/pictures/convergence.png.
 
     python benchmarks/kaisa/curves.py
 
@@ -132,7 +132,7 @@ def picture(best: dict[str, dict[str, list[Run]]], step_s: dict[str, dict[str, f
         template="plotly_white", font_size=15, legend={"orientation": "h", "y": 1.06, "yanchor": "bottom"},
         margin={"l": 60, "r": 20, "t": 90, "b": 40},
     )  # fmt: skip
-    figure.write_image(DOCS / "convergence.png", width=1100, height=400 * len(best) + 60, scale=1.5)
+    figure.write_image(DOCS / "pictures/convergence.png", width=1100, height=400 * len(best) + 60, scale=1.5)
 
 
 def main() -> None:
@@ -141,13 +141,13 @@ def main() -> None:
     best = {task: chosen([r for r in runs if r["task"] == task]) for task in tasks}
     times = json.loads(STEP_TIMES.read_text())
     step_s = {task: {name: statistics.median(rounds) for name, rounds in times[task].items()} for task in tasks}
-    page = (DOCS / "kaisa.md").read_text()
+    page = (DOCS / "concepts/kaisa.md").read_text()
     for task in tasks:
         tried = trials([run for run in runs if run["task"] == task])
         text = f"{results(best[task], step_s[task])}\n\nAll trials, seed 0:\n\n{tried}"
         begin, end = f"<!-- begin {task}: benchmarks/kaisa/curves.py -->", f"<!-- end {task} -->"
         page = re.sub(f"{begin}.*?{end}", lambda _, t=text, b=begin, e=end: f"{b}\n{t}\n{e}", page, flags=re.DOTALL)
-    (DOCS / "kaisa.md").write_text(page)
+    (DOCS / "concepts/kaisa.md").write_text(page)
     picture(best, step_s)
 
 

@@ -5,7 +5,7 @@ Two classes of links: inside a node, where every rank has its own, and between n
 one. A round of messages takes as long as its slowest link; kernels (sums, codecs) are straight lines as well. Pure
 functions of measured numbers (``hpcopt.comm.calibration``): nothing here communicates.
 
-With one node and links without distinction the sums are the closed forms of docs/collectives.md.
+With one node and links without distinction the sums are the closed forms of docs/concepts/collectives.md.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Codecs: gradients into few bytes and back. docs/codecs.md says which one when.
+"""Codecs: gradients into few bytes and back. docs/concepts/codecs.md says which one when.
 
 - ``Codec``: the stateless codecs, tensor -> payload -> tensor; ``PerTensor`` chooses among them.
 - ``Residuals``: what error feedback keeps, by parameter name; who sends owns them.

@@ -54,10 +54,10 @@ class Codec(CodecConfig, ABC):
     It says what else is true of it: ``variance`` if it is unbiased, ``contraction``, ``gain`` if it enlarges,
     ``linear`` with ``summable``, ``shared_seed``. A field ``bucket`` has tensors cut at its multiples. Optional are
     ``_encode_feedback``, error feedback in one sweep, and ``_encode_on_device`` and ``_decode_on_device``, for GPUs.
-    ``hpcopt.testing.codec.check_codec`` holds a codec to all this; docs/codecs.md has an example.
+    ``hpcopt.testing.codec.check_codec`` holds a codec to all this; docs/concepts/codecs.md has an example.
     """
 
-    wire_version: ClassVar[int] = 1  # of the payload's layout (docs/codecs.md); a change of layout is a new version
+    wire_version: ClassVar[int] = 1  # of the payload's layout (docs/concepts/codecs.md); another layout, a new version
     linear: ClassVar[bool] = False  # payloads may be summed on the way: their decoded sum is the sum of the decoded
     shared_seed: ClassVar[bool] = False  # all ranks must encode with the same seed
 
@@ -228,7 +228,7 @@ class Codec(CodecConfig, ABC):
     def _refuse(self, x: Tensor) -> NoReturn:
         raise UnsupportedError(
             f'codec {self.name!r} works in main memory only, not on {x.device}: use [run] device = "cpu", or a codec '
-            "that docs/gpu.md lists"
+            "that docs/concepts/gpu.md lists"
         )
 
 

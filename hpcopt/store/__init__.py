@@ -1,3 +1,3 @@
 """HDF5 on disk: training data as shards, checkpoints without pickle, and the metrics of a run. Documented in
-docs/format.md.
+docs/reference/format.md.
 """

@@ -11,7 +11,7 @@
 
 The root's attributes say what ran where. One process writes, in blocks; every block is one change that takes effect as
 a whole (hpcopt/store/journal.py). All columns of a group have the same length; what was not measured is NaN, or -1 in
-whole numbers. docs/format.md describes the file for other readers.
+whole numbers. docs/reference/format.md describes the file for other readers.
 """
 
 import contextlib

@@ -4,7 +4,7 @@ The file holds the tree as a JSON document, in which a tensor is a number into a
 one dtype as one contiguous array, so that thousands of small tensors cost no more than a few large ones. Values go to
 their place in the file as plain bytes, past the locks of HDF5 and of the interpreter, so other threads run on. A CRC-32
 over the document and all values is verified on load: it guards against accidents, not against an adversary, and costs
-less than the disk, which a cryptographic sum does not. docs/format.md describes the layout.
+less than the disk, which a cryptographic sum does not. docs/reference/format.md describes the layout.
 """
 
 import contextlib

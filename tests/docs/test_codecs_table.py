@@ -1,4 +1,4 @@
-"""The table in docs/codecs.md says what the codecs say of themselves, and the page knows every codec."""
+"""The table in docs/concepts/codecs.md says what the codecs say of themselves, and the page knows every codec."""
 
 import runpy
 from pathlib import Path
@@ -17,11 +17,11 @@ def script() -> dict:
 
 
 def test_the_table_is_up_to_date(script):
-    held = [row[:6] for row in script["table_of"]((DOCS / "codecs.md").read_text())]
+    held = [row[:6] for row in script["table_of"]((DOCS / "concepts/codecs.md").read_text())]
     assert held == script["promises"](), "run: python docs/codecs_table.py"
 
 
 def test_every_codec_is_in_the_page(script):
-    page = (DOCS / "codecs.md").read_text()
+    page = (DOCS / "concepts/codecs.md").read_text()
     for name in CODECS.choices(CodecConfig):
         assert f"`{name}`" in page

@@ -8,4 +8,4 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 def test_the_page_is_up_to_date():
     generated = runpy.run_path(str(DOCS / "job_reference.py"))["reference"]()
-    assert (DOCS / "job.md").read_text() == generated, "run: python docs/job_reference.py"
+    assert (DOCS / "reference/job.md").read_text() == generated, "run: python docs/job_reference.py"

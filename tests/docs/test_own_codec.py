@@ -1,4 +1,4 @@
-"""The example of a codec of one's own in docs/codecs.md works as it stands: alone, in a job, and between ranks."""
+"""The codec that docs/concepts/codecs.md makes works as it stands: alone, in a job, and between ranks."""
 
 import re
 import sys
@@ -13,7 +13,7 @@ from hpcopt.comm.world import World
 from hpcopt.exchange import Exchange, TwoPhaseConfig
 from hpcopt.job import read_job
 
-PAGE = Path(__file__).parents[2] / "docs" / "codecs.md"
+PAGE = Path(__file__).parents[2] / "docs" / "concepts" / "codecs.md"
 JOB = '[run]\nsteps = 1\n[workload]\ndata = "data/digits"\n'
 
 

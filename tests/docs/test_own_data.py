@@ -12,7 +12,7 @@ import pytest
 
 from tests.launching import ROOT, mpirun
 
-PAGE = Path(__file__).parents[2] / "docs" / "own_data.md"
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "own_data.md"
 
 
 @pytest.fixture(scope="module")

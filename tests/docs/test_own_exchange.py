@@ -1,4 +1,4 @@
-"""The example of an exchange of one's own in docs/exchange.md works as it stands: its contract, and in a job."""
+"""The exchange that docs/concepts/exchange.md makes works as it stands: its contract, and in a job."""
 
 import re
 import sys
@@ -13,7 +13,7 @@ from hpcopt.comm.world import World
 from hpcopt.exchange import Exchange
 from hpcopt.job import read_job
 
-PAGE = Path(__file__).parents[2] / "docs" / "exchange.md"
+PAGE = Path(__file__).parents[2] / "docs" / "concepts" / "exchange.md"
 JOB = '[run]\nsteps = 1\n[workload]\ndata = "data/digits"\n'
 
 

@@ -1,4 +1,4 @@
-"""The solver in docs/own_parts.md is the one that the tests train, word for word."""
+"""The solver in docs/howto/own_parts.md is the one that the tests train, word for word."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_pages_solver_is_the_one_that_is_tested():
-    page = (ROOT / "docs/own_parts.md").read_text()
+    page = (ROOT / "docs/howto/own_parts.md").read_text()
     assert (ROOT / "tests/outsider/my_solver.py").read_text() in re.findall(r"```python\n(.*?)```", page, re.S)
 
 
@@ -15,6 +15,6 @@ def test_every_section_of_a_family_is_in_the_table():
     from hpcopt import families
     from hpcopt.family import Family
 
-    page = (ROOT / "docs/own_parts.md").read_text()
+    page = (ROOT / "docs/howto/own_parts.md").read_text()
     for family in (value for value in vars(families).values() if isinstance(value, Family)):
         assert re.search(rf"`\[(\w+\.)?{family.what}\]`", page), family.what

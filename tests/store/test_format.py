@@ -1,4 +1,4 @@
-"""Other programs can read the files: xarray with h5netcdf, and h5py with nothing but docs/format.md."""
+"""Other programs can read the files: xarray with h5netcdf, and h5py with nothing but docs/reference/format.md."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ from hpcopt.store.tree import write_tree
 from tests.store.test_metrics import PHASES, block
 from tests.store.test_metrics import file as metrics_file
 
-FORMAT = Path(__file__).parents[2] / "docs" / "format.md"
+FORMAT = Path(__file__).parents[2] / "docs" / "reference" / "format.md"
 __all__ = ["metrics_file"]
 
 

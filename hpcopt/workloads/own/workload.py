@@ -30,7 +30,7 @@ SAMPLES = "samples"  # the sum that counts test samples
 
 
 class TorchConfig(WorkloadConfig):
-    """A torch network and data sets of your own, see docs/own_data.md."""
+    """A torch network and data sets of your own, see docs/howto/own_data.md."""
 
     may_change: ClassVar[frozenset[str]] = frozenset(
         {"network", "network_arguments", "loss", "loss_arguments", "scores", "test", "test_arguments", "test_samples"}

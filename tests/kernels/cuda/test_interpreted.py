@@ -119,7 +119,7 @@ def test_inf_and_nan_are_refused(codec):
 
 @pytest.mark.parametrize("codec", [c for c in CODECS if c.name in HOST_ONLY], ids=label)
 def test_codecs_without_such_loops_say_so(codec):
-    with loops_for_a_gpu(), pytest.raises(UnsupportedError, match=r"main memory only.*docs/gpu\.md"):
+    with loops_for_a_gpu(), pytest.raises(UnsupportedError, match=r"main memory only.*docs/concepts/gpu\.md"):
         codec.encode(gaussian(65), seed=0)
     payload = codec.encode(gaussian(65), seed=0)
     with loops_for_a_gpu(), pytest.raises(UnsupportedError, match="main memory only"):
