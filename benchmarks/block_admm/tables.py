@@ -1,4 +1,4 @@
-"""Writes what was recorded into the tables of docs/concepts/block_admm.md:  python -m benchmarks.block_admm.tables"""
+"""Writes what was recorded into the tables of docs/results/block_admm.md:  python -m benchmarks.block_admm.tables"""
 
 import contextlib
 import io
@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.block_admm import accuracy, factors, hard, pipeline
 from benchmarks.block_admm.bench import recorded
 
-PAGE = Path("docs/concepts/block_admm.md")
+PAGE = Path("docs/results/block_admm.md")
 TABLES = {
     "accuracy": accuracy.table,
     "hard": hard.table,

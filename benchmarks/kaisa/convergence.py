@@ -3,7 +3,7 @@
     python benchmarks/kaisa/convergence.py sweep TASK OPTIMIZER               # every setting of the grid, short
     python benchmarks/kaisa/convergence.py run TASK OPTIMIZER SEED --steps 1000 [--set lr=0.1 damping=3]
     python benchmarks/kaisa/convergence.py clock                              # what a step takes
-    python benchmarks/kaisa/curves.py                                  # tables and curves into docs/concepts/kaisa.md
+    python benchmarks/kaisa/curves.py                                  # tables and curves into docs/results/kaisa.md
 
 Tasks: ``autoencoder`` (784-1000-500-250-30 and back, tanh, Bernoulli cross-entropy, batch 512) and ``resnet`` (ResNet-8
 with GroupNorm, cross-entropy, batch 128), both on Fashion-MNIST less 2,500 held-out training images. Over a run's steps

@@ -1,4 +1,4 @@
-"""What runs.jsonl holds, as tables in docs/concepts/kaisa.md and curves in docs/pictures/convergence.png.
+"""What runs.jsonl holds, as tables in docs/results/kaisa.md and curves in docs/pictures/convergence.png.
 
     python benchmarks/kaisa/curves.py
 
@@ -141,13 +141,13 @@ def main() -> None:
     best = {task: chosen([r for r in runs if r["task"] == task]) for task in tasks}
     times = json.loads(STEP_TIMES.read_text())
     step_s = {task: {name: statistics.median(rounds) for name, rounds in times[task].items()} for task in tasks}
-    page = (DOCS / "concepts/kaisa.md").read_text()
+    page = (DOCS / "results/kaisa.md").read_text()
     for task in tasks:
         tried = trials([run for run in runs if run["task"] == task])
         text = f"{results(best[task], step_s[task])}\n\nAll trials, seed 0:\n\n{tried}"
         begin, end = f"<!-- begin {task}: benchmarks/kaisa/curves.py -->", f"<!-- end {task} -->"
         page = re.sub(f"{begin}.*?{end}", lambda _, t=text, b=begin, e=end: f"{b}\n{t}\n{e}", page, flags=re.DOTALL)
-    (DOCS / "concepts/kaisa.md").write_text(page)
+    (DOCS / "results/kaisa.md").write_text(page)
     picture(best, step_s)
 
 

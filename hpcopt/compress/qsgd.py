@@ -31,7 +31,16 @@ class QSGD(ScaledCodes):
 
     @property
     def levels(self) -> int:
-        """The s of the paper."""
+        """The s of the paper.
+
+        >>> import torch
+        >>> codec, x = QSGD(bits=8), torch.linspace(-1, 1, 512)
+        >>> payload = codec.encode(x, seed=0)
+        >>> payload.numel(), codec.levels
+        (516, 127)
+        >>> bool((codec.decode(payload, 512) - x).abs().max() <= 1 / codec.levels)
+        True
+        """
         return (1 << (self.bits - 1)) - 1
 
     def variance(self, n: int) -> float:

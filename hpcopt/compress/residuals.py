@@ -27,7 +27,13 @@ def views(flat: Tensor, layout: Layout) -> dict[str, Tensor]:
 
 
 class Residuals:
-    """One float32 tensor a parameter, zero at first, stored flat by bucket."""
+    """One float32 tensor a parameter, zero at first, stored flat by bucket.
+
+    >>> residuals = Residuals()
+    >>> _ = residuals.flat({"weight": (2, 2), "bias": (2,)}, torch.device("cpu")).fill_(1.0)
+    >>> residuals.flat({"bias": (2,)}, torch.device("cpu"))  # in another bucket now, and still owed
+    tensor([1., 1.])
+    """
 
     def __init__(self) -> None:
         self._buckets: dict[tuple[str, ...], Tensor] = {}

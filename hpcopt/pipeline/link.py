@@ -16,7 +16,8 @@ from hpcopt.compress import Codec
 from hpcopt.seeds import derive
 from hpcopt.shapes.context import Context
 
-UP, DOWN = 1, 2
+UP = 1
+DOWN = 2
 
 
 class Link:

@@ -1,4 +1,4 @@
-"""The tables in docs/concepts/block_admm.md are those that the recorded runs give."""
+"""The tables in docs/results/block_admm.md are those that the recorded runs give."""
 
 from benchmarks.block_admm.tables import PAGE, written
 

@@ -188,8 +188,9 @@ class Kaisa:
         """After the inner optimizer's step, if ``damping_due`` before it. Collective: one all-reduce of four numbers.
 
         Args:
-            before, after: the loss of the step's batch with the parameters as they were and as they are: this rank's
-                mean, or with ``averaged=False`` its summand of the global one. Evaluate within ``paused()``.
+            before: the loss of the step's batch with the parameters as they were: this rank's mean, or with
+                ``averaged=False`` its summand of the global one. Evaluate within ``paused()``.
+            after: the same with the parameters as they are now.
         """
         trial, self._trial = self._trial, None
         if trial is None:
