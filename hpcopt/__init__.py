@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Kaisa", "open_run"]
+__all__ = ["Kaisa", "Replicator", "open_run"]
 
 if TYPE_CHECKING:
+    from hpcopt.replicator import Replicator
     from hpcopt.runs import open_run
     from hpcopt.solvers.kaisa.preconditioner import Kaisa
 
@@ -15,6 +16,10 @@ def __getattr__(name: str) -> Any:  # so that `import hpcopt` alone stays light
         from hpcopt.solvers.kaisa.preconditioner import Kaisa
 
         return Kaisa
+    if name == "Replicator":
+        from hpcopt.replicator import Replicator
+
+        return Replicator
     if name == "open_run":
         from hpcopt.runs import open_run
 

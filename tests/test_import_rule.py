@@ -22,7 +22,7 @@ FLOORS = [
     {"trainer"},
     {"workloads", "solvers"},
     {"pipeline"},
-    {"shapes"},
+    {"shapes", "replicator"},
     {"exchange"},
     {"comm"},
     {"models", "optim", "compress", "store"},

@@ -158,6 +158,9 @@ class _Done:
     def wait(self) -> int:
         return self._sent_bytes
 
+    def done(self) -> bool:
+        return True
+
 
 class _Receive:
     def __init__(self, mailbox: "SimpleQueue[Any]", out: Tensor, source: int, exact: bool) -> None:
@@ -178,6 +181,9 @@ class _Receive:
         self._out.view(-1).view(torch.uint8)[:sent_bytes].copy_(message.view(-1).view(torch.uint8))
         self._received_bytes = sent_bytes
         return sent_bytes
+
+    def done(self) -> bool:
+        return self._received_bytes is not None or not self._mailbox.empty()
 
 
 def _kind(x: Tensor) -> str:

@@ -146,13 +146,20 @@ class _MpiRequest:
     def __init__(self, request: MPI.Request, x: Tensor, expected_bytes: int | None, peer: int) -> None:
         self._request, self._expected_bytes, self._peer = request, expected_bytes, peer
         self._x = x  # MPI knows its address only
+        self._status: MPI.Status | None = None  # of a message that has come
 
     def wait(self) -> int:
-        status = _poll(self._request)
-        received_bytes: int = status.Get_count(MPI.BYTE)
+        self._status = self._status or _poll(self._request)
+        received_bytes: int = self._status.Get_count(MPI.BYTE)
         if self._expected_bytes not in (None, received_bytes):
             raise PeerError(f"rank {self._peer} sent {received_bytes} bytes, not {self._expected_bytes}")
         return received_bytes
+
+    def done(self) -> bool:
+        status = MPI.Status()
+        if self._status is None and self._request.Test(status):
+            self._status = status
+        return self._status is not None
 
 
 def _poll(request: MPI.Request) -> MPI.Status:

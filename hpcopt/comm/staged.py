@@ -96,3 +96,6 @@ class _Landing:
             target, source = (x.view(-1).view(torch.uint8)[: self._received_bytes] for x in (self._out, self._landing))
             target.copy_(source)
         return self._received_bytes
+
+    def done(self) -> bool:
+        return self._received_bytes is not None or self._request.done()

@@ -31,6 +31,9 @@ class Request(Protocol):
             PeerError: the message that came is not of the size that this rank expected.
         """
 
+    def done(self) -> bool:
+        """Whether ``wait`` would return, or raise, at once."""
+
 
 class SharedMemory(Protocol):
     """Memory that every rank of a transport can read, some of it each rank's own to write.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.comm import dense
-from hpcopt.comm.agreement import require_same_call
+from hpcopt.comm.agreement import gather_text, require_same_call
 from hpcopt.comm.departure import watch_over
 from hpcopt.comm.launch import check_launch, launch_from
 from hpcopt.comm.loopback import LoopbackHub, LoopbackTransport
@@ -86,12 +86,7 @@ class World:
 
     def gather_text(self, text: str) -> list[str]:
         """Give every rank's text, in rank order. Collective. For names and messages."""
-        encoded = torch.frombuffer(bytearray(text.encode() + b"\n"), dtype=torch.uint8)[:-1]
-        lengths = self.all_gather(torch.tensor([encoded.numel()]))
-        padded = torch.zeros(int(lengths.max()), dtype=torch.uint8)
-        padded[: encoded.numel()] = encoded
-        rows = self.all_gather(padded)
-        return [bytes(row[: int(length)].tolist()).decode() for row, length in zip(rows, lengths, strict=True)]
+        return gather_text(self.all_gather, text)
 
     def broadcast_integers(self, numbers: Sequence[int], root: int = 0) -> list[int]:
         """Give rank root's numbers, however many, on every rank. Collective."""

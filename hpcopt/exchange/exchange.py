@@ -23,6 +23,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from hpcopt.comm.agreement import require_same_call
 from hpcopt.comm.traffic import dense_all_reduce_bytes
@@ -93,7 +94,9 @@ class Exchange:
         self._thread = ThreadPoolExecutor(1, "exchange") if config.overlap and self._transport.threaded else None
         self._step = 0
         self._rearm(1)
-        self._hooks = {p: p.register_post_accumulate_grad_hook(self._ready) for p in self._bucket_of}  # type: ignore[no-untyped-call]
+        self._hooks: dict[nn.Parameter, RemovableHandle] = {}
+        for p in self._bucket_of:
+            self._watch(p)
 
     def remove(self) -> None:
         """Leave the parameters alone from now on, so that another exchange can be made for them."""
@@ -204,6 +207,11 @@ class Exchange:
                 "from the same job file?"
             ).everywhere()
 
+    def _watch(self, p: nn.Parameter) -> None:
+        """Learn when its gradient is complete, if anything is to go before ``finish``."""
+        if self._thread is not None:
+            self._hooks[p] = p.register_post_accumulate_grad_hook(self._ready)  # type: ignore[no-untyped-call]
+
     def _rearm(self, backwards: int) -> None:
         self._passes_left = dict.fromkeys(self._bucket_of, backwards)
         self._waiting_for = [len(bucket.views) for bucket in self.buckets]
@@ -244,8 +252,9 @@ class Exchange:
         bucket = self._bucket_of[old]
         bucket.replace(old, new)
         self._bucket_of = {new if p is old else p: b for p, b in self._bucket_of.items()}
-        self._hooks.pop(old).remove()
-        self._hooks[new] = new.register_post_accumulate_grad_hook(self._ready)  # type: ignore[no-untyped-call]
+        if old in self._hooks:
+            self._hooks.pop(old).remove()
+        self._watch(new)
 
     def _complete(self) -> None:
         """Exchange the step's other buckets, wait for all, and be ready for the next step, whatever went wrong."""
@@ -263,8 +272,6 @@ class Exchange:
             self._rearm(1)
 
     def _next_incomplete(self) -> int:
-        if self._thread is None:
-            return 0
         waiting = self._waiting_for
         return next((k for k in range(self._next, len(waiting)) if waiting[k]), len(waiting))
 

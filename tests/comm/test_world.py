@@ -7,6 +7,7 @@ import types
 import pytest
 import torch
 
+from hpcopt.comm.agreement import require_same_call
 from hpcopt.comm.dense import SHORT_BYTES
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World, alone, connect
@@ -104,6 +105,14 @@ def test_in_debug_mode_different_calls_are_told_before_they_hang():
     ):
         with pytest.raises(PeerError, match=f"about to run different collectives: {said}"):
             run_ranks(3, lambda t, program=program: program(World(t, debug=True)))
+
+
+def test_calls_that_differ_late_in_a_long_description():
+    def program(t):
+        require_same_call(t, f"all_reduce of {'(3,) ' * 100}{t.rank // 2}")
+
+    with pytest.raises(PeerError, match=r"ranks \[0, 1\] 'all_reduce .*0'; ranks \[2\] 'all_reduce .*1'"):
+        run_ranks(3, program)
 
 
 def test_groups_know_their_numbers_in_the_job():
