@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.comm.mpi import abort
-from hpcopt.comm.traffic import Traffic, dense_all_reduce_bytes
+from hpcopt.comm.traffic import Traffic
 from hpcopt.comm.transport import Op, Transport
 
 _REDUCIBLE = (torch.float16, torch.float32, torch.float64, torch.int32, torch.int64)
@@ -41,26 +41,28 @@ class HorovodTransport(Transport):
             return
         if x.dtype not in _REDUCIBLE:
             self._refuse(f"all_reduce of {x.dtype}")
-        self.traffic.sent_bytes += dense_all_reduce_bytes(x.numel() * x.element_size(), self.size)
+        self._count("all_reduce", x)
         if x.numel():
             hvd.allreduce_(x, op=_OPS[op], name=self._next("all_reduce"))
 
     def broadcast(self, x: Tensor, root: int = 0) -> None:
-        self.traffic.sent_bytes += x.numel() * x.element_size() if self.rank == root and self.size > 1 else 0
+        self._count("broadcast", x, root)
         if x.numel():
-            hvd.broadcast_(x, root, name=self._next("broadcast"))
+            hvd.broadcast_(_bytes(x), root, name=self._next("broadcast"))
 
     def all_gather(self, x: Tensor, out: Tensor) -> None:
-        self.traffic.sent_bytes += x.numel() * x.element_size() * (self.size - 1)
+        self._count("all_gather", x)
         if x.numel():
-            out.copy_(hvd.allgather(x.unsqueeze(0), name=self._next("all_gather")))
+            received = hvd.allgather(_bytes(x).unsqueeze(0), name=self._next("all_gather"))
+            _bytes(out).copy_(received.view(-1))
 
     def all_to_all(self, x: Tensor, out: Tensor) -> None:
-        self.traffic.sent_bytes += x.numel() * x.element_size() * (self.size - 1) // self.size
+        self._count("all_to_all", x)
         if x.numel():
             one_each = torch.ones(self.size, dtype=torch.int32)
-            received, _ = hvd.alltoall(x, one_each, name=self._next("all_to_all"))
-            out.copy_(received)
+            rows = _bytes(x).view(self.size, -1)
+            received, _ = hvd.alltoall(rows, one_each, name=self._next("all_to_all"))
+            _bytes(out).copy_(received.view(-1))
 
     def duplicate(self) -> "HorovodTransport":
         return HorovodTransport(f"{self._channel}.{next(self._duplicates)}")
@@ -78,3 +80,8 @@ class HorovodTransport(Transport):
 
     def _next(self, what: str) -> str:
         return f"{self._channel}.{what}.{next(self._order)}"
+
+
+def _bytes(x: Tensor) -> Tensor:
+    """x's memory, flat: Horovod moves bytes, and knows few other dtypes."""
+    return x.detach().view(-1).view(torch.uint8)

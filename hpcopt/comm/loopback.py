@@ -82,6 +82,7 @@ class LoopbackTransport(Transport):
         return _Receive(self._hub.mailbox(source, self.rank, tag), out, source, exact)
 
     def all_reduce(self, x: Tensor, op: Op = "sum") -> None:
+        self._count("all_reduce", x)
         parts = self._everyones(x)
         total = parts[0].clone()
         for part in parts[1:]:
@@ -90,17 +91,20 @@ class LoopbackTransport(Transport):
         x.copy_(total)
 
     def broadcast(self, x: Tensor, root: int = 0) -> None:
+        self._count("broadcast", x, root)
         parts = self._everyones(x)
         if self.rank != root:
             x.copy_(parts[root])
         self._wait()
 
     def all_gather(self, x: Tensor, out: Tensor) -> None:
+        self._count("all_gather", x)
         for place, part in zip(out, self._everyones(x), strict=True):
             place.copy_(part)
         self._wait()
 
     def all_to_all(self, x: Tensor, out: Tensor) -> None:
+        self._count("all_to_all", x)
         for place, part in zip(out, self._everyones(x), strict=True):
             place.copy_(part[self.rank])
         self._wait()

@@ -8,7 +8,7 @@ from mpi4py import MPI
 from torch import Tensor
 
 from hpcopt.comm.launch import hand_over_output
-from hpcopt.comm.traffic import Traffic, dense_all_reduce_bytes
+from hpcopt.comm.traffic import Traffic
 from hpcopt.comm.transport import LINE_BYTES, SHARED_BYTES, Op, Request, SharedMemory, Transport
 from hpcopt.errors import PeerError, UnsupportedError
 
@@ -48,19 +48,19 @@ class MpiTransport(Transport):
             self.all_reduce(wide, op)
             x.copy_(wide)
             return
-        self.traffic.sent_bytes += dense_all_reduce_bytes(x.numel() * x.element_size(), self.size)
+        self._count("all_reduce", x)
         self._comm.Allreduce(MPI.IN_PLACE, x.numpy(), _OPS[op])
 
     def broadcast(self, x: Tensor, root: int = 0) -> None:
-        self.traffic.sent_bytes += x.numel() * x.element_size() if self.rank == root and self.size > 1 else 0
+        self._count("broadcast", x, root)
         _poll(self._comm.Ibcast(_bytes(x), root))
 
     def all_gather(self, x: Tensor, out: Tensor) -> None:
-        self.traffic.sent_bytes += x.numel() * x.element_size() * (self.size - 1)
+        self._count("all_gather", x)
         _poll(self._comm.Iallgather(_bytes(x), _bytes(out)))
 
     def all_to_all(self, x: Tensor, out: Tensor) -> None:
-        self.traffic.sent_bytes += x.numel() * x.element_size() * (self.size - 1) // self.size
+        self._count("all_to_all", x)
         self._comm.Alltoall(_bytes(x), _bytes(out))
 
     def barrier(self) -> None:
@@ -149,7 +149,13 @@ class _MpiRequest:
         self._status: MPI.Status | None = None  # of a message that has come
 
     def wait(self) -> int:
-        self._status = self._status or _poll(self._request)
+        try:
+            self._status = self._status or _poll(self._request)
+        except MPI.Exception as error:
+            if error.Get_error_class() != MPI.ERR_TRUNCATE:
+                raise
+            room_bytes = self._x.numel() * self._x.element_size()
+            raise PeerError(f"rank {self._peer} sent more than {room_bytes} bytes") from None
         received_bytes: int = self._status.Get_count(MPI.BYTE)
         if self._expected_bytes not in (None, received_bytes):
             raise PeerError(f"rank {self._peer} sent {received_bytes} bytes, not {self._expected_bytes}")

@@ -11,9 +11,9 @@ class RehearsalTransport(Transport):
 
     name = "rehearsal"
 
-    def __init__(self, size: int, rank: int = 0) -> None:
+    def __init__(self, size: int, rank: int = 0, traffic: Traffic | None = None) -> None:
         self.size, self.rank = size, rank
-        self.traffic = Traffic()
+        self.traffic = traffic or Traffic()
 
     def all_reduce(self, x: Tensor, op: Op = "sum") -> None:
         if op == "sum":
@@ -29,7 +29,7 @@ class RehearsalTransport(Transport):
         out.copy_(x)
 
     def split(self, color: int, key: int) -> "RehearsalTransport":
-        return RehearsalTransport(self.size, self.rank)
+        return RehearsalTransport(self.size, self.rank, self.traffic)
 
     def duplicate(self) -> "RehearsalTransport":
         return RehearsalTransport(self.size, self.rank)

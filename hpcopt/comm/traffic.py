@@ -2,6 +2,9 @@
 
 import time
 from dataclasses import asdict, dataclass
+from typing import Literal
+
+Collective = Literal["all_reduce", "broadcast", "all_gather", "all_to_all"]
 
 
 @dataclass
@@ -58,3 +61,16 @@ class Stopwatch:
 def dense_all_reduce_bytes(payload_bytes: int, size: int) -> int:
     """Bytes that each of ``size`` ranks must at least send so that all have the sum: 2 (P - 1) / P of the payload."""
     return 2 * (size - 1) * payload_bytes // size
+
+
+def least_bytes(collective: Collective, tensor_bytes: int, size: int, *, root: bool = False) -> int:
+    """Bytes that one of ``size`` ranks must at least send in a collective of a library, each with a tensor of so many.
+
+    Args:
+        root: this rank is the one that others get the tensor of.
+    """
+    if collective == "all_reduce":
+        return dense_all_reduce_bytes(tensor_bytes, size)
+    if collective == "broadcast":
+        return tensor_bytes if root and size > 1 else 0
+    return (size - 1) * tensor_bytes // (size if collective == "all_to_all" else 1)

@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn, Protocol
 import torch
 from torch import Tensor
 
-from hpcopt.comm.traffic import Traffic
+from hpcopt.comm.traffic import Collective, Traffic, least_bytes
 from hpcopt.errors import UnsupportedError
 
 Op = Literal["sum", "max", "min"]
@@ -126,6 +126,11 @@ class Transport:
     def communicator(self) -> Any:
         """Of mpi4py, over the same ranks, for libraries that take one."""
         self._refuse("MPI communicator")
+
+    def _count(self, collective: Collective, x: Tensor, root: int = 0) -> None:
+        """Count what a collective that runs inside a library must at least send of this rank's x."""
+        tensor_bytes = x.numel() * x.element_size()
+        self.traffic.sent_bytes += least_bytes(collective, tensor_bytes, self.size, root=self.rank == root)
 
     def _refuse(self, what: str) -> NoReturn:
         raise UnsupportedError(f'the {self.name} transport has no {what}; use [run] backend = "mpi"')
