@@ -96,6 +96,8 @@ def exit_code_of(error: BaseException) -> int:
     """The process's exit code for an error that nobody has caught."""
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED
+    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code:
+        return error.code
     return error.exit_code if isinstance(error, HpcoptError) else EXIT_BUG
 
 

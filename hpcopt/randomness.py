@@ -1,14 +1,21 @@
-"""Where torch's random generators stand on this rank: that of the CPU, and that of its GPU if it computes on one."""
+"""Where random generators stand on this rank: torch's, that of the CPU and that of its GPU if it computes on one; and
+numpy's and Python's own, from which data sets like to draw.
+"""
 
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+_PYTHON: random.Random = random._inst
+
 
 def random_state() -> dict[str, Tensor]:
-    """The generators' states, for a checkpoint."""
+    """The states of torch's generators."""
     state = {"rng": torch.get_rng_state()}
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda_rng"] = torch.cuda.get_rng_state()
@@ -20,6 +27,54 @@ def set_random_state(state: Mapping[str, Tensor]) -> None:
     torch.set_rng_state(state["rng"])
     if "cuda_rng" in state and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.set_rng_state(state["cuda_rng"])
+
+
+def all_random_states() -> dict[str, Any]:
+    """The states of all of them, for a checkpoint."""
+    return {**random_state(), "python_rng": python_state(), "numpy_rng": np.random.get_state(legacy=False)}
+
+
+def set_all_random_states(state: Mapping[str, Any]) -> None:
+    """Go on from ``all_random_states``; what it does not hold stays as it is."""
+    set_random_state(state)
+    if "python_rng" in state:
+        set_python_state(state["python_rng"])
+    if "numpy_rng" in state:
+        np.random.set_state(state["numpy_rng"])
+
+
+def python_state(generator: random.Random = _PYTHON) -> dict[str, Any]:
+    """Where a generator of Python's stands, by default the one that all share, as a checkpoint takes it."""
+    version, words, gauss = generator.getstate()
+    return {"version": version, "words": np.array(words, np.uint64), "gauss": gauss}
+
+
+def set_python_state(state: Mapping[str, Any], generator: random.Random = _PYTHON) -> None:
+    """Go on from a ``python_state``."""
+    generator.setstate((state["version"], tuple(map(int, state["words"])), state["gauss"]))
+
+
+def seed_draws(seed: int) -> None:
+    """Let what follows be drawn by a seed; the GPU's generator is left alone."""
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def seed_all(seed: int) -> None:
+    """Let what follows be drawn by a seed, on any device."""
+    seed_draws(seed)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def draws_kept() -> Iterator[None]:
+    """What is drawn inside leaves all of them where they were."""
+    kept = all_random_states()
+    try:
+        yield
+    finally:
+        set_all_random_states(kept)
 
 
 @contextmanager

@@ -3,26 +3,20 @@
 import argparse
 import gc
 import os
-import socket
 import sys
-import time
-import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import hpcopt
 from hpcopt.any_text import print_any_text
-from hpcopt.comm.launch import launch_from, leave_exit_code
-from hpcopt.errors import EXIT_DONE, HpcoptError, JobError, exit_code_of
+from hpcopt.comm.launch import launch_from
+from hpcopt.errors import EXIT_DONE, JobError
 from hpcopt.plugins import current_folder_first
 from hpcopt.shipped import shipped
+from hpcopt.trainer.ending import Ending
 from hpcopt.trainer.signals import StopSignals
 
-if TYPE_CHECKING:
-    from hpcopt.comm.world import World
-
 OWN_JOB = Path("job.toml")
-HEAD_START_S = 1.0
 
 EPILOG = """\
 examples:
@@ -86,52 +80,39 @@ def main(arguments: list[str] | None = None) -> int:
 
 def guarded(options: argparse.Namespace, signals: StopSignals) -> int:
     """Do what the options say; whatever ends it on any rank becomes a message and an exit code, for all ranks."""
-    launch = launch_from()
-    world: World | None = None
-    try:
-        check(options)
-        from hpcopt.job import read_job, schema
-        from hpcopt.lean_torch import keep_dynamo_out
+    with Ending(alone=options.dry_run) as ending:
+        ending.exit_code = run(options, signals, ending)
+    ending.leave_exit_code()
+    return ending.exit_code
 
-        keep_dynamo_out()
-        current_folder_first()
-        if options.schema:
-            if options.job:
-                read_job(options.job, options.settings)  # the schema then knows what the job plugs in
-            print(schema())
-            return EXIT_DONE
-        job = read_job(options.job or default_job(), options.settings)
-        if options.dry_run:
-            from hpcopt.plan import plan
 
-            if launch.rank == 0:
-                print(plan(job, options.ranks or launch.size))
-            return EXIT_DONE
+def run(options: argparse.Namespace, signals: StopSignals, ending: Ending) -> int:
+    """Do what the options say; give the exit code."""
+    check(options)
+    from hpcopt.job import read_job, schema
+    from hpcopt.lean_torch import keep_dynamo_out
 
-        from hpcopt.comm.world import connect
-        from hpcopt.training import train
+    keep_dynamo_out()
+    current_folder_first()
+    if options.schema:
+        if options.job:
+            read_job(options.job, options.settings)  # the schema then knows what the job plugs in
+        print(schema())
+        return EXIT_DONE
+    job = read_job(options.job or default_job(), options.settings)
+    if options.dry_run:
+        from hpcopt.plan import plan
 
-        world = connect(job.run.backend, job.run.debug)
-        exit_code = train(job, world, options, signals)
-    except BaseException as error:  # an exit and Ctrl-C, too: the others would wait for this rank
-        exit_code = exit_code_of(error)
-        agreed = isinstance(error, HpcoptError) and error.on_every_rank
-        ends_all = launch.size > 1 and not agreed and not options.dry_run
-        if ends_all:
-            from hpcopt.comm.mpi import abort  # starts MPI, if need be: ranks that start it wait for this one
+        launch = launch_from()
+        if launch.rank == 0:
+            print(plan(job, options.ranks or launch.size))
+        return EXIT_DONE
 
-            if world is None and launch.rank > 0:
-                time.sleep(HEAD_START_S)  # it may be the same on all ranks: then rank 0 says it for all
-        if launch.rank == 0 or not agreed:
-            print(f"hpcopt: {account(error, launch.rank)}", file=sys.stderr, flush=True)
-        if ends_all:
-            leave_exit_code(exit_code)
-            abort(exit_code)
-    if world is not None:
-        world.close()
-    if launch.rank == 0:
-        leave_exit_code(exit_code)
-    return exit_code
+    from hpcopt.comm.world import connect
+    from hpcopt.training import train
+
+    ending.world = connect(job.run.backend, job.run.debug)
+    return train(job, ending.world, options, signals)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -144,18 +125,6 @@ def check(options: argparse.Namespace) -> None:
         ).everywhere()
     if options.ranks < 1:
         raise JobError(f"--ranks {options.ranks}: a job has at least one rank").everywhere()
-
-
-def account(error: BaseException, rank: int) -> str:
-    """What a person is told of what ended a rank."""
-    where = f"rank {rank} on {socket.gethostname()}"
-    match error:
-        case HpcoptError():
-            return f"error{f' on {where}' if rank else ''}: {error}"
-        case KeyboardInterrupt():
-            return f"{where} was interrupted; what came after the last checkpoint is lost"
-        case _:
-            return f"{where} failed:\n{''.join(traceback.format_exception(error))}"
 
 
 def default_job() -> Path:

@@ -137,16 +137,16 @@ def test_checkpoints_in_the_background_are_the_same(job, tmp_path):
 
 
 def test_a_signal_checkpoints_and_asks_for_a_requeue(job, tmp_path, monkeypatch, capsys):
-    from hpcopt.trainer.loop import Trainer
+    from hpcopt.trainer.housekeeping import Housekeeping
 
-    record = Trainer._record
+    record = Housekeeping._record
 
     def record_then_signal(self, *arguments):
         record(self, *arguments)
         if self._position.step == 5:
             os.kill(os.getpid(), signal.SIGUSR1)
 
-    monkeypatch.setattr(Trainer, "_record", record_then_signal)
+    monkeypatch.setattr(Housekeeping, "_record", record_then_signal)
     run = tmp_path / "run"
     assert main([job, "--run-dir", str(run)]) == 85
     assert "told to stop by a signal after step 6 of 12" in capsys.readouterr().out

@@ -13,14 +13,16 @@ def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
     return {"optimizer": type(optimizer).__name__, **optimizer.state_dict()}
 
 
-def restore_optimizer(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
+def restore_optimizer(optimizer: Optimizer, saved: Mapping[str, Any], *, settings: bool = False) -> None:
     """Take over the state of every parameter, and none of the settings: those stay as the optimizer was built.
 
     Torch's own ``load_state_dict`` brings the old settings back, and a changed job would go on under them in silence.
+    Somebody's own loop needs them: its schedulers move the learning rate where it stands.
 
     Args:
         optimizer: new, of the same parameters in the same groups.
         saved: an ``optimizer_state``, or a plain ``state_dict``.
+        settings: take them over, too.
 
     Raises:
         CheckpointError: the state is another optimizer's, or of other parameters.
@@ -35,7 +37,8 @@ def restore_optimizer(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
                 f"the checkpoint holds the state of the optimizer {theirs}, and the job's is {ours}: "
                 f"go on with {theirs}, or start over with --fresh"
             )
-        kept = [{**mine, "params": group["params"]} for mine, group in zip(own, groups, strict=True)]
+        pairs = zip(own, groups, strict=True)
+        kept = [dict(group) if settings else {**mine, "params": group["params"]} for mine, group in pairs]
         optimizer.load_state_dict({"state": saved["state"], "param_groups": kept})
     except (KeyError, TypeError, ValueError, AttributeError) as cause:
         raise CheckpointError(

@@ -1,12 +1,12 @@
 """What the trainer knows of a solver, and what the two hand each other."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hpcopt.config import Choice
 from hpcopt.shapes.context import Context
@@ -14,6 +14,38 @@ from hpcopt.shapes.loss import Loss
 from hpcopt.shapes.stats import StepStats
 
 Tree = Any  # dicts, lists and tuples of tensors, numbers, strings, booleans and None: what a checkpoint holds
+
+
+class Checkpointed(Protocol):
+    """What a checkpoint is made of: a solver, or whatever somebody's own loop keeps.
+
+    Attributes:
+        optimizers: those whose steps alone change their parameters and their own state, so that these stay as they are
+            until the next step; none, if nobody knows.
+    """
+
+    @property
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]: ...
+
+    def gather(self) -> None:
+        """Get ready, on all ranks, with nothing left under way. Collective."""
+
+    def must_be_finite(self) -> Iterable[tuple[str, Tensor]]:
+        """Those, by name, that are worth saving only if they are finite."""
+
+    def state_dict(self) -> Tree:
+        """The state that is the same on all ranks."""
+
+    def rank_state_dict(self) -> Tree:
+        """This rank's own state."""
+
+    def load_state_dict(self, shared: Tree, parts: Sequence[Tree]) -> None:
+        """Restore from ``state_dict`` and from every saved rank's ``rank_state_dict``, read on access; there may be
+        more or fewer than now.
+
+        Raises:
+            CheckpointError: the state does not fit.
+        """
 
 
 class Solver(ABC):
@@ -48,6 +80,12 @@ class Solver(ABC):
         Collective.
         """
 
+    def must_be_finite(self) -> Iterator[tuple[str, Tensor]]:
+        """The parameters, and what their optimizers keep."""
+        yield from self.model.named_parameters()
+        for optimizer in self.optimizers:
+            yield from optimizer_tensors(optimizer)
+
     @abstractmethod
     def plan(self, flops: float) -> dict[str, str]:
         """What a step will do, for a person: lines of (what, how much).
@@ -72,6 +110,14 @@ class Solver(ABC):
         Raises:
             CheckpointError: the state does not fit.
         """
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """What an optimizer keeps of its parameters, with a name for messages."""
+    for state in optimizer.state.values():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                yield f"{key} of the optimizer", value
 
 
 @dataclass(frozen=True)

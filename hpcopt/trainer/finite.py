@@ -1,28 +1,20 @@
-"""Whether a solver's parameters and its optimizers' state are finite: nothing else is worth a checkpoint."""
+"""Whether parameters and their optimizers' state are finite: nothing else is worth a checkpoint."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from hpcopt.comm.world import World
-from hpcopt.shapes.solver import Solver
 
 
-def not_finite(world: World, solver: Solver) -> str | None:
-    """Name a tensor that holds Inf or NaN on some rank, the same on all, or None. Collective; reads all values once."""
-    mine = next((name for name, tensor in _tensors(solver) if not _is_finite(tensor)), "")
+def not_finite(world: World, tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Of tensors by name, name one that holds Inf or NaN on some rank, the same on all, or None. Collective; reads all
+    values once.
+    """
+    mine = next((name for name, tensor in tensors if not _is_finite(tensor)), "")
     everyones = world.gather_text(mine)
     return next((f"{name} on rank {rank}" for rank, name in enumerate(everyones) if name), None)
-
-
-def _tensors(solver: Solver) -> Iterator[tuple[str, Tensor]]:
-    yield from solver.model.named_parameters()
-    for optimizer in solver.optimizers:
-        for state in optimizer.state.values():
-            for key, value in state.items():
-                if isinstance(value, Tensor):
-                    yield f"{key} of the optimizer", value
 
 
 def _is_finite(tensor: Tensor) -> bool:

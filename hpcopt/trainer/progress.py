@@ -51,23 +51,23 @@ class Progress:
         if self._speaks and sys.stdout.isatty() and launch_from().launcher == "none":
             self._bar = _live_bar(total)
 
-    def step(self, done: int, loss: float | None, samples_per_s: float, exchange_share: float) -> None:
-        """Tell of a step; a log gets a line only every so many seconds."""
+    def step(self, done: int, loss: float | None, step_s: float, samples: int | None, exchange_share: float) -> None:
+        """Tell of a step, of so many samples if somebody knows; a log gets a line only every so many seconds."""
         if not self._speaks:
             return
         now_s, loss_text = time.monotonic(), "-" if loss is None else f"{loss:.4g}"
+        unit, rate = ("samples", samples / step_s) if samples else ("steps", 1 / step_s)
         if self._first_step is None:  # it may have paid for what the others find ready: no measure of them
             self._first_step, self._start_s = done, now_s
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done, loss=loss_text, rate=f"{samples_per_s:,.0f}")
+            self._bar.update(self._bar.task_ids[0], completed=done, loss=loss_text, rate=f"{rate:,.0f} {unit}/s")
         if now_s - self._last_s < self._every_s and done < self._total:
             return
         self._last_s = now_s
         steps, left = done - self._first_step, self._total - done
         eta = _duration((now_s - self._start_s) / max(1, steps) * left) if steps or not left else "?"
         line = (
-            f"step={done}/{self._total} loss={loss_text} samples/s={samples_per_s:,.0f} "
-            f"exchange={exchange_share:.0%} eta={eta}"
+            f"step={done}/{self._total} loss={loss_text} {unit}/s={rate:,.0f} exchange={exchange_share:.0%} eta={eta}"
         )
         if self._bar is None:
             self.say(line)
@@ -101,7 +101,7 @@ def _live_bar(total: int) -> "RichProgress":
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]}"),
-        TextColumn("{task.fields[rate]} samples/s"),
+        TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
     bar = RichProgress(*columns)

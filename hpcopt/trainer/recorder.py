@@ -56,7 +56,7 @@ class Recorder:
         """Whether this rank would like to see the buffer written."""
         return bool(self._mine) and time.monotonic() - self._last_flush_s > every_s
 
-    def step(self, step: int, epoch: float, samples: int, stats: StepStats) -> dict[str, float]:
+    def step(self, step: int, epoch: float, samples: float, stats: StepStats) -> dict[str, float]:
         """Take one finished step; give its phases' seconds.
 
         Raises:

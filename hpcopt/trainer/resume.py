@@ -9,8 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from hpcopt.comm.world import World
 from hpcopt.errors import CheckpointError, HpcoptError, JobError
-from hpcopt.randomness import set_random_state
-from hpcopt.shapes.solver import Solver, Tree
+from hpcopt.randomness import set_all_random_states
+from hpcopt.shapes.solver import Checkpointed, Tree
 from hpcopt.shapes.workload import Workload, WorkloadConfig
 from hpcopt.store.checkpoint import SHARED, Checkpoints, ranks_of
 from hpcopt.store.saved_parts import SavedParts
@@ -83,10 +83,11 @@ def _version(plugin: Mapping[str, str]) -> str:
 def restore(
     world: World,
     checkpoints: Checkpoints,
-    solver: Solver,
+    solver: Checkpointed,
     job: Mapping[str, Any],
     say: Callable[[str], None],
     workload: tuple[Workload, WorkloadConfig] | None = None,
+    go_on: Callable[[Tree], None] = set_all_random_states,
 ) -> Position | None:
     """Load the newest checkpoint that is whole, telling of any that is not, and of what the job changes. Collective.
 
@@ -99,6 +100,7 @@ def restore(
         job: as plain data.
         say: tells a person.
         workload: whose data have a state too, and its section of the job.
+        go_on: takes the random generators' states, unless another number of ranks saved them.
 
     Returns:
         Where the run stands, or None if there is no checkpoint.
@@ -121,11 +123,11 @@ def restore(
             solver.load_state_dict(shared, parts.under("solver"))
             if workload is not None:
                 workload[0].load_state_dict(parts.under("data"))
-        if (wrong := not_finite(world, solver)) is not None:
+        if (wrong := not_finite(world, solver.must_be_finite())) is not None:
             say(f"checkpoint of step {step} cannot be used: {wrong} is not finite")
             continue
         if random is not None:
-            set_random_state(random)
+            go_on(random)
         say(f"resumed at step {position.step}" + "".join(f"\nfrom here on {change}" for change in changes))
         return position
     if steps:

@@ -13,8 +13,8 @@ from torch.utils.hooks import RemovableHandle
 from hpcopt.comm.world import World
 from hpcopt.errors import DivergedError, HpcoptError
 from hpcopt.phases import PhaseClock
-from hpcopt.randomness import random_state
-from hpcopt.shapes.solver import Solver, Tree
+from hpcopt.randomness import all_random_states
+from hpcopt.shapes.solver import Checkpointed, Tree
 from hpcopt.store.background import BackgroundWriter
 from hpcopt.store.checkpoint import SHARED, Checkpoints, rank_part
 from hpcopt.store.parallel import require_mpi
@@ -57,7 +57,7 @@ class Saver:
         self._held_s = 0.0
         self.saved_step = saved_step
 
-    def save(self, position: Position, solver: Solver, data: Tree = None) -> None:
+    def save(self, position: Position, solver: Checkpointed, data: Tree = None) -> None:
         """Save what is the same everywhere by rank 0, each rank's own by itself. Collective.
 
         Args:
@@ -70,12 +70,12 @@ class Saver:
         self.finish()
         step, start_s = position.step, time.monotonic()
         solver.gather()
-        if (wrong := not_finite(self._world, solver)) is not None:
+        if (wrong := not_finite(self._world, solver.must_be_finite())) is not None:
             raise DivergedError(f"{wrong} is not finite after step {step}, and is not saved; {self.kept()}")
         with self._world.together():
             if self._world.rank == 0:
                 self._checkpoints.begin(step)
-        own = {**random_state(), "solver": solver.rank_state_dict(), "data": data}
+        own = {**all_random_states(), "solver": solver.rank_state_dict(), "data": data}
         parts = {rank_part(self._world.rank): own}
         if self._world.rank == 0:
             parts[SHARED] = {"position": asdict(position), "solver": solver.state_dict()}
@@ -144,7 +144,7 @@ class Saver:
     def kept(self) -> str:
         """What a run that diverged has left, and what to do with it."""
         steps = ", ".join(map(str, self._checkpoints.steps()))
-        advice = "lower the learning rate or add [solver] clip_norm, and start again"
+        advice = "lower the learning rate or clip gradients (a job: [solver] clip_norm), and start again"
         if not steps:
             return f"no checkpoint was made. To begin at step 0, {advice}"
         return f"the checkpoints of step {steps} are kept. To go on from the newest, {advice}"

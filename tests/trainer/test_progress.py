@@ -10,7 +10,7 @@ def test_a_batch_log(tmp_path, capsys):
     progress.say("hello\nthere")
     progress.begin(100)
     for done in range(1, 101):
-        progress.step(done, 0.5, 1234.0, 0.25)
+        progress.step(done, 0.5, 1.0, 1234, 0.25)
     progress.close()
     out = capsys.readouterr().out
     assert out == (tmp_path / "log.txt").read_text()
@@ -34,7 +34,7 @@ def test_the_first_step_is_no_measure_of_the_others(tmp_path, capsys, monkeypatc
     progress.begin(11)
     for done in range(1, 4):
         now[0] += 600.0 if done == 1 else 1.0
-        progress.step(done, 0.5, 1.0, 0.0)
+        progress.step(done, 0.5, 1.0, 1, 0.0)
     progress.close()
     etas = [line.rpartition("=")[2] for line in capsys.readouterr().out.splitlines()[1:]]
     assert etas == ["?", "0m09s", "0m08s"]
@@ -44,7 +44,7 @@ def test_other_ranks_are_silent(tmp_path, capsys):
     progress = Progress(tmp_path / "log.txt", speaks=False, every_s=0)
     progress.say("hello")
     progress.begin(1)
-    progress.step(1, 0.5, 1.0, 0.0)
+    progress.step(1, 0.5, 1.0, 1, 0.0)
     progress.close()
     assert capsys.readouterr().out == ""
     assert not (tmp_path / "log.txt").exists()

@@ -9,6 +9,7 @@ from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World
 from hpcopt.errors import CheckpointError, DivergedError, HpcoptError, JobError
 from hpcopt.phases import PhaseClock
+from hpcopt.shapes.solver import Solver
 from hpcopt.store.checkpoint import Checkpoints
 from hpcopt.trainer.resume import Position, restore
 from hpcopt.trainer.saver import Saver
@@ -18,7 +19,7 @@ class Counter:
     """A solver with a number that all share and one of each rank's own."""
 
     optimizers = ()
-    pipelined = False
+    must_be_finite = Solver.must_be_finite
 
     def __init__(self, rank: int) -> None:
         self.model = torch.nn.Linear(2, 1)

@@ -13,9 +13,10 @@ import numpy as np
 from torch import Tensor
 
 from hpcopt.errors import DataError
+from hpcopt.randomness import draws_kept, seed_draws
 from hpcopt.seeds import EVERY_RANK, derive
 from hpcopt.workloads.own.layout import Layout
-from hpcopt.workloads.own.user_code import draws, draws_kept, function, made, seed_draws, theirs
+from hpcopt.workloads.own.user_code import draws, function, made, theirs
 
 Rows = dict[str, Tensor]
 

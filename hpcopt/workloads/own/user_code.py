@@ -15,6 +15,7 @@ import torch
 
 from hpcopt.errors import DataError, HpcoptError, JobError
 from hpcopt.plugins import import_object
+from hpcopt.randomness import draws_kept
 
 _HOUSE = str(Path(__file__).parents[2])
 
@@ -78,18 +79,6 @@ def function(name: str, arguments: Mapping[str, Any], what: str, kind: type[Hpco
 
 
 @contextmanager
-def draws_kept() -> Iterator[None]:
-    """What is drawn inside leaves the generators of this process (torch, numpy, random) where they were."""
-    kept = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(kept[0])
-        np.random.set_state(kept[1])
-        random.setstate(kept[2])
-
-
-@contextmanager
 def draws() -> Iterator[list[str]]:
     """Lists, in the end, the generators of this process that were drawn from inside, and puts them back."""
     drawn: list[str] = []
@@ -106,10 +95,3 @@ def _states() -> dict[str, Any]:
         "numpy": (bytes(numpy["state"]["key"]), numpy["state"]["pos"]),
         "random": random.getstate(),
     }
-
-
-def seed_draws(seed: int) -> None:
-    """Let the draws that follow be decided by a seed."""
-    torch.default_generator.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)

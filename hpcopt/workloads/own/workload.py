@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from hpcopt.errors import DataError, JobError
+from hpcopt.randomness import draws_kept, seed_draws
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import Loss, OutputLoss
@@ -24,7 +25,7 @@ from hpcopt.workloads.own.names import Dotted, FunctionOfTorch, ScoreName, not_f
 from hpcopt.workloads.own.samples import Origin
 from hpcopt.workloads.own.scores import BUILTIN, scores_of
 from hpcopt.workloads.own.splits import Split, open_split
-from hpcopt.workloads.own.user_code import draws_kept, function, made, seed_draws, theirs
+from hpcopt.workloads.own.user_code import function, made, theirs
 
 SAMPLES = "samples"  # the sum that counts test samples
 

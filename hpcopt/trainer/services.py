@@ -1,0 +1,157 @@
+"""What a run has around its loop, whoever wrote it: its directory, device, threads, stall watch, log and metrics."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from mpi4py import MPI
+
+import hpcopt
+from hpcopt.comm.device import device_name, use_device
+from hpcopt.comm.launch import machine, usable_threads
+from hpcopt.comm.stall import StallWatch
+from hpcopt.comm.world import World
+from hpcopt.errors import JobError
+from hpcopt.phases import PhaseClock
+from hpcopt.plugins import provenance
+from hpcopt.randomness import set_all_random_states
+from hpcopt.shapes.solver import Checkpointed, Tree
+from hpcopt.shapes.workload import Workload, WorkloadConfig
+from hpcopt.store.checkpoint import Checkpoints
+from hpcopt.store.metrics import MetricsFile, software
+from hpcopt.trainer.progress import Progress
+from hpcopt.trainer.recorder import Recorder
+from hpcopt.trainer.resume import Position, restore
+from hpcopt.trainer.run import RunConfig, RunDirectory
+
+
+class Services:
+    """Of one start of a run, while it is entered.
+
+    Attributes:
+        run: its settings.
+        world, device: of this rank.
+        directory: that the run has to itself.
+        checkpoints: in it.
+        progress: speaks to people.
+    """
+
+    def __init__(self, run: RunConfig, world: World, directory: RunDirectory, name: str) -> None:
+        """Take threads and a device, and begin the log. Collective.
+
+        Args:
+            run: its settings.
+            world: the ranks.
+            directory: from ``open_directory``.
+            name: of the run, for people.
+        """
+        self.run, self.world, self.directory, self._name = run, world, directory, name
+        torch.set_num_threads(run.threads or usable_threads(world.local_size))
+        self.device = use_device(world, run.device)
+        self._devices = world.gather_text(device_name(self.device))
+        self.checkpoints = Checkpoints(directory.checkpoints, run.keep_checkpoints)
+        self.progress = Progress(directory.log, speaks=world.rank == 0, every_s=run.log_every_s)
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        world, directory = self.world, self.directory
+        self._open.enter_context(directory)
+        self._open.callback(setattr, world, "watch", world.watch)
+        world.watch = StallWatch(directory.path / "stalls", world.rank, world.hosts, self.run.stall_s)
+        self._open.enter_context(world.watch)
+        self._open.enter_context(self.progress)
+        self.progress.say(
+            f"hpcopt {hpcopt.__version__}: {self._name}, {world.size} ranks on {world.nodes} hosts, "
+            f"{self.run.backend}, {' and '.join(dict.fromkeys(self._devices))}, {torch.get_num_threads()} threads a "
+            f"rank, into {directory.path}"
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def resume(
+        self,
+        state: Checkpointed,
+        job: Mapping[str, Any],
+        *,
+        required: bool,
+        workload: tuple[Workload, WorkloadConfig] | None = None,
+        go_on: Callable[[Tree], None] = set_all_random_states,
+    ) -> Position:
+        """Restore a state from the newest whole checkpoint; give where the run stands. Collective.
+
+        Args:
+            state, workload, go_on: see ``restore``.
+            job: as plain data.
+            required: whether there must be a checkpoint.
+
+        Raises:
+            JobError: it is ``required``, but there is no checkpoint.
+        """
+        if required and not self.world.broadcast_integers(self.checkpoints.steps()):
+            raise JobError(f"--resume, but {self.checkpoints.folder} has no checkpoint").everywhere()
+        say = self.progress.say
+        position = restore(self.world, self.checkpoints, state, job, say, workload, go_on) or Position()
+        say("\n".join(position.changed_plugins(provenance())))
+        position.job, position.ranks, position.plugins = dict(job), self.world.size, provenance()
+        return position
+
+    def record(self, position: Position, clock: PhaseClock, job: Mapping[str, Any], text: str) -> Recorder:
+        """Write job.toml, and create metrics.h5 or mark a restart in it; one that was lost goes on where the checkpoint
+        is. Collective.
+
+        Args:
+            position: where the run stands.
+            clock: whose phases are recorded.
+            job: as plain data.
+            text: it, for job.toml.
+        """
+        world, file = self.world, MetricsFile(self.directory.metrics)
+        threads_per_core = world.threads_per_core(torch.get_num_threads(), machine())
+        with world.together():
+            if world.rank == 0:
+                self.directory.write_job(text)
+                attributes = self._attributes(job, threads_per_core)
+                if os.path.lexists(file.path):
+                    file.restart(position.step, world.size, attributes, phases=clock.phases)
+                else:
+                    file.create(world.size, clock.phases, attributes, step=position.step, time_s=position.elapsed_s)
+        return Recorder(world, file, clock, position.elapsed_s)
+
+    def _attributes(self, job: Mapping[str, Any], threads_per_core: float) -> dict[str, Any]:
+        """What a run's records say of it: the job, the machine, the software and what was plugged in."""
+        return {
+            **software(),
+            "title": self._name,
+            "config": json.dumps(job),
+            "plugins": json.dumps(provenance()),
+            "hostnames": self.world.hosts,
+            "mpi_library": MPI.Get_library_version().splitlines()[0].split(",")[0],
+            "torch_version": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "seed": self.run.seed,
+            "threads_per_core": threads_per_core,
+            "oversubscribed": threads_per_core > 1,
+            "devices": self._devices,
+        }
+
+
+def open_directory(path: Path, world: World, *, fresh: bool) -> RunDirectory:
+    """Make the run directory, or find it again; it must be one that all ranks see. Collective."""
+    directory = RunDirectory(path)
+    with world.together():
+        if world.rank == 0:
+            directory.take(fresh=fresh)
+    with world.together():
+        if not directory.log.exists():
+            raise JobError(
+                f"the run directory {path} is not visible here: it must be on a file system that all hosts share"
+            )
+        if not os.access(path, os.W_OK):
+            raise JobError(f"cannot write to the run directory {path}: Permission denied")
+    return directory
