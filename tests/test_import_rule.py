@@ -16,7 +16,7 @@ FLOORS = [
     {"cli", "new", "train", "report", "submit", "checkpoint"},
     {"plan", "training"},
     {"prepare", "testing"},
-    {"build", "runs"},
+    {"build", "runs", "session"},
     {"job"},
     {"job_text"},
     {"trainer"},
