@@ -11,7 +11,7 @@ Ranks are threads of this process.
 import copy
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from hpcopt.exchange import ExchangeConfig, RingConfig
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import SolverConfig, Tree
 from hpcopt.testing.problem import Problem
+from hpcopt.testing.scales import Scales
 
 STEPS, AFTER = 5, 4
 PROBLEM, RING = Problem(), RingConfig()
@@ -39,14 +40,16 @@ class Run:
         losses: of its steps, summed over the ranks; NaN where no rank had one.
         parameters: of the gathered model, flat.
         shared, own: the solver's state after the last step.
-        sent_bytes: of this rank.
+        sent_bytes: of this rank in each step, as ``world.traffic`` has them after it.
+        carried_bytes: that its transports carried in each step.
     """
 
     losses: list[float]
     parameters: Tensor
     shared: Tree
     own: Tree
-    sent_bytes: int
+    sent_bytes: list[int]
+    carried_bytes: list[int]
 
 
 @dataclass(frozen=True)
@@ -64,18 +67,22 @@ class Trial:
         tasks = [self.problem.task() for _ in range(size)]  # here, where no other thread draws
 
         def program(transport: Transport) -> Run:
-            world = World(transport)
+            scales = Scales(transport)
+            world = World(scales)
             solver = self.config.build(tasks[world.rank], self.context(world, total))
             if saved:
                 solver.load_state_dict(copy.deepcopy(saved[0].shared), [copy.deepcopy(run.own) for run in saved])
-            losses = [
-                solver.step(batch).loss
-                for batch in self.problem.batches(solver.data_rank, solver.data_size, steps, first)
-            ]
+            losses, sent_bytes, carried_bytes = list[float | None](), list[int](), list[int]()
+            world.traffic.lap()
+            scales.lap()
+            for batch in self.problem.batches(solver.data_rank, solver.data_size, steps, first):
+                losses.append(solver.step(batch).loss)
+                sent_bytes.append(world.traffic.lap().sent_bytes)
+                carried_bytes.append(scales.lap())
             solver.gather()
             shared, own = copy.deepcopy((solver.state_dict(), solver.rank_state_dict()))
             parameters = torch.cat([p.detach().reshape(-1).clone() for p in solver.model.parameters()])
-            return Run(_summed(world, losses), parameters, shared, own, world.traffic.lap().sent_bytes)
+            return Run(_summed(world, losses), parameters, shared, own, sent_bytes, carried_bytes)
 
         return run_ranks(size, program)
 
@@ -106,6 +113,7 @@ def check_solver(
         check_same_curve(trial, sizes)
     for size in sizes:
         check_equal_on_all_ranks(trial, size)
+        check_bytes(trial, size)
         check_resume(trial, size)
         check_damage(trial, size)
     for before in sizes:
@@ -137,6 +145,18 @@ def check_equal_on_all_ranks(trial: Trial, size: int) -> None:
     assert torch.equal(runs[0].parameters, again[0].parameters), f"{trial.config.name}: the same run gives other bits"
 
 
+def check_bytes(trial: Trial, size: int) -> None:
+    """After each step ``world.traffic`` has what the rank's transports carried in it, those of threads and groups too;
+    one rank alone sends nothing.
+    """
+    for rank, run in enumerate(trial.run(size)):
+        who = f"{trial.config.name}: rank {rank} of {size}"
+        assert run.sent_bytes == run.carried_bytes, (
+            f"{who} sent {run.carried_bytes} bytes in its steps, and recorded {run.sent_bytes}"
+        )
+        assert size > 1 or not any(run.sent_bytes), f"{who} has nobody to send {run.sent_bytes} bytes to"
+
+
 def check_resume(trial: Trial, size: int) -> None:
     """Saved after some steps and taken up by a new solver, training ends with the bits of one that went on."""
     straight = trial.run(size, STEPS + AFTER)
@@ -166,7 +186,7 @@ def check_damage(trial: Trial, size: int) -> None:
     saved = trial.run(size, 1)
     for key in saved[0].shared:
         shared = {name: value for name, value in saved[0].shared.items() if name != key}
-        damaged = [Run(run.losses, run.parameters, shared, run.own, 0) for run in saved]
+        damaged = [replace(run, shared=shared) for run in saved]
         try:
             trial.run(size, 0, saved=damaged)
         except CheckpointError:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from hpcopt.comm import dense
 from hpcopt.exchange import TwoPhaseConfig, VoteConfig
 from hpcopt.families import SOLVERS
 from hpcopt.models.nmf import FactorMlpConfig
@@ -22,7 +23,7 @@ from hpcopt.solvers.splitting.altmin import AltMinConfig
 from hpcopt.solvers.splitting.bcd import BcdConfig
 from hpcopt.solvers.splitting.dladmm import DlAdmmConfig
 from hpcopt.testing.problem import CLASSES, FEATURES, Problem
-from hpcopt.testing.solver import Trial, check_damage, check_equal_on_all_ranks, check_resume, check_solver
+from hpcopt.testing.solver import Trial, check_bytes, check_damage, check_equal_on_all_ranks, check_resume, check_solver
 
 
 @cache
@@ -100,13 +101,42 @@ class Apart(DataParallel):
         return stats
 
 
+class Untold(DataParallel):
+    """Keeps a norm to itself that it sums with a transport of its own."""
+
+    def __init__(self, config, task, context):
+        super().__init__(config, task, context)
+        self._own = context.world.transport.duplicate()
+
+    def step(self, batch):
+        stats = super().step(batch)
+        dense.all_reduce(self._own, torch.ones(5))
+        return stats
+
+
+class Twice(DataParallel):
+    """Counts what it sends beside those who count it."""
+
+    def __init__(self, config, task, context):
+        super().__init__(config, task, context)
+        self._traffic = context.world.traffic
+
+    def step(self, batch):
+        stats = super().step(batch)
+        self._traffic.sent_bytes += self._exchange.planned_bytes()
+        return stats
+
+
 class Wrong(DataParallelConfig):
     """Builds one of the above."""
 
     kind: str
 
     def build(self, task: Task, context: Context) -> Solver:
-        return {"forgetful": Forgetful, "careless": Careless, "apart": Apart}[self.kind](self, task, context)
+        return WRONG[self.kind](self, task, context)
+
+
+WRONG = {"forgetful": Forgetful, "careless": Careless, "apart": Apart, "untold": Untold, "twice": Twice}
 
 
 @pytest.mark.parametrize(
@@ -115,6 +145,8 @@ class Wrong(DataParallelConfig):
         ("forgetful", check_resume, 1, "ends with other bits"),
         ("careless", check_damage, 1, "KeyError|is not refused"),
         ("apart", check_equal_on_all_ranks, 2, "rank 1 of 2 differs"),
+        ("untold", check_bytes, 2, "rank 0 of 2 sent .* and recorded"),
+        ("twice", check_bytes, 3, "rank 0 of 3 sent .* and recorded"),
     ],
 )
 def test_what_breaks_the_contract_is_noticed(kind, check, size, complaint):
