@@ -1,17 +1,24 @@
 """From a job to the objects that train: the one way, for training, the dry run, benchmarks and tests."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from hpcopt.comm.world import World
+from hpcopt.errors import DataError, JobError
 from hpcopt.exchange import RingConfig
+from hpcopt.held import require_attributes
 from hpcopt.job import Job
 from hpcopt.phases import PhaseClock
+from hpcopt.plugins import LOADED
+from hpcopt.randomness import draws_kept
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Solver, Task
 from hpcopt.shapes.workload import Workload
 from hpcopt.workloads.on_device import on_device
+from hpcopt.workloads.own.user_code import theirs
 
 CPU = torch.device("cpu")
 
@@ -48,7 +55,45 @@ def build(job: Job, world: World, device: torch.device = CPU, *, verify: bool = 
         if verify:
             workload.verify(world.rank, world.size)
     job.check_ranks(world.size)
+    require_attributes(workload, Workload)
+    if LOADED:
+        with world.together():
+            try_once(workload)
     workload = on_device(workload, device)
     torch.manual_seed(job.run.seed * 1_000_003 + world.rank)  # what a rank draws from here on is its own
     context = replace(context, steps=job.run.total_steps(workload.steps_per_epoch))
-    return Built(context, workload, job.solver.build(Task(workload.model, workload.loss), context))
+    solver = job.solver.build(Task(workload.model, workload.loss), context)
+    require_attributes(solver, Solver)
+    return Built(context, workload, solver)
+
+
+def one_sample(workload: Workload) -> Any:
+    """A batch of one test sample.
+
+    Raises:
+        DataError: there is none.
+    """
+    batch = next(iter(workload.test_batches(0, 1)), None)
+    if batch is None or not len(batch):
+        raise DataError("the workload has no test samples")
+    return batch.split(len(batch))[0]
+
+
+def try_once(workload: Workload) -> None:
+    """Go through network and loss once, where parts of a job are somebody's: what does not fit together is a message
+    now, and no traceback later.
+
+    Raises:
+        JobError: it does not.
+    """
+    model, what = workload.model, "one test sample through the network and the loss"
+    training = model.training
+    with draws_kept(), theirs(what, JobError):
+        loss = workload.loss(model.eval(), one_sample(workload))
+        model.train(training)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise JobError(f"{what} gave {type(loss).__name__}, not a tensor of one number, the mean")
+    if not loss.requires_grad:
+        raise JobError(
+            f"{what} gave a loss without a gradient: does the network detach it, or a module switch them off?"
+        )

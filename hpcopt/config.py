@@ -12,6 +12,8 @@ from pydantic import (
     model_validator,
 )
 
+from hpcopt.held import Held
+
 OFF = "off"  # None, which TOML cannot say
 
 
@@ -46,7 +48,7 @@ class Config(BaseModel):
         return section
 
 
-class Choice(Config):
+class Choice(Config, Held):
     """A section that is one of a family (``hpcopt/families.py``): another of the family may stand in its place.
 
     Attributes:

@@ -26,6 +26,14 @@ EXIT_REQUEUE = 85
 EXIT_INTERRUPTED = 130
 
 
+def printable(text: str) -> str:
+    """A text of anybody's for a terminal, which obeys none of it: escape codes are shown, and each byte of a name that
+    is no character (a lone surrogate, which no encoding takes) is a ``?``.
+    """
+    known = text.encode(errors="replace").decode()
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in known)
+
+
 class HpcoptError(Exception):
     """A failure that its message explains to the person who ran the job, without a traceback."""
 
@@ -33,11 +41,8 @@ class HpcoptError(Exception):
     on_every_rank = False  # whether all ranks raise it at the same place, so that none waits for this one
 
     def __str__(self) -> str:
-        """The message; what it quotes of files and command lines reaches no terminal as an escape code, and each byte
-        of a name that is no character (a lone surrogate, which no encoding takes) as a ``?``.
-        """
-        known = super().__str__().encode(errors="replace").decode()
-        return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in known)
+        """The message; what it quotes of files and command lines reaches no terminal as an escape code."""
+        return printable(super().__str__())
 
     def everywhere(self) -> Self:
         """Mark an error that all ranks raise here, from the same facts; give it back for ``raise``."""

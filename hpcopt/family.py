@@ -10,6 +10,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from hpcopt.config import Choice
+from hpcopt.errors import JobError
 from hpcopt.plugins import import_class
 
 _ANY_OTHER = {
@@ -92,7 +93,10 @@ class Family:
             raise ValidationError.from_exception_data(
                 self.what, [{"type": complaint, "loc": ("name",), "input": section.get("name")}]
             ) from None
-        return found.model_validate({key: value for key, value in section.items() if key != "name"})
+        made = found.model_validate({key: value for key, value in section.items() if key != "name"})
+        if lacking := [key for key in found.model_fields if not hasattr(made, key)]:
+            raise ValueError(f"{found.__qualname__}.__init__ sets no {', '.join(lacking)}: leave it to pydantic")
+        return made
 
     def _fitting(self, name: Any, kind: Any) -> type[Choice]:
         if not name:
@@ -129,4 +133,7 @@ def _words(kind: Any) -> str:
 
 
 def _dump(section: Choice, info: SerializationInfo) -> dict[str, Any]:
-    return section.model_dump(mode=info.mode, exclude_none=info.exclude_none, exclude_defaults=info.exclude_defaults)
+    dump = section.model_dump(mode=info.mode, exclude_none=info.exclude_none, exclude_defaults=info.exclude_defaults)
+    if not isinstance(dump, dict):
+        raise JobError(f"{type(section).__qualname__}.model_dump() gave {type(dump).__name__}, not a dictionary")
+    return dump

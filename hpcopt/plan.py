@@ -3,7 +3,7 @@
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hpcopt.build import build
+from hpcopt.build import build, one_sample
 from hpcopt.comm.device import planned_device
 from hpcopt.comm.rehearsal import RehearsalTransport
 from hpcopt.comm.world import World
@@ -42,10 +42,10 @@ def sample_flops(workload: Workload) -> float:
     """Floating-point operations of one sample's matrix products and convolutions, forward and backward (which has two
     for each one forward), found by going forward once.
     """
-    batch = next(iter(workload.test_batches(0, 1)))
+    sample = one_sample(workload)
     training = workload.model.training
     workload.model.eval()  # batch normalisation takes no single sample otherwise
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        workload.loss(workload.model, batch.split(len(batch))[0])
+        workload.loss(workload.model, sample)
     workload.model.train(training)
     return 3.0 * float(counter.get_total_flops())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hpcopt.build import build
 from hpcopt.comm.world import World
-from hpcopt.errors import JobError
+from hpcopt.errors import JobError, printable
 from hpcopt.job import Job
 from hpcopt.plugins import LOADED
 from hpcopt.prepare import prepare_if_missing
@@ -53,7 +53,7 @@ def say_plugins(progress: Progress) -> None:
         version = f", {plugin.distribution} {plugin.version}" if plugin.distribution else ""
         progress.say(f"plugged in: {plugin.name} from {plugin.file}{version}")
         if plugin.printed:
-            progress.say(f"warning: {plugin.name} printed while it was imported: {plugin.printed.strip()}")
+            progress.say(f"warning: {plugin.name} printed while it was imported: {printable(plugin.printed.strip())}")
 
 
 def check_target(job: Job, workload: Workload) -> None:

@@ -29,6 +29,7 @@ FLOORS = [
     {"families"},
     {"family"},
     {"any_text", "config", "kernels", "lean_torch", "phases", "plugins", "randomness", "sbatch", "seeds", "shipped"},
+    {"held"},
     {"errors"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

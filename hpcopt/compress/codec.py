@@ -25,6 +25,7 @@ from hpcopt.config import Choice
 from hpcopt.errors import NonFiniteError, PayloadError, UnsupportedError
 
 ALIGNMENT = 8  # bytes; where a payload may begin in a larger buffer
+LARGEST_PAYLOAD = 1 << 48  # bytes; no machine has as many
 NOT_FINITE = 0x7F800000  # the bits of Inf; magnitudes that are not finite are at or above it
 
 Floats = NDArray[np.float32]
@@ -115,7 +116,7 @@ class Codec(CodecConfig, ABC):
         if not x.numel():
             return room[:0]
         if on_host(x):
-            return room[: self._encode(float_array(x), seed, first, room.numpy())]
+            return self._head(room, self._encode(float_array(x), seed, first, room.numpy()))
         return room[: self._encode_on_device(x.detach(), seed, first, room)]
 
     def decode(self, payload: Tensor, n: int, out: Tensor | None = None) -> Tensor:
@@ -161,7 +162,8 @@ class Codec(CodecConfig, ABC):
         if not x.numel():
             return room[:0]
         if on_host(x):
-            return room[: self._encode_feedback(float_array(x), float_array(residual), seed, first, room.numpy())]
+            size = self._encode_feedback(float_array(x), float_array(residual), seed, first, room.numpy())
+            return self._head(room, size)
         residual.add_(x)
         size = self._encode_on_device(residual, seed, first, room)
         self._decode_on_device(room[:size], residual, -1.0, True)
@@ -216,6 +218,8 @@ class Codec(CodecConfig, ABC):
 
     def _room(self, x: Tensor, out: Tensor | None) -> Tensor:
         size = self.max_bytes(x.numel())
+        if not 0 <= size < LARGEST_PAYLOAD:
+            raise UnsupportedError(f"codec {self.name!r}: max_bytes({x.numel()}) = {size} is no size of a payload")
         if out is None:
             return torch.empty(size, dtype=torch.uint8, device=x.device)
         if out.dtype != torch.uint8 or out.numel() < size or out.data_ptr() % ALIGNMENT:
@@ -224,6 +228,11 @@ class Codec(CodecConfig, ABC):
                 f"multiple of {ALIGNMENT} bytes, got {out.dtype} of {out.numel()}"
             )
         return out[:size]
+
+    def _head(self, room: Tensor, size: int) -> Tensor:
+        if not 0 <= size <= room.numel():
+            raise UnsupportedError(f"codec {self.name!r}: _encode used {size} of {room.numel()} bytes")
+        return room[:size]
 
     def _refuse(self, x: Tensor) -> NoReturn:
         raise UnsupportedError(

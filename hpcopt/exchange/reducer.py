@@ -12,11 +12,12 @@ from hpcopt.compress import Codec
 from hpcopt.errors import UnsupportedError
 from hpcopt.exchange.bucket import Bucket
 from hpcopt.exchange.choices import Choices
+from hpcopt.held import Held
 
 Tree = Any  # dicts of tensors, as a checkpoint holds them
 
 
-class Reducer(ABC):
+class Reducer(Held, ABC):
     """Sums buckets over the ranks, and owns what that needs between steps.
 
     Attributes:

@@ -10,7 +10,10 @@ from hpcopt.errors import CheckpointError
 
 def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
     """Torch's ``state_dict``, and the optimizer's name."""
-    return {"optimizer": type(optimizer).__name__, **optimizer.state_dict()}
+    state = optimizer.state_dict()
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{type(optimizer).__name__}.state_dict() gave {type(state).__name__}, not a dictionary")
+    return {"optimizer": type(optimizer).__name__, **state}
 
 
 def restore_optimizer(optimizer: Optimizer, saved: Mapping[str, Any], *, settings: bool = False) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcopt.config import Choice
+from hpcopt.held import Held
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import Loss
 from hpcopt.shapes.stats import StepStats
@@ -48,7 +49,7 @@ class Checkpointed(Protocol):
         """
 
 
-class Solver(ABC):
+class Solver(Held, ABC):
     """Owns a model's parameters and whatever the ranks must exchange to move them.
 
     Attributes:

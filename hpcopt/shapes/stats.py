@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_type_hints
 
 import numpy as np
 
 from hpcopt.comm.world import World
+from hpcopt.held import fits
 
 Over = Literal["sum", "mean", "max", "rank"]
 Columns = Mapping[str, np.ndarray | Sequence[float] | Sequence[str]]
@@ -81,3 +82,12 @@ class StepStats:
     learning_rate: float | None = None
     scalars: Mapping[str, Scalar | float] = field(default_factory=dict)
     tables: Mapping[str, Table] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raise TypeError where it is made, if a field is of another kind."""
+        for name, kind in _KINDS.items():
+            if not fits(value := getattr(self, name), kind):
+                raise TypeError(f"StepStats: {name} is {value!r}")
+
+
+_KINDS = get_type_hints(StepStats)

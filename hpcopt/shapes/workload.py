@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hpcopt.config import Choice
+from hpcopt.held import Held
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import Loss
 from hpcopt.shapes.solver import Tree
@@ -16,7 +17,7 @@ from hpcopt.shapes.solver import Tree
 Better = Literal["higher", "lower"]
 
 
-class Workload(ABC):
+class Workload(Held, ABC):
     """A model with its data, loss and scores. Data is split at the source: a rank reads its own samples only.
 
     Attributes:

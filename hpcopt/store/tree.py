@@ -67,7 +67,7 @@ def pack(tree: Any) -> Packed:
     """Turn a tree into a document and leaves; copies no values.
 
     Raises:
-        TypeError: something in the tree is not what write_tree takes; the message says where it stands.
+        CheckpointError: something in the tree is not what write_tree takes; the message says where it stands.
     """
     leaves: list[Tensor | np.ndarray] = []
     packed = _pack(tree, "tree", leaves)
@@ -89,7 +89,7 @@ def write_tree(path: Path, tree: Any, attributes: Mapping[str, Any] | None = Non
         CRC-32 of document and values, eight hexadecimal digits.
 
     Raises:
-        TypeError: something in the tree is of another type; the message says where it stands.
+        CheckpointError: something in the tree is of another type; the message says where it stands.
     """
     packed = pack(tree)
     checksum = crc32(packed.document)
@@ -219,15 +219,15 @@ def _pack(node: Any, place: str, leaves: list[Tensor | np.ndarray]) -> Any:
             return {"tuple": [_pack(value, f"{place}[{i}]", leaves) for i, value in enumerate(node)]}
         case dict():
             if wrong := [key for key in node if type(key) not in (str, int)]:
-                raise TypeError(f"{place}: a checkpoint's keys are str or int, not {wrong[0]!r}")
+                raise CheckpointError(f"{place}: a checkpoint's keys are str or int, not {wrong[0]!r}")
             return {"dict": [[key, _pack(value, f"{place}[{key!r}]", leaves)] for key, value in node.items()]}
         case Tensor() | np.ndarray():
             if _dtype_name(node) not in STORED_AS or (isinstance(node, Tensor) and node.layout != torch.strided):
-                raise TypeError(f"{place}: a checkpoint cannot hold {type(node).__name__} of {node.dtype}")
+                raise CheckpointError(f"{place}: a checkpoint cannot hold {type(node).__name__} of {node.dtype}")
             leaves.append(node)
             return {"array": len(leaves) - 1}
         case _:
-            raise TypeError(f"{place}: a checkpoint holds data, not {type(node).__name__}")
+            raise CheckpointError(f"{place}: a checkpoint holds data, not {type(node).__name__}")
 
 
 def _unpack(node: Any, leaves: Sequence[Tensor | np.ndarray]) -> Any:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from hpcopt.comm.launch import launch_from, leave_exit_code
-from hpcopt.errors import EXIT_DONE, HpcoptError, exit_code_of
+from hpcopt.errors import EXIT_DONE, HpcoptError, exit_code_of, printable
 
 if TYPE_CHECKING:
     from hpcopt.comm.world import World
@@ -77,4 +77,4 @@ def account(error: BaseException, rank: int) -> str:
         case KeyboardInterrupt():
             return f"{where} was interrupted; what came after the last checkpoint is lost"
         case _:
-            return f"{where} failed:\n{''.join(traceback.format_exception(error))}"
+            return f"{where} failed:\n{printable(''.join(traceback.format_exception(error)))}"

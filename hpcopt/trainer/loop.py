@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.comm.world import World
+from hpcopt.errors import DataError
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Solver
 from hpcopt.shapes.workload import Workload
@@ -75,13 +76,22 @@ class Trainer:
         outcome = house.standing()
         while outcome is None:
             with self._clock("data"):
-                batch = next(batches)
+                batch = self._next(batches)
             house.count(solver.step(batch))
             evaluated = house.last or position.step % self._evaluate_every == 0
             if evaluated:
                 self._evaluate()
             outcome = house.settle(evaluated=evaluated)
         return outcome
+
+    def _next(self, batches: Iterator[Any]) -> Any:
+        batch = next(batches, None)
+        if not all(hasattr(batch, what) for what in ("split", "weight", "__len__")):
+            ended = (
+                "train_batches ended" if batch is None else f"train_batches gave a {type(batch).__name__}, no Batch,"
+            )
+            raise DataError(f"{ended} at step {self._position.step + 1}")
+        return batch
 
     def _evaluate(self) -> None:
         self._solver.gather()
@@ -104,6 +114,8 @@ def evaluate(world: World, workload: Workload, model: torch.nn.Module) -> dict[s
         sums = _summed(workload, model, workload.test_batches(world.rank, world.size))
         if not sums:  # more ranks than samples: what others add up, without a sample
             some = _summed(workload, model, itertools.islice(workload.test_batches(0, 1), 1))
+            if not some:
+                raise DataError("the workload has no test samples, or no scores")
             sums = {name: torch.zeros_like(value) for name, value in some.items()}
     model.train(training)
     total = world.all_reduce(torch.cat([value.reshape(-1) for value in sums.values()]))

@@ -18,7 +18,7 @@ from hpcopt.store.shards import write_shards
 from tests.fuzz.commands import run
 from tests.fuzz.job_files import as_toml, example_job
 
-EXAMPLES, TESTS = int(os.environ.get("HPCOPT_FUZZ", "200")), 3
+EXAMPLES, TESTS = int(os.environ.get("HPCOPT_FUZZ", "200")), 4
 
 settings.register_profile(
     "hpcopt",

@@ -148,7 +148,7 @@ def test_random_generators_go_on(tmp_path):
     [object(), {1.5: 2}, {True: 1}, np.array(["a"]), np.float32(1), torch.eye(2).to_sparse(), {"f": print}, b"raw"],
 )
 def test_what_is_not_data_is_refused_where_it_stands(tmp_path, wrong):
-    with pytest.raises(TypeError, match=r"tree\['solver'\]\[1\]"):
+    with pytest.raises(CheckpointError, match=r"tree\['solver'\]\[1\]"):
         write_tree(tmp_path / "t.h5", {"solver": [0, wrong]})
     assert not list(tmp_path.iterdir())
 

@@ -50,7 +50,7 @@ class Uninitialised(Sound):
 
     def _encode(self, x, seed, first, payload):
         super()._encode(x, seed, first, payload[: 4 * x.size])
-        return payload.size + 8
+        return payload.size
 
 
 class OfUnknownLength(Sound):

@@ -180,8 +180,9 @@ def network(config: TorchConfig) -> nn.Module:
     """
     what = f'[workload] network = "{config.network}"'
     found = made(config.network, config.network_arguments, what, JobError)
-    if not isinstance(found, nn.Module):
-        raise JobError(f"{what} gave {type(found).__name__}, not a torch.nn.Module")
+    if not isinstance(found, nn.Module) or not hasattr(found, "_modules"):
+        forgot = "" if not isinstance(found, nn.Module) else " that was made: call super().__init__() first"
+        raise JobError(f"{what} gave {type(found).__name__}, not a torch.nn.Module{forgot}")
     return found
 
 

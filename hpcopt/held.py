@@ -1,0 +1,118 @@
+"""Classes of anybody's, held to the signatures of the base that they fill in. Those of ours mypy holds to them.
+
+A method that gives something else than its base says is a JobError, which names the class, the method and both kinds,
+where it would be a traceback of the code that takes it.
+"""
+
+import inspect
+from collections.abc import Callable, Collection, Hashable, Mapping
+from functools import cache, wraps
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, ClassVar, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+from hpcopt.errors import JobError
+
+_HOUSE = __name__.partition(".")[0]
+_NUMBERS: dict[Any, type] = {int: Integral, float: Real}  # numpy's, too
+
+
+class Held:
+    """A base whose subclasses outside hpcopt are held to its signatures."""
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        if cls.__module__.partition(".")[0] == _HOUSE:
+            return
+        for name, own in list(vars(cls).items()):
+            promise = next(
+                (vars(base)[name] for base in cls.__mro__[:0:-1] if _ours(base) and name in vars(base)), None
+            )
+            what = f"{cls.__module__}:{cls.__qualname__}.{name}"
+            if name == "__init__" or inspect.isfunction(promise):
+                if not callable(own) and not isinstance(own, staticmethod | classmethod):
+                    raise TypeError(f"{what} is {_short(own)}, not a method")
+                if inspect.isfunction(own) and promise is not None:
+                    setattr(cls, name, _held(own, promise, f"{what}() gave"))
+            elif isinstance(promise, property):
+                if isinstance(own, property) and own.fget is not None:
+                    setattr(cls, name, property(_held(own.fget, promise.fget, f"{what} is")))
+                elif not isinstance(own, property) and not fits(own, kind := _promised(promise.fget)):
+                    raise TypeError(f"{what} is {_short(own)}, not {_words(kind)}")
+
+
+def require_attributes(thing: Held, base: type[Held]) -> None:
+    """Hold an object to the attributes that its base declares.
+
+    Raises:
+        JobError: one is missing, or of another kind.
+    """
+    if _ours(type(thing)):
+        return
+    for name, kind in _hints(cast(Hashable, base)).items():
+        what = f"{type(thing).__module__}:{type(thing).__qualname__}.{name}"
+        if not hasattr(thing, name):
+            raise JobError(f"{what} is missing: it is {_words(kind)}")
+        if not fits(value := getattr(thing, name), kind):
+            raise JobError(f"{what} is {_short(value)}, not {_words(kind)}")
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a kind that an annotation names, as far as that can be told without using it up."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(fits(value, one) for one in inner)
+    if origin is Literal:
+        return isinstance(value, str) and value in inner
+    if origin is ClassVar:
+        return fits(value, inner[0])
+    found = _NUMBERS.get(kind, origin or kind)
+    if found is Any or not isinstance(found, type) or getattr(found, "_is_protocol", False):
+        return True
+    if not isinstance(value, found):
+        return False
+    if isinstance(value, Mapping) and inner:
+        return all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
+    return not (isinstance(value, Collection) and inner) or all(fits(one, inner[0]) for one in value)
+
+
+def _ours(found: type) -> bool:
+    return found.__module__.partition(".")[0] == _HOUSE
+
+
+def _held(own: Callable[..., Any], promise: Any, what: str) -> Callable[..., Any]:
+    @wraps(own)
+    def held(*arguments: Any, **named: Any) -> Any:
+        given = own(*arguments, **named)
+        kind = _promised(promise)
+        if kind is not type(None) and not fits(given, kind):
+            raise JobError(f"{what} {_short(given)}, not {_words(kind)}")
+        return given
+
+    return held
+
+
+@cache
+def _promised(promise: Any) -> Any:
+    return _hints(promise).get("return", Any)
+
+
+@cache
+def _hints(thing: Hashable) -> dict[str, Any]:
+    try:
+        return get_type_hints(thing)
+    except NameError:  # a name that only mypy imports
+        return {}
+
+
+def _short(value: Any) -> str:
+    """A value for a message; its own ``repr`` may be long, or raise."""
+    try:
+        text = repr(value)
+    except Exception:
+        return f"a {type(value).__qualname__}"
+    return text if len(text) < 80 and "\n" not in text else f"a {type(value).__qualname__}"
+
+
+def _words(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")

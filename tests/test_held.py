@@ -1,0 +1,132 @@
+"""Classes of anybody's are held to what the methods and attributes of their base promise."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hpcopt.compress import Codec, Half
+from hpcopt.errors import JobError, UnsupportedError
+from hpcopt.exchange import ExchangeConfig
+from hpcopt.held import fits, require_attributes
+from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
+from hpcopt.shapes import Scalar, Solver, SolverConfig, StepStats, Workload
+
+
+def test_a_method_that_gives_something_else_is_one_message():
+    class Mine(ExchangeConfig):
+        def build(self, seed):
+            return 3
+
+    with pytest.raises(JobError, match=r"test_held:.*Mine\.build\(\) gave 3, not Reducer"):
+        Mine().build(0)
+
+
+def test_what_is_as_promised_passes_and_is_the_same_object():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+
+    class Mine(OptimizerConfig):
+        lr: float = 0.1
+
+        def build(self, parameters):
+            """Mine."""
+            return optimizer
+
+    assert Mine().build([]) is optimizer
+    assert Mine.build.__doc__ == "Mine."
+    assert "held" not in SgdConfig.build.__qualname__  # ours are left as they are
+
+
+@pytest.mark.parametrize("value", [None, "half", [0.5], torch.ones(())])
+def test_a_schedule_gives_numbers(value):
+    class Mine(ScheduleConfig):
+        def decayed(self, progress, rest):
+            return value
+
+    with pytest.raises(JobError, match=r"Mine\.decayed\(\) gave .*, not float"):
+        Mine().factor(0, 1)
+
+
+def test_the_promise_is_that_of_the_outermost_base():
+    class Biased(Half):  # which is unbiased, and promises a number
+        def variance(self, n):
+            return None
+
+    assert not Biased().unbiased
+
+
+def test_something_in_place_of_a_method_fails_where_the_class_is_made():
+    with pytest.raises(TypeError, match=r"Mine\.build is 3, not a method"):
+        type("Mine", (SolverConfig,), {"build": 3, "__module__": "somebodys"})
+
+
+def test_properties_are_held_too():
+    class Mine(SolverConfig):
+        @property
+        def needs(self):
+            return ["sums"]
+
+        def build(self, task, context):
+            return None
+
+    with pytest.raises(JobError, match=r"Mine\.needs is \['sums'\], not frozenset\[str\]"):
+        _ = Mine().needs
+
+
+def test_attributes_are_there_and_of_their_kind():
+    def made(**attributes):
+        methods = dict.fromkeys(Solver.__abstractmethods__, lambda self: None)
+        return type("Mine", (Solver,), {**methods, "__module__": "somebodys", **attributes})()
+
+    good = {"model": nn.Linear(1, 1), "data_rank": 0, "data_size": np.int64(1)}
+    require_attributes(made(**good), Solver)
+    with pytest.raises(JobError, match=r"somebodys:Mine\.model is missing: it is Module"):
+        require_attributes(made(data_rank=0, data_size=1), Solver)
+    with pytest.raises(JobError, match=r"Mine\.lockstep is 'yes', not bool"):
+        require_attributes(made(**good, lockstep="yes"), Solver)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "right"),
+    [
+        (np.float32(1), float, True),
+        (1, float, True),
+        (1.0, int, False),
+        (None, float | None, True),
+        ({"a": 1.0}, dict[str, float], True),
+        ({"a": "b"}, dict[str, float], False),
+        ({1: 1.0}, dict[str, float], False),
+        ({"a": Scalar(1.0)}, dict[str, Scalar | float], True),
+        (("a", "b"), tuple[str, ...], True),
+    ],
+)
+def test_kinds(value, kind, right):
+    assert fits(value, kind) is right
+
+
+def test_scores_say_which_way_they_improve():
+    hints = Workload.__annotations__["scores"]
+    assert fits({"loss": "lower"}, hints)
+    assert not fits({"loss": "up"}, hints)
+
+
+@pytest.mark.parametrize("fields", [{"loss": "x"}, {"loss": 1.0, "scalars": {"a": "b"}}, {"loss": 1.0, "tables": 3}])
+def test_a_step_tells_numbers(fields):
+    with pytest.raises(TypeError, match="StepStats"):
+        StepStats(**fields)
+
+
+@pytest.mark.parametrize(("most", "used"), [(-1, 0), (2**70, 0), (8, 9), (8, -1)])
+def test_a_codec_stays_in_its_buffer(most, used):
+    class Mine(Codec):
+        def max_bytes(self, n):
+            return most
+
+        def _encode(self, x, seed, first, payload):
+            return used
+
+        def _decode(self, payload, out, weight, add):
+            return None
+
+    with pytest.raises(UnsupportedError, match=r"Mine.*(no size of a payload|_encode used)"):
+        Mine().encode(torch.ones(2), seed=0)
