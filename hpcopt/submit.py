@@ -12,6 +12,7 @@ from hpcopt import sbatch
 from hpcopt.any_text import print_any_text
 from hpcopt.errors import EXIT_DONE, HpcoptError, JobError
 from hpcopt.shipped import shipped
+from hpcopt.store.files import unused
 
 LAUNCH = Path("slurm/launch.sh")  # the folder's own goes before the package's
 LOGS = Path("logs")  # SLURM does not make it, and loses the output of a job whose log it cannot open
@@ -142,7 +143,7 @@ def submit(script: str, name: str, array: bool) -> None:
     """
     if shutil.which("sbatch") is None:
         raise JobError("sbatch is not here: submit from a login node, or see the script with --dry-run")
-    path = LOGS / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%S}.sh"
+    path = unused(LOGS, f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%S}", ".sh")
     try:
         LOGS.mkdir(exist_ok=True)
         path.write_text(script, encoding="utf-8", errors="surrogateescape")

@@ -131,6 +131,10 @@ class BackgroundWriter:
             writing, self._writing = self._writing, None
             writing.result()
 
+    def close(self) -> None:
+        """Leave out what is not begun, and return when nothing is being written; the last call."""
+        self._thread.shutdown(cancel_futures=True)
+
     def _write(self, step: int, parts: Mapping[str, Any]) -> None:
         start_s = time.monotonic()
         for name, tree in parts.items():

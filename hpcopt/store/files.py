@@ -1,5 +1,6 @@
 """Files of a run directory, which others may have filled too: only plain files are opened, and none through a link."""
 
+import itertools
 import os
 import stat
 from pathlib import Path
@@ -48,6 +49,14 @@ def read_plain(path: Path, most_bytes: int) -> bytes:
     if (size := require_plain(path, links=True).st_size) > most_bytes:
         raise ValueError(f"it has {size} bytes, and at most {most_bytes} are expected")
     return path.read_bytes()
+
+
+def unused(folder: Path, name: str, suffix: str = "") -> Path:
+    """A path that nothing has: of this name or, if something is there, of the name with -2, -3 and so on."""
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    return next(
+        path for each in itertools.chain([name], numbered) if not os.path.lexists(path := folder / f"{each}{suffix}")
+    )
 
 
 def write_new(path: Path, content: bytes) -> None:

@@ -20,6 +20,7 @@ from hpcopt.store.files import require_plain
 CONVENTIONS = "HPCOPT-1.0"
 VERSIONS = ("v110", "v110")  # oldest and newest format to use
 BLOCK_BYTES = 1 << 24
+LARGEST_DOCUMENT_BYTES = 1 << 28  # some 2 million arrays in a tree
 PAGE_BYTES = 1 << 12
 ALIGNMENT = {"alignment_threshold": PAGE_BYTES, "alignment_interval": PAGE_BYTES}  # so that whole pages are copied
 
@@ -150,6 +151,18 @@ def vector(group: h5py.Group, name: str, dtype: str) -> h5py.Dataset:
         raise ValueError(f"{name} is no array of {dtype}")
     place(array)
     return array
+
+
+def document(group: h5py.Group) -> bytes:
+    """The group's array ``document``.
+
+    Raises:
+        ValueError: it is none, or longer than any: holes in a file take no room and are read as zeros.
+    """
+    array = vector(group, "document", "uint8")
+    if array.nbytes > LARGEST_DOCUMENT_BYTES:
+        raise ValueError(f"its document has {array.nbytes} bytes, and at most {LARGEST_DOCUMENT_BYTES} are expected")
+    return bytes(array[...].tobytes())
 
 
 def blocks(path: Path, offset: int, nbytes: int) -> Iterator[bytes]:

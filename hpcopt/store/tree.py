@@ -138,7 +138,7 @@ def read_tree(path: Path, part: str = "/") -> Any:
         CheckpointError: the file is missing, or damaged anywhere.
     """
     with _reading(path, part) as group:
-        document = hdf5.vector(group, "document", "uint8")[...].tobytes()
+        document = hdf5.document(group)
         contents = json.loads(document)
         table = [_Leaf(*row) for row in contents["arrays"]]
         leaves: list[Any] = [None] * len(table)
@@ -181,7 +181,7 @@ def verify_tree(path: Path, part: str = "/") -> str:
         CheckpointError: the file is missing, or damaged anywhere.
     """
     with _reading(path, part) as group:
-        document = hdf5.vector(group, "document", "uint8")[...].tobytes()
+        document = hdf5.document(group)
         checksum = crc32(document)
         table = [_Leaf(*row) for row in json.loads(document)["arrays"]]
         for dtype, indices in by_dtype(table).items():

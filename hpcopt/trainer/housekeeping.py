@@ -105,13 +105,17 @@ class Housekeeping:
 
     @contextmanager
     def noting_divergence(self) -> Iterator[None]:
-        """Around the loop: a run that diverges on all ranks has that in its metrics."""
+        """Around the loop: a run that diverges on all ranks has that in its metrics; whatever ends it, nothing goes on
+        writing into its directory.
+        """
         try:
             yield
         except DivergedError as error:
             if error.on_every_rank:
                 self._recorder.finish("diverged", EXIT_DIVERGED)
             raise
+        finally:
+            self._saver.close()
 
     def count(self, stats: StepStats) -> None:
         """Take a finished step. Collective, if the ranks meet.

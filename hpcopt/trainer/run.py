@@ -15,7 +15,7 @@ from hpcopt.comm.world import Backend
 from hpcopt.config import Config
 from hpcopt.errors import JobError
 from hpcopt.shapes.workload import Better
-from hpcopt.store.files import NotPlainError, open_to_append, replace_text, require_plain
+from hpcopt.store.files import NotPlainError, open_to_append, replace_text, require_plain, unused
 from hpcopt.store.journal import journal_of
 from hpcopt.store.lock import RunLock
 
@@ -150,7 +150,7 @@ class RunDirectory:
             self._lock.take()
             if fresh and existed:
                 stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-                self.path.rename(self.path.with_name(f"{self.path.name}.before-{stamp}"))
+                self.path.rename(unused(self.path.parent, f"{self.path.name}.before-{stamp}"))
                 self._lock.release()
                 self.path.mkdir()
                 self._lock.take()

@@ -136,6 +136,11 @@ class Saver:
             self._let_go()
         self.finish()
 
+    def close(self) -> None:
+        """Write nothing more, and wait for what this rank is writing; a checkpoint under way never counts."""
+        self._writer.close()
+        self._let_go()
+
     @property
     def took_s(self) -> float:
         """Seconds that the newest checkpoint cost this rank, those of the background too; 0 before the first."""

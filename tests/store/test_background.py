@@ -116,3 +116,16 @@ def test_memory_is_used_again():
     other = snapshot.take([torch.zeros(10), torch.ones(6)])
     assert other[0].data_ptr() == first[0]
     assert torch.equal(other[1], torch.ones(6))
+
+
+def test_nothing_is_being_written_after_the_end(checkpoints, monkeypatch):
+    begun, gate, done = threading.Event(), threading.Event(), []
+    monkeypatch.setattr(
+        checkpoints, "write_part", lambda step, *_: (begun.set(), gate.wait(PATIENCE_S), done.append(step))
+    )
+    writer = BackgroundWriter(checkpoints)
+    writer.write(1, {"shared": 5})
+    begun.wait(PATIENCE_S)
+    threading.Timer(0.05, gate.set).start()
+    writer.close()
+    assert done == [1]

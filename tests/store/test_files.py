@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from hpcopt.store.files import NotPlainError, open_to_append, read_plain, replace_text, require_plain
+from hpcopt.store.files import NotPlainError, open_to_append, read_plain, replace_text, require_plain, unused
 
 
 def put(path, kind, elsewhere):
@@ -77,3 +77,10 @@ def test_lines_are_added(tmp_path):
         with open_to_append(tmp_path / "log.txt") as log:
             print(line, file=log)
     assert (tmp_path / "log.txt").read_text() == "a\nb\n"
+
+
+def test_a_name_that_nothing_has(tmp_path):
+    assert unused(tmp_path, "a", ".sh") == tmp_path / "a.sh"
+    (tmp_path / "a.sh").symlink_to("nowhere")
+    (tmp_path / "a-2.sh").mkdir()
+    assert unused(tmp_path, "a", ".sh") == tmp_path / "a-3.sh"

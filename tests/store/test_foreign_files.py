@@ -47,6 +47,12 @@ def compressed_document(file):
     replace(file, "document", data=np.full(1 << 20, 32, np.uint8), compression="gzip")
 
 
+def sparse_document(file):
+    """A hole: the file says that it is a terabyte, and is."""
+    del file["document"]
+    hdf5.contiguous(file, "document", (1 << 40,), np.dtype("u1"))[-1:] = 32
+
+
 def filled_values(file):
     replace(file, "values/float32", shape=(GIB,), dtype="f4", fillvalue=1)
 
@@ -108,6 +114,7 @@ def nothing(file):
 FOREIGN = [
     filled_document,
     compressed_document,
+    sparse_document,
     filled_values,
     document_of_text,
     document_that_is_a_group,

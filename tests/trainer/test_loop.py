@@ -1,6 +1,7 @@
 """The loop with a solver that tells what it likes."""
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from hpcopt.trainer.recorder import Recorder
 from hpcopt.trainer.resume import Position
 from hpcopt.trainer.run import RunConfig, StopAt
 from hpcopt.trainer.signals import StopSignals
+from tests.launching import PATIENCE_S
 
 
 class Telling(Solver):
@@ -123,3 +125,28 @@ def test_a_target_of_a_score_that_falls_is_reached_from_above(tmp_path):
     assert trained(tmp_path, [[1.0] * 9], evaluate_every=1, stop_at=target) == [Outcome.TARGET]
     run = read_run(tmp_path)
     assert (run.steps, run.better, run.guessed) == (3, {"bits_per_char": "lower"}, ())
+
+
+def test_nothing_is_written_into_a_run_once_its_loop_has_failed(tmp_path, monkeypatch):
+    begun, gate, written = threading.Event(), threading.Event(), []
+    write = Checkpoints.write_part
+
+    def slow(self, step, name, tree):
+        begun.set()
+        gate.wait(PATIENCE_S)
+        write(self, step, name, tree)
+        written.append(name)
+
+    def step(self, batch):
+        loss = next(self._losses)
+        if loss is None:
+            begun.wait(PATIENCE_S)
+            threading.Timer(0.05, gate.set).start()
+            raise ValueError("theirs")
+        return StepStats(loss)
+
+    monkeypatch.setattr(Checkpoints, "write_part", slow)
+    monkeypatch.setattr(Telling, "step", step)
+    with pytest.raises(ValueError, match="theirs"):
+        trained(tmp_path, [[0.5, None, 0.5]], checkpoint_every=1)
+    assert written == ["rank00000", "shared"]

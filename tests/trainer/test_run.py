@@ -5,7 +5,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from hpcopt.trainer.run import RunConfig, StopAt, seconds
+from hpcopt.trainer.run import RunConfig, RunDirectory, StopAt, seconds
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,13 @@ def test_a_target_may_say_itself_which_scores_are_better():
     target = StopAt(metric="score", value=0.6, better="lower")
     assert target.reached({"score": 0.5}, {"score": "higher"})
     assert not target.reached({"score": 0.7}, {"score": "higher"})
+
+
+def test_no_fresh_start_takes_the_place_of_another(tmp_path):
+    """However fast they follow each other: a run that was moved aside stays."""
+    for number in range(4):
+        with RunDirectory(tmp_path / "run") as directory:
+            directory.take(fresh=True)
+            directory.write_job(f"{number}")
+    before = [folder / "job.toml" for folder in tmp_path.glob("run.before-*")]
+    assert sorted(file.read_text() for file in before) == ["0", "1", "2"]
