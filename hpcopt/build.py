@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hpcopt.comm.agreement import differences
 from hpcopt.comm.world import World
 from hpcopt.errors import DataError, JobError
-from hpcopt.exchange import RingConfig
 from hpcopt.held import require_attributes
 from hpcopt.job import Job
 from hpcopt.phases import PhaseClock
@@ -46,16 +46,15 @@ def build(job: Job, world: World, device: torch.device = CPU, *, verify: bool = 
     Raises:
         DataError, JobError: the data, the ranks or the sections do not suit each other.
     """
-    exchange = job.exchange or RingConfig()  # a solver that needs none does not look
-    context = Context(
-        world=world, exchange=exchange, device=device, clock=PhaseClock(job.solver.phases), run_seed=job.run.seed
-    )
+    clock = PhaseClock(job.solver.phases)
+    context = Context(world=world, exchange=job.exchange, device=device, clock=clock, run_seed=job.run.seed)
     with world.together():
         workload = job.workload.build(context)
         if verify:
             workload.verify(world.rank, world.size)
     job.check_ranks(world.size)
     require_attributes(workload, Workload)
+    require_same_data(world, workload)
     if LOADED:
         with world.together():
             try_once(workload)
@@ -97,3 +96,17 @@ def try_once(workload: Workload) -> None:
         raise JobError(
             f"{what} gave a loss without a gradient: does the network detach it, or a module switch them off?"
         )
+
+
+def require_same_data(world: World, workload: Workload) -> None:
+    """Check that all ranks have opened data of the same size: each takes its share of what all have. Collective.
+
+    Raises:
+        DataError: on all ranks; the message says who has how many samples.
+    """
+    said = differences(world.all_gather, f"{workload.train_samples} to train on, {workload.test_samples} to test on")
+    if said is not None:
+        raise DataError(
+            f"the ranks have opened data sets of different sizes, in samples: {said}; each takes its share of what all "
+            "have, so let every rank open the whole of the same data"
+        ).everywhere()

@@ -12,6 +12,8 @@ from hpcopt.errors import EXIT_DONE, HpcoptError, JobError
 from hpcopt.shipped import shipped
 
 SCRIPTS = ("launch.sh", "train.sh", "scaling_sweep.sh")  # those that any job needs
+OWN_NETWORK = "examples/own_network"  # which one of the example jobs names
+NO_TRACES = shutil.ignore_patterns("__pycache__")
 
 EPILOG = """\
 examples:
@@ -61,15 +63,14 @@ def lay_out(folder: Path, examples: bool = False) -> None:
     try:
         if folder.exists() and any(folder.iterdir()):
             raise JobError(f"{folder} is not empty: name a new folder")
-        shutil.copytree(
-            shipped("examples/project"), folder, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
-        )
+        shutil.copytree(shipped("examples/project"), folder, ignore=NO_TRACES, dirs_exist_ok=True)
         for name in ("slurm/site", "logs"):
             (folder / name).mkdir(parents=True)
         for name in (*scripts, "site/example.sh"):
             shutil.copyfile(slurm / name, folder / "slurm" / name)
         if examples:
             shutil.copytree(shipped("jobs"), folder / "jobs")
+            shutil.copytree(shipped(OWN_NETWORK), folder / OWN_NETWORK, ignore=NO_TRACES)
     except OSError as error:
         raise JobError(f"cannot lay out a project in {folder}: {error.strerror or error}") from None
 

@@ -9,6 +9,6 @@ _PACKAGE = Path(__file__).parent
 
 
 def shipped(name: str) -> Path:
-    """One of these folders: ``jobs``, ``slurm`` or ``examples/project``."""
+    """One of these folders: ``jobs``, ``slurm``, ``examples/project`` or ``examples/own_network``."""
     installed = _PACKAGE / "share" / name
     return installed if installed.is_dir() else _PACKAGE.parent / name

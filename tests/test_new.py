@@ -48,6 +48,18 @@ def test_with_the_example_jobs_come_their_scripts(tmp_path):
     assert not list((tmp_path / "all").rglob("devcluster*"))
 
 
+def test_the_example_of_a_network_of_ones_own_comes_with_it(tmp_path):
+    """To be changed: the job finds what only the copy has."""
+    assert main([str(tmp_path), "--examples"]) == 0
+    with (tmp_path / "examples/own_network/network.py").open("a") as file:
+        file.write("\n\nclass Changed(Net):\n    pass\n")
+    network = "workload.network=examples.own_network.network:Changed"
+    plan = [sys.executable, "-m", "hpcopt.train", "jobs/own_network.toml", "--dry-run", "--set", network]
+    done = subprocess.run(plan, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "parameters" in done.stdout
+
+
 def test_nothing_of_somebody_elses_is_overwritten(tmp_path, capsys):
     (tmp_path / "job.toml").write_text("mine")
     assert main([str(tmp_path)]) == 2

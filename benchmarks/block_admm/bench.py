@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hpcopt.exchange import RingConfig
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import OutputLoss
@@ -74,7 +75,7 @@ def images(split: str, indices: np.ndarray) -> Images:
 def train(config: Any, model: nn.Module, train: Images, test: Images, *, batch: int, epochs: int, seed: int) -> dict:
     """Train with a solver; give the accuracy after each epoch, the last epoch's mean loss, and CPU seconds of steps."""
     per_epoch = len(train.y) // batch
-    solver = config.build(Task(model, LOSS), Context(steps=epochs * per_epoch))
+    solver = config.build(Task(model, LOSS), Context(exchange=RingConfig(), steps=epochs * per_epoch))
     losses: list[float] = []
     accuracies: list[float] = []
     spent_s = 0.0

@@ -20,6 +20,7 @@ from benchmarks.block_admm.bench import LOSS, Images, fashion_mnist, record, rec
 from hpcopt.comm.launch import leave_exit_code
 from hpcopt.comm.world import World, connect
 from hpcopt.compress import Half
+from hpcopt.exchange import RingConfig
 from hpcopt.optim import CosineConfig
 from hpcopt.optim.first_order import AdamWConfig
 from hpcopt.phases import PhaseClock
@@ -55,7 +56,7 @@ def run(
         schedule=CosineConfig(),
         codec=Half() if coded else None,
     )
-    solver = config.build(Task(model, LOSS), Context(world=world, steps=steps, clock=clock))
+    solver = config.build(Task(model, LOSS), Context(exchange=RingConfig(), world=world, steps=steps, clock=clock))
     start_s = 0.0
     for step, batch in enumerate(train.batches(BATCH, steps, seed)):
         if step == WARM_STEPS:

@@ -6,7 +6,7 @@ import torch
 
 from hpcopt.comm.world import World, alone
 from hpcopt.errors import JobError
-from hpcopt.exchange import ExchangeConfig, RingConfig
+from hpcopt.exchange import ExchangeConfig
 from hpcopt.phases import PhaseClock
 from hpcopt.seeds import EVERY_RANK, derive
 
@@ -17,7 +17,7 @@ class Context:
 
     Attributes:
         world: the ranks.
-        exchange: the ``[exchange]`` section: how gradients travel.
+        exchange: the ``[exchange]`` section: how gradients travel; None where the solver has no use for it.
         device: what this rank computes on.
         steps: of the whole run; None while nobody knows.
         clock: counts the phases of a step.
@@ -25,11 +25,22 @@ class Context:
     """
 
     world: World = field(default_factory=alone)
-    exchange: ExchangeConfig = field(default_factory=RingConfig)
+    exchange: ExchangeConfig | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     steps: int | None = None
     clock: PhaseClock = field(default_factory=PhaseClock)
     run_seed: int = 0
+
+    @property
+    def required_exchange(self) -> ExchangeConfig:
+        """``exchange``, for what cannot do without.
+
+        Raises:
+            JobError: on all ranks: there is none.
+        """
+        if self.exchange is None:
+            raise JobError("this solver exchanges gradients: give an [exchange], as Context(exchange=...)").everywhere()
+        return self.exchange
 
     @property
     def total_steps(self) -> int:

@@ -41,7 +41,7 @@ class DataParallel(Solver):
     def __init__(self, config: FirstOrder, task: Task, context: Context) -> None:
         """Start from rank 0's parameters. Collective."""
         self.model = model = task.model
-        world, exchange = context.world, context.exchange
+        world, exchange = context.world, context.required_exchange
         self.data_rank, self.data_size = world.rank, world.size
         self._config, self._loss, self._clock = config, task.loss, context.clock
         self._parameters = [p for p in model.parameters() if p.requires_grad]

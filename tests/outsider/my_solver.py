@@ -26,7 +26,9 @@ class Normalised(Solver):
     def __init__(self, config: NormalisedConfig, task: Task, context: Context) -> None:
         self.model, self._loss, self._length = task.model, task.loss, config.length
         self.data_rank, self.data_size = context.world.rank, context.world.size
-        self._exchange = Exchange(context.world, self.model.named_parameters(), context.exchange, clock=context.clock)
+        self._exchange = Exchange(
+            context.world, self.model.named_parameters(), context.required_exchange, clock=context.clock
+        )
 
     def step(self, batch: Any) -> StepStats:
         self._exchange.zero(backwards=1)

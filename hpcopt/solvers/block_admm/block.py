@@ -47,7 +47,9 @@ class Block:
         self._peers = peers
         parameters = [p for p in layers.parameters() if p.requires_grad]
         seed = context.seed(f"exchange of block {number}")
-        self._exchange = Exchange(peers, layers, context.exchange, broadcast=True, seed=seed, clock=context.clock)
+        self._exchange = Exchange(
+            peers, layers, context.required_exchange, broadcast=True, seed=seed, clock=context.clock
+        )
         self._seed = context.seed(f"curvature of block {number}")
         self._config = optimizer
         self._optimizer = optimizer.build(parameters) if parameters else None

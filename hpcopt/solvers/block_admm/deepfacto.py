@@ -99,7 +99,7 @@ class DeepFacto(Solver):
             world.broadcast(tensor)
         trained = nn.ModuleDict({"f": self._f, "head": self._head, "g": self._g})
         self._exchange = Exchange(
-            world, trained, context.exchange, broadcast=True, seed=context.seed("exchange"), clock=clock
+            world, trained, context.required_exchange, broadcast=True, seed=context.seed("exchange"), clock=clock
         )
         self._optimizers = {
             "features": self._feature_optimizer(),

@@ -32,7 +32,7 @@ def theirs(what: str, kind: type[HpcoptError] = DataError) -> Iterator[None]:
         yield
     except HpcoptError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise kind(f"{what} raised {type(error).__name__}: {error} ({place_of(error)})") from error
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hpcopt.comm.world import World, alone
+from hpcopt.exchange import RingConfig
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import OutputLoss
@@ -42,7 +43,7 @@ def batches(steps: int, rank: int = 0, size: int = 1, dtype=torch.float64) -> li
 
 
 def solver(config: BlockAdmmConfig, model: nn.Module, world: World | None = None, steps: int = 100) -> BlockAdmm:
-    return config.build(Task(model, LOSS), Context(world=world or alone(), steps=steps))
+    return config.build(Task(model, LOSS), Context(exchange=RingConfig(), world=world or alone(), steps=steps))
 
 
 def parameters(model: nn.Module) -> torch.Tensor:

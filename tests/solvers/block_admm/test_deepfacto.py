@@ -10,6 +10,7 @@ from torch import nn
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World, alone
 from hpcopt.errors import CheckpointError, JobError
+from hpcopt.exchange import RingConfig
 from hpcopt.models.disentangling import reconstruction_error
 from hpcopt.models.nmf import FactorMlpConfig
 from hpcopt.optim.first_order import AdamWConfig
@@ -30,7 +31,9 @@ def network() -> nn.Sequential:
 
 def solver(config=CONFIG, model=None, world=None) -> DeepFacto:
     torch.manual_seed(1)
-    return config.build(Task(model or network(), LOSS), Context(world=world or alone(), steps=STEPS))
+    return config.build(
+        Task(model or network(), LOSS), Context(exchange=RingConfig(), world=world or alone(), steps=STEPS)
+    )
 
 
 def data(steps, rank=0, size=1):
@@ -134,7 +137,9 @@ def test_ranks_agree_and_learn():
     models = [network() for _ in range(3)]
 
     def program(transport):
-        s = CONFIG.build(Task(models[transport.rank], LOSS), Context(world=World(transport), steps=STEPS))
+        s = CONFIG.build(
+            Task(models[transport.rank], LOSS), Context(exchange=RingConfig(), world=World(transport), steps=STEPS)
+        )
         for batch in data(STEPS, transport.rank, 3):
             s.step(batch)
         return s
@@ -151,7 +156,7 @@ def test_joint_steps_of_ranks_are_those_of_one_process():
     models = [network() for _ in range(3)]
 
     def after_joint_steps(model, world):
-        s = CONFIG.build(Task(model, LOSS), Context(world=world, steps=STEPS))
+        s = CONFIG.build(Task(model, LOSS), Context(exchange=RingConfig(), world=world, steps=STEPS))
         s._plain_steps, s._step = 0, 1
         for batch in data(10, world.rank, world.size):
             s.step(batch)
@@ -166,7 +171,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(JobError, match="factor_mlp"):
         solver(model=nn.Sequential(nn.Linear(6, 3)))
     with pytest.raises(JobError, match="function of the model's outputs"):
-        CONFIG.build(Task(network(), lambda model, batch: model(batch)), Context(steps=STEPS))
+        CONFIG.build(Task(network(), lambda model, batch: model(batch)), Context(exchange=RingConfig(), steps=STEPS))
     state = solver().state_dict()
     torch.manual_seed(0)
     other = FactorMlpConfig(hidden=(24, 16), factors=5).build((6,), 3)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hpcopt.errors import CheckpointError, JobError
+from hpcopt.exchange import RingConfig
 from hpcopt.models.nondifferentiable import Sign, TopK
 from hpcopt.optim.first_order import AdamWConfig, SgdConfig
 from hpcopt.shapes.context import Context
@@ -244,7 +245,9 @@ def test_a_restart_continues_bit_for_bit(config):
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(JobError, match="function of the model's outputs"):
-        BlockAdmmConfig().build(Task(network(), lambda model, batch: model(batch)), Context(steps=1))
+        BlockAdmmConfig().build(
+            Task(network(), lambda model, batch: model(batch)), Context(exchange=RingConfig(), steps=1)
+        )
     saved = solver(BlockAdmmConfig(), network())
     with pytest.raises(CheckpointError, match="does not fit"):
         solver(BlockAdmmConfig(), network(width=8)).load_state_dict(saved.state_dict(), [saved.rank_state_dict()])

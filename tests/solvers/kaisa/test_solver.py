@@ -10,6 +10,7 @@ from torch import nn
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World, alone
 from hpcopt.errors import JobError
+from hpcopt.exchange import RingConfig
 from hpcopt.optim.first_order import AdamWConfig, SgdConfig
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
@@ -42,7 +43,9 @@ def batches(rank: int, size: int) -> list[TensorBatch]:
 
 def solver(world: World, **settings) -> KaisaSolver:
     config = KaisaConfig(**{"factor_every": 1, "inverse_every": 2, "damping": 0.1, **settings})
-    return config.build(Task(copy.deepcopy(NETWORK), CRITERION), Context(world=world, steps=STEPS))
+    return config.build(
+        Task(copy.deepcopy(NETWORK), CRITERION), Context(exchange=RingConfig(), world=world, steps=STEPS)
+    )
 
 
 NETWORK = network()
@@ -105,7 +108,7 @@ def test_sampled_targets_need_a_loss_that_shows_its_outputs():
     assert not torch.equal(flat(s), flat(run(alone())))
     config = KaisaConfig(fisher="sampled")
     with pytest.raises(JobError, match="empirical"):
-        config.build(Task(network(), lambda model, batch: model(batch)), Context(steps=STEPS))
+        config.build(Task(network(), lambda model, batch: model(batch)), Context(exchange=RingConfig(), steps=STEPS))
 
 
 def test_the_plan_names_grid_memory_and_messages():

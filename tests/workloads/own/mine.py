@@ -3,6 +3,7 @@ it as ``mine:...``.
 """
 
 import random
+from threading import current_thread
 
 import numpy as np
 import torch
@@ -57,6 +58,8 @@ class Table(Dataset):
             match self.kind:
                 case "raises":
                     raise OSError("the disk is on fire")
+                case "exits":
+                    raise SystemExit(3)
                 case "ragged":
                     x = x[:-1]
                 case "text":
@@ -66,6 +69,15 @@ class Table(Dataset):
         if self.kind == "two inputs":
             return x, float(index), y
         return {"x": x, "size": float(index), "label": y} if self.kind == "dictionary" else (x, y)
+
+
+def exits():
+    raise SystemExit(4)
+
+
+def uneven(odd: int):
+    """Of another size on the second rank, where ranks are threads."""
+    return Table(odd if current_thread().name == "rank1" else 40)
 
 
 class Numbers(IterableDataset):

@@ -46,7 +46,7 @@ def test_a_sample_that_raises_on_one_rank_ends_all(tmp_path):
 
 
 def test_a_score_that_is_no_number_is_a_warning(tmp_path):
-    done = train(tmp_path, 1, "run", 'workload.scores=["mine:NotANumber"]')
+    done = train(tmp_path, 2, "run", 'workload.scores=["mine:NotANumber"]')
     assert done.returncode == 0, done.stderr
     assert "warning: test_nothing is not finite" in done.stdout
 

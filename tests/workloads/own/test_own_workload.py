@@ -1,6 +1,7 @@
 """A network and data with no class of hpcopt's are read the same in all ways; what is wrong is one sentence."""
 
 import itertools
+import re
 import sys
 from pathlib import Path
 
@@ -9,11 +10,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from hpcopt.comm.world import alone
-from hpcopt.errors import DataError, JobError
+from hpcopt.build import build
+from hpcopt.comm.loopback import run_ranks
+from hpcopt.comm.world import World, alone
+from hpcopt.errors import EXIT_BAD_INPUT, DataError, HpcoptError, JobError
+from hpcopt.job import Job
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import OutputLoss
 from hpcopt.trainer.loop import evaluate
+from hpcopt.trainer.run import RunConfig
 from hpcopt.workloads.own.workload import TorchConfig
 
 BATCH = 8
@@ -231,6 +236,7 @@ def test_scores_need_not_be_means():
         ({"network_arguments": {"hiden": 3}}, r"network.* raised TypeError: .*hiden"),
         ({"train_arguments": {"samples": 0}}, r'train = "mine:Table" has no samples'),
         ({"train_arguments": {"samples": 5}}, r"batch = 8, but train has 5 samples"),
+        ({"train": "mine:exits"}, r'train = "mine:exits" raised SystemExit: 4 \(.*mine.py, line \d+, in exits\)'),
         ({"train": "mine:no_network"}, r'train = "mine:no_network" gave int, not a Dataset'),
         ({"train_arguments": {"kind": "raises", "bad": 0}}, r"sample 0 raised OSError: the disk .*mine.py, line \d+"),
         ({"train_arguments": {"kind": "text", "bad": 0}}, r"sample 0 has str as targets"),
@@ -252,6 +258,7 @@ def test_what_is_wrong_is_one_sentence(keys, message):
     ("kind", "message"),
     [
         ("raises", r'train = "mine:Table": sample 13 raised OSError: the disk is on fire \(.*mine.py, line \d+'),
+        ("exits", r'train = "mine:Table": sample 13 raised SystemExit: 3 \(.*mine.py, line \d+'),
         ("ragged", r'train = "mine:Table": sample 13 has inputs of shape \(5,\), torch.float32, the first one'),
         ("text", r'train = "mine:Table": sample 13 has str as targets'),
     ],
@@ -261,6 +268,28 @@ def test_a_bad_sample_is_named(kind, message, workers, by):
     workload = built(train_arguments={"kind": kind, "bad": 13}, workers=workers, workers_by=by)
     with pytest.raises(DataError, match=message):
         batches(workload, 5)
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        (48, r"ranks \[0, 2\] '40 to train on, 40 to test on'; ranks \[1\] '48 to train on, 40 to test on'"),
+        (0, r'train = "mine:uneven" has no samples'),
+    ],
+)
+def test_ranks_with_data_of_other_sizes_end_together(odd, message):
+    own = config(train="mine:uneven", train_arguments={"odd": odd})
+    job = Job(run=RunConfig(name="own", steps=2), workload=own)
+    ended = []
+
+    def program(transport):
+        with pytest.raises(HpcoptError) as error:
+            build(job, World(transport))
+        assert error.value.on_every_rank and error.value.exit_code == EXIT_BAD_INPUT
+        ended.append(str(error.value))
+
+    run_ranks(3, program)
+    assert len(ended) == 3 and all(re.search(message, text) for text in ended)
 
 
 def test_names_that_python_does_not_find():
