@@ -82,7 +82,7 @@ class Trial:
             solver.gather()
             shared, own = copy.deepcopy((solver.state_dict(), solver.rank_state_dict()))
             parameters = torch.cat([p.detach().reshape(-1).clone() for p in solver.model.parameters()])
-            return Run(_summed(world, losses), parameters, shared, own, sent_bytes, carried_bytes)
+            return Run(summed(world, losses), parameters, shared, own, sent_bytes, carried_bytes)
 
         return run_ranks(size, program)
 
@@ -201,8 +201,8 @@ def check_plan(trial: Trial, size: int) -> None:
     assert plan and all(isinstance(part, str) for line in plan.items() for part in line), f"a plan of {plan}"
 
 
-def _summed(world: World, losses: Sequence[float | None]) -> list[float]:
-    """Over the ranks, step by step."""
+def summed(world: World, losses: Sequence[float | None]) -> list[float]:
+    """The ranks' losses of each step, NaN where no rank has one. Collective."""
     had = world.all_reduce(torch.tensor([loss is not None for loss in losses], dtype=torch.float64))
     total = world.all_reduce(torch.tensor([loss or 0.0 for loss in losses], dtype=torch.float64))
     return torch.where(had > 0, total, math.nan).tolist()

@@ -19,6 +19,7 @@ from hpcopt.prepare import prepare
 from hpcopt.store import checkpoint
 from hpcopt.store.background import Snapshot
 from hpcopt.store.checkpoint import SHARED, Checkpoints, rank_part
+from hpcopt.testing.solver import summed
 from hpcopt.trainer.resume import Position, restore
 from hpcopt.trainer.saver import Saver
 from tests.store.test_tree import same
@@ -59,10 +60,9 @@ class Session:
         self.workload, self.solver = built.workload, built.solver
 
     def train(self, first: int, count: int) -> list[float]:
-        """Losses of the whole batches."""
+        """Losses of the whole batches; of a pipeline the ranks at its end have them."""
         batches = self.workload.train_batches(self.solver.data_rank, self.solver.data_size, first)
-        losses = [self.solver.step(next(batches)).loss or 0.0 for _ in range(count)]  # a rank may have none
-        return self.world.all_reduce(torch.tensor(losses, dtype=torch.float64)).tolist()
+        return summed(self.world, [self.solver.step(next(batches)).loss for _ in range(count)])
 
     def model(self) -> dict[str, torch.Tensor]:
         self.solver.gather()
