@@ -6,13 +6,15 @@ be opened too; each look at its metrics is of one moment.
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from hpcopt.errors import CheckpointError, JobError
 from hpcopt.job import Job, read_job
+from hpcopt.job_text import read_toml
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.workload import Workload
 from hpcopt.store import metrics
@@ -26,7 +28,7 @@ class Run:
 
     Attributes:
         directory: paths of its files.
-        job: as it was resolved at the newest start.
+        described: job.toml as plain data. A run of a script, by a ``Session``, has ``settings`` there and no job.
         checkpoints: steps, parts and their trees.
     """
 
@@ -39,8 +41,33 @@ class Run:
         self.directory = RunDirectory(Path(path))
         if not self.directory.job.exists():
             raise JobError(f"{path} is not a run directory: it has no {self.directory.job.name}")
-        self.job: Job = read_job(self.directory.job)
-        self.checkpoints = Checkpoints(self.directory.checkpoints, self.job.run.keep_checkpoints)
+        self.described: dict[str, Any] = read_toml(self.directory.job)
+        self.checkpoints = Checkpoints(self.directory.checkpoints, keep=1)
+        if "session" not in self.described:
+            _ = self.job
+
+    @cached_property
+    def job(self) -> Job:
+        """As it was resolved at the newest start.
+
+        Raises:
+            JobError: a script made this run, or it is no job of this version.
+        """
+        if "session" in self.described:
+            raise JobError(
+                f"{self.directory.path} is a run of a script, not of a job: make its network yourself, and "
+                "load_state_dict(open_run(...).weights())"
+            )
+        return read_job(self.directory.job)
+
+    def weights(self, name: str = "model") -> dict[str, Tensor]:
+        """The ``state_dict`` of the newest checkpoint that is whole, on the CPU; ``name`` is the one that a script kept
+        the network under.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        return newest_weights(self.directory.path, name).state_dict
 
     @cached_property
     def workload(self) -> Workload:

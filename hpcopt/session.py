@@ -21,9 +21,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import tomli_w
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
 
 from hpcopt.comm.world import World, connect
 from hpcopt.errors import EXIT_DONE, JobError
@@ -43,6 +45,7 @@ from hpcopt.trainer.script import in_a_script, job_of, run_config, told_by_batch
 from hpcopt.trainer.services import Services, open_directory
 from hpcopt.trainer.signals import StopSignals
 from hpcopt.trainer.told import Told, number
+from hpcopt.workloads.order import share
 from hpcopt.workloads.sampler import StepSampler
 
 BODY = "body"  # phase: what the loop's body does that is no other phase
@@ -194,6 +197,11 @@ class Session:
         )
         self._keep({"sampler": self._sampler}, own=False)
         return self._sampler
+
+    def share(self, data: Dataset[Any]) -> Subset[Any]:
+        """This rank's part of a data set, to score; the ranks' parts differ in length by at most one."""
+        mine = share(np.arange(len(data)), self.world.rank, self.world.size)  # type: ignore[arg-type]
+        return Subset(data, mine.tolist())
 
     def steps(self, loader: Iterable[Any] | None = None) -> Iterator[Any]:
         """Give a batch a step, or without a loader the number of each step, until the run's end.

@@ -1,6 +1,9 @@
-"""hpcopt submit JOB.toml --nodes 4: put a training job into SLURM's queue, or print the batch script."""
+"""hpcopt submit JOB.toml --nodes 4: put a training job, or a script with a Session, into SLURM's queue, or print the
+batch script.
+"""
 
 import argparse
+import ast
 import shlex
 import shutil
 import subprocess
@@ -15,6 +18,7 @@ from hpcopt.shipped import shipped
 from hpcopt.store.files import unused
 
 LAUNCH = Path("slurm/launch.sh")  # the folder's own goes before the package's
+SCRIPT = ".py"
 LOGS = Path("logs")  # SLURM does not make it, and loses the output of a job whose log it cannot open
 
 EPILOG = """\
@@ -22,6 +26,7 @@ examples:
   hpcopt submit job.toml --nodes 4 --ntasks-per-node 8 --time 1:00:00
   hpcopt submit job.toml --nodes 4 --set solver.optimizer.lr=0.05 --dry-run
   hpcopt submit job.toml --array 0-9 --sbatch=--account=abc123
+  hpcopt submit train.py --nodes 4 -- --lr 0.05         a script of your own with an hpcopt.Session, and its options
 
 What the site needs (modules, MPI) stands in slurm/site/<cluster>.sh. The job checkpoints before its time limit, goes
 back into the queue and continues in the same run directory.
@@ -36,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("job", type=Path, help="job file")
+    p.add_argument("job", type=Path, help="job file, or a Python script with an hpcopt.Session")
     p.add_argument("--nodes", type=int, default=1, help="number of nodes (default 1)")
     p.add_argument("--ntasks-per-node", type=int, default=1, help="ranks on each node (default 1)")
     p.add_argument("--cpus-per-task", type=int, default=1, help="cores, and so threads, of each rank (default 1)")
@@ -57,7 +62,10 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Submit, and turn whatever goes wrong into a message and an exit code."""
     print_any_text()
-    options = parser().parse_args(arguments)
+    typed = sys.argv[1:] if arguments is None else arguments
+    end = typed.index("--") if "--" in typed else len(typed)
+    options = parser().parse_args(typed[:end])
+    options.arguments = typed[end + 1 :]  # of a script
     try:
         check(options)
         script = batch_script(options)
@@ -88,9 +96,26 @@ def check(options: argparse.Namespace) -> None:
         raise JobError("--run-dir with --array: all indices would train in one directory; leave it out")
     for option in options.sbatch:
         sbatch.check_option(option, header(options))
+    if options.job.suffix == SCRIPT:
+        check_script(options)
+        return
+    if options.arguments:
+        raise JobError(f"{' '.join(options.arguments)}: only a script has arguments of its own; a job has --set")
     from hpcopt.job import read_job  # imports torch, which --help can do without
 
     read_job(options.job, options.settings).check_ranks(options.nodes * options.ntasks_per_node)
+
+
+def check_script(options: argparse.Namespace) -> None:
+    """Raise JobError if a script cannot be run, as far as that can be seen without running it."""
+    if options.settings:
+        raise JobError("--set is for job files; a script's own options stand after --: submit train.py -- --lr 0.05")
+    try:
+        ast.parse(options.job.read_bytes(), str(options.job))
+    except OSError as error:
+        raise JobError(f"cannot read the script {options.job}: {error.strerror}") from None
+    except (SyntaxError, ValueError) as error:
+        raise JobError(f"{options.job} is no Python: {error}") from None
 
 
 def header(options: argparse.Namespace) -> dict[str, object]:
@@ -116,6 +141,10 @@ def batch_script(options: argparse.Namespace) -> str:
     seed = ["--set", "run.seed=$SLURM_ARRAY_TASK_ID"] if array else []
     settings = [word for setting in options.settings for word in ("--set", shlex.quote(setting))]
     command = ["python", "-m", "hpcopt.train", shlex.quote(str(options.job)), "--run-dir", run_dir, *seed, *settings]
+    exports = []
+    if options.job.suffix == SCRIPT:
+        command = ["python", *(shlex.quote(word) for word in (str(options.job), *options.arguments))]
+        exports = [f"export HPCOPT_RUN_DIR={run_dir}", *(["export HPCOPT_SEED=$SLURM_ARRAY_TASK_ID"] if array else [])]
     launch = LAUNCH if LAUNCH.exists() else shipped("slurm") / LAUNCH.name
     lines = [
         "#!/bin/bash",
@@ -125,6 +154,7 @@ def batch_script(options: argparse.Namespace) -> str:
         "set -euo pipefail",
         *([f"LAUNCHER={options.launcher}"] if options.launcher else []),
         f"source {shlex.quote(str(launch))}",
+        *exports,
         f'run_ranks "$RANKS" {" ".join(command)}',
         "finish",
     ]

@@ -16,8 +16,12 @@ class Weights(NamedTuple):
     state_dict: dict[str, Tensor]
 
 
-def newest_weights(run: Path) -> Weights:
+def newest_weights(run: Path, name: str = "model") -> Weights:
     """Read the model of a run directory's newest checkpoint that is whole; a run that goes on may be read, too.
+
+    Args:
+        run: its directory.
+        name: under which a script kept the model.
 
     Raises:
         CheckpointError: there is none.
@@ -26,9 +30,9 @@ def newest_weights(run: Path) -> Weights:
     damage = ""
     for step in checkpoints.steps():
         try:
-            model = checkpoints.read_part(step, SHARED)["solver"]["model"]
+            model = checkpoints.read_part(step, SHARED)["solver"][name]
             if not all(isinstance(tensor, Tensor) for tensor in model.values()):
-                raise TypeError("its model is no state_dict")
+                raise TypeError(f"its {name} is no state_dict")
         except CheckpointError as error:
             damage += f"\n{error}"
         except (KeyError, TypeError, AttributeError) as error:

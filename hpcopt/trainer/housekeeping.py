@@ -233,7 +233,7 @@ class Housekeeping:
             if table.lasting and self._tables.get(name) is not table:
                 self._tables[name] = table
                 self._progress.say("\n".join(table.lines()))
-        epoch, samples = step / (self.steps_per_epoch or math.nan), step * (self.batch or math.nan)
+        epoch, samples = step / (self.steps_per_epoch or math.nan), step * self.batch if self.batch else None
         phases = self._recorder.step(step, epoch, samples, stats)
         step_s = self._recorder.step_times_s[-1]
         self._progress.step(step, loss, step_s, self.batch, phases["exchange"] / step_s)

@@ -56,8 +56,8 @@ class Recorder:
         """Whether this rank would like to see the buffer written."""
         return bool(self._mine) and time.monotonic() - self._last_flush_s > every_s
 
-    def step(self, step: int, epoch: float, samples: float, stats: StepStats) -> dict[str, float]:
-        """Take one finished step; give its phases' seconds.
+    def step(self, step: int, epoch: float, samples: int | None, stats: StepStats) -> dict[str, float]:
+        """Take one finished step, after so many samples if somebody knows; give its phases' seconds.
 
         Raises:
             MetricsError: a scalar or a table cannot be called that.
@@ -71,8 +71,9 @@ class Recorder:
             "time_s": self.elapsed_s,
             "step_s": step_s,
             "learning_rate": math.nan if stats.learning_rate is None else stats.learning_rate,
-            "samples": samples,
         }
+        if samples is not None:
+            row["samples"] = samples
         for name, value in row.items():
             self._columns.setdefault(name, []).append(value)
         if "loss" in stats.scalars:
