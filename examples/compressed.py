@@ -2,7 +2,7 @@
 
 mpirun -n 3 python compressed.py --by ring      dense sums
 mpirun -n 3 python compressed.py --by 4bit      sums of 4-bit numbers
-mpirun -n 3 python compressed.py --by vote      majority votes of signs, and Signum
+mpirun -n 3 python compressed.py --by vote      majority votes of signs
 mpirun -n 3 python compressed.py --by kfac      dense sums, and natural gradients
 hpcopt report runs/ring runs/4bit runs/vote runs/kfac
 """

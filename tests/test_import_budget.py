@@ -51,4 +51,8 @@ def test_reports_need_no_torch():
 
 
 def test_the_package_itself_is_light():
-    assert not imported("import hpcopt") & {"torch", "mpi4py", "h5py", "numpy"}
+    """Some standard modules and nothing else: milliseconds."""
+    heavy = {"torch", "mpi4py", "h5py", "numpy", "pydantic", "importlib.metadata", "inspect", "asyncio"}
+    assert not imported("import hpcopt") & heavy
+    program = "import sys; before = len(sys.modules); import hpcopt; assert len(sys.modules) - before < 40"
+    subprocess.run([sys.executable, "-c", program], check=True)
