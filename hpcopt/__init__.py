@@ -1,6 +1,8 @@
 """hpcopt: distributed optimizers and compressed MPI collectives for training networks as batch jobs."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hpcopt.lazily import lazily
 
 __version__ = "0.1.0"
 __all__ = ["Kaisa", "Replicator", "Session", "open_run"]
@@ -11,17 +13,12 @@ if TYPE_CHECKING:
     from hpcopt.session import Session
     from hpcopt.solvers.kaisa.preconditioner import Kaisa
 
-_PLACES = {
-    "Kaisa": "hpcopt.solvers.kaisa.preconditioner",
-    "Replicator": "hpcopt.replicator",
-    "Session": "hpcopt.session",
-    "open_run": "hpcopt.runs",
-}
-
-
-def __getattr__(name: str) -> Any:  # so that `import hpcopt` alone stays light
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_PLACES[name]), name)
+__getattr__ = lazily(  # so that `import hpcopt` alone stays light
+    __name__,
+    {
+        "Kaisa": "solvers.kaisa.preconditioner",
+        "Replicator": "replicator",
+        "Session": "session",
+        "open_run": "runs",
+    },
+)

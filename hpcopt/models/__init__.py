@@ -1,1 +1,39 @@
 """Networks as plain torch modules."""
+
+from typing import TYPE_CHECKING
+
+from hpcopt.lazily import lazily
+
+if TYPE_CHECKING:
+    from hpcopt.models.bert import BertConfig
+    from hpcopt.models.config import ImageModelConfig, TokenModelConfig
+    from hpcopt.models.deep_resnet import DeepResNetConfig
+    from hpcopt.models.mlp import MlpConfig
+    from hpcopt.models.nmf import FactorMlpConfig
+    from hpcopt.models.resnet import ResNetConfig
+    from hpcopt.models.unet import UNetConfig
+
+__all__ = [
+    "BertConfig",
+    "DeepResNetConfig",
+    "FactorMlpConfig",
+    "ImageModelConfig",
+    "MlpConfig",
+    "ResNetConfig",
+    "TokenModelConfig",
+    "UNetConfig",
+]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "BertConfig": "bert",
+        "DeepResNetConfig": "deep_resnet",
+        "FactorMlpConfig": "nmf",
+        "ImageModelConfig": "config",
+        "MlpConfig": "mlp",
+        "ResNetConfig": "resnet",
+        "TokenModelConfig": "config",
+        "UNetConfig": "unet",
+    },
+)

@@ -1,1 +1,40 @@
 """How a batch becomes new parameters across the ranks."""
+
+from typing import TYPE_CHECKING
+
+from hpcopt.lazily import lazily
+
+if TYPE_CHECKING:
+    from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
+    from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
+    from hpcopt.solvers.data_parallel import DataParallelConfig
+    from hpcopt.solvers.gossip import GossipConfig
+    from hpcopt.solvers.kaisa.solver import KaisaConfig
+    from hpcopt.solvers.splitting.altmin import AltMinConfig
+    from hpcopt.solvers.splitting.bcd import BcdConfig
+    from hpcopt.solvers.splitting.dladmm import DlAdmmConfig
+
+__all__ = [
+    "AltMinConfig",
+    "BcdConfig",
+    "BlockAdmmConfig",
+    "DataParallelConfig",
+    "DeepFactoConfig",
+    "DlAdmmConfig",
+    "GossipConfig",
+    "KaisaConfig",
+]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "AltMinConfig": "splitting.altmin",
+        "BcdConfig": "splitting.bcd",
+        "BlockAdmmConfig": "block_admm.solver",
+        "DataParallelConfig": "data_parallel",
+        "DeepFactoConfig": "block_admm.deepfacto",
+        "DlAdmmConfig": "splitting.dladmm",
+        "GossipConfig": "gossip",
+        "KaisaConfig": "kaisa.solver",
+    },
+)
