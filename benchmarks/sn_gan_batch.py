@@ -43,7 +43,7 @@ def classifier(train: Shards) -> nn.Module:
     head = nn.Linear(FEATURES, 10)
     optimizer = torch.optim.Adam([*body.parameters(), *head.parameters()], 1e-3)
     order = TrainOrder(len(train), 100, seed=0)
-    for step in range(2 * order.steps_per_epoch):
+    for step in range(order.steps_per_epoch):
         rows = train.rows(order.indices(step, 0, 1))
         loss = F.cross_entropy(head(body(scaled(rows["images"]))), torch.from_numpy(rows["labels"]))
         optimizer.zero_grad()

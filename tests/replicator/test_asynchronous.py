@@ -4,6 +4,7 @@ from threading import Event
 
 import pytest
 import torch
+from mpi4py import MPI
 from torch import nn
 
 from hpcopt import Replicator
@@ -29,6 +30,16 @@ def test_one_group_trains_as_without_a_server():
     for parameters, losses in found[:2]:
         assert torch.equal(parameters, expected[0][0]) and losses == expected[0][1]
     assert torch.equal(found[2][0], expected[0][0]) and found[2][1] == []
+
+
+@pytest.mark.parallel([3, 4])
+def test_under_mpi():
+    """Also on a number of ranks that makes groups of one."""
+    replicator = Replicator(sync_groups=MPI.COMM_WORLD.size - 1)
+    parameters, losses = train(replicator, lr=0.02)
+    replicator.world.require_same([parameters], "the parameters")
+    assert replicator.staleness.total() == STEPS * replicator.num_sync_groups
+    assert len(losses) == (0 if replicator.serves else STEPS)
 
 
 def test_several_groups_end_with_the_same_parameters():
