@@ -21,7 +21,7 @@ FLOORS = [
     {"job_text"},
     {"trainer"},
     {"workloads", "solvers"},
-    {"pipeline"},
+    {"adapters", "pipeline"},
     {"shapes", "replicator"},
     {"exchange"},
     {"comm"},
