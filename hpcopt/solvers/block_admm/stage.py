@@ -124,10 +124,13 @@ class Stage:
         self.shapes = [example.shape[1:], *output_shapes(network, example)]
         self._config, self._loss, self._dtype = config, loss, example.dtype
         self._first = nn.ModuleList(copy.deepcopy(list(network)) if config.auxiliaries == "stored" else [])
-        self._duals, self._stored = (
-            {t: SampleTable(self.shapes[edge], example.dtype, example.device) for t, edge in edges}
-            for edges in ([(t, t + 1) for t in owned if t < len(network) - 1], [(t, t) for t in owned if t > 0])
-        )
+
+        def table(boundary: int) -> SampleTable:
+            """A row for each sample: a vector at a boundary, of which t lies below block t and t + 1 above it."""
+            return SampleTable(self.shapes[boundary], example.dtype, example.device)
+
+        self._multipliers = {t: table(t + 1) for t in owned if t + 1 < len(network)}  # rho u of block t's outputs
+        self._auxiliaries = {t: table(t) for t in owned if t > 0}  # block t's inputs; those of block 0 are the samples
 
     def inputs(self, batch: TensorBatch) -> Tensor:
         """What the first block of the network gets."""
@@ -135,18 +138,25 @@ class Stage:
 
     def seed(self, flight: Flight, start: Tensor, ahead: int = 0) -> None:
         """Each block's outputs, plus the dual, are the next one's inputs; with the weights of ``ahead`` steps on."""
-        indices = flight.batch.indices
         flight.inputs, flight.anchors, flight.duals = [], [start], []
         for t, block in zip(self.owned, self.blocks, strict=True):
             z = flight.anchors[-1]
             if self._config.auxiliaries != "seeded" and t > 0:
-                known = self._stored[t].known(indices).to(z.device)
-                z = self._start(t, flight.batch) if self._first and not known.all() else z
-                z = torch.where(known.view(-1, *[1] * (z.dim() - 1)), self._stored[t].read(indices), z)
+                z = self._revisited(t, flight.batch, z)
             flight.inputs.append(z)
-            if t in self._duals:
-                flight.duals.append(self._duals[t].read(indices) / flight.rho)
+            if t in self._multipliers:
+                flight.duals.append(self._multipliers[t].read(flight.batch.indices) / flight.rho)
                 flight.anchors.append(block.forward(z, ahead) + flight.duals[-1])
+
+    def _revisited(self, t: int, batch: TensorBatch, swept: Tensor) -> Tensor:
+        """Inputs of block t as the last visit left them; of samples that come for the first time those of a sweep, with
+        the first weights if these are kept, else ``swept``.
+        """
+        table = self._auxiliaries[t]
+        known = table.known(batch.indices).to(swept.device)
+        if self._first and not known.all():
+            swept = self._start(t, batch)
+        return torch.where(known.view(-1, *[1] * (swept.dim() - 1)), table.read(batch.indices), swept)
 
     @torch.no_grad()
     def _start(self, t: int, batch: TensorBatch) -> Tensor:
@@ -174,7 +184,7 @@ class Stage:
         if config.auxiliaries != "seeded":
             for t, z in zip(self.owned, flight.inputs, strict=True):
                 if t > 0:
-                    self._stored[t].write(flight.batch.indices, z)
+                    self._auxiliaries[t].write(flight.batch.indices, z)
 
     def learn(self, flight: Flight, visits: int) -> None:
         """Add a flight that is down to the blocks' gradients; ``visits`` of them make an update."""
@@ -206,7 +216,7 @@ class Stage:
             scale += float(above.square().sum())
             if self._config.form == "batch" and self._config.dual_step:
                 multiplier = flight.rho * (dual + self._config.dual_step * gap)
-                self._duals[t].write(flight.batch.indices, multiplier)
+                self._multipliers[t].write(flight.batch.indices, multiplier)
         return missed, scale
 
     def first_state_dict(self) -> Tree:
@@ -220,8 +230,8 @@ class Stage:
             "exchanges": {
                 str(t): block.exchange_state_dict() for t, block in zip(self.owned, self.blocks, strict=True)
             },
-            "multipliers": {str(t): table.state_dict() for t, table in self._duals.items()},
-            "auxiliaries": {str(t): table.state_dict() for t, table in self._stored.items()},
+            "multipliers": {str(t): table.state_dict() for t, table in self._multipliers.items()},
+            "auxiliaries": {str(t): table.state_dict() for t, table in self._auxiliaries.items()},
         }
 
     def load_state_dict(self, first: Tree, peers: Callable[[int], SavedParts], tables: Iterable[Tree]) -> None:
@@ -233,7 +243,7 @@ class Stage:
             holders = peers(t)
             block.load_state_dict(holders[0]["blocks"][str(t)], holders.under("exchanges", str(t)))
         for part in tables:
-            for name, mine in (("multipliers", self._duals), ("auxiliaries", self._stored)):
+            for name, mine in (("multipliers", self._multipliers), ("auxiliaries", self._auxiliaries)):
                 for t, table in mine.items():
                     if str(t) in part[name]:
                         table.add_state_dict(part[name][str(t)])

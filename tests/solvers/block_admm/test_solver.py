@@ -97,9 +97,9 @@ def test_a_fixed_point_satisfies_the_constraints_and_the_duals_are_the_slope():
     for _ in range(60):
         residual = s.step(batch).scalars["residual"].value
     assert residual < 1e-10  # |f(z) - z| <= 1e-5 |z|
-    z = s.stage._stored[1].read(batch.indices).requires_grad_()
+    z = s.stage._auxiliaries[1].read(batch.indices).requires_grad_()
     (slope,) = torch.autograd.grad(F.cross_entropy(s.stage.blocks[1].layers(z), batch.tensors["y"], reduction="sum"), z)
-    torch.testing.assert_close(s.stage._duals[0].read(batch.indices), slope, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(s.stage._multipliers[0].read(batch.indices), slope, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("auxiliaries", ["stored", "revisited"])
@@ -110,7 +110,7 @@ def test_stored_auxiliaries_start_from_the_first_weights_and_revisited_ones_from
     *before, batch = batches(SAMPLES // BATCH)
     for other in before:
         s.step(other)
-    assert not s.stage._stored[1].known(batch.indices).any()
+    assert not s.stage._auxiliaries[1].known(batch.indices).any()
     found = before_going_down(s, batch).inputs[1]
     starts = [model[:2](batch.tensors["x"]) for model in (first, s.model)]
     assert not torch.allclose(*starts)
@@ -164,11 +164,13 @@ def test_duals_of_other_samples_stay_bit_for_bit():
     for batch in steps[:8]:
         s.step(batch)
     others = torch.tensor([i for i in range(48) if i not in set(steps[8].indices.tolist())])
-    before = [table.read(others) for table in s.stage._duals.values()]
-    mine = [table.read(steps[8].indices) for table in s.stage._duals.values()]
+    before = [table.read(others) for table in s.stage._multipliers.values()]
+    mine = [table.read(steps[8].indices) for table in s.stage._multipliers.values()]
     s.step(steps[8])
-    assert all(torch.equal(a, t.read(others)) for a, t in zip(before, s.stage._duals.values(), strict=True))
-    assert not any(torch.equal(a, t.read(steps[8].indices)) for a, t in zip(mine, s.stage._duals.values(), strict=True))
+    assert all(torch.equal(a, t.read(others)) for a, t in zip(before, s.stage._multipliers.values(), strict=True))
+    assert not any(
+        torch.equal(a, t.read(steps[8].indices)) for a, t in zip(mine, s.stage._multipliers.values(), strict=True)
+    )
 
 
 def test_the_online_form_keeps_nothing():
@@ -176,7 +178,8 @@ def test_the_online_form_keeps_nothing():
     for batch in batches(4):
         s.step(batch)
     assert all(
-        len(table.state_dict()["indices"]) == 0 for table in [*s.stage._duals.values(), *s.stage._stored.values()]
+        len(table.state_dict()["indices"]) == 0
+        for table in [*s.stage._multipliers.values(), *s.stage._auxiliaries.values()]
     )
 
 
@@ -239,8 +242,8 @@ def test_a_restart_continues_bit_for_bit(config):
     for batch in batches(12)[3:]:
         second.step(batch)
     assert torch.equal(parameters(straight.model), parameters(second.model))
-    for t, table in straight.stage._duals.items():
-        assert torch.equal(table.state_dict()["rows"], second.stage._duals[t].state_dict()["rows"])
+    for t, table in straight.stage._multipliers.items():
+        assert torch.equal(table.state_dict()["rows"], second.stage._multipliers[t].state_dict()["rows"])
 
 
 def test_what_does_not_fit_is_refused():
@@ -273,4 +276,6 @@ def test_a_restart_from_a_checkpoint_file_continues_bit_for_bit(tmp_path):
     for batch in batches(12)[7:]:
         second.step(batch)
     assert torch.equal(parameters(straight.model), parameters(second.model))
-    assert torch.equal(straight.stage._stored[1].state_dict()["rows"], second.stage._stored[1].state_dict()["rows"])
+    assert torch.equal(
+        straight.stage._auxiliaries[1].state_dict()["rows"], second.stage._auxiliaries[1].state_dict()["rows"]
+    )
