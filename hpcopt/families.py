@@ -53,6 +53,10 @@ OPTIMIZERS = Family(
     adamw="hpcopt.optim.first_order:AdamWConfig",
     lamb="hpcopt.optim.lamb:LambConfig",
     signum="hpcopt.optim.signum:SignumConfig",
+    rsg="hpcopt.optim.rsg:RsgConfig",
+    arsg="hpcopt.optim.rsg:ArsgConfig",
+    svag="hpcopt.optim.svag:SvagConfig",
+    m_svag="hpcopt.optim.svag:MSvagConfig",
 )
 
 SCHEDULES = Family(

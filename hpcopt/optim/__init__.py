@@ -4,6 +4,7 @@ from hpcopt.optim.config import OptimizerConfig
 from hpcopt.optim.first_order import AdamWConfig, SgdConfig
 from hpcopt.optim.groups import decay_matrices_only
 from hpcopt.optim.lamb import Lamb, LambConfig
+from hpcopt.optim.rsg import Arsg, ArsgConfig, Rsg, RsgConfig
 from hpcopt.optim.schedule import (
     ConstantConfig,
     CosineConfig,
@@ -13,20 +14,28 @@ from hpcopt.optim.schedule import (
     StepConfig,
 )
 from hpcopt.optim.signum import Signum, SignumConfig
+from hpcopt.optim.svag import MSvagConfig, Svag, SvagConfig
 
 __all__ = [
     "AdamWConfig",
+    "Arsg",
+    "ArsgConfig",
     "ConstantConfig",
     "CosineConfig",
     "Lamb",
     "LambConfig",
     "LinearConfig",
+    "MSvagConfig",
     "OptimizerConfig",
     "PolynomialConfig",
+    "Rsg",
+    "RsgConfig",
     "ScheduleConfig",
     "SgdConfig",
     "Signum",
     "SignumConfig",
     "StepConfig",
+    "Svag",
+    "SvagConfig",
     "decay_matrices_only",
 ]

@@ -1,7 +1,7 @@
 """LAMB: Adam's direction, scaled layer by layer (You et al. 2019, arXiv:1904.00962, algorithm 2)."""
 
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, overload
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hpcopt.optim.config import OptimizerConfig
 from hpcopt.optim.groups import decay_matrices_only
+from hpcopt.optim.rule import Rule, gradient
 
 
 class LambConfig(OptimizerConfig):
@@ -26,7 +27,7 @@ class LambConfig(OptimizerConfig):
         return Lamb(groups, lr=self.lr, betas=self.betas, eps=self.eps)
 
 
-class Lamb(torch.optim.Optimizer):
+class Lamb(Rule):
     """With m and v the bias-corrected moments of the gradient, for each parameter x::
 
         u = m / (sqrt(v) + eps) + weight_decay * x
@@ -45,34 +46,18 @@ class Lamb(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Move all parameters once; give the closure's loss, if there is a closure."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._move(p, group)
-        return loss
+    def move(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+        for step, same in self.by_step(parameters).items():
+            for p in same:
+                self._move(group, step, p)
 
-    def _move(self, p: nn.Parameter, group: dict[str, Any]) -> None:
-        state, gradient, (beta1, beta2) = self.state[p], p.grad, group["betas"]
-        assert gradient is not None
-        if not state:
-            state["step"] = 0
-            state["m"], state["v"] = torch.zeros_like(p), torch.zeros_like(p)
-        state["step"] += 1
-        state["m"].lerp_(gradient, 1 - beta1)
-        state["v"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        root = (state["v"] / (1 - beta2 ** state["step"])).sqrt_().add_(group["eps"])
-        update = (state["m"] / root).div_(1 - beta1 ** state["step"]).add_(p, alpha=group["weight_decay"])
+    def _move(self, group: dict[str, Any], step: int, p: nn.Parameter) -> None:
+        g, (m,), (v,) = gradient(p), self.states("m", [p]), self.states("v", [p])
+        beta1, beta2 = group["betas"]
+        m.lerp_(g, 1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        root = (v / (1 - beta2**step)).sqrt_().add_(group["eps"])
+        update = (m / root).div_(1 - beta1**step).add_(p, alpha=group["weight_decay"])
         if p.dim() < 2:
             p.add_(update, alpha=-group["lr"])
         elif p.is_cpu:

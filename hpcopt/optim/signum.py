@@ -7,7 +7,7 @@ of +1 and -1 is made. It is the same step, bit for bit.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Literal, overload
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hpcopt import kernels
 from hpcopt.optim.config import OptimizerConfig, Outcome
 from hpcopt.optim.groups import decay_matrices_only
+from hpcopt.optim.rule import Rule, gradient
 
 
 class SignumConfig(OptimizerConfig):
@@ -41,7 +42,7 @@ class SignumConfig(OptimizerConfig):
         return Signum(groups, self.lr, momentum=0.0, outcome=signs(self.momentum))
 
 
-class Signum(torch.optim.Optimizer):
+class Signum(Rule):
     """The optimizer. State by parameter: ``momentum``, of its shape, unless momentum is 0."""
 
     def __init__(
@@ -62,35 +63,24 @@ class Signum(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self._outcome = outcome
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Move every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            beta, lr, decay = group["momentum"], group["lr"], group["weight_decay"]
-            for p in group["params"]:
-                if self._outcome is not None:
-                    if p.requires_grad:
-                        _move(p, self._outcome(p), lr, decay)
-                    continue
-                if p.grad is None:
-                    continue
-                direction = p.grad
-                if beta:
-                    state = self.state[p]
-                    if "momentum" not in state:
-                        state["momentum"] = torch.zeros_like(p)
-                    direction = state["momentum"].mul_(beta).add_(p.grad, alpha=1 - beta)
-                p.mul_(1 - lr * decay)
-                p.sub_(torch.where(direction < 0, -lr, lr))
-        return loss
+    def movable(self, group: dict[str, Any]) -> list[nn.Parameter]:
+        """Where signs come from elsewhere, no parameter needs a gradient."""
+        if self._outcome is None:
+            return super().movable(group)
+        return [p for p in group["params"] if p.requires_grad]
+
+    def move(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+        beta, lr, decay = group["momentum"], group["lr"], group["weight_decay"]
+        for p in parameters:
+            if self._outcome is not None:
+                _move(p, self._outcome(p), lr, decay)
+                continue
+            direction = gradient(p)
+            if beta:
+                (momentum,) = self.states("momentum", [p])
+                direction = momentum.mul_(beta).add_(direction, alpha=1 - beta)
+            p.mul_(1 - lr * decay)
+            p.sub_(torch.where(direction < 0, -lr, lr))
 
 
 def _move(p: nn.Parameter, words: Tensor, lr: float, decay: float) -> None:

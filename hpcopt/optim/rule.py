@@ -1,0 +1,73 @@
+"""What our own optimizers share: the frame of a step, lazily made states, and what they refuse."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from hpcopt.errors import UnsupportedError
+
+
+class Rule(torch.optim.Optimizer, ABC):
+    """A torch optimizer that says how the parameters of a group move, and nothing else."""
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Move all parameters once; give the closure's loss, if there is a closure.
+
+        Raises:
+            UnsupportedError: a gradient is sparse, or complex.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self.move(group, self.movable(group))
+        return loss
+
+    @abstractmethod
+    def move(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+        """Move these parameters of one group."""
+
+    def movable(self, group: dict[str, Any]) -> list[nn.Parameter]:
+        """The parameters of a group that have a gradient."""
+        parameters: list[nn.Parameter] = [p for p in group["params"] if p.grad is not None]
+        for p in parameters:
+            if p.is_complex() or gradient(p).is_sparse:
+                kind = "complex" if p.is_complex() else "sparse"
+                raise UnsupportedError(f"{type(self).__name__} does not move by {kind} gradients: use torch's SGD")
+        return parameters
+
+    def states(self, name: str, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+        """A state of each parameter, of its shape; 0 when asked for first."""
+        for p in parameters:
+            if name not in self.state[p]:
+                self.state[p][name] = torch.zeros_like(p)
+        return [self.state[p][name] for p in parameters]
+
+    def by_step(self, parameters: Sequence[nn.Parameter]) -> dict[int, list[nn.Parameter]]:
+        """Count this step; give the parameters by the number of their steps, which is one for nearly all networks."""
+        found: dict[int, list[nn.Parameter]] = {}
+        for p in parameters:
+            step = self.state[p]["step"] = int(self.state[p].get("step", 0)) + 1
+            found.setdefault(step, []).append(p)
+        return found
+
+
+def gradient(p: nn.Parameter) -> Tensor:
+    """The gradient of a parameter that has one."""
+    assert p.grad is not None
+    return p.grad
+
+
+def gradients(parameters: Sequence[nn.Parameter], l2: float = 0.0) -> list[Tensor]:
+    """The gradients of parameters that have one, of the loss and ``l2 / 2 |x|^2``; not to be written into."""
+    found = [gradient(p) for p in parameters]
+    return list(torch._foreach_add(found, list(parameters), alpha=l2)) if l2 else found

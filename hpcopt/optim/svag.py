@@ -1,0 +1,103 @@
+"""Variance-adapted gradients, SVAG and M-SVAG (Balles and Hennig 2018, arXiv:1705.07774).
+
+With m and v the bias-corrected means of g and g^2, both of decay beta, and t the step::
+
+    rho   = (1 - beta) (1 + beta^t) / ((1 + beta) (1 - beta^t))       the variance that is left in m, of g's
+    s     = (v - m^2) / (1 - rho)                                     g's variance, unbiased
+    SVAG    x <- x - lr m^2 / (m^2 + s) g
+    M-SVAG  x <- x - lr m^2 / (m^2 + rho s) m
+
+The factor is the one that brings a step nearest to the true gradient, in the mean square. The paper's other two, the
+signs of g and of m (SSD, M-SSD), are ``signum`` with momentum 0 and beta.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from hpcopt.optim.config import OptimizerConfig
+from hpcopt.optim.groups import decay_matrices_only
+from hpcopt.optim.rule import Rule, gradients
+
+
+class SvagConfig(OptimizerConfig):
+    """Gradients, each value shortened by how noisy it is."""
+
+    name: Literal["svag"] = "svag"
+    lr: float = Field(0.1, gt=0, description="learning rate at the top of the schedule")
+    beta: float = Field(0.9, ge=0, lt=1, description="decay of the means of gradients and of their squares")
+    weight_decay: float = Field(0.0, ge=0, description="L2 penalty on weights of two or more dimensions")
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Make the optimizer of these parameters."""
+        return Svag(decay_matrices_only(parameters, self.weight_decay), lr=self.lr, beta=self.beta, momentum=False)
+
+
+class MSvagConfig(OptimizerConfig):
+    """Momentum, each value shortened by how noisy it is."""
+
+    name: Literal["m_svag"] = "m_svag"
+    lr: float = Field(0.1, gt=0, description="learning rate at the top of the schedule")
+    beta: float = Field(0.9, ge=0, lt=1, description="decay of the means of gradients and of their squares")
+    weight_decay: float = Field(0.0, ge=0, description="L2 penalty on weights of two or more dimensions")
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Make the optimizer of these parameters."""
+        return Svag(decay_matrices_only(parameters, self.weight_decay), lr=self.lr, beta=self.beta)
+
+
+class Svag(Rule):
+    """The optimizer. State by parameter: ``step``, and of its shape ``m`` and ``v``."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.1,
+        beta: float = 0.9,
+        weight_decay: float = 0.0,
+        *,
+        momentum: bool = True,
+    ) -> None:
+        """Args as in ``MSvagConfig``.
+
+        Args:
+            momentum: move by the mean of gradients (M-SVAG); if not, by the gradient (SVAG).
+        """
+        super().__init__(params, {"lr": lr, "beta": beta, "weight_decay": weight_decay, "momentum": momentum})
+
+    def move(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+        for step, same in self.by_step(parameters).items():
+            self._move(group, step, same)
+
+    def _move(self, group: dict[str, Any], step: int, parameters: list[nn.Parameter]) -> None:
+        beta, lr = group["beta"], group["lr"]
+        g = gradients(parameters, group["weight_decay"])
+        m, v = self.states("m", parameters), self.states("v", parameters)
+        torch._foreach_lerp_(m, g, 1 - beta)
+        torch._foreach_mul_(v, beta)
+        torch._foreach_addcmul_(v, g, g, value=1 - beta)
+        factor = self.factors(step, beta, parameters, averaged=group["momentum"])
+        if group["momentum"]:
+            torch._foreach_addcmul_(parameters, factor, m, value=-lr / (1 - beta**step))
+        else:
+            torch._foreach_addcmul_(parameters, factor, g, value=-lr)
+
+    def factors(self, step: int, beta: float, parameters: list[nn.Parameter], *, averaged: bool) -> list[torch.Tensor]:
+        """What shortens each value, in [0, 1]; 0 where no gradient was ever given.
+
+        The bias corrections stand out of it: with c the ratio of the variance that counts to ``v - m^2``, and m and v
+        as they are kept, the factor is ``m^2 / ((1 - c) m^2 + c (1 - beta^t) v)``.
+        """
+        m, v = self.states("m", parameters), self.states("v", parameters)
+        rho = min((1 - beta) * (1 + beta**step) / ((1 + beta) * (1 - beta**step)), 0.9999)
+        c = (rho if averaged else 1.0) / (1 - rho)
+        square = torch._foreach_mul(m, m)
+        whole = torch._foreach_mul(v, c * (1 - beta**step))
+        torch._foreach_add_(whole, square, alpha=1 - c)
+        torch._foreach_clamp_min_(whole, torch.finfo(m[0].dtype).tiny)
+        torch._foreach_div_(square, whole)
+        torch._foreach_clamp_max_(square, 1.0)
+        return list(square)
