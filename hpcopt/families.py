@@ -53,6 +53,7 @@ OPTIMIZERS = Family(
     adamw="hpcopt.optim.first_order:AdamWConfig",
     lamb="hpcopt.optim.lamb:LambConfig",
     signum="hpcopt.optim.signum:SignumConfig",
+    adahessian="hpcopt.optim.adahessian:AdaHessianConfig",
     rsg="hpcopt.optim.rsg:RsgConfig",
     arsg="hpcopt.optim.rsg:ArsgConfig",
     svag="hpcopt.optim.svag:SvagConfig",

@@ -1,5 +1,6 @@
 """Serial optimizers and learning-rate schedules; they know nothing of ranks."""
 
+from hpcopt.optim.adahessian import AdaHessian, AdaHessianConfig
 from hpcopt.optim.config import OptimizerConfig
 from hpcopt.optim.first_order import AdamWConfig, SgdConfig
 from hpcopt.optim.groups import decay_matrices_only
@@ -17,6 +18,8 @@ from hpcopt.optim.signum import Signum, SignumConfig
 from hpcopt.optim.svag import MSvagConfig, Svag, SvagConfig
 
 __all__ = [
+    "AdaHessian",
+    "AdaHessianConfig",
     "AdamWConfig",
     "Arsg",
     "ArsgConfig",

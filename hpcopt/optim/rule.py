@@ -28,9 +28,14 @@ class Rule(torch.optim.Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self.prepare()
         for group in self.param_groups:
             self.move(group, self.movable(group))
         return loss
+
+    def prepare(self) -> None:
+        """Get ready for a step, before any parameter moves."""
+        return
 
     @abstractmethod
     def move(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:

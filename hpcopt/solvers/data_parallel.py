@@ -6,22 +6,26 @@ number of ranks but for rounding.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 
 from hpcopt.errors import fitting
 from hpcopt.exchange import Exchange
+from hpcopt.optim.adahessian import AdaHessian
 from hpcopt.optim.state import optimizer_state, restore_optimizer
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Solver, SolverConfig, Task, Tree
 from hpcopt.shapes.stats import StepStats
 from hpcopt.solvers.first_order import FirstOrder
+from hpcopt.solvers.hessian_products import HessianProducts
 from hpcopt.store.saved_parts import SavedParts
 
 
 class DataParallelConfig(SolverConfig, FirstOrder):
     """Any torch optimizer on gradients summed over the ranks."""
+
+    derivatives: ClassVar[frozenset[str]] = frozenset({"gradient", "product"})
 
     name: Literal["data_parallel"] = "data_parallel"
 
@@ -53,19 +57,25 @@ class DataParallel(Solver):
         else:
             self._optimizer = config.optimizer.build(self._parameters)
         self.optimizers = (self._optimizer,)
+        self._products = None
+        if "product" in config.optimizer.asks:
+            self._products = HessianProducts(cast(AdaHessian, self._optimizer), model, context)
         self._steps, self._step = context.total_steps, 0
 
     def step(self, batch: Any) -> StepStats:
         micros = batch.split(self._config.accumulate)
         self._exchange.zero(backwards=len(micros))
         losses = []
+        products = self._products if self._products is not None and self._products.begin(self._step) else None
         for micro in micros:
             with self._clock("forward"):
                 loss = self._loss(self.model, micro) * micro.weight
             with self._clock("backward"):
-                loss.backward()
+                loss.backward() if products is None else products.backward(loss)
             losses.append(loss.detach())
         self._exchange.finish()
+        if products is not None:
+            products.finish()
         with self._clock("update"):
             lr = self._update()
         total = sum((loss.item() for loss in losses), 0.0)
@@ -88,13 +98,17 @@ class DataParallel(Solver):
         """Every rank has it all."""
 
     def plan(self, flops: float) -> dict[str, str]:
-        return {"parameters": f"{sum(p.numel() for p in self._parameters):,}", **self._exchange.plan()}
+        lines = {"parameters": f"{sum(p.numel() for p in self._parameters):,}", **self._exchange.plan()}
+        if self._products is not None:
+            lines["bytes of the Hessian"] = f"{self._products.planned_bytes():,} more in a step that looks at it"
+        return lines
 
     def state_dict(self) -> Tree:
         return {"step": self._step, "model": self.model.state_dict(), "optimizer": optimizer_state(self._optimizer)}
 
     def rank_state_dict(self) -> Tree:
-        return {"exchange": self._exchange.rank_state_dict()}
+        state = {"exchange": self._exchange.rank_state_dict()}
+        return state if self._products is None else {**state, "products": self._products.rank_state_dict()}
 
     def load_state_dict(self, shared: Tree, parts: Sequence[Tree]) -> None:
         with fitting("the job's model or optimizer"):
@@ -102,4 +116,6 @@ class DataParallel(Solver):
                 self.model.load_state_dict(shared["model"])
             restore_optimizer(self._optimizer, shared["optimizer"])
             self._exchange.load_state_dict(SavedParts.of(parts).under("exchange"))
+            if self._products is not None:
+                self._products.load_state_dict(SavedParts.of(parts).under("products"))
             self._step = shared["step"]

@@ -1,8 +1,8 @@
 """What solvers around a torch optimizer let a job choose."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hpcopt.config import Config
 from hpcopt.families import OPTIMIZERS, SCHEDULES
@@ -10,12 +10,27 @@ from hpcopt.optim import ConstantConfig, OptimizerConfig, ScheduleConfig, SgdCon
 
 
 class Scheduled(Config):
-    """An optimizer and its learning rate over the run."""
+    """An optimizer and its learning rate over the run.
+
+    Attributes:
+        derivatives: what the solver can give an optimizer of the loss.
+    """
+
+    derivatives: ClassVar[frozenset[str]] = frozenset({"gradient"})
 
     optimizer: Annotated[OptimizerConfig, OPTIMIZERS] = Field(
         SgdConfig(), description="the optimizer that every rank runs"
     )
     schedule: Annotated[ScheduleConfig, SCHEDULES] = Field(ConstantConfig(), description="learning rate over the run")
+
+    @model_validator(mode="after")
+    def _gives_what_the_optimizer_asks_for(self) -> Self:
+        if self.optimizer.asks - self.derivatives:
+            raise ValueError(
+                f'optimizer "{self.optimizer.name}" asks for the loss\'s second derivative, which this solver does not '
+                'give: use [solver] name = "data_parallel"'
+            )
+        return self
 
     def learning_rate(self, step: int, steps: int) -> float:
         """The learning rate of a step of so many."""

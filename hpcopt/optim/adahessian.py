@@ -1,0 +1,198 @@
+"""AdaHessian: Adam with the Hessian's diagonal in place of squared gradients (Yao et al. 2020, arXiv:2006.00719).
+
+With v of random signs, ``|H v|`` is an estimate of the diagonal's size (Hutchinson's, exact where H is diagonal). It is
+averaged over a kernel, a row or a block, and then::
+
+    m <- beta1 m + (1 - beta1) g                s <- beta2 s + (1 - beta2) D^2
+    x <- x - lr (m / (1 - beta1^t) / (sqrt(s / (1 - beta2^t))^power + eps) + weight_decay x)
+
+Between the steps at which the Hessian is looked at, D stays what it was.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from hpcopt.errors import UnsupportedError
+from hpcopt.optim.config import OptimizerConfig
+from hpcopt.optim.groups import decay_matrices_only
+from hpcopt.optim.rule import Rule, gradients
+
+Average = Literal["kernel", "row", "block"]
+
+
+class AdaHessianConfig(OptimizerConfig):
+    """Adam with the Hessian's diagonal, estimated from one more derivative of the loss."""
+
+    asks: ClassVar[frozenset[str]] = frozenset({"gradient", "product"})
+
+    name: Literal["adahessian"] = "adahessian"
+    lr: float = Field(0.15, gt=0, description="learning rate at the top of the schedule")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the mean gradient and of the diagonal")
+    eps: float = Field(1e-4, gt=0, description="added to the diagonal's size")
+    power: float = Field(1.0, ge=0, le=1, description="of the diagonal: 1 as Newton's, 0 leaves momentum")
+    every: int = Field(1, ge=1, description="steps from one look at the Hessian to the next")
+    average: Average = Field(
+        "kernel", description="what of the diagonal is averaged: convolution kernels; rows of matrices, too; blocks"
+    )
+    block: int = Field(32, ge=1, description='values in one block of average = "block"')
+    weight_decay: float = Field(0.0, ge=0, description="decoupled decay of weights of two or more dimensions")
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Make the optimizer of these parameters."""
+        return AdaHessian(
+            decay_matrices_only(parameters, self.weight_decay),
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            power=self.power,
+            every=self.every,
+            average=self.average,
+            block=self.block,
+        )
+
+
+class AdaHessian(Rule):
+    """The optimizer. State by parameter: ``step``, and of its shape ``m``, ``s`` and ``diagonal``.
+
+    In a loop of one's own, on one process, the gradient must keep its graph:
+
+    >>> x = nn.Parameter(torch.tensor([3.0, -2.0]))
+    >>> optimizer = AdaHessian([x], lr=1.0, betas=(0.0, 0.0), eps=1e-12)
+    >>> (torch.tensor([0.5, 4.0]) * x**2).sum().backward(create_graph=True)
+    >>> optimizer.step()  # Newton's, as the Hessian is diagonal
+    >>> bool(x.detach().abs().max() < 1e-6)
+    True
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.15,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-4,
+        weight_decay: float = 0.0,
+        *,
+        power: float = 1.0,
+        every: int = 1,
+        average: Average = "kernel",
+        block: int = 32,
+        seed: int = 0,
+    ) -> None:
+        """Args as in ``AdaHessianConfig``.
+
+        Args:
+            seed: of the random signs, unless the products are given to ``observe``.
+        """
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "power": power}
+        super().__init__(params, {**defaults, "average": average, "block": block})
+        self._every, self._seed = every, seed
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All of them, in the order of the groups."""
+        return [p for group in self.param_groups for p in group["params"]]
+
+    @property
+    def due(self) -> bool:
+        """Whether the coming step looks at the Hessian."""
+        return self._steps % self._every == 0
+
+    @property
+    def _steps(self) -> int:
+        return max((self.state[p].get("step", 0) for p in self.parameters), default=0)
+
+    def observe(self, products: Sequence[Tensor]) -> None:
+        """Take what the Hessian makes of random signs, before the step.
+
+        Args:
+            products: of ``parameters``, each of its parameter's shape.
+        """
+        sizes = dict(zip(self.parameters, products, strict=True))
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["diagonal"] = averaged(sizes[p].abs(), group["average"], group["block"])
+
+    def prepare(self) -> None:
+        """Where the Hessian is due and nothing was observed, it comes from the gradients' graph, which is let go."""
+        parameters = self.parameters
+        kept = [p.grad for p in parameters]
+        if not any(g is not None and g.grad_fn is not None for g in kept):
+            return
+        if self.due:
+            self.observe(products(kept, parameters, rademacher(parameters, self._seed + self._steps)))
+        for p in parameters:
+            if p.grad is not None:
+                p.grad = p.grad.detach()  # or graph and parameter would hold each other
+
+    def move(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+        if any("diagonal" not in self.state[p] for p in parameters):
+            raise UnsupportedError(
+                "AdaHessian knows no Hessian yet: call loss.backward(create_graph=True), or optimizer.observe(products)"
+            )
+        for step, same in self.by_step(parameters).items():
+            self._move(group, step, same)
+
+    def _move(self, group: dict[str, Any], step: int, parameters: list[nn.Parameter]) -> None:
+        (beta1, beta2), lr, power = group["betas"], group["lr"], group["power"]
+        m, s = self.states("m", parameters), self.states("s", parameters)
+        diagonal = self.states("diagonal", parameters)
+        torch._foreach_lerp_(m, gradients(parameters), 1 - beta1)
+        torch._foreach_mul_(s, beta2)
+        torch._foreach_addcmul_(s, diagonal, diagonal, value=1 - beta2)
+        root = torch._foreach_mul(s, 1 / (1 - beta2**step))
+        torch._foreach_pow_(root, power / 2)
+        torch._foreach_add_(root, group["eps"])
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+        torch._foreach_addcdiv_(parameters, m, root, value=-lr / (1 - beta1**step))
+
+
+def rademacher(parameters: Sequence[Tensor], seed: int) -> list[Tensor]:
+    """Random signs, +1 and -1, of each parameter's shape: a function of the seed alone, on any device."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randint(0, 2, p.shape, generator=generator, dtype=torch.int8) * 2 - 1).to(p.device, p.dtype)
+        for p in parameters
+    ]
+
+
+def products(
+    gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter], vectors: Sequence[Tensor]
+) -> list[Tensor]:
+    """The Hessian times a vector, by differentiating ``gradient . vector``.
+
+    Args:
+        gradients: that keep their graphs; None, or without a graph, where the loss is linear or does not depend.
+
+    Raises:
+        UnsupportedError: something in the loss has no second derivative.
+    """
+    curved = [(g, v) for g, v in zip(gradients, vectors, strict=True) if g is not None and g.grad_fn is not None]
+    if not curved:
+        return [torch.zeros_like(p) for p in parameters]
+    try:
+        found = torch.autograd.grad([g for g, _ in curved], list(parameters), [v for _, v in curved], allow_unused=True)
+    except RuntimeError as cause:
+        raise UnsupportedError(f"the loss has no second derivative: {str(cause).splitlines()[0]}") from cause
+    return [torch.zeros_like(p) if h is None else h for p, h in zip(parameters, found, strict=True)]
+
+
+def averaged(diagonal: Tensor, average: Average, block: int) -> Tensor:
+    """The diagonal's size with each value replaced by a mean: over a convolution's kernel, and with "row" over a
+    matrix's row; over blocks of successive values of all that is no vector. The sum stays.
+
+    >>> averaged(torch.tensor([[1.0, 3.0], [2.0, 6.0]]), "row", 32)
+    tensor([[2., 2.],
+            [4., 4.]])
+    """
+    if diagonal.dim() < 2 or diagonal.numel() == 0:
+        return diagonal
+    if average == "block":
+        blocks = diagonal.flatten().split(block)
+        return torch.cat([b.mean().expand(len(b)) for b in blocks]).view_as(diagonal)
+    over = tuple(range(2, diagonal.dim())) or ((1,) if average == "row" else ())
+    return diagonal.mean(over, keepdim=True).expand_as(diagonal).contiguous() if over else diagonal
