@@ -92,7 +92,7 @@ class AdaHessian(Rule):
         self._every, self._seed = every, seed
 
     @property
-    def parameters(self) -> list[nn.Parameter]:
+    def parameters(self) -> list[Tensor]:
         """All of them, in the order of the groups."""
         return [p for group in self.param_groups for p in group["params"]]
 
@@ -128,7 +128,7 @@ class AdaHessian(Rule):
             if p.grad is not None:
                 p.grad = p.grad.detach()  # or graph and parameter would hold each other
 
-    def move(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+    def move(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         if any("diagonal" not in self.state[p] for p in parameters):
             raise UnsupportedError(
                 "AdaHessian knows no Hessian yet: call loss.backward(create_graph=True), or optimizer.observe(products)"
@@ -136,7 +136,7 @@ class AdaHessian(Rule):
         for step, same in self.by_step(parameters).items():
             self._move(group, step, same)
 
-    def _move(self, group: dict[str, Any], step: int, parameters: list[nn.Parameter]) -> None:
+    def _move(self, group: dict[str, Any], step: int, parameters: list[Tensor]) -> None:
         (beta1, beta2), lr, power = group["betas"], group["lr"], group["power"]
         m, s = self.states("m", parameters), self.states("s", parameters)
         diagonal = self.states("diagonal", parameters)
@@ -161,7 +161,7 @@ def rademacher(parameters: Sequence[Tensor], seed: int) -> list[Tensor]:
 
 
 def products(
-    gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter], vectors: Sequence[Tensor]
+    gradients: Sequence[Tensor | None], parameters: Sequence[Tensor], vectors: Sequence[Tensor]
 ) -> list[Tensor]:
     """The Hessian times a vector, by differentiating ``gradient . vector``.
 
@@ -192,7 +192,7 @@ def averaged(diagonal: Tensor, average: Average, block: int) -> Tensor:
     if diagonal.dim() < 2 or diagonal.numel() == 0:
         return diagonal
     if average == "block":
-        blocks = diagonal.flatten().split(block)
+        blocks = torch.split(diagonal.flatten(), block)
         return torch.cat([b.mean().expand(len(b)) for b in blocks]).view_as(diagonal)
     over = tuple(range(2, diagonal.dim())) or ((1,) if average == "row" else ())
     return diagonal.mean(over, keepdim=True).expand_as(diagonal).contiguous() if over else diagonal

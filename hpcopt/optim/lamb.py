@@ -46,12 +46,12 @@ class Lamb(Rule):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    def move(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+    def move(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         for step, same in self.by_step(parameters).items():
             for p in same:
                 self._move(group, step, p)
 
-    def _move(self, group: dict[str, Any], step: int, p: nn.Parameter) -> None:
+    def _move(self, group: dict[str, Any], step: int, p: Tensor) -> None:
         g, (m,), (v,) = gradient(p), self.states("m", [p]), self.states("v", [p])
         beta1, beta2 = group["betas"]
         m.lerp_(g, 1 - beta1)

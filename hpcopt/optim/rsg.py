@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from hpcopt.optim.config import OptimizerConfig
 from hpcopt.optim.groups import decay_matrices_only
@@ -63,7 +63,7 @@ class Rsg(Rule):
             params, {"lr": lr, "momentum": momentum, "observation": observation, "weight_decay": weight_decay}
         )
 
-    def move(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+    def move(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         if not parameters:
             return
         lr, mu = group["lr"], group["observation"]
@@ -127,15 +127,15 @@ class Arsg(Rule):
         for group in self.param_groups:
             self._restart(group, [p for p in group["params"] if "v_max" in self.state[p]])
 
-    def _restart(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+    def _restart(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         for p in parameters:
             self.state[p]["v_max"].copy_(self.state[p]["v"]).clamp_(min=group["eps"])
 
-    def move(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+    def move(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         for step, same in self.by_step(parameters).items():
             self._move(group, step, same)
 
-    def _move(self, group: dict[str, Any], step: int, parameters: list[nn.Parameter]) -> None:
+    def _move(self, group: dict[str, Any], step: int, parameters: list[Tensor]) -> None:
         lr, (beta1, beta2), mu, eps = group["lr"], group["betas"], group["observation"], group["eps"]
         g = gradients(parameters, group["weight_decay"])
         m, v = self.states("m", parameters), self.states("v", parameters)

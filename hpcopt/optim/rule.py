@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hpcopt.errors import UnsupportedError
 
@@ -38,41 +38,41 @@ class Rule(torch.optim.Optimizer, ABC):
         return
 
     @abstractmethod
-    def move(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+    def move(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         """Move these parameters of one group."""
 
-    def movable(self, group: dict[str, Any]) -> list[nn.Parameter]:
+    def movable(self, group: dict[str, Any]) -> list[Tensor]:
         """The parameters of a group that have a gradient."""
-        parameters: list[nn.Parameter] = [p for p in group["params"] if p.grad is not None]
+        parameters: list[Tensor] = [p for p in group["params"] if p.grad is not None]
         for p in parameters:
             if p.is_complex() or gradient(p).is_sparse:
                 kind = "complex" if p.is_complex() else "sparse"
                 raise UnsupportedError(f"{type(self).__name__} does not move by {kind} gradients: use torch's SGD")
         return parameters
 
-    def states(self, name: str, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    def states(self, name: str, parameters: Sequence[Tensor]) -> list[Tensor]:
         """A state of each parameter, of its shape; 0 when asked for first."""
         for p in parameters:
             if name not in self.state[p]:
                 self.state[p][name] = torch.zeros_like(p)
         return [self.state[p][name] for p in parameters]
 
-    def by_step(self, parameters: Sequence[nn.Parameter]) -> dict[int, list[nn.Parameter]]:
+    def by_step(self, parameters: Sequence[Tensor]) -> dict[int, list[Tensor]]:
         """Count this step; give the parameters by the number of their steps, which is one for nearly all networks."""
-        found: dict[int, list[nn.Parameter]] = {}
+        found: dict[int, list[Tensor]] = {}
         for p in parameters:
             step = self.state[p]["step"] = int(self.state[p].get("step", 0)) + 1
             found.setdefault(step, []).append(p)
         return found
 
 
-def gradient(p: nn.Parameter) -> Tensor:
+def gradient(p: Tensor) -> Tensor:
     """The gradient of a parameter that has one."""
     assert p.grad is not None
     return p.grad
 
 
-def gradients(parameters: Sequence[nn.Parameter], l2: float = 0.0) -> list[Tensor]:
+def gradients(parameters: list[Tensor], l2: float = 0.0) -> list[Tensor]:
     """The gradients of parameters that have one, of the loss and ``l2 / 2 |x|^2``; not to be written into."""
     found = [gradient(p) for p in parameters]
-    return list(torch._foreach_add(found, list(parameters), alpha=l2)) if l2 else found
+    return list(torch._foreach_add(found, parameters, alpha=l2)) if l2 else found

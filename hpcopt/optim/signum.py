@@ -7,7 +7,7 @@ of +1 and -1 is made. It is the same step, bit for bit.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -63,17 +63,17 @@ class Signum(Rule):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self._outcome = outcome
 
-    def movable(self, group: dict[str, Any]) -> list[nn.Parameter]:
+    def movable(self, group: dict[str, Any]) -> list[Tensor]:
         """Where signs come from elsewhere, no parameter needs a gradient."""
         if self._outcome is None:
             return super().movable(group)
         return [p for p in group["params"] if p.requires_grad]
 
-    def move(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+    def move(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         beta, lr, decay = group["momentum"], group["lr"], group["weight_decay"]
         for p in parameters:
             if self._outcome is not None:
-                _move(p, self._outcome(p), lr, decay)
+                _move(p, self._outcome(cast(nn.Parameter, p)), lr, decay)
                 continue
             direction = gradient(p)
             if beta:
@@ -83,7 +83,7 @@ class Signum(Rule):
             p.sub_(torch.where(direction < 0, -lr, lr))
 
 
-def _move(p: nn.Parameter, words: Tensor, lr: float, decay: float) -> None:
+def _move(p: Tensor, words: Tensor, lr: float, decay: float) -> None:
     """``p <- (1 - lr decay) p -+ lr``, straight from the words."""
     values = p.detach().contiguous()
     signs = words.numpy().view(np.uint64)

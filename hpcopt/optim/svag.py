@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from hpcopt.optim.config import OptimizerConfig
 from hpcopt.optim.groups import decay_matrices_only
@@ -68,11 +68,11 @@ class Svag(Rule):
         """
         super().__init__(params, {"lr": lr, "beta": beta, "weight_decay": weight_decay, "momentum": momentum})
 
-    def move(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+    def move(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         for step, same in self.by_step(parameters).items():
             self._move(group, step, same)
 
-    def _move(self, group: dict[str, Any], step: int, parameters: list[nn.Parameter]) -> None:
+    def _move(self, group: dict[str, Any], step: int, parameters: list[Tensor]) -> None:
         beta, lr = group["beta"], group["lr"]
         g = gradients(parameters, group["weight_decay"])
         m, v = self.states("m", parameters), self.states("v", parameters)
@@ -85,7 +85,7 @@ class Svag(Rule):
         else:
             torch._foreach_addcmul_(parameters, factor, g, value=-lr)
 
-    def factors(self, step: int, beta: float, parameters: list[nn.Parameter], *, averaged: bool) -> list[torch.Tensor]:
+    def factors(self, step: int, beta: float, parameters: list[Tensor], *, averaged: bool) -> list[Tensor]:
         """What shortens each value, in [0, 1]; 0 where no gradient was ever given.
 
         The bias corrections stand out of it: with c the ratio of the variance that counts to ``v - m^2``, and m and v

@@ -22,12 +22,12 @@ class HessianProducts:
 
     def __init__(self, optimizer: AdaHessian, model: nn.Module, context: Context) -> None:
         """Holds as many values as the model has trained parameters. Collective."""
-        names = {p: name for name, p in model.named_parameters() if p.requires_grad}
+        names: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
         self._optimizer, self._parameters = optimizer, optimizer.parameters
         self._sums = [nn.Parameter(torch.zeros_like(p)) for p in self._parameters]
         named = [(f"{names[p]}.product", s) for p, s in zip(self._parameters, self._sums, strict=True)]
         seed = context.seed("products")
-        self._exchange = Exchange(context.world, named, context.exchange, seed=seed, clock=context.clock)
+        self._exchange = Exchange(context.world, named, context.required_exchange, seed=seed, clock=context.clock)
         self._seed = context.seed("signs")
 
     def begin(self, step: int) -> bool:
