@@ -14,6 +14,7 @@ from hpcopt.job import Job
 from hpcopt.phases import PhaseClock
 from hpcopt.plugins import LOADED
 from hpcopt.randomness import draws_kept
+from hpcopt.shapes.batch import require_batch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Solver, Task
 from hpcopt.shapes.workload import Workload
@@ -72,8 +73,8 @@ def one_sample(workload: Workload) -> Any:
     Raises:
         DataError: there is none.
     """
-    batch = next(iter(workload.test_batches(0, 1)), None)
-    if batch is None or not len(batch):
+    batch = require_batch(next(iter(workload.test_batches(0, 1)), None), "test_batches")
+    if not len(batch):
         raise DataError("the workload has no test samples")
     return batch.split(len(batch))[0]
 

@@ -6,11 +6,12 @@ import torch
 from torch import nn
 
 from hpcopt.compress import Codec, Half
-from hpcopt.errors import JobError, UnsupportedError
+from hpcopt.errors import DataError, JobError, UnsupportedError
 from hpcopt.exchange import ExchangeConfig
 from hpcopt.held import fits, require_attributes
 from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
 from hpcopt.shapes import Scalar, Solver, SolverConfig, StepStats, Workload
+from hpcopt.shapes.batch import require_batch
 
 
 def test_a_method_that_gives_something_else_is_one_message():
@@ -102,6 +103,12 @@ def test_attributes_are_there_and_of_their_kind():
 )
 def test_kinds(value, kind, right):
     assert fits(value, kind) is right
+
+
+@pytest.mark.parametrize(("given", "complaint"), [(None, "gave nothing more"), ([1, 2], "gave a list, no Batch")])
+def test_a_workload_gives_batches(given, complaint):
+    with pytest.raises(DataError, match=complaint):
+        require_batch(given, "train_batches")
 
 
 def test_scores_say_which_way_they_improve():

@@ -1,10 +1,12 @@
 """This rank's part of one global batch: what a solver may ask of it, and its tensor form."""
 
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
+
+from hpcopt.errors import DataError
 
 
 class Batch(Protocol):
@@ -22,6 +24,17 @@ class Batch(Protocol):
 
     def to(self, device: torch.device) -> Self:
         """The batch on a device."""
+
+
+def require_batch(given: Any, giver: str) -> Any:
+    """What a workload gives, if it is a ``Batch``.
+
+    Raises:
+        DataError: it is something else, or None.
+    """
+    if not all(hasattr(given, what) for what in ("split", "weight", "to", "__len__")):
+        raise DataError(f"{giver} gave {'nothing more' if given is None else f'a {type(given).__name__}, no Batch'}")
+    return given
 
 
 @dataclass(frozen=True)

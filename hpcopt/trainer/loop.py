@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hpcopt.comm.world import World
 from hpcopt.errors import DataError
+from hpcopt.shapes.batch import require_batch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Solver
 from hpcopt.shapes.workload import Workload
@@ -76,22 +77,13 @@ class Trainer:
         outcome = house.standing()
         while outcome is None:
             with self._clock("data"):
-                batch = self._next(batches)
+                batch = require_batch(next(batches, None), f"train_batches, for step {position.step + 1},")
             house.count(solver.step(batch))
             evaluated = house.last or position.step % self._evaluate_every == 0
             if evaluated:
                 self._evaluate()
             outcome = house.settle(evaluated=evaluated)
         return outcome
-
-    def _next(self, batches: Iterator[Any]) -> Any:
-        batch = next(batches, None)
-        if not all(hasattr(batch, what) for what in ("split", "weight", "__len__")):
-            ended = (
-                "train_batches ended" if batch is None else f"train_batches gave a {type(batch).__name__}, no Batch,"
-            )
-            raise DataError(f"{ended} at step {self._position.step + 1}")
-        return batch
 
     def _evaluate(self) -> None:
         self._solver.gather()

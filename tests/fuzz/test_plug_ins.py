@@ -36,8 +36,7 @@ def undone() -> Iterator[None]:
     """What a module changes in this process is put back."""
     folder, path, environment, limit = Path.cwd(), list(sys.path), dict(os.environ), sys.getrecursionlimit()
     kept = torch.get_rng_state(), np.random.get_state(), random.getstate(), np.geterr()
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        patch.setattr(plugins, "LOADED", {})
+    with warnings.catch_warnings():
         try:
             yield
         finally:
@@ -47,6 +46,7 @@ def undone() -> Iterator[None]:
             os.environ.clear()
             os.environ.update(environment)
             sys.modules.pop(MODULE, None)
+            plugins.LOADED.clear()
             for family in vars(families).values():
                 if isinstance(family, Family):
                     family._plugged_in.clear()
