@@ -9,7 +9,7 @@ from torch import nn
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World
 from hpcopt.phases import PhaseClock
-from hpcopt.shapes import Context, Solver, StepStats
+from hpcopt.shapes import Context, Solver, StepStats, TensorBatch
 from hpcopt.store.checkpoint import Checkpoints
 from hpcopt.store.metrics import MetricsFile, read
 from hpcopt.trainer.loop import Outcome, Trainer
@@ -73,7 +73,7 @@ class NoData:
     scores, model = {"zero": "lower"}, None
 
     def train_batches(self, rank, size, start):
-        return itertools.repeat(None)
+        return itertools.repeat(TensorBatch({}, torch.zeros(1, dtype=torch.int64), 1))
 
     def test_batches(self, rank, size):
         return [None]
