@@ -23,6 +23,8 @@ import torch
 import hpcopt
 from hpcopt.comm.world import World, connect
 
+Seconds = tuple[float, float]  # wall, processor
+
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--steps", type=int, default=100)
 parser.add_argument("--repeats", type=int, default=5)
@@ -36,7 +38,12 @@ def step_of(step_s: float) -> Callable[[], torch.Tensor]:
     def product() -> torch.Tensor:
         return x @ x
 
-    seconds = min(_timed(product)[1] for _ in range(200))
+    def timed() -> float:
+        start_s = time.process_time()
+        product()
+        return time.process_time() - start_s
+
+    seconds = min(timed() for _ in range(200))
     count = max(1, round(step_s / seconds))
 
     def step() -> torch.Tensor:
@@ -47,30 +54,28 @@ def step_of(step_s: float) -> Callable[[], torch.Tensor]:
     return step
 
 
-def _timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Wall and processor seconds."""
-    wall_s, core_s = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - wall_s, time.process_time() - core_s
-
-
-def loop(steps: Iterable[object], step: Callable[[], torch.Tensor], log: Callable[[torch.Tensor], None]) -> None:
-    """The loop; both kinds look at the loss."""
+def loop(steps: Iterable[object], step: Callable[[], torch.Tensor], log: Callable[[torch.Tensor], None]) -> Seconds:
+    """Both kinds look at the loss. Gives wall and processor seconds from the first step's beginning to the last's:
+    what a run does once, before and after its steps, is not counted.
+    """
+    times = []
     for _ in steps:
+        times.append((time.perf_counter(), time.process_time()))
         log(step())
+    return times[-1][0] - times[0][0], times[-1][1] - times[0][1]
 
 
-def in_session(world: World, folder: Path, steps: int, step: Callable[[], torch.Tensor]) -> tuple[float, float]:
-    """Times of the loop alone in a Session with a module and an optimizer to keep."""
+def in_session(world: World, folder: Path, steps: int, step: Callable[[], torch.Tensor]) -> Seconds:
+    """Those of the loop in a Session with a module and an optimizer to keep."""
     with contextlib.redirect_stdout(io.StringIO()), hpcopt.Session(folder, steps=steps, world=world) as session:
         model = torch.nn.Linear(100, 100)
         session.keep(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
-        return _timed(lambda: loop(session.steps(), step, lambda loss: session.log(loss=loss)))
+        return loop(session.steps(), step, lambda loss: session.log(loss=loss))
 
 
 def import_ms() -> float:
-    """Milliseconds that the package takes beyond the interpreter: the least of several."""
-    code = "import time; s = time.perf_counter(); import hpcopt; print(1e3 * (time.perf_counter() - s))"
+    """Milliseconds of processor time that the package takes beyond the interpreter: the least of several."""
+    code = "import time; s = time.process_time(); import hpcopt; print(1e3 * (time.process_time() - s))"
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(7)]
     return min(float(done.stdout) for done in runs)
 
@@ -81,7 +86,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         shared = Path(world.gather_text(folder)[0])
         for repeat in range(options.repeats):
-            bare = _timed(lambda: loop(range(options.steps), step, float))
+            bare = loop(range(options.steps), step, float)
             ours = in_session(world, shared / str(repeat), options.steps, step)
             ratios.append([mine / plain for mine, plain in zip(ours, bare, strict=True)])
             if world.rank == 0:

@@ -214,17 +214,16 @@ class Session:
             DivergedError: on all ranks: a logged loss or a kept parameter is not finite.
         """
         batches, house = self._begin(loader), self._housekeeping()
-        with house.noting_divergence():
-            outcome = house.standing()
-            while outcome is None:
-                with self.clock("data"):
-                    batch = next(batches)
-                self._under_way = True
-                with self.clock(BODY):
-                    yield batch
-                evaluated = self._count()
-                outcome = house.settle(evaluated=evaluated)
-            house.save_last()
+        outcome = house.standing()
+        while outcome is None:
+            with self.clock("data"):
+                batch = next(batches)
+            self._under_way = True
+            with self.clock(BODY):
+                yield batch
+            evaluated = self._count()
+            outcome = house.settle(evaluated=evaluated)
+        house.save_last()
         self._outcome = outcome
         if outcome.exit_code != EXIT_DONE:
             raise Requeue(outcome.exit_code)
@@ -318,6 +317,7 @@ class Session:
             signals=self._signals,
         )
         self._house.batch, self._house.steps_per_epoch = batch, per_pass
+        self._open.enter_context(self._house.noting_divergence())
 
     def _housekeeping(self) -> Housekeeping:
         assert self._house is not None
@@ -345,15 +345,14 @@ class Session:
         """End the run, as it is. Collective."""
         if self._house is None:
             return
-        with self._house.noting_divergence():
-            if self._under_way and self._told:
-                self._count()
-            self._house.save_last()
+        if self._under_way and self._told:
+            self._count()
+        self._house.save_last()
         self._house.finish(self._outcome)
 
     def _leave(self, error: BaseException | None) -> None:
         """Let go of everything; if the ranks are ours, the program ends here where it does not go on."""
-        self._open.close()
+        self._open.__exit__(None if error is None else type(error), error, None)
         if self._given_world is not None:
             return
         ending, requeue = self._ending, isinstance(error, Requeue)

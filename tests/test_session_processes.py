@@ -31,7 +31,7 @@ def die_after(calls):  # of any functions: this process is killed in the midst o
 
 x = torch.randn(120, 8, generator=torch.Generator().manual_seed(1))
 data = TensorDataset(x, (x.sum(1) > 0).long())
-with hpcopt.Session(sys.argv[1], steps=60, checkpoint_every=4, device="cpu") as session:
+with hpcopt.Session(sys.argv[1], steps=60, name="it", checkpoint_every=4, device="cpu") as session:
     model = torch.nn.Sequential(torch.nn.Linear(8, 30), torch.nn.Dropout(0.2), torch.nn.Linear(30, 2))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     session.keep(model=model, optimizer=optimizer)

@@ -129,7 +129,7 @@ class Kept:
             )
         try:
             pack([part.shared(), part.own()])
-        except TypeError as error:
+        except (TypeError, CheckpointError) as error:
             raise JobError(f"{refused}its state is not data ({error})") from None
         return part
 
