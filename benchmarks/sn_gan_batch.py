@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--images", type=int, default=120_000)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--lr", type=float, default=4e-4)
     args = parser.parse_args()
     replicator = Replicator()
     train, test = Shards(args.data, "train"), Shards(args.data, "test")
@@ -89,14 +90,14 @@ def main() -> None:
         real = moments(body(scaled(test.rows(np.arange(len(test)))["images"])))
     for seed in range(args.seeds):
         start_s = time.monotonic()
-        artist, judge, step = sn_gan.build(replicator, seed)
+        artist, judge, step = sn_gan.build(replicator, seed, args.lr)
         turns = replicator.run(step, sn_gan.batches(replicator, train, args.batch, args.images, seed))
         trained_s = time.monotonic() - start_s
         distance = frechet(real, moments(drawn(artist, body, len(test))))  # alike on all ranks: batch norm is global
         if replicator.world.rank == 0:
             norms = [round(norm, 3) for norm in sn_gan.spectral_norms(judge)]
             print(
-                f"ranks {replicator.world.size}, batch {args.batch}, seed {seed}: {len(turns)} turns, "
+                f"ranks {replicator.world.size}, batch {args.batch}, lr {args.lr}, seed {seed}: {len(turns)} turns, "
                 f"{trained_s:.0f} s, distance {distance:.2f}, spectral norms {norms}",
                 flush=True,
             )

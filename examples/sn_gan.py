@@ -43,8 +43,8 @@ def generator(replicator: Replicator) -> nn.Module:
 
 
 def normalised(layer: nn.Module) -> nn.Module:
-    """Its weight divided by its spectral norm, which two power iterations follow at every call."""
-    return spectral_norm(layer, n_power_iterations=2)
+    """Its weight divided by its spectral norm, which five power iterations follow at every call."""
+    return spectral_norm(layer, n_power_iterations=5)
 
 
 def critic() -> nn.Module:
@@ -66,12 +66,12 @@ def spectral_norms(network: nn.Module) -> list[float]:
     return [float(torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2)) for layer in layers]
 
 
-def build(replicator: Replicator, seed: int = 0):
+def build(replicator: Replicator, seed: int = 0, lr: float = 4e-4):
     """The two networks and the step of one replica."""
     torch.manual_seed(seed)
     artist, judge = generator(replicator), critic()
     artists, judges = (
-        replicator.wrap_optimizer(torch.optim.Adam(network.parameters(), lr=4e-4, betas=(0.0, 0.9)))
+        replicator.wrap_optimizer(torch.optim.Adam(network.parameters(), lr=lr, betas=(0.0, 0.9)))
         for network in (artist, judge)
     )
     noise = torch.Generator().manual_seed(1000 * seed + replicator.replica_id)
