@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from task import BATCH, EPOCHS, LR, correct, digits, network
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
@@ -17,7 +17,7 @@ dist.init_process_group("gloo")
 rank, size = dist.get_rank(), dist.get_world_size()
 data = digits(train=True)
 model = DistributedDataParallel(network())
-model.register_comm_hook(None, bf16_compress_hook)
+model.register_comm_hook(None, fp16_compress_hook)
 optimizer = torch.optim.SGD(model.parameters(), lr=LR)
 sampler = DistributedSampler(data, shuffle=True, drop_last=True)
 loader = DataLoader(data, batch_size=BATCH // size, sampler=sampler, drop_last=True)

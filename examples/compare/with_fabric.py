@@ -8,7 +8,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.loggers import CSVLogger
 from lightning.fabric.strategies import DDPStrategy
 from task import BATCH, EPOCHS, LR, correct, digits, network
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -17,7 +17,7 @@ fabric = Fabric("cpu", DDPStrategy(process_group_backend="gloo"), devices=3, log
 fabric.launch()
 data, model = digits(train=True), network()
 model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=LR))
-model._forward_module.register_comm_hook(None, bf16_compress_hook)
+model._forward_module.register_comm_hook(None, fp16_compress_hook)
 sampler = DistributedSampler(data, fabric.world_size, fabric.global_rank, shuffle=True, drop_last=True)
 loader = DataLoader(data, batch_size=BATCH // fabric.world_size, sampler=sampler, drop_last=True)
 loader = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
