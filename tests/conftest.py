@@ -40,6 +40,16 @@ def horovod() -> None:
     )
 
 
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Path:
+    """A folder of data sets in which the handwritten digits are."""
+    from hpcopt.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("data")
+    prepare("digits", folder)
+    return folder
+
+
 @pytest.fixture
 def shared_tmp_path():
     """A new empty folder, the same on every rank (pytest's own tmp_path differs between ranks)."""

@@ -10,7 +10,6 @@ import h5py
 import numpy as np
 import pytest
 
-from hpcopt.prepare import prepare
 from hpcopt.store import metrics
 from hpcopt.store.checkpoint import Checkpoints
 from hpcopt.store.journal import journal_of
@@ -35,11 +34,10 @@ name = "sgd"
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory) -> Path:
+def done(digits, tmp_path_factory) -> Path:
     """A folder with a job and its run, of 6 steps and checkpoints at 3 and 6."""
     folder = tmp_path_factory.mktemp("done")
-    prepare("digits", folder)
-    (folder / "job.toml").write_text(JOB.replace("DATA", str(folder)))
+    (folder / "job.toml").write_text(JOB.replace("DATA", str(digits)))
     assert main([str(folder / "job.toml"), "--run-dir", str(folder / "run")]) == 0
     return folder
 

@@ -10,7 +10,6 @@ import torch
 import hpcopt
 from hpcopt.comm.world import alone
 from hpcopt.errors import CheckpointError, JobError, MetricsError
-from hpcopt.prepare import prepare
 from hpcopt.runs import open_run
 from hpcopt.store.checkpoint import SHARED
 from hpcopt.store.weights import newest_weights
@@ -33,10 +32,9 @@ hidden = [8]
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory) -> Path:
+def done(digits, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("done")
-    prepare("digits", folder)
-    (folder / "job.toml").write_text(JOB.replace("DATA", str(folder)))
+    (folder / "job.toml").write_text(JOB.replace("DATA", str(digits)))
     assert main([str(folder / "job.toml"), "--run-dir", str(folder / "run")]) == 0
     return folder / "run"
 

@@ -42,10 +42,8 @@ lr = 0.1
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    prepare("digits", folder)
-    return folder
+def data(digits) -> Path:
+    return digits
 
 
 @pytest.fixture

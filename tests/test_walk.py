@@ -13,7 +13,6 @@ import pytest
 import hpcopt
 from hpcopt.families import SOLVERS
 from hpcopt.family import Family
-from hpcopt.prepare import prepare
 from hpcopt.shapes import SolverConfig
 from hpcopt.train import parser, run
 from hpcopt.trainer.ending import Ending
@@ -35,9 +34,9 @@ def passed() -> list[str]:
     return [file for file, before in zip(ours, [None, *ours], strict=False) if file != before]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return prepare("digits", tmp_path_factory.mktemp("data"))
+@pytest.fixture
+def data(digits) -> Path:
+    return digits / "digits"
 
 
 @pytest.mark.parametrize("name", ["data_parallel", "kaisa", "gossip", "block_admm", "altmin"])

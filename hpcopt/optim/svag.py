@@ -23,30 +23,27 @@ from hpcopt.optim.groups import decay_matrices_only
 from hpcopt.optim.rule import Rule, gradients
 
 
-class SvagConfig(OptimizerConfig):
+class _VarianceAdapted(OptimizerConfig):
+    lr: float = Field(0.1, gt=0, description="learning rate at the top of the schedule")
+    beta: float = Field(0.9, ge=0, lt=1, description="decay of the means of gradients and of their squares")
+    weight_decay: float = Field(0.0, ge=0, description="L2 penalty on weights of two or more dimensions")
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Make the optimizer of these parameters."""
+        groups = decay_matrices_only(parameters, self.weight_decay)
+        return Svag(groups, lr=self.lr, beta=self.beta, momentum=self.name == "m_svag")
+
+
+class SvagConfig(_VarianceAdapted):
     """Gradients, each value shortened by how noisy it is."""
 
     name: Literal["svag"] = "svag"
-    lr: float = Field(0.1, gt=0, description="learning rate at the top of the schedule")
-    beta: float = Field(0.9, ge=0, lt=1, description="decay of the means of gradients and of their squares")
-    weight_decay: float = Field(0.0, ge=0, description="L2 penalty on weights of two or more dimensions")
-
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Make the optimizer of these parameters."""
-        return Svag(decay_matrices_only(parameters, self.weight_decay), lr=self.lr, beta=self.beta, momentum=False)
 
 
-class MSvagConfig(OptimizerConfig):
+class MSvagConfig(_VarianceAdapted):
     """Momentum, each value shortened by how noisy it is."""
 
     name: Literal["m_svag"] = "m_svag"
-    lr: float = Field(0.1, gt=0, description="learning rate at the top of the schedule")
-    beta: float = Field(0.9, ge=0, lt=1, description="decay of the means of gradients and of their squares")
-    weight_decay: float = Field(0.0, ge=0, description="L2 penalty on weights of two or more dimensions")
-
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Make the optimizer of these parameters."""
-        return Svag(decay_matrices_only(parameters, self.weight_decay), lr=self.lr, beta=self.beta)
 
 
 class Svag(Rule):

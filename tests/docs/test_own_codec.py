@@ -1,8 +1,6 @@
 """The codec that docs/concepts/codecs.md makes works as it stands: alone, in a job, and between ranks."""
 
-import re
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,8 +10,8 @@ from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World
 from hpcopt.exchange import Exchange, TwoPhaseConfig
 from hpcopt.job import read_job
+from tests.docs.pieces import importable
 
-PAGE = Path(__file__).parents[2] / "docs" / "concepts" / "codecs.md"
 JOB = '[run]\nsteps = 1\n[workload]\ndata = "data/digits"\n'
 
 
@@ -22,15 +20,9 @@ def gradient(step: int, rank: int) -> torch.Tensor:
 
 
 @pytest.fixture
-def blocks(tmp_path, monkeypatch) -> list[str]:
-    """The section's pieces of Python and of a job; the first is importable."""
-    section = PAGE.read_text().split("## A codec of your own\n")[1].split("\n## ")[0]
-    python = re.findall(r"```python\n(.*?)```", section, flags=re.S)
-    job = re.sub(r"^    ", "", re.search(r"(?:^    .*\n)+", section.replace(python[0], ""), flags=re.M)[0], flags=re.M)
-    (tmp_path / "my_codecs.py").write_text(python[0])
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield [*python, job]
-    sys.modules.pop("my_codecs", None)
+def blocks(tmp_path) -> Iterator[list[str]]:
+    with importable("concepts/codecs.md", "A codec of your own", "my_codecs", tmp_path) as pieces:
+        yield pieces
 
 
 def test_it_keeps_the_contract(blocks):

@@ -1,8 +1,6 @@
 """The exchange that docs/concepts/exchange.md makes works as it stands: its contract, and in a job."""
 
-import re
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,21 +10,15 @@ from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World
 from hpcopt.exchange import Exchange
 from hpcopt.job import read_job
+from tests.docs.pieces import importable
 
-PAGE = Path(__file__).parents[2] / "docs" / "concepts" / "exchange.md"
 JOB = '[run]\nsteps = 1\n[workload]\ndata = "data/digits"\n'
 
 
 @pytest.fixture
-def blocks(tmp_path, monkeypatch) -> list[str]:
-    """The section's pieces of Python and of a job; the first is importable."""
-    section = PAGE.read_text().split("## An exchange of your own\n")[1].split("\n## ")[0]
-    python = re.findall(r"```python\n(.*?)```", section, flags=re.S)
-    job = re.sub(r"^    ", "", re.search(r"(?:^    .*\n)+", section.replace(python[0], ""), flags=re.M)[0], flags=re.M)
-    (tmp_path / "my_exchange.py").write_text(python[0])
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield [*python, job]
-    sys.modules.pop("my_exchange", None)
+def blocks(tmp_path) -> Iterator[list[str]]:
+    with importable("concepts/exchange.md", "An exchange of your own", "my_exchange", tmp_path) as pieces:
+        yield pieces
 
 
 def test_it_keeps_the_contract(blocks):

@@ -14,7 +14,6 @@ from hpcopt.report.read import read_run
 from hpcopt.report.summary import summarise
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
-from hpcopt.shapes.solver import Solver
 from hpcopt.shapes.stats import StepStats
 from hpcopt.shapes.workload import Workload
 from hpcopt.store.checkpoint import Checkpoints
@@ -26,33 +25,18 @@ from hpcopt.trainer.resume import Position
 from hpcopt.trainer.run import RunConfig, StopAt
 from hpcopt.trainer.signals import StopSignals
 from tests.launching import PATIENCE_S
+from tests.trainer.idle import Idle
 
 
-class Telling(Solver):
+class Telling(Idle):
     """Does nothing, and says that its losses are these."""
 
     def __init__(self, losses: list[float | None], rank: int, size: int) -> None:
-        self.model = torch.nn.Linear(1, 1)
-        self.data_rank, self.data_size = rank, size
+        super().__init__(rank, size)
         self._losses = iter(losses)
 
     def step(self, batch):
         return StepStats(next(self._losses))
-
-    def gather(self):
-        pass
-
-    def plan(self, flops):
-        return {}
-
-    def state_dict(self):
-        return {}
-
-    def rank_state_dict(self):
-        return {}
-
-    def load_state_dict(self, shared, parts):
-        pass
 
 
 class Work(Workload):

@@ -4,12 +4,11 @@ import itertools
 
 import pytest
 import torch
-from torch import nn
 
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World
 from hpcopt.phases import PhaseClock
-from hpcopt.shapes import Context, Solver, StepStats, TensorBatch
+from hpcopt.shapes import Context, StepStats, TensorBatch
 from hpcopt.store.checkpoint import Checkpoints
 from hpcopt.store.metrics import MetricsFile, read
 from hpcopt.trainer.loop import Outcome, Trainer
@@ -19,6 +18,7 @@ from hpcopt.trainer.recorder import Recorder
 from hpcopt.trainer.resume import Position
 from hpcopt.trainer.run import RunConfig
 from hpcopt.trainer.signals import StopSignals
+from tests.trainer.idle import Idle
 
 RANKS, STEPS = 3, 40
 
@@ -33,12 +33,12 @@ class Counting(World):
         return super().all_reduce(*arguments, **settings)
 
 
-class Alone(Solver):
+class Alone(Idle):
     """Every rank by itself; rank 1 is told to stop at its seventh step."""
 
     def __init__(self, world: Counting, signals: StopSignals, lockstep: bool) -> None:
-        self.model, self.lockstep = nn.Linear(1, 1), lockstep
-        self.data_rank, self.data_size = world.rank, world.size
+        super().__init__(world.rank, world.size)
+        self.lockstep = lockstep
         self._world, self._signals, self._done = world, signals, 0
         self.sums_before_the_signal = 0
 
@@ -49,21 +49,6 @@ class Alone(Solver):
             if self.data_rank == 1:
                 self._signals.received = "TERM"
         return StepStats(1.0 + self.data_rank)
-
-    def gather(self):
-        pass
-
-    def plan(self, flops):
-        return {}
-
-    def state_dict(self):
-        return {}
-
-    def rank_state_dict(self):
-        return {}
-
-    def load_state_dict(self, shared, parts):
-        pass
 
 
 class NoData:

@@ -15,7 +15,6 @@ from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World
 from hpcopt.job import read_job
 from hpcopt.phases import PhaseClock
-from hpcopt.prepare import prepare
 from hpcopt.store import checkpoint
 from hpcopt.store.background import Snapshot
 from hpcopt.store.checkpoint import SHARED, Checkpoints, rank_part
@@ -44,11 +43,9 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    prepare("digits", folder)
-    return folder / "digits"
+@pytest.fixture
+def data(digits) -> Path:
+    return digits / "digits"
 
 
 class Session:

@@ -4,7 +4,6 @@ one that is not the CPU."""
 import pytest
 import torch
 
-from hpcopt.prepare import prepare
 from hpcopt.shapes.context import Context
 from hpcopt.workloads.image_classification import ImageClassificationConfig
 from hpcopt.workloads.on_device import on_device
@@ -12,11 +11,9 @@ from hpcopt.workloads.on_device import on_device
 META = torch.device("meta")
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory) -> ImageClassificationConfig:
-    folder = tmp_path_factory.mktemp("data")
-    prepare("digits", folder)
-    return ImageClassificationConfig(data=folder / "digits", batch=12)
+@pytest.fixture
+def config(digits) -> ImageClassificationConfig:
+    return ImageClassificationConfig(data=digits / "digits", batch=12)
 
 
 def test_on_the_cpu_it_is_the_workload_itself(config):
