@@ -21,6 +21,11 @@ def network() -> nn.Sequential:
         return nn.Sequential(nn.Linear(FEATURES, 8), nn.Tanh(), nn.Linear(8, 7), nn.Tanh(), nn.Linear(7, CLASSES))
 
 
+def flat(model: nn.Module) -> Tensor:
+    """A copy of all parameters as one vector."""
+    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+
 @dataclass(frozen=True)
 class Problem:
     """Samples of Gaussian features whose class a linear map decides.
@@ -29,20 +34,22 @@ class Problem:
         batch: samples in a global batch; 11 is ragged on any number of ranks.
         samples: in all; every batch takes the next ones, round and round.
         model: makes the network, the same parameters at every call.
+        dtype: of parameters and features.
     """
 
     batch: int = 11
     samples: int = 44
     model: Callable[[], nn.Module] = network
+    dtype: torch.dtype = torch.float32
 
     def task(self) -> Task:
         """A fresh model and the loss, cross-entropy."""
         loss = OutputLoss(
             inputs=lambda batch: batch.tensors["x"],
             criterion=lambda logits, batch: F.cross_entropy(logits, batch.tensors["labels"]),
-            example=torch.zeros(1, FEATURES),
+            example=torch.zeros(1, FEATURES, dtype=self.dtype),
         )
-        return Task(self.model(), loss)
+        return Task(self.model().to(self.dtype), loss)
 
     def batches(self, rank: int, size: int, steps: int, first: int = 0) -> list[TensorBatch]:
         """A rank's parts of ``steps`` batches from a step on: contiguous shares that differ by at most one sample."""
@@ -57,4 +64,5 @@ class Problem:
     def _data(self) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(1)
         x = torch.randn(self.samples, FEATURES, generator=generator)
-        return x, (x @ torch.randn(FEATURES, CLASSES, generator=generator)).argmax(1)
+        labels = (x @ torch.randn(FEATURES, CLASSES, generator=generator)).argmax(1)
+        return x.to(self.dtype), labels

@@ -25,7 +25,7 @@ from hpcopt.errors import CheckpointError
 from hpcopt.exchange import ExchangeConfig, RingConfig
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import SolverConfig, Tree
-from hpcopt.testing.problem import Problem
+from hpcopt.testing.problem import Problem, flat
 from hpcopt.testing.scales import Scales
 
 STEPS, AFTER = 5, 4
@@ -81,7 +81,7 @@ class Trial:
                 carried_bytes.append(scales.lap())
             solver.gather()
             shared, own = copy.deepcopy((solver.state_dict(), solver.rank_state_dict()))
-            parameters = torch.cat([p.detach().reshape(-1).clone() for p in solver.model.parameters()])
+            parameters = flat(solver.model)
             return Run(summed(world, losses), parameters, shared, own, sent_bytes, carried_bytes)
 
         return run_ranks(size, program)

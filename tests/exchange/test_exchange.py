@@ -34,6 +34,7 @@ from hpcopt.errors import HpcoptError, PeerError
 from hpcopt.exchange import Exchange, NativeConfig, RingConfig, TwoPhaseConfig, VoteConfig
 from hpcopt.exchange.adversary import AdversaryConfig
 from hpcopt.exchange.bucket import make_buckets
+from hpcopt.testing.problem import flat
 from tests.comm.test_calibration import on_hosts
 
 REPLICA_STEPS = int(os.environ.get("HPCOPT_REPLICA_STEPS", "25"))
@@ -88,10 +89,6 @@ def descend(world: World, exchange: Exchange, steps: range, model: nn.Module, lr
         with torch.no_grad():
             for p in model.parameters():
                 p.sub_(p.grad, alpha=lr)
-
-
-def flat(model: nn.Module) -> torch.Tensor:
-    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
 
 def trained(size: int, config, steps: int, **options) -> list[torch.Tensor]:

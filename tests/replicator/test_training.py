@@ -11,15 +11,12 @@ from hpcopt.comm.world import World, alone
 from hpcopt.compress import Half
 from hpcopt.errors import JobError, UnsupportedError
 from hpcopt.exchange import RingConfig
+from hpcopt.testing.problem import flat
 from tests.replicator import steps
 
 STEPS, BATCH = 5, 128
 LONG = 50_000  # values, which no longer travel as they are
 ACCURACY = {torch.float64: 1e-12, torch.float32: 1e-6}
-
-
-def flat(model: nn.Module) -> torch.Tensor:
-    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
 
 def train(replicator, dtype=torch.float64, batch: int = BATCH, lr: float = 0.1):
@@ -66,6 +63,7 @@ def test_a_coarse_exchange():
         p = nn.Parameter(torch.zeros(LONG))
         optimizer = torch.optim.SGD([p], 1.0)
         assert replicator.wrap_optimizer(optimizer, RingConfig(codec=Half())) is optimizer
+        replicator.world.traffic.lap()  # of the parameters to start from
         p.sum().backward()
         (p * torch.linspace(0, 1, LONG)).sum().backward()  # gradients of several backward passes add up
         optimizer.step()

@@ -1,10 +1,7 @@
 """Data parallelism against one process that sees the whole batch."""
 
-import copy
-
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from hpcopt.comm.loopback import run_ranks
@@ -13,47 +10,22 @@ from hpcopt.errors import CheckpointError, JobError
 from hpcopt.exchange import Exchange, NativeConfig, RingConfig, VoteConfig
 from hpcopt.optim.first_order import AdamWConfig, SgdConfig
 from hpcopt.optim.signum import SignumConfig
-from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Task
 from hpcopt.solvers.data_parallel import DataParallel, DataParallelConfig
+from hpcopt.testing.problem import Problem, flat
+from hpcopt.testing.solver import Trial
 
-STEPS, SAMPLES = 6, 11
-
-
-def loss(model: nn.Module, batch: TensorBatch) -> torch.Tensor:
-    return F.cross_entropy(model(batch.tensors["x"]), batch.tensors["y"])
+STEPS, PROBLEM, RING = 6, Problem(), RingConfig()
 
 
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+def solver(world: World, config: DataParallelConfig, model: nn.Module | None = None, exchange=RING) -> DataParallel:
+    task = PROBLEM.task() if model is None else Task(model, PROBLEM.task().loss)
+    return config.build(task, Context(world=world, exchange=exchange, steps=STEPS))
 
 
-def batches(rank: int, size: int) -> list[TensorBatch]:
-    generator = torch.Generator().manual_seed(1)
-    result = []
-    for _ in range(STEPS):
-        x, y = torch.randn(SAMPLES, 5, generator=generator), torch.randint(3, (SAMPLES,), generator=generator)
-        mine = torch.tensor_split(torch.arange(SAMPLES), size)[rank]
-        result.append(TensorBatch({"x": x[mine], "y": y[mine]}, mine, SAMPLES))
-    return result
-
-
-def solver(world: World, config: DataParallelConfig, model: nn.Module, exchange=None) -> DataParallel:
-    return config.build(Task(model, loss), Context(world=world, exchange=exchange or RingConfig(), steps=STEPS))
-
-
-def parameters_after(size: int, config: DataParallelConfig, exchange=None) -> list[torch.Tensor]:
-    models = [copy.deepcopy(network()) for _ in range(size)]
-
-    def program(transport):
-        s = solver(World(transport), config, models[transport.rank], exchange)
-        for batch in batches(transport.rank, size):
-            s.step(batch)
-        return torch.cat([p.detach().reshape(-1) for p in s.model.parameters()])
-
-    return run_ranks(size, program)
+def parameters_after(size: int, config: DataParallelConfig, exchange=RING) -> list[torch.Tensor]:
+    return [run.parameters for run in Trial(config, PROBLEM, exchange).run(size, STEPS, total=STEPS)]
 
 
 @pytest.mark.parametrize("exchange", [RingConfig(), NativeConfig()])
@@ -61,13 +33,13 @@ def parameters_after(size: int, config: DataParallelConfig, exchange=None) -> li
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
 def test_any_number_of_ranks_takes_the_serial_path(size, optimizer, exchange):
     config = DataParallelConfig(optimizer=optimizer)
-    serial = network()
-    reference = optimizer.build(serial.parameters())
-    for batch in batches(0, 1):
+    serial = PROBLEM.task()
+    reference = optimizer.build(serial.model.parameters())
+    for batch in PROBLEM.batches(0, 1, STEPS):
         reference.zero_grad()
-        loss(serial, batch).backward()
+        serial.loss(serial.model, batch).backward()
         reference.step()
-    expected = torch.cat([p.detach().reshape(-1) for p in serial.parameters()])
+    expected = flat(serial.model)
     results = parameters_after(size, config, exchange)
     torch.testing.assert_close(results[0], expected, rtol=1e-5, atol=1e-6)
     assert all(torch.equal(result, results[0]) for result in results)
@@ -85,15 +57,16 @@ def test_micro_batches_change_nothing(accumulate):
 def test_a_vote_of_signum_is_its_paper(size):
     """Every rank's momentum by itself, the sign of the sum of signs (ties by turns), one step of that sign."""
     config = DataParallelConfig(optimizer=SignumConfig(lr=0.01, momentum=0.8))
-    model = network()
+    task = PROBLEM.task()
+    model = task.model
     names = [name for name, _ in model.named_parameters()]
     momenta = [{name: torch.zeros_like(p) for name, p in model.named_parameters()} for _ in range(size)]
     for step in range(STEPS):
         signs = dict.fromkeys(names, 0)
         for rank in range(size):
-            batch = batches(rank, size)[step]
+            (batch,) = PROBLEM.batches(rank, size, 1, step)
             model.zero_grad()
-            (loss(model, batch) * batch.weight).backward()
+            (task.loss(model, batch) * batch.weight).backward()
             for name, p in model.named_parameters():
                 momenta[rank][name] = 0.8 * momenta[rank][name] + 0.2 * p.grad
                 casting = 2 if size % 2 == 0 and rank == step % size else 1  # a second vote decides ties
@@ -101,7 +74,7 @@ def test_a_vote_of_signum_is_its_paper(size):
         with torch.no_grad():
             for name, p in model.named_parameters():
                 p -= 0.01 * torch.where(signs[name] < 0, -1.0, 1.0)
-    expected = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    expected = flat(model)
     for result in parameters_after(size, config, VoteConfig()):
         torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
@@ -110,18 +83,18 @@ def test_a_vote_of_signum_is_its_paper(size):
 def test_a_step_from_packed_outcomes_is_that_from_signs_bit_for_bit(weights):
     """The solver against the long way: outcomes unpacked into gradients, then Signum on them."""
     optimizer = SignumConfig(lr=0.01, momentum=0.8, weight_decay=0.1)
-    models = [network() for _ in range(3)]
+    tasks = [PROBLEM.task() for _ in range(3)]
 
     def unfused(transport):
-        model = models[transport.rank]
+        model, loss = tasks[transport.rank].model, tasks[transport.rank].loss
         exchange = Exchange(World(transport), model.named_parameters(), VoteConfig(weights=weights, momentum=0.8))
         signum = optimizer.model_copy(update={"momentum": 0.0}).build(list(model.parameters()))
-        for batch in batches(transport.rank, 3):
+        for batch in PROBLEM.batches(transport.rank, 3, STEPS):
             exchange.zero()
             (loss(model, batch) * batch.weight).backward()
             exchange.finish()
             signum.step()
-        return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+        return flat(model)
 
     expected = run_ranks(3, unfused)[0]
     for result in parameters_after(3, DataParallelConfig(optimizer=optimizer), VoteConfig(weights=weights)):
@@ -137,25 +110,20 @@ def test_a_vote_asks_for_signum():
 def test_momentum_stands_once():
     config = DataParallelConfig(optimizer=SignumConfig(momentum=0.9))
     with pytest.raises(JobError, match="not in both"):
-        solver(alone(), config, network(), VoteConfig(momentum=0.5))
+        solver(alone(), config, exchange=VoteConfig(momentum=0.5))
 
 
 def test_the_losses_of_the_ranks_add_up():
-    models = [network() for _ in range(3)]
-
-    def program(transport):
-        model = models[transport.rank]
-        return solver(World(transport), DataParallelConfig(), model).step(batches(transport.rank, 3)[0]).loss
-
-    assert sum(run_ranks(3, program)) == pytest.approx(loss(network(), batches(0, 1)[0]).item(), rel=1e-6)
+    serial, (batch,) = PROBLEM.task(), PROBLEM.batches(0, 1, 1)
+    (total,) = Trial(DataParallelConfig(), PROBLEM).run(3, 1)[0].losses
+    assert total == pytest.approx(serial.loss(serial.model, batch).item(), rel=1e-6)
 
 
 def test_clipping_bounds_the_summed_gradient():
-    model = network()
-    s = solver(alone(), DataParallelConfig(clip_norm=1e-3, optimizer=SgdConfig(lr=1.0, momentum=0)), model)
-    before = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
-    s.step(batches(0, 1)[0])
-    moved = torch.cat([p.detach().reshape(-1) for p in model.parameters()]) - before
+    s = solver(alone(), DataParallelConfig(clip_norm=1e-3, optimizer=SgdConfig(lr=1.0, momentum=0)))
+    before = flat(s.model)
+    s.step(PROBLEM.batches(0, 1, 1)[0])
+    moved = flat(s.model) - before
     assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)
 
 
@@ -171,18 +139,10 @@ def test_ranks_start_from_rank_0():
 
 @pytest.mark.parametrize("optimizer", [SgdConfig(), AdamWConfig()])
 def test_a_restart_continues_bit_for_bit(optimizer):
-    config = DataParallelConfig(optimizer=optimizer)
-    straight, first = solver(alone(), config, network()), solver(alone(), config, network())
-    for batch in batches(0, 1):
-        straight.step(batch)
-    for batch in batches(0, 1)[:3]:
-        first.step(batch)
-    second = solver(alone(), config, network())
-    second.load_state_dict(copy.deepcopy(first.state_dict()), [copy.deepcopy(first.rank_state_dict())])
-    for batch in batches(0, 1)[3:]:
-        second.step(batch)
-    for a, b in zip(straight.model.parameters(), second.model.parameters(), strict=True):
-        assert torch.equal(a, b)
+    trial = Trial(DataParallelConfig(optimizer=optimizer), PROBLEM)
+    first = trial.run(1, 3, total=STEPS)
+    second = trial.run(1, STEPS - 3, first=3, saved=first, total=STEPS)
+    assert torch.equal(second[0].parameters, trial.run(1, STEPS, total=STEPS)[0].parameters)
 
 
 def test_a_state_of_another_model_is_refused():

@@ -15,6 +15,7 @@ from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Task
 from hpcopt.solvers.gossip import GossipConfig
+from hpcopt.testing.problem import flat
 
 STEPS = 9
 torch.manual_seed(3)
@@ -46,10 +47,6 @@ def batch(step: int, rank: int, size: int) -> TensorBatch:
 def solver(transport, config, model=None, seed=0):
     context = Context(world=World(transport), steps=STEPS, run_seed=seed)
     return config.build(Task(model or network(), loss), context)
-
-
-def flat(model: nn.Module) -> torch.Tensor:
-    return torch.cat([p.detach().reshape(-1) for p in model.parameters()]).clone()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])

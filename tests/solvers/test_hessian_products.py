@@ -11,7 +11,7 @@ from hpcopt.seeds import EVERY_RANK, derive
 from hpcopt.shapes import Context
 from hpcopt.solvers.data_parallel import DataParallelConfig
 from hpcopt.solvers.gossip import GossipConfig
-from hpcopt.testing.problem import Problem
+from hpcopt.testing.problem import Problem, flat
 from hpcopt.testing.solver import Trial, check_solver
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
@@ -34,7 +34,7 @@ def test_any_number_of_ranks_takes_the_serial_path(size):
         serial._seed = derive(seed, step, EVERY_RANK, "signs") - serial._steps
         task.loss(task.model, batch).backward(create_graph=True)
         serial.step()
-    expected = torch.cat([p.detach().reshape(-1) for p in task.model.parameters()])
+    expected = flat(task.model)
     runs = Trial(CONFIG, problem).run(size, 6)
     torch.testing.assert_close(runs[0].parameters, expected, rtol=2e-5, atol=2e-6)
     assert all(torch.equal(run.parameters, runs[0].parameters) for run in runs)

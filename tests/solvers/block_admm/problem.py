@@ -44,7 +44,3 @@ def batches(steps: int, rank: int = 0, size: int = 1, dtype=torch.float64) -> li
 
 def solver(config: BlockAdmmConfig, model: nn.Module, world: World | None = None, steps: int = 100) -> BlockAdmm:
     return config.build(Task(model, LOSS), Context(exchange=RingConfig(), world=world or alone(), steps=steps))
-
-
-def parameters(model: nn.Module) -> torch.Tensor:
-    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])

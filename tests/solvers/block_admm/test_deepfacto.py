@@ -18,7 +18,8 @@ from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Task
 from hpcopt.solvers.block_admm.deepfacto import DeepFacto, DeepFactoConfig
 from hpcopt.store.checkpoint import Checkpoints
-from tests.solvers.block_admm.problem import LOSS, batches, parameters
+from hpcopt.testing.problem import flat
+from tests.solvers.block_admm.problem import LOSS, batches
 
 STEPS = 120
 CONFIG = DeepFactoConfig(optimizer=AdamWConfig(lr=1e-2, weight_decay=0), plain=0.5)
@@ -68,9 +69,9 @@ def test_the_joint_steps_remember_no_plain_gradient():
     every = data(STEPS)
     for batch in every[: s._plain_steps]:
         s.step(batch)
-    before = parameters(s._f).clone()
+    before = flat(s._f).clone()
     s.step(every[s._plain_steps])
-    moved = (parameters(s._f) - before).abs()
+    moved = (flat(s._f) - before).abs()
     gradient = torch.cat([p.grad.reshape(-1) for p in s._f.parameters()]).abs()
     adam = CONFIG.optimizer
     torch.testing.assert_close(moved, adam.lr * gradient / (gradient + adam.eps), rtol=1e-4, atol=1e-7)
@@ -132,7 +133,7 @@ def test_a_restart_continues_bit_for_bit(first):
     after.load_state_dict(copy.deepcopy(before.state_dict()), [copy.deepcopy(before.rank_state_dict())])
     for batch in data(100)[first:]:
         after.step(batch)
-    assert torch.equal(parameters(straight.model), parameters(after.model))
+    assert torch.equal(flat(straight.model), flat(after.model))
     assert torch.equal(straight._nmf.basis, after._nmf.basis)
     assert torch.equal(straight._a, after._a)
 
@@ -150,7 +151,7 @@ def test_ranks_agree_and_learn():
 
     solvers = run_ranks(3, program)
     for s in solvers:
-        assert torch.equal(parameters(s.model), parameters(solvers[0].model))
+        assert torch.equal(flat(s.model), flat(solvers[0].model))
         assert torch.equal(s._nmf.basis, solvers[0]._nmf.basis)
     assert scores(solvers[0])[0] > 0.9
 
@@ -164,7 +165,7 @@ def test_joint_steps_of_ranks_are_those_of_one_process():
         s._plain_steps, s._step = 0, 1
         for batch in data(10, world.rank, world.size):
             s.step(batch)
-        return parameters(model)
+        return flat(model)
 
     expected = after_joint_steps(network(), alone())
     for found in run_ranks(3, lambda transport: after_joint_steps(models[transport.rank], World(transport))):
@@ -198,5 +199,5 @@ def test_a_restart_from_a_checkpoint_file_continues_bit_for_bit(tmp_path):
     second.load_state_dict(checkpoints.read_part(70, "shared"), [checkpoints.read_part(70, "rank00000")])
     for batch in data(80)[70:]:
         second.step(batch)
-    assert torch.equal(parameters(straight.model), parameters(second.model))
+    assert torch.equal(flat(straight.model), flat(second.model))
     assert torch.equal(straight._nmf.basis, second._nmf.basis)

@@ -14,7 +14,8 @@ from hpcopt.optim.first_order import AdamWConfig, SgdConfig
 from hpcopt.pipeline.mesh import Mesh
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.solvers.block_admm.stage import Flight
-from tests.solvers.block_admm.problem import BATCH, batches, network, parameters, solver
+from hpcopt.testing.problem import flat
+from tests.solvers.block_admm.problem import BATCH, batches, network, solver
 
 STEPS, LAYERS = 10, 4
 CONFIG = BlockAdmmConfig(rho=2.0, optimizer=AdamWConfig(lr=1e-2, weight_decay=0))
@@ -32,7 +33,7 @@ def trained(
         losses = [s.step(batch).loss for batch in batches(STEPS, s.data_rank, s.data_size)]
         sent_bytes = transport.traffic.sent_bytes
         s.gather()
-        return parameters(s.model), losses, sent_bytes
+        return flat(s.model), losses, sent_bytes
 
     return run_ranks(size, program)
 
@@ -75,7 +76,7 @@ def test_messages_go_through_a_codec(codec):
     exact, coded = (trained(CONFIG.model_copy(update={"stages": LAYERS, "codec": c}), LAYERS) for c in (None, codec))
     assert coded[0][2] == STEPS * (8 + codec.encode(torch.randn(BATCH * 7), seed=0).numel())
     assert coded[0][2] < 0.4 * exact[0][2]
-    start = parameters(network(LAYERS))
+    start = flat(network(LAYERS))
     assert float((coded[0][0] - exact[0][0]).norm() / (exact[0][0] - start).norm()) < 0.1
     again = trained(CONFIG.model_copy(update={"stages": LAYERS, "codec": codec}), LAYERS)
     assert torch.equal(again[0][0], coded[0][0])
@@ -108,7 +109,7 @@ def in_flight_oracle(in_flight: int) -> torch.Tensor:
         s._flights.append(flight)
         s._update([s._land(1)])
         history.append([copy.deepcopy(block.layers) for block in s.stage.blocks])
-    return parameters(s.model)
+    return flat(s.model)
 
 
 @pytest.mark.parametrize("in_flight", [2, 3, 4])
@@ -158,7 +159,7 @@ def test_a_restart_continues_at_any_number_of_ranks(size_after):
                 if s._step == 5:
                     s.gather()
             s.gather()
-            return s.state_dict(), s.rank_state_dict(), parameters(s.model).clone()
+            return s.state_dict(), s.rank_state_dict(), flat(s.model).clone()
 
         return run_ranks(size, program)
 
@@ -210,7 +211,7 @@ def test_mpi_ranks_take_the_path_of_one_process():
             s = solver(split, network(LAYERS), world, STEPS)
             own = [s.step(batch).loss for batch in batches(STEPS, s.data_rank, s.data_size)]
             s.gather()
-            torch.testing.assert_close(parameters(s.model), expected, rtol=1e-6, atol=1e-8)
+            torch.testing.assert_close(flat(s.model), expected, rtol=1e-6, atol=1e-8)
             everyones = world.all_reduce(torch.tensor([loss or 0.0 for loss in own], dtype=torch.float64))
             assert everyones.tolist() == pytest.approx(losses, rel=1e-6)
     world.close()
