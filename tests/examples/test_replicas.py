@@ -64,3 +64,12 @@ def test_sn_gan(run):
     turns, norms = re.fullmatch(r"(\d+) turns, .* spectral norms (.*)\n", run("sn_gan.py", "--images", "960")).groups()
     assert turns == "8"
     assert [float(norm) for norm in norms.split(", ")] == pytest.approx([1, 1, 1], abs=0.05)
+
+
+@pytest.mark.parallel([1, 2, 3, 4])
+def test_two_ranks(monkeypatch, capsys):
+    """The same losses whether a replica is one rank or two, and with one, two or three replicas."""
+    monkeypatch.setattr(sys, "argv", ["two_ranks.py", "--steps", "12"])
+    runpy.run_path(str(ROOT / "examples" / "two_ranks.py"), run_name="__main__")
+    steps, loss, accuracy = results(MPI.COMM_WORLD.bcast(capsys.readouterr().out))
+    assert steps == 12 and accuracy > 0.5 and loss == pytest.approx(2.0665, abs=2e-4)
