@@ -13,7 +13,7 @@ from hpcopt.held import require_attributes
 from hpcopt.job import Job
 from hpcopt.phases import PhaseClock
 from hpcopt.plugins import LOADED
-from hpcopt.randomness import draws_kept
+from hpcopt.randomness import draws_kept, seed_all
 from hpcopt.shapes.batch import require_batch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Solver, Task
@@ -60,7 +60,7 @@ def build(job: Job, world: World, device: torch.device = CPU, *, verify: bool = 
         with world.together():
             try_once(workload)
     workload = on_device(workload, device)
-    torch.manual_seed(job.run.seed * 1_000_003 + world.rank)  # what a rank draws from here on is its own
+    seed_all(job.run.seed * 1_000_003 + world.rank)  # what a rank draws from here on is its own
     context = replace(context, steps=job.run.total_steps(workload.steps_per_epoch))
     solver = job.solver.build(Task(workload.model, workload.loss), context)
     require_attributes(solver, Solver)

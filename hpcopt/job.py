@@ -133,9 +133,13 @@ def read_job(path: Path, settings: Sequence[str] = ()) -> Job:
     try:
         return Job.model_validate(raw)
     except ValidationError as error:
+        try:
+            found = error.errors()
+        except UnicodeEncodeError as cause:
+            raise JobError(f"{path}: a complaint of somebody's class has no text: {cause}").everywhere() from None
         complaints = [
             _complaint(e, raw, path, changed)
-            for e in error.errors()
+            for e in found
             if e["type"] != "default_factory_not_called"  # what it follows from is said
         ]
         raise JobError("\n".join(complaints)).everywhere() from None

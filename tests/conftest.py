@@ -65,6 +65,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         require("gpu", torch.cuda.is_available(), "no CUDA device is visible")
 
 
+def pytest_runtest_teardown() -> None:
+    """What one test plugs in, another does not find."""
+    for family in vars(sys.modules.get("hpcopt.families", object)).values():
+        if hasattr(family, "_plugged_in"):
+            family._plugged_in.clear()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     from mpi4py import MPI
 

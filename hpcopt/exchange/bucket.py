@@ -87,6 +87,8 @@ def make_buckets(
             f"parameters share the name {again[0]!r}: give each a name of its own, as model.named_parameters() does, "
             "or a prefix for each of several models"
         )
+    if grain < 1:
+        raise UnsupportedError(f"a reducer's grain is a number of values, at least 1, not {grain}").everywhere()
     open_groups: dict[Hashable, list[tuple[str, nn.Parameter]]] = {}
     closed: list[tuple[Hashable, list[tuple[str, nn.Parameter]]]] = []
     for name, p in reversed(parameters):

@@ -90,6 +90,7 @@ class Exchange:
         self._reducer.prepare(world, self._transport, self.buckets)
         if self._transport.point_to_point:  # this is no rehearsal
             compile_once(world, partial(self._reducer.warm, world.size, self.buckets))
+        world.traffic.add(self._transport.traffic.lap())  # of getting ready, not of a step
         self._seconds = [0.0] * len(self.buckets)
         self._thread = ThreadPoolExecutor(1, "exchange") if config.overlap and self._transport.threaded else None
         self._step = 0

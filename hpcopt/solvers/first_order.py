@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Self
 from pydantic import Field, model_validator
 
 from hpcopt.config import Config
+from hpcopt.errors import JobError
 from hpcopt.families import OPTIMIZERS, SCHEDULES
 from hpcopt.optim import ConstantConfig, OptimizerConfig, ScheduleConfig, SgdConfig
 
@@ -33,8 +34,16 @@ class Scheduled(Config):
         return self
 
     def learning_rate(self, step: int, steps: int) -> float:
-        """The learning rate of a step of so many."""
-        return self.optimizer.lr * self.schedule.factor(step, steps)
+        """The learning rate of a step of so many.
+
+        Raises:
+            JobError: on all ranks: it is no number that a parameter can move by.
+        """
+        factor = self.schedule.factor(step, steps)
+        try:
+            return float(self.optimizer.lr * factor)
+        except OverflowError:
+            raise JobError(f"schedule {self.schedule.name!r} gave a factor beyond all floats").everywhere() from None
 
 
 class FirstOrder(Scheduled):

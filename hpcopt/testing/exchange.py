@@ -114,6 +114,7 @@ def check_bytes(config: ExchangeConfig, size: int) -> None:
     def program(transport: Transport) -> tuple[list[int], int, int]:
         learner = Learner(transport, config)
         planned = learner.exchange.planned_bytes()
+        learner.world.traffic.lap()  # of getting ready
         sent = []
         for step in range(8):
             learner.step(step)

@@ -30,10 +30,11 @@ from hpcopt.compress import (
     Sign,
     TopK,
 )
-from hpcopt.errors import HpcoptError, PeerError
+from hpcopt.errors import HpcoptError, PeerError, UnsupportedError
 from hpcopt.exchange import Exchange, NativeConfig, RingConfig, TwoPhaseConfig, VoteConfig
 from hpcopt.exchange.adversary import AdversaryConfig
 from hpcopt.exchange.bucket import make_buckets
+from hpcopt.exchange.sums import RingReducer
 from hpcopt.testing.problem import flat
 from tests.comm.test_calibration import on_hosts
 
@@ -363,3 +364,11 @@ def test_the_seed_decides_what_is_drawn(config):
 
     once, again, other = (run_ranks(2, lambda t, k=seed: program(t, k))[0] for seed in (1, 1, 2))
     assert torch.equal(once, again) and not torch.equal(once, other)
+
+
+def test_a_grain_of_nothing_is_refused():
+    class Odd(RingReducer):
+        grain = 0
+
+    with pytest.raises(UnsupportedError, match="grain is a number of values, at least 1, not 0"):
+        make_buckets(list(network().named_parameters()), 1000, Odd(None).kind, Odd(None).grain)

@@ -5,6 +5,7 @@ CI tries the same 200 examples each time, shared by the tests; by hand it is any
     HPCOPT_FUZZ=10000 python -m pytest tests/fuzz --hypothesis-seed=7
 """
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,9 +34,9 @@ settings.load_profile("hpcopt")
 
 
 @pytest.fixture(scope="package")
-def ground(tmp_path_factory) -> Iterator[Path]:
+def ground(tmp_path_factory) -> Path:
     """A folder with data, that relative paths of jobs are in."""
-    folder, home = tmp_path_factory.mktemp("fuzz"), Path.cwd()
+    folder = tmp_path_factory.mktemp("fuzz")
     draw = np.random.default_rng(3)
     images, labels = draw.integers(0, 17, (56, 1, 8, 8)).astype(np.uint8), draw.integers(0, 10, 56)
     data = image_classes(
@@ -43,9 +44,14 @@ def ground(tmp_path_factory) -> Iterator[Path]:
     )
     for split, arrays in data.arrays.items():
         write_shards(folder / "tiny", split, arrays, rows_per_shard=40, attributes=data.attributes, about=data.about)
-    os.chdir(folder)
-    yield folder
-    os.chdir(home)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def there(ground) -> Iterator[None]:
+    """Commands run where their relative paths are."""
+    with contextlib.chdir(ground):
+        yield
 
 
 @pytest.fixture(scope="package")
@@ -57,6 +63,7 @@ def runs(ground) -> dict[str, Path]:
         job["solver"] = {"name": "data_parallel", "optimizer": {"name": optimizer, "lr": 0.01}}
         job["run"]["name"] = name
         (ground / f"{name}.toml").write_bytes(as_toml(job))
-        assert run("train", f"{name}.toml").exit_code == 0
+        with contextlib.chdir(ground):
+            assert run("train", f"{name}.toml").exit_code == 0
         found[name] = ground / "runs" / name
     return found

@@ -2,6 +2,8 @@
 
 import json
 import random
+import shlex
+import sys
 
 import h5py
 import numpy as np
@@ -140,7 +142,7 @@ def test_provenance_is_at_the_root(file):
     assert attributes["seed"] == 3
     assert attributes["Conventions"] == "HPCOPT-1.0"
     assert "absent" not in attributes
-    assert "pytest" in attributes["command_line"]
+    assert attributes["command_line"] == shlex.join(sys.orig_argv)
 
 
 def test_only_listed_environment_is_kept(monkeypatch):

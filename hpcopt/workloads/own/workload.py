@@ -121,7 +121,11 @@ class TorchWorkload(Workload):
         sums[SAMPLES] = torch.tensor(len(batch))
         for name, score in self._scores.items():
             with theirs(f"[workload] scores: {name}: update()", JobError):
-                sums |= {f"{name}.{part}": value for part, value in score.update(outputs, targets).items()}
+                added = {f"{name}.{part}": value for part, value in score.update(outputs, targets).items()}
+            for part, value in added.items():
+                if not isinstance(value, Tensor):
+                    raise JobError(f"[workload] scores: {part}: update() gave {type(value).__name__}, not a tensor")
+            sums |= added
         return sums
 
     def finish(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
@@ -183,6 +187,10 @@ def network(config: TorchConfig) -> nn.Module:
     if not isinstance(found, nn.Module) or not hasattr(found, "_modules"):
         forgot = "" if not isinstance(found, nn.Module) else " that was made: call super().__init__() first"
         raise JobError(f"{what} gave {type(found).__name__}, not a torch.nn.Module{forgot}")
+    try:
+        list(found.modules())
+    except TypeError as cause:
+        raise JobError(f"{what}: {cause}; a module that is a dataclass needs @dataclass(eq=False)") from None
     return found
 
 

@@ -307,3 +307,14 @@ def test_names_that_python_does_not_find():
     ]:
         with pytest.raises(ValidationError, match=message):
             config(**keys)
+
+
+def test_a_network_that_cannot_be_hashed_is_a_sentence():
+    with pytest.raises(JobError, match=r"unhashable type: 'Equal'; a module that is a dataclass needs"):
+        built(network="mine:Equal")
+
+
+def test_a_score_that_adds_up_no_tensors_is_a_sentence():
+    workload = built(scores=["mine:Counted"])
+    with pytest.raises(JobError, match=r"scores: \S+rows: update\(\) gave int, not a tensor"):
+        evaluate(alone(), workload, workload.model)
