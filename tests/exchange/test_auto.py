@@ -15,7 +15,8 @@ from hpcopt.comm.world import World
 from hpcopt.compress import QSGD, Half, PerTensor, Rule, TopK
 from hpcopt.exchange import AutoConfig, Bucket, Exchange, RingConfig, TwoPhaseConfig, auto
 from hpcopt.exchange.choices import choose
-from tests.exchange.test_exchange import descend, flat, network
+from hpcopt.testing.problem import flat
+from tests.exchange.test_exchange import descend, network
 
 QUICK, SLOW = Line(1e-6, 1e12), Line(1e-6, 1e6)
 CODEC = CodecCost(Line(0.0, 1e9), Line(0.0, 1e9), 8.0)

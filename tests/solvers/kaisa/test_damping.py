@@ -13,10 +13,12 @@ from hpcopt.comm.world import World, alone
 from hpcopt.errors import JobError
 from hpcopt.solvers.kaisa.damping import adapted
 from hpcopt.solvers.kaisa.preconditioner import Kaisa
+from hpcopt.solvers.kaisa.solver import KaisaSolver
+from hpcopt.testing.problem import CLASSES, FEATURES, Problem, flat
 from tests.solvers.kaisa.test_distribution import train
 from tests.solvers.kaisa.test_layers import mean_loss
 from tests.solvers.kaisa.test_preconditioner import net_and_words
-from tests.solvers.kaisa.test_solver import NETWORK, STEPS, batches, flat, run, solver
+from tests.solvers.kaisa.test_solver import PROBLEM, STEPS, solver, trial
 
 SAMPLES = 50
 
@@ -121,34 +123,36 @@ def test_ranks_agree_on_the_ratio_to_the_bit(size, fraction):
 ADAPTIVE = {"damping_every": 2, "damping_decay": 0.5}
 
 
+def steps(s: KaisaSolver, count: int, first: int = 0) -> KaisaSolver:
+    for batch in PROBLEM.batches(0, 1, count, first):
+        s.step(batch)
+    return s
+
+
 @pytest.mark.parametrize("size", [2, 3])
 def test_a_job_adapts_its_damping_and_continues_on_other_ranks(size):
-    straight = run(alone(), **ADAPTIVE)
+    straight = steps(solver(**ADAPTIVE), STEPS)
     assert straight.kaisa.damping != 0.1
-
-    def half(t):
-        s = run(World(t), last=3, **ADAPTIVE)
-        return copy.deepcopy(s.state_dict()), copy.deepcopy(s.rank_state_dict())
-
-    states = run_ranks(size, half)
-    state = (states[0][0], [part for _, part in states])
-    continued = run(alone(), 3, STEPS, copy.deepcopy(state), **ADAPTIVE)
+    half = trial(**ADAPTIVE).run(size, 3, total=STEPS)
+    continued = solver(**ADAPTIVE)
+    continued.load_state_dict(copy.deepcopy(half[0].shared), [copy.deepcopy(run.own) for run in half])
+    steps(continued, STEPS - 3, 3)
     assert continued.kaisa.damping == pytest.approx(straight.kaisa.damping)
-    torch.testing.assert_close(flat(continued), flat(straight), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(flat(continued.model), flat(straight.model), rtol=1e-8, atol=1e-10)
 
 
-def test_looking_again_leaves_buffers_and_random_numbers_alone(monkeypatch):
-    network = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Dropout(0.5), nn.Linear(7, 3)).double()
-    monkeypatch.setattr("tests.solvers.kaisa.test_solver.NETWORK", network)
+def test_looking_again_leaves_buffers_and_random_numbers_alone():
+    network = nn.Sequential(nn.Linear(FEATURES, 7), nn.BatchNorm1d(7), nn.Dropout(0.5), nn.Linear(7, CLASSES))
+    problem = Problem(model=lambda: copy.deepcopy(network), dtype=torch.float64)
     results = []
     for settings in ({}, {"damping_every": 1, "damping_decay": 0.999999}):
         torch.manual_seed(3)
-        s = solver(alone(), **settings, inverse_every=10)
-        losses = [s.step(batch).loss for batch in batches(0, 1)]
+        one = trial(**settings, inverse_every=10)
+        s = one.config.build(problem.task(), one.context(alone(), STEPS))
+        losses = [s.step(batch).loss for batch in problem.batches(0, 1, STEPS)]
         results.append((losses, [b.clone() for b in s.model.buffers()]))
     assert results[0][0] == results[1][0]
     assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
-    assert NETWORK is not network
 
 
 def test_schedules_end_where_they_should():

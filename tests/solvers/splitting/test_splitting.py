@@ -16,7 +16,8 @@ from hpcopt.solvers.splitting.altmin import AltMinConfig
 from hpcopt.solvers.splitting.bcd import BcdConfig
 from hpcopt.solvers.splitting.dladmm import DlAdmmConfig
 from hpcopt.solvers.splitting.serial import relu_step
-from tests.solvers.block_admm.problem import LOSS, SAMPLES, batches, network, parameters
+from hpcopt.testing.problem import flat
+from tests.solvers.block_admm.problem import LOSS, SAMPLES, batches, network
 
 
 def whole() -> TensorBatch:
@@ -141,7 +142,7 @@ def test_a_restart_continues_bit_for_bit(config):
     second.load_state_dict(copy.deepcopy(first.state_dict()), [])
     for _ in range(3):
         second.step(whole())
-    assert torch.equal(parameters(straight.model), parameters(second.model))
+    assert torch.equal(flat(straight.model), flat(second.model))
 
 
 def test_what_does_not_suit_them_is_refused():
