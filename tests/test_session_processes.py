@@ -62,7 +62,7 @@ def test_a_script_that_is_killed_again_and_again_ends_with_the_bits_of_one_that_
     moments = random.Random(KILLS)
     codes = []
     for _ in range(KILLS):  # one rank dies anywhere, and MPI ends the other
-        die = ["die", str(moments.randrange(2)), str(moments.randrange(2 * CALLS // KILLS))]
+        die = ["die", str(moments.randrange(2)), str(moments.randrange(CALLS // 2))]
         codes.append(mpirun(2, script, str(tmp_path / "killed"), *die, PYTHONPATH=str(ROOT)).returncode)
     assert codes[0] != 0  # a later start may have come to its end before its moment
     done = mpirun(2, script, str(tmp_path / "killed"), PYTHONPATH=str(ROOT))
