@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hpcopt.errors import UnsupportedError
 from hpcopt.optim.config import OptimizerConfig
 from hpcopt.optim.groups import decay_matrices_only
-from hpcopt.optim.rule import Rule, gradients
+from hpcopt.optim.rule import CountedRule, gradients
 
 Average = Literal["kernel", "row", "block"]
 
@@ -55,7 +55,7 @@ class AdaHessianConfig(OptimizerConfig):
         )
 
 
-class AdaHessian(Rule):
+class AdaHessian(CountedRule):
     """The optimizer. State by parameter: ``step``, and of its shape ``m``, ``s`` and ``diagonal``.
 
     In a loop of one's own, on one process, the gradient must keep its graph:
@@ -133,10 +133,9 @@ class AdaHessian(Rule):
             raise UnsupportedError(
                 "AdaHessian knows no Hessian yet: call loss.backward(create_graph=True), or optimizer.observe(products)"
             )
-        for step, same in self.by_step(parameters).items():
-            self._move(group, step, same)
+        super().move(group, parameters)
 
-    def _move(self, group: dict[str, Any], step: int, parameters: list[Tensor]) -> None:
+    def move_at(self, group: dict[str, Any], step: int, parameters: list[Tensor]) -> None:
         (beta1, beta2), lr, power = group["betas"], group["lr"], group["power"]
         m, s = self.states("m", parameters), self.states("s", parameters)
         diagonal = self.states("diagonal", parameters)

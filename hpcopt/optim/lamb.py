@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hpcopt.optim.config import OptimizerConfig
 from hpcopt.optim.groups import decay_matrices_only
-from hpcopt.optim.rule import Rule, gradient
+from hpcopt.optim.rule import CountedRule, gradient
 
 
 class LambConfig(OptimizerConfig):
@@ -27,7 +27,7 @@ class LambConfig(OptimizerConfig):
         return Lamb(groups, lr=self.lr, betas=self.betas, eps=self.eps)
 
 
-class Lamb(Rule):
+class Lamb(CountedRule):
     """With m and v the bias-corrected moments of the gradient, for each parameter x::
 
         u = m / (sqrt(v) + eps) + weight_decay * x
@@ -46,10 +46,9 @@ class Lamb(Rule):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    def move(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        for step, same in self.by_step(parameters).items():
-            for p in same:
-                self._move(group, step, p)
+    def move_at(self, group: dict[str, Any], step: int, parameters: list[Tensor]) -> None:
+        for p in parameters:
+            self._move(group, step, p)
 
     def _move(self, group: dict[str, Any], step: int, p: Tensor) -> None:
         g, (m,), (v,) = gradient(p), self.states("m", [p]), self.states("v", [p])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hpcopt.optim.config import OptimizerConfig
 from hpcopt.optim.groups import decay_matrices_only
-from hpcopt.optim.rule import Rule, gradients
+from hpcopt.optim.rule import CountedRule, Rule, gradients
 
 EPS = {"fast": 1e-8, "fine": 1e-3}
 
@@ -99,7 +99,7 @@ class ArsgConfig(OptimizerConfig):
         )
 
 
-class Arsg(Rule):
+class Arsg(CountedRule):
     """The optimizer. State by parameter: ``step``, and of its shape ``m``, ``v`` and, with amsgrad, ``v_max``."""
 
     def __init__(
@@ -131,11 +131,7 @@ class Arsg(Rule):
         for p in parameters:
             self.state[p]["v_max"].copy_(self.state[p]["v"]).clamp_(min=group["eps"])
 
-    def move(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        for step, same in self.by_step(parameters).items():
-            self._move(group, step, same)
-
-    def _move(self, group: dict[str, Any], step: int, parameters: list[Tensor]) -> None:
+    def move_at(self, group: dict[str, Any], step: int, parameters: list[Tensor]) -> None:
         lr, (beta1, beta2), mu, eps = group["lr"], group["betas"], group["observation"], group["eps"]
         g = gradients(parameters, group["weight_decay"])
         m, v = self.states("m", parameters), self.states("v", parameters)

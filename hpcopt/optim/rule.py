@@ -57,13 +57,22 @@ class Rule(torch.optim.Optimizer, ABC):
                 self.state[p][name] = torch.zeros_like(p)
         return [self.state[p][name] for p in parameters]
 
-    def by_step(self, parameters: Sequence[Tensor]) -> dict[int, list[Tensor]]:
-        """Count this step; give the parameters by the number of their steps, which is one for nearly all networks."""
+
+class CountedRule(Rule):
+    """A rule that goes by the number of a parameter's steps. State by parameter: ``step``."""
+
+    def move(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        """Count this step; the parameters go together by the number of their steps, one for nearly all networks."""
         found: dict[int, list[Tensor]] = {}
         for p in parameters:
             step = self.state[p]["step"] = int(self.state[p].get("step", 0)) + 1
             found.setdefault(step, []).append(p)
-        return found
+        for step, same in found.items():
+            self.move_at(group, step, same)
+
+    @abstractmethod
+    def move_at(self, group: dict[str, Any], step: int, parameters: list[Tensor]) -> None:
+        """Move these parameters of one group by their step-th step, the first being 1."""
 
 
 def gradient(p: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hpcopt.optim.config import OptimizerConfig
 from hpcopt.optim.groups import decay_matrices_only
-from hpcopt.optim.rule import Rule, gradients
+from hpcopt.optim.rule import CountedRule, gradients
 
 
 class _VarianceAdapted(OptimizerConfig):
@@ -46,7 +46,7 @@ class MSvagConfig(_VarianceAdapted):
     name: Literal["m_svag"] = "m_svag"
 
 
-class Svag(Rule):
+class Svag(CountedRule):
     """The optimizer. State by parameter: ``step``, and of its shape ``m`` and ``v``."""
 
     def __init__(
@@ -65,11 +65,7 @@ class Svag(Rule):
         """
         super().__init__(params, {"lr": lr, "beta": beta, "weight_decay": weight_decay, "momentum": momentum})
 
-    def move(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        for step, same in self.by_step(parameters).items():
-            self._move(group, step, same)
-
-    def _move(self, group: dict[str, Any], step: int, parameters: list[Tensor]) -> None:
+    def move_at(self, group: dict[str, Any], step: int, parameters: list[Tensor]) -> None:
         beta, lr = group["beta"], group["lr"]
         g = gradients(parameters, group["weight_decay"])
         m, v = self.states("m", parameters), self.states("v", parameters)
