@@ -39,6 +39,7 @@ SOLVERS = Family(
     data_parallel="hpcopt.solvers.data_parallel:DataParallelConfig",
     kaisa="hpcopt.solvers.kaisa.solver:KaisaConfig",
     gossip="hpcopt.solvers.gossip:GossipConfig",
+    snvrg="hpcopt.solvers.snvrg:SnvrgConfig",
     block_admm="hpcopt.solvers.block_admm.solver:BlockAdmmConfig",
     deepfacto="hpcopt.solvers.block_admm.deepfacto:DeepFactoConfig",
     altmin="hpcopt.solvers.splitting.altmin:AltMinConfig",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hpcopt.errors import UnsupportedError
 from hpcopt.optim.config import OptimizerConfig
+from hpcopt.optim.derivatives import Derivatives
 from hpcopt.optim.groups import decay_matrices_only
 from hpcopt.optim.rule import CountedRule, gradients
 
@@ -104,6 +105,14 @@ class AdaHessian(CountedRule):
     @property
     def _steps(self) -> int:
         return max((self.state[p].get("step", 0) for p in self.parameters), default=0)
+
+    def differentiate(self, loss: Derivatives, batch: Any, seed: int) -> float:
+        """Leave the gradient, and look at the Hessian where that is due, by random signs of a seed. Collective."""
+        if not self.due:
+            return loss.gradient(batch)
+        total, found = loss.product(batch, rademacher(self.parameters, seed))
+        self.observe(found)
+        return total
 
     def observe(self, products: Sequence[Tensor]) -> None:
         """Take what the Hessian makes of random signs, before the step.

@@ -20,7 +20,7 @@ class OptimizerConfig(Choice, ABC):
     """A serial optimizer: from a gradient to a step. It knows nothing of ranks."""
 
     takes: ClassVar[frozenset[str]] = frozenset({"sums"})  # what an exchange may give, for it to step by
-    asks: ClassVar[frozenset[str]] = frozenset({"gradient"})  # of the loss; "product": its Hessian times a vector
+    asks: ClassVar[frozenset[str]] = frozenset({"gradient"})  # "product", "variance": see derivatives.Asking
 
     lr: float = Field(gt=0, description="learning rate at the top of the schedule")
 

@@ -3,6 +3,7 @@
 from hpcopt.shapes.batch import Batch, TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import Loss, OutputLoss
+from hpcopt.shapes.samples import Samples
 from hpcopt.shapes.solver import Solver, SolverConfig, Task, Tree
 from hpcopt.shapes.stats import Rows, Scalar, StepStats, Table
 from hpcopt.shapes.workload import Better, Workload, WorkloadConfig
@@ -14,6 +15,7 @@ __all__ = [
     "Loss",
     "OutputLoss",
     "Rows",
+    "Samples",
     "Scalar",
     "Solver",
     "SolverConfig",

@@ -12,6 +12,7 @@ from hpcopt.config import Choice
 from hpcopt.held import Held
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import Loss
+from hpcopt.shapes.samples import Samples
 from hpcopt.shapes.stats import StepStats
 
 Tree = Any  # dicts, lists and tuples of tensors, numbers, strings, booleans and None: what a checkpoint holds
@@ -61,11 +62,13 @@ class Solver(Held, ABC):
             solver does.
         optimizers: those whose steps alone change the model's parameters, and their own state; none, if something else
             changes them too.
+        draws: whether it reads its samples itself, by index; ``step`` may then be given None.
         pipelined: whether batches are in flight between steps, which ``gather`` finishes: then it moves the training.
     """
 
     lockstep: bool = True
     optimizers: Sequence[torch.optim.Optimizer] = ()
+    draws: bool = False
     pipelined: bool = False
     model: nn.Module
     data_rank: int
@@ -128,10 +131,12 @@ class Task:
     Attributes:
         model: the network, initialised the same on all ranks.
         loss: of a model and a batch: the mean over the batch's samples.
+        samples: that can be read by index; None, if the data cannot.
     """
 
     model: nn.Module
     loss: Loss
+    samples: Samples | None = None
 
 
 class SolverConfig(Choice, ABC):

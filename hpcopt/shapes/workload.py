@@ -12,6 +12,7 @@ from hpcopt.config import Choice
 from hpcopt.held import Held
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import Loss
+from hpcopt.shapes.samples import Samples
 from hpcopt.shapes.solver import Tree
 
 Better = Literal["higher", "lower"]
@@ -55,6 +56,10 @@ class Workload(Held, ABC):
         """Give the rank-th of size parts of every global batch, each a ``Batch``, for ever, from step ``start`` on. A
         generator: it runs between two steps, and may look at what ``model`` has become.
         """
+
+    def by_index(self) -> Samples | None:
+        """The training samples, for solvers that choose some themselves; None, if the data are read front to back."""
+        return None
 
     @abstractmethod
     def test_batches(self, rank: int, size: int) -> Iterator[Any]:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hpcopt.solvers.data_parallel import DataParallelConfig
     from hpcopt.solvers.gossip import GossipConfig
     from hpcopt.solvers.kaisa.solver import KaisaConfig
+    from hpcopt.solvers.snvrg import SnvrgConfig
     from hpcopt.solvers.splitting.altmin import AltMinConfig
     from hpcopt.solvers.splitting.bcd import BcdConfig
     from hpcopt.solvers.splitting.dladmm import DlAdmmConfig
@@ -23,6 +24,7 @@ __all__ = [
     "DlAdmmConfig",
     "GossipConfig",
     "KaisaConfig",
+    "SnvrgConfig",
 ]
 
 __getattr__ = lazily(
@@ -36,5 +38,6 @@ __getattr__ = lazily(
         "DlAdmmConfig": "splitting.dladmm",
         "GossipConfig": "gossip",
         "KaisaConfig": "kaisa.solver",
+        "SnvrgConfig": "snvrg",
     },
 )

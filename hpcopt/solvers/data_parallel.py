@@ -1,31 +1,30 @@
 """Data parallelism: every rank has all parameters and its own samples; gradients are summed over the ranks.
 
-The loss of a global batch of B samples is their mean. Rank r, with b_r of them, weighs its own mean by b_r / B, so that
-the plain sum over ranks is the gradient of the global mean, whatever the shares: the trajectory does not depend on the
-number of ranks but for rounding.
+The gradient is that of the global mean loss, whatever the ranks' shares (``hpcopt.solvers.derivatives``): the
+trajectory does not depend on the number of ranks but for rounding. An optimizer that asks for more gets it in the steps
+for which it asks; its random numbers are a function of the run's seed and the step, the same on every rank.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 
-from hpcopt.errors import fitting
-from hpcopt.exchange import Exchange
-from hpcopt.optim.adahessian import AdaHessian
+from hpcopt.errors import JobError, fitting
+from hpcopt.optim.derivatives import Asking
 from hpcopt.optim.state import optimizer_state, restore_optimizer
+from hpcopt.seeds import EVERY_RANK, derive
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Solver, SolverConfig, Task, Tree
 from hpcopt.shapes.stats import StepStats
+from hpcopt.solvers.derivatives import GlobalLoss
 from hpcopt.solvers.first_order import FirstOrder
-from hpcopt.solvers.hessian_products import HessianProducts
-from hpcopt.store.saved_parts import SavedParts
 
 
 class DataParallelConfig(SolverConfig, FirstOrder):
     """Any torch optimizer on gradients summed over the ranks."""
 
-    derivatives: ClassVar[frozenset[str]] = frozenset({"gradient", "product"})
+    derivatives: ClassVar[frozenset[str]] = frozenset({"gradient", "product", "variance"})
 
     name: Literal["data_parallel"] = "data_parallel"
 
@@ -47,38 +46,29 @@ class DataParallel(Solver):
         self.model = model = task.model
         world, exchange = context.world, context.required_exchange
         self.data_rank, self.data_size = world.rank, world.size
-        self._config, self._loss, self._clock = config, task.loss, context.clock
+        self._config, self._clock = config, context.clock
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._exchange = Exchange(
-            world, model, exchange, broadcast=True, seed=context.seed("exchange"), clock=context.clock
-        )
+        self._derivatives = GlobalLoss(task, context, config.accumulate)
+        self._exchange = self._derivatives.exchange
         if exchange.gives == "signs":
             self._optimizer = config.optimizer.build_on_signs(self._parameters, self._exchange.signs)
         else:
             self._optimizer = config.optimizer.build(self._parameters)
         self.optimizers = (self._optimizer,)
-        self._products = None
-        if "product" in config.optimizer.asks:
-            self._products = HessianProducts(cast(AdaHessian, self._optimizer), model, context)
+        self._asking, self._seed = None, context.seed("signs")
+        if config.optimizer.asks - {"gradient"}:
+            self._asking = _asking(self._optimizer)
+            self._derivatives.expect_second([p for group in self._optimizer.param_groups for p in group["params"]])
         self._steps, self._step = context.total_steps, 0
 
     def step(self, batch: Any) -> StepStats:
-        micros = batch.split(self._config.accumulate)
-        self._exchange.zero(backwards=len(micros))
-        losses = []
-        products = self._products if self._products is not None and self._products.begin(self._step) else None
-        for micro in micros:
-            with self._clock("forward"):
-                loss = self._loss(self.model, micro) * micro.weight
-            with self._clock("backward"):
-                loss.backward() if products is None else products.backward(loss)
-            losses.append(loss.detach())
-        self._exchange.finish()
-        if products is not None:
-            products.finish()
+        if self._asking is None:
+            total = self._derivatives.gradient(batch)
+        else:
+            seed = derive(self._seed, self._step, EVERY_RANK, "signs")
+            total = self._asking.differentiate(self._derivatives, batch, seed)
         with self._clock("update"):
             lr = self._update()
-        total = sum((loss.item() for loss in losses), 0.0)
         choices = self._exchange.choices
         return StepStats(total, lr, self._exchange.metrics(), {} if choices is None else {"choices": choices})
 
@@ -99,23 +89,28 @@ class DataParallel(Solver):
 
     def plan(self, flops: float) -> dict[str, str]:
         lines = {"parameters": f"{sum(p.numel() for p in self._parameters):,}", **self._exchange.plan()}
-        if self._products is not None:
-            lines["bytes of the Hessian"] = f"{self._products.planned_bytes():,} more in a step that looks at it"
+        if self._asking is not None:
+            asked = self._derivatives.planned_bytes()
+            lines["bytes asked for"] = f"{asked:,} more in a step for which the optimizer asks for more than gradients"
         return lines
 
     def state_dict(self) -> Tree:
         return {"step": self._step, "model": self.model.state_dict(), "optimizer": optimizer_state(self._optimizer)}
 
     def rank_state_dict(self) -> Tree:
-        state = {"exchange": self._exchange.rank_state_dict()}
-        return state if self._products is None else {**state, "products": self._products.rank_state_dict()}
+        return self._derivatives.rank_state_dict()
 
     def load_state_dict(self, shared: Tree, parts: Sequence[Tree]) -> None:
         with fitting("the job's model or optimizer"):
             with torch.no_grad():
                 self.model.load_state_dict(shared["model"])
             restore_optimizer(self._optimizer, shared["optimizer"])
-            self._exchange.load_state_dict(SavedParts.of(parts).under("exchange"))
-            if self._products is not None:
-                self._products.load_state_dict(SavedParts.of(parts).under("products"))
+            self._derivatives.load_state_dict(parts)
             self._step = shared["step"]
+
+
+def _asking(optimizer: torch.optim.Optimizer) -> Asking:
+    if not isinstance(optimizer, Asking):
+        name = type(optimizer).__name__
+        raise JobError(f"{name} says that it asks for more than gradients: give it differentiate()").everywhere()
+    return optimizer

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.loss import OutputLoss
+from hpcopt.shapes.samples import Samples
 from hpcopt.shapes.solver import Task
 
 FEATURES, CLASSES = 6, 3
@@ -49,17 +51,18 @@ class Problem:
             criterion=lambda logits, batch: F.cross_entropy(logits, batch.tensors["labels"]),
             example=torch.zeros(1, FEATURES, dtype=self.dtype),
         )
-        return Task(self.model().to(self.dtype), loss)
+        return Task(self.model().to(self.dtype), loss, Samples(self.samples, self.batch, self.at))
+
+    def at(self, indices: np.ndarray, whole: int) -> TensorBatch:
+        """Samples by number, as a part of a batch of ``whole``."""
+        x, labels = self._data()
+        mine = torch.from_numpy(indices)
+        return TensorBatch({"x": x[mine], "labels": labels[mine]}, mine, whole)
 
     def batches(self, rank: int, size: int, steps: int, first: int = 0) -> list[TensorBatch]:
         """A rank's parts of ``steps`` batches from a step on: contiguous shares that differ by at most one sample."""
-        x, labels = self._data()
-        result = []
-        for step in range(first, first + steps):
-            whole = torch.arange(step * self.batch, (step + 1) * self.batch) % self.samples
-            mine = torch.tensor_split(whole, size)[rank]
-            result.append(TensorBatch({"x": x[mine], "labels": labels[mine]}, mine, self.batch))
-        return result
+        wholes = [np.arange(step * self.batch, (step + 1) * self.batch) for step in range(first, first + steps)]
+        return [self.at(np.array_split(whole % self.samples, size)[rank], self.batch) for whole in wholes]
 
     def _data(self) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(1)

@@ -77,7 +77,9 @@ class Trainer:
         outcome = house.standing()
         while outcome is None:
             with self._clock("data"):
-                batch = require_batch(next(batches, None), f"train_batches, for step {position.step + 1},")
+                batch = None
+                if not solver.draws:
+                    batch = require_batch(next(batches, None), f"train_batches, for step {position.step + 1},")
             house.count(solver.step(batch))
             evaluated = house.last or position.step % self._evaluate_every == 0
             if evaluated:

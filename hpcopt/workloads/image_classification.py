@@ -1,6 +1,6 @@
 """Images into classes: cross-entropy, top-1 accuracy, and top-5 where there are enough classes for it to mean much."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -70,10 +70,10 @@ class ImageClassification(ImageWorkload):
         torch.manual_seed(seed)
         self.model: nn.Module = config.model.build(self.shape, classes)
 
-    def train_batches(self, rank: int, size: int, start: int) -> Iterator[TensorBatch]:
-        for batch in super().train_batches(rank, size, start):
-            batch.tensors["labels"][self._hidden[batch.indices]] = UNLABELLED
-            yield batch
+    def train_part(self, indices: np.ndarray, global_size: int) -> TensorBatch:
+        batch = super().train_part(indices, global_size)
+        batch.tensors["labels"][self._hidden[batch.indices]] = UNLABELLED
+        return batch
 
     def score(self, model: nn.Module, batch: TensorBatch) -> dict[str, Tensor]:
         logits, labels = model(batch.tensors["images"]), batch.tensors["labels"]

@@ -8,6 +8,7 @@ import torch
 
 from hpcopt.errors import DataError, JobError
 from hpcopt.shapes.batch import TensorBatch
+from hpcopt.shapes.samples import Samples
 from hpcopt.shapes.workload import Workload
 from hpcopt.store.shards import Shards
 from hpcopt.workloads.order import TrainOrder, share
@@ -70,8 +71,15 @@ class ImageWorkload(Workload):
     def train_batches(self, rank: int, size: int, start: int) -> Iterator[TensorBatch]:
         step = start
         while True:
-            yield self._read(self._train, self._order.indices(step, rank, size), self.batch)
+            yield self.train_part(self._order.indices(step, rank, size), self.batch)
             step += 1
+
+    def by_index(self) -> Samples:
+        return Samples(self.train_samples, self.batch, self.train_part)
+
+    def train_part(self, indices: np.ndarray, global_size: int) -> TensorBatch:
+        """Training samples by their numbers, (n,), as a part of a global batch."""
+        return self._read(self._train, indices, global_size)
 
     def test_batches(self, rank: int, size: int) -> Iterator[TensorBatch]:
         mine = share(np.arange(self.test_samples), rank, size)

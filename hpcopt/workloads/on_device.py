@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hpcopt.shapes.batch import Batch
 from hpcopt.shapes.loss import Loss, OutputLoss
+from hpcopt.shapes.samples import Samples
 from hpcopt.shapes.solver import Tree
 from hpcopt.shapes.workload import Workload
 
@@ -41,6 +42,12 @@ class WorkloadOnDevice(Workload):
 
     def train_batches(self, rank: int, size: int, start: int) -> Iterator[Batch]:
         return (batch.to(self._device) for batch in self._inner.train_batches(rank, size, start))
+
+    def by_index(self) -> Samples | None:
+        inner = self._inner.by_index()
+        if inner is None:
+            return None
+        return replace(inner, at=lambda indices, whole: inner.at(indices, whole).to(self._device))
 
     def test_batches(self, rank: int, size: int) -> Iterator[Batch]:
         return (batch.to(self._device) for batch in self._inner.test_batches(rank, size))

@@ -19,6 +19,7 @@ from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.solvers.data_parallel import DataParallel, DataParallelConfig
 from hpcopt.solvers.gossip import GossipConfig
 from hpcopt.solvers.kaisa.solver import KaisaConfig
+from hpcopt.solvers.snvrg import SnvrgConfig
 from hpcopt.solvers.splitting.altmin import AltMinConfig
 from hpcopt.solvers.splitting.bcd import BcdConfig
 from hpcopt.solvers.splitting.dladmm import DlAdmmConfig
@@ -56,6 +57,10 @@ CASES: dict[str, list[tuple[SolverConfig, dict[str, Any]]]] = {
     "block_admm": [(BlockAdmmConfig(), {})],
     "deepfacto": [(DeepFactoConfig(), {"problem": FACTORS, "ranks": (1, 2), "same_curve": False})],
     "gossip": [(GossipConfig(), {"ranks": (1, 2), "same_curve": False})],
+    "snvrg": [
+        (SnvrgConfig(lengths=(2, 2), restart_every=1), {}),
+        (SnvrgConfig(lengths=(3,), reference="all"), {"problem": Problem(batch=2), "ranks": (1, 3)}),
+    ],
     "altmin": [(AltMinConfig(), {"ranks": (1,)})],
     "bcd": [(BcdConfig(), {"problem": WHOLE, "ranks": (1,)})],
     "dladmm": [(DlAdmmConfig(), {"problem": WHOLE, "ranks": (1,)})],

@@ -63,7 +63,7 @@ class KaisaSolver(DataParallel):
                 'use fisher = "empirical"'
             ).everywhere()
         super().__init__(config, task, context)
-        self._loss = self._sampling if sampled else loss
+        self._derivatives.loss = self._sampling if sampled else loss
         self._kaisa_config, self._whole_loss, self._terms = config, loss, 1.0
         self.kaisa = Kaisa(
             task.model,

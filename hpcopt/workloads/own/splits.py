@@ -10,6 +10,7 @@ from torch.utils.data import IterableDataset
 
 from hpcopt.errors import DataError, JobError
 from hpcopt.shapes.batch import TensorBatch
+from hpcopt.shapes.samples import Samples
 from hpcopt.shapes.solver import Tree
 from hpcopt.workloads.ahead import ahead, in_turn
 from hpcopt.workloads.order import TrainOrder, share
@@ -53,6 +54,13 @@ class IndexedSplit:
 
         every = max(1, self._workers)
         return self._read([requests(start + worker, every) for worker in range(every)])
+
+    def by_index(self) -> Samples | None:
+        """Those of the split; what a sample draws at random is decided by its number."""
+        return Samples(len(self._opened), self._batch, self._at)
+
+    def _at(self, indices: np.ndarray, global_size: int) -> TensorBatch:
+        return TensorBatch(self._opened.read((0, indices)), torch.from_numpy(indices), global_size)
 
     def load(self, state: Tree) -> None:
         """There is nothing to load."""
@@ -114,6 +122,10 @@ class StreamSplit:
         for state, batch in ahead(batches, DEPTH) if self._workers else batches:
             self.state = state
             yield batch
+
+    def by_index(self) -> Samples | None:
+        """There is no reading of a stream by index."""
+        return None
 
     def load(self, state: Tree) -> None:
         """Let ``train`` begin where a state says."""

@@ -18,6 +18,7 @@ from hpcopt.randomness import draws_kept, seed_draws
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import Loss, OutputLoss
+from hpcopt.shapes.samples import Samples
 from hpcopt.shapes.solver import Tree
 from hpcopt.shapes.workload import Workload, WorkloadConfig
 from hpcopt.workloads.own.layout import INPUTS, fill
@@ -110,6 +111,9 @@ class TorchWorkload(Workload):
 
     def train_batches(self, rank: int, size: int, start: int) -> Iterator[TensorBatch]:
         return self._train.train(rank, size, start)
+
+    def by_index(self) -> Samples | None:
+        return self._train.by_index()
 
     def test_batches(self, rank: int, size: int) -> Iterator[TensorBatch]:
         return self._test.once(rank, size, self.test_samples)

@@ -1,0 +1,60 @@
+"""What an optimizer or a solver may ask of the loss that is trained, beyond finished gradients."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+
+class Derivatives(Protocol):
+    """Of the mean loss over a global batch, by the trained parameters. Whoever gives them knows of ranks; who asks
+    need not.
+
+    ``samples`` is a batch as the workload gives it, or the numbers of samples, shape (n,), int64, the same on all
+    ranks: each rank then reads its own share of them, which takes data that can be read by index. A point and a list
+    of vectors have a tensor of each parameter's shape, in the order of the parameters.
+
+    Each of these leaves the gradient in every ``grad`` and gives this rank's summand of the loss, a float. Collective.
+    """
+
+    def gradient(self, samples: Any, *, less_at: Sequence[Tensor] | None = None) -> float:
+        """The gradient, overlapped with the backward pass.
+
+        Args:
+            samples: see above.
+            less_at: give the gradient here less that of the same samples at this point. Their difference is what
+                travels.
+        """
+
+    def product(self, samples: Any, vectors: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
+        """The gradient and, from the same pass forward, the Hessian times a vector.
+
+        Raises:
+            UnsupportedError: something in the loss has no second derivative.
+        """
+
+    def variance(self, samples: Any, parts: int | None = None) -> tuple[float, list[Tensor]]:
+        """The gradient, and the variance of each of its values between parts of the batch, weighed by their sizes.
+
+        Args:
+            samples: see above.
+            parts: that each rank cuts its share into: 1 is the variance between ranks; None, between single samples.
+        """
+
+    def at(self, point: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """Within it, the parameters have the values of a point; after it, parameters and buffers are as before."""
+
+
+@runtime_checkable
+class Asking(Protocol):
+    """An optimizer that asks for more than gradients; its config says so, ``asks``."""
+
+    def differentiate(self, loss: Derivatives, batch: Any, seed: int) -> float:
+        """Leave the gradient in every ``grad``, take what else the coming step needs, and give the loss. Collective.
+
+        Args:
+            loss: what is asked.
+            batch: of the step.
+            seed: of what is drawn at random for it, the same on all ranks.
+        """
