@@ -1,15 +1,21 @@
 """Does a larger batch, over more ranks, draw better clothes from as many images? Examples/sn_gan.py, judged by a small
-classifier of ours: the Frechet distance between its features of 10,000 test images and of as many drawn ones
+classifier of ours: the Frechet distance between its features of 10,000 real images and of as many drawn ones
 (Heusel et al. 2017, arXiv:1706.08500, with our classifier in the place of Inception).
 
-    mpirun -n 1 python benchmarks/sn_gan_batch.py --batch 60
-    mpirun -n 4 python benchmarks/sn_gan_batch.py --batch 240
+    python benchmarks/sn_gan_batch.py tune --batch 60                    each line a setting, judged by training images
+    python benchmarks/sn_gan_batch.py tune --batch 240
+    python benchmarks/sn_gan_batch.py run --batch 60 --ranks 1 ...       one setting, judged by test images
+    python benchmarks/sn_gan_batch.py run --batch 240 --ranks 4 ...
 
-Every seed makes its own networks and order; the classifier is the same in all runs, bit for bit.
+Both batches are tuned over the same random settings: the two learning rates and the critic's steps for each one of the
+generator. Tuning takes one rank, which equals four to rounding. Ranks are threads of this process. Every seed makes its
+own networks and order; the classifier is the same in all runs, bit for bit.
 """
 
 import argparse
+import random
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,13 +25,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpcopt import Replicator
+from hpcopt.comm.loopback import run_ranks
+from hpcopt.comm.transport import Transport
+from hpcopt.comm.world import World
 from hpcopt.store.shards import Shards
 from hpcopt.workloads.order import TrainOrder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import sn_gan
 
-FEATURES = 64
+FEATURES, COUNT = 64, 10_000  # of an image; of images that are compared
 
 
 def classifier(train: Shards) -> nn.Module:
@@ -75,32 +84,82 @@ def drawn(artist: nn.Module, body: nn.Module, count: int) -> Tensor:
     return torch.cat([body(artist(torch.randn(1000, sn_gan.NOISE, generator=noise))) for _ in range(count // 1000)])
 
 
+SETTINGS = 6  # that are tried
+
+
+def settings() -> list[dict]:
+    """The same for both batches: log-uniform learning rates, 1 or 2 steps of the critic."""
+    draw = random.Random(0)
+    rate = lambda: round(10 ** draw.uniform(-3.7, -2), 5)  # noqa: E731
+    return [{"lr": rate(), "judge_lr": rate(), "turns": draw.choice((1, 2))} for _ in range(SETTINGS)]
+
+
+class Runs:
+    """Trains, and judges by some of the real images."""
+
+    def __init__(self, data: Path, split: str) -> None:
+        self.train = Shards(data, "train")
+        self.body = classifier(self.train)
+        real = Shards(data, split).rows(np.arange(COUNT))["images"]
+        with torch.no_grad():
+            self.real = moments(self.body(scaled(real)))
+        self.building = threading.Lock()  # torch's global generator is one for all ranks
+
+    def __call__(self, ranks: int, batch: int, images: int, seed: int, lr: float, judge_lr: float, turns: int) -> str:
+        """Gives what came out, as a line."""
+        start_s = time.monotonic()
+
+        def program(transport: Transport) -> tuple[nn.Module, list[float]]:
+            replicator = Replicator(World(transport))
+            with self.building:
+                artist, judge = sn_gan.build(replicator, seed)
+            step = sn_gan.build_step(replicator, artist, judge, seed, lr, judge_lr)
+
+            def watched(batches: list[Tensor]) -> float:
+                step(batches)
+                return sn_gan.off_one(judge) if transport.rank == 0 else 0.0
+
+            parts = sn_gan.batches(replicator, self.train, batch, images, seed, turns)
+            return artist, replicator.run(watched, parts)
+
+        artist, off = run_ranks(ranks, program)[0]
+        distance = frechet(self.real, moments(run_ranks(1, lambda t: drawn(alone(artist, t), self.body, COUNT))[0]))
+        return (
+            f"ranks {ranks}, batch {batch}, lr {lr}, judge_lr {judge_lr}, turns {turns}, images {images}, seed {seed}: "
+            f"{len(off)} steps of the generator, {time.monotonic() - start_s:.0f} s, distance {distance:.2f}, spectral "
+            f"norms within {max(off):.4f} of 1"
+        )
+
+
+def alone(artist: nn.Module, transport: Transport) -> nn.Module:
+    """The generator with its batch norm over one rank."""
+    for layer in artist:
+        if isinstance(layer, sn_gan.GlobalBatchNorm):
+            layer.all_mean = Replicator(World(transport)).all_mean
+    return artist
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["tune", "run"])
     parser.add_argument("--data", type=Path, default=Path("data/fashion-mnist"))
     parser.add_argument("--batch", type=int, required=True)
-    parser.add_argument("--images", type=int, default=120_000)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--lr", type=float, default=4e-4)
+    parser.add_argument("--images", type=int, default=40_000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of run; tune takes 0")
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--judge-lr", type=float)
+    parser.add_argument("--turns", type=int)
     args = parser.parse_args()
-    replicator = Replicator()
-    train, test = Shards(args.data, "train"), Shards(args.data, "test")
-    body = classifier(train)
-    with torch.no_grad():
-        real = moments(body(scaled(test.rows(np.arange(len(test)))["images"])))
-    for seed in range(args.seeds):
-        start_s = time.monotonic()
-        artist, judge, step = sn_gan.build(replicator, seed, args.lr)
-        turns = replicator.run(step, sn_gan.batches(replicator, train, args.batch, args.images, seed))
-        trained_s = time.monotonic() - start_s
-        distance = frechet(real, moments(drawn(artist, body, len(test))))  # alike on all ranks: batch norm is global
-        if replicator.world.rank == 0:
-            norms = [round(norm, 3) for norm in sn_gan.spectral_norms(judge)]
-            print(
-                f"ranks {replicator.world.size}, batch {args.batch}, lr {args.lr}, seed {seed}: {len(turns)} turns, "
-                f"{trained_s:.0f} s, distance {distance:.2f}, spectral norms {norms}",
-                flush=True,
-            )
+    if args.action == "tune":
+        runs = Runs(args.data, "train")
+        for setting in settings():
+            print(runs(args.ranks, args.batch, args.images, 0, **setting), flush=True)
+    else:
+        runs = Runs(args.data, "test")
+        for seed in args.seeds:
+            line = runs(args.ranks, args.batch, args.images, seed, args.lr, args.judge_lr, args.turns)
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ def lay_out(folder: Path, examples: bool = False) -> None:
             (folder / name).mkdir(parents=True)
         for name in (*scripts, "site/example.sh"):
             shutil.copyfile(slurm / name, folder / "slurm" / name)
+        shutil.copytree(slurm / "containers", folder / "slurm/containers")
         if examples:
             shutil.copytree(shipped("jobs"), folder / "jobs")
             shutil.copytree(shipped(OWN_NETWORK), folder / OWN_NETWORK, ignore=NO_TRACES)

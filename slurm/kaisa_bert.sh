@@ -55,7 +55,7 @@ if [[ ! -e data/bert ]] && grep --quiet '^data = "data/bert/' "$job_file"; then
 fi
 run_ranks "$RANKS" python -m hpcopt.train "$job_file" --run-dir "$RUN_DIR" "${begin_with[@]}" "$@"
 if ((EXIT_CODE == 0)); then
-    python -m hpcopt.report "${runs[@]}"
-    python -m hpcopt.report "${runs[@]}" --html "$RUN_DIR/report.html"
+    "${WRAP[@]}" python -m hpcopt.report "${runs[@]}"
+    "${WRAP[@]}" python -m hpcopt.report "${runs[@]}" --html "$RUN_DIR/report.html"
 fi
 finish

@@ -7,6 +7,10 @@
 #   LAUNCHER      srun or mpirun (default: srun)
 #   MPI_KIND      srun's --mpi kind (default: the cluster's)
 #   MPIRUN_ARGS   mpirun's options, an array (default: SLURM's numbers of ranks on the nodes, with a core a thread)
+#   SRUN_ARGS     more options of srun, an array
+#   CONTAINER     run the ranks, and nothing else, in a container as slurm/containers/$CONTAINER.sh says: apptainer, pyxis,
+#                 bubblewrap (default: in none). It sets the array WRAP, which goes before python, or SRUN_ARGS
+#   IMAGE         the container's image
 #   MAX_RESTARTS  how often a job may put itself back into the queue (default: 20)
 
 EXIT_BAD_INPUT=2 EXIT_PEER=70 EXIT_REQUEUE=85 # as in hpcopt/errors.py
@@ -49,15 +53,22 @@ fi
 RANKS=${SLURM_NTASKS:-$(ranks_on "$layout")} RANKS_PER_NODE=
 [[ $layout == *,* ]] || RANKS_PER_NODE=${layout%%(*}
 
-SITE=${SITE:-${SLURM_CLUSTER_NAME:-none}}
-MPIRUN_ARGS=()
-site_file=slurm/site/$SITE.sh
-[[ -r $site_file ]] || site_file=$(dirname "${BASH_SOURCE[0]}")/site/$SITE.sh
-if [[ -r $site_file ]]; then
+# take FILE: source slurm/FILE of this folder, or the one beside this script; fail if there is neither. Not under set -u:
+# modules and conda read variables that may not be set.
+take() {
+    local file=slurm/$1
+    [[ -r $file ]] || file=$(dirname "${BASH_SOURCE[0]}")/$1
+    [[ -r $file ]] || return
+    set +u
     # shellcheck source=/dev/null
-    source "$site_file"
-else
-    echo "launch: no slurm/site/$SITE.sh, so the environment is that of the shell that submitted"
+    source "$file"
+    set -u
+}
+
+SITE=${SITE:-${SLURM_CLUSTER_NAME:-none}} MPIRUN_ARGS=() SRUN_ARGS=() WRAP=()
+take "site/$SITE.sh" || echo "launch: no slurm/site/$SITE.sh, so the environment is that of the shell that submitted"
+if [[ -n ${CONTAINER:-} ]]; then
+    take "containers/$CONTAINER.sh" || refuse "CONTAINER=$CONTAINER: there is no slurm/containers/$CONTAINER.sh"
 fi
 
 LAUNCHER=${LAUNCHER:-srun}
@@ -105,7 +116,8 @@ run_ranks() {
 # --wait: when one rank has ended, the others get a minute to do so.
 start_srun() {
     exec srun --ntasks="$ranks" --nodes="$nodes" ${RANKS_PER_NODE:+--ntasks-per-node="$RANKS_PER_NODE"} \
-        --cpus-per-task="$OMP_NUM_THREADS" --wait=60 --kill-on-bad-exit=0 ${MPI_KIND:+--mpi="$MPI_KIND"} "$@"
+        --cpus-per-task="$OMP_NUM_THREADS" --wait=60 --kill-on-bad-exit=0 ${MPI_KIND:+--mpi="$MPI_KIND"} \
+        "${SRUN_ARGS[@]}" "${WRAP[@]}" "$@"
 }
 
 start_mpirun() {
@@ -117,7 +129,7 @@ start_mpirun() {
             MPIRUN_ARGS=(-ppn "$RANKS_PER_NODE")
         fi
     fi
-    exec mpirun -n "$ranks" "${MPIRUN_ARGS[@]}" "$@"
+    exec mpirun -n "$ranks" "${MPIRUN_ARGS[@]}" "${WRAP[@]}" "$@"
 }
 
 # finish: report, put the job back into the queue if its ranks asked for that, and end with their exit code.

@@ -1,6 +1,7 @@
 """The batch scripts ask for the ranks that SLURM gave, however it says so. SLURM's commands are stand-ins here."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def allocation(tmp_path, monkeypatch):
         (tmp_path / "bin" / name).chmod(0o755)
     for name in [name for name in os.environ if name.startswith(("SLURM", "HPCOPT", "OMP", "PHASE"))]:
         monkeypatch.delenv(name)
-    for name in ("SITE", "LAUNCHER", "MPI_KIND", "RUN_DIR"):
+    for name in ("SITE", "LAUNCHER", "MPI_KIND", "RUN_DIR", "CONTAINER", "IMAGE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
@@ -147,12 +148,45 @@ def test_a_site_file_stands_here_or_beside_the_launch_script(allocation, tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("container", "image", "before", "wrapped"),
+    [
+        ("apptainer", "hpcopt.sif", [], ["apptainer", "exec", "--bind", "{here}", "--pwd", "{here}", "hpcopt.sif"]),
+        ("pyxis", "site.org#hpcopt", ["--container-image=site.org#hpcopt", "--container-mounts={here}:{here}"], []),
+        ("bubblewrap", "/images/hpcopt", [], ["--ro-bind", "/images/hpcopt", "/"]),
+    ],
+)
+def test_ranks_run_in_a_container(allocation, tmp_path, container, image, before, wrapped):
+    """What goes before python, and what srun itself is asked for; the script's own programs stay outside."""
+    code, said = run("slurm/train.sh", "jobs/quickstart.toml", **allocation, CONTAINER=container, IMAGE=image)
+    assert code == 0, said
+    asked_for = asked("srun")
+    python = asked_for.index("python")
+    assert asked_for[python : python + 4] == ["python", "-m", "hpcopt.train", "jobs/quickstart.toml"]
+    for words in (before, wrapped):
+        words = [word.format(here=tmp_path) for word in words]
+        first = asked_for.index(words[0]) if words else 0
+        assert asked_for[first : first + len(words)] == words and first < python
+
+
+def test_a_site_file_may_read_variables_that_are_not_set(allocation, tmp_path):
+    """As those of modules and conda do."""
+    (tmp_path / "slurm").unlink()
+    shutil.copytree(ROOT / "slurm", tmp_path / "slurm")
+    (tmp_path / "slurm/site/here.sh").write_text('echo "conda: $PS1_THAT_IS_NOT_SET"\n')
+    code, said = run("slurm/train.sh", "jobs/quickstart.toml", **allocation, SITE="here")
+    assert (code, "conda: \n" in said) == (0, True), said
+
+
+@pytest.mark.parametrize(
     ("script", "environment", "message"),
     [
         ("train.sh", {"SLURM_JOB_ID": ""}, "this is a batch script: submit it with sbatch"),
         ("train.sh", {"SLURM_HET_SIZE": "2"}, "heterogeneous jobs are not supported"),
         ("train.sh", {"LAUNCHER": "orterun"}, "write srun or mpirun"),
         ("train.sh", {"MAX_RESTARTS": "many"}, 'MAX_RESTARTS: "many" is no whole number'),
+        ("train.sh", {"CONTAINER": "podman"}, "there is no slurm/containers/podman.sh"),
+        ("train.sh", {"CONTAINER": "pyxis"}, "give an IMAGE"),
+        ("train.sh", {"CONTAINER": "pyxis", "IMAGE": "a", "LAUNCHER": "mpirun"}, "so LAUNCHER=srun"),
         ("train.sh", {}, "usage: sbatch slurm/train.sh JOB.toml"),
         ("scaling_sweep.sh", {}, "usage: sbatch slurm/scaling_sweep.sh JOB.toml"),
         ("kaisa_bert.sh jobs/none.toml", {}, "there is no jobs/none.toml"),

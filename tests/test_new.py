@@ -29,6 +29,7 @@ def test_a_project_is_network_data_job_scripts_and_test(tmp_path, capsys):
         "slurm/train.sh",
         "slurm/scaling_sweep.sh",
         "slurm/site/example.sh",
+        *(f"slurm/containers/{path.name}" for path in (ROOT / "slurm/containers").iterdir()),
     }
     assert (tmp_path / "mine/logs").is_dir()  # SLURM loses the output of a job whose log it cannot open
 

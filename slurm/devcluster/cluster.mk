@@ -9,7 +9,7 @@ DEVCLUSTER := python3 -m slurm.devcluster
 cluster-packages: ## install the Debian packages that the development cluster runs on (needs root)
 	apt-get update
 	DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
-	    slurm-wlm munge iproute2 util-linux iperf3 dataset-fashion-mnist
+	    slurm-wlm munge iproute2 util-linux bubblewrap iperf3 dataset-fashion-mnist
 
 cluster-up: ## bring up a SLURM cluster of HOSTS hosts with RATE links on this machine (needs root)
 	@$(DEVCLUSTER) up --hosts $(HOSTS) --cpus $(CPUS) --rate $(RATE)

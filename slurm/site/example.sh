@@ -6,8 +6,14 @@
 # module purge
 # module load gcc openmpi python
 
-# The environment hpcopt is installed in.
+# The environment hpcopt is installed in: a virtual environment,
 # source "$HOME/venvs/hpcopt/bin/activate"
+# or one of conda's. Its MPI must be the site's: conda install -c conda-forge mpi4py "mpich=*=external_*"
+# source "$HOME/miniforge3/etc/profile.d/conda.sh"
+# conda activate hpcopt
+# or a container: apptainer, pyxis (srun --container-image) or bubblewrap, see slurm/containers/.
+# CONTAINER=${CONTAINER:-apptainer}
+# IMAGE=${IMAGE:-$HOME/images/hpcopt.sif}
 
 # How ranks are started: srun with the kind that belongs to this MPI (`srun --mpi=list`), or its mpirun.
 # A wrong kind is noticed: the job stops and says which would be right.

@@ -61,9 +61,9 @@ def test_replicas_in_groups_of_their_own_pace(run):
 
 @pytest.mark.parallel([1, 3])
 def test_sn_gan(run):
-    turns, norms = re.fullmatch(r"(\d+) turns, .* spectral norms (.*)\n", run("sn_gan.py", "--images", "960")).groups()
-    assert turns == "8"
-    assert [float(norm) for norm in norms.split(", ")] == pytest.approx([1, 1, 1], abs=0.05)
+    said = run("sn_gan.py", "--images", "960")
+    turns, off = re.fullmatch(r"(\d+) turns, .* spectral norms within (\S+) of 1 at every turn\n", said).groups()
+    assert turns == "8" and float(off) < 0.05
 
 
 @pytest.mark.parallel([1, 2, 3, 4])

@@ -69,7 +69,7 @@ def cluster(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(checkout)
     monkeypatch.setenv("VIRTUAL_ENV", sys.prefix)
     monkeypatch.setenv("SLURM_CONF", CONFIG)
-    for name in ("LAUNCHER", "MPI_KIND", "SITE", "RUN_DIR", "MAX_RESTARTS"):
+    for name in ("LAUNCHER", "MPI_KIND", "SITE", "RUN_DIR", "MAX_RESTARTS", "CONTAINER", "IMAGE"):
         monkeypatch.delenv(name, raising=False)
     yield checkout
     for job_id in [job_id for job_id, folder in queue() if folder == str(checkout)]:
