@@ -2,6 +2,7 @@
 
 import re
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,20 @@ PAGE = Path(__file__).parent / "reference/job.md"
 HEAD = """\
 # Job reference
 
-Generated from the schema by `python docs/job_reference.py`. A job is a TOML file. Each section is one choice, made by
-its `name` where there is more than one. `name = "package.module:Class"` takes a class of your own in place of those
-listed here. A file is in UTF-8. A key that is not here stops the job before anything starts. A key whose
-default is `off`, or which takes `off`, may have no value: in a file, `"off"`.
+You look up here every key that a job file may have. `python docs/job_reference.py` writes the page
+from the schema. A job is a TOML file in UTF-8. Each section is one choice, made by its `name` where
+there is more than one. `name = "package.module:Class"` takes a class of your own.
+
+A key that is not here stops the job before anything starts. A key whose default is `off`, or which
+takes `off`, may have no value: in a file, `"off"`.
 
 Any key can be changed on the command line, `--set solver.optimizer.lr=0.05`:
 
-- The value is TOML. What is no TOML is text: `--set workload.data=data/digits`. Text that looks like something else
-  stands in quotes: `--set 'run.name="2024"'`.
+- The value is TOML. What is no TOML is text: `--set workload.data=data/digits`. Text that looks
+  like something else stands in quotes: `--set 'run.name="2024"'`.
 - `--set solver.kl_clip=off` switches a key off.
-- `--set solver.optimizer.name=adamw` makes a section one of another class. Keys of the file that this class does not
-  know are left out, and named.
+- `--set solver.optimizer.name=adamw` makes a section one of another class. Keys of the file that
+  this class does not know are left out, and named.
 
 `python -m hpcopt.train JOB.toml --dry-run` prints the job with every default filled
 in; `--schema` prints the JSON schema.
@@ -55,7 +58,7 @@ def describe(model: dict[str, Any], section: str, schema: dict[str, Any], descri
     if model["title"] in described:
         return []
     described[model["title"]] = title_of(model, section)
-    lines = [f"### {described[model['title']]}\n", f"{model.get('description', '')}\n"]
+    lines = [f"### {described[model['title']]}\n", f"{textwrap.fill(model.get('description', ''), 100)}\n"]
     lines += ["| key | takes | default | meaning |", "|---|---|---|---|"]
     inner = []
     for key, value in model["properties"].items():

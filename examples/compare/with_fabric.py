@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, DistributedSampler
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/digits-fabric")
-fabric = Fabric("cpu", DDPStrategy(process_group_backend="gloo"), devices=3, loggers=CSVLogger(folder))
+strategy = DDPStrategy(process_group_backend="gloo")
+fabric = Fabric(accelerator="cpu", strategy=strategy, devices=3, loggers=CSVLogger(folder))
 fabric.launch()
 data, model = digits(train=True), network()
 model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=LR))
