@@ -4,8 +4,9 @@
     python benchmarks/optimizers.py separable    M-SVAG, momentum, Adam, signs: accuracy where Adam generalises badly
     python benchmarks/optimizers.py logistic     ARSG, RSG, Adam: training loss after 8 epochs of Fashion-MNIST
     python benchmarks/optimizers.py cost         CPU seconds of a step, over SGD's and over Adam's
+    python benchmarks/optimizers.py snvrg        SNVRG, SVRG, SCSG, SGD: noise of the estimate, and gradient norm
 
-``logistic`` reads data/fashion-mnist (``python -m hpcopt.prepare fashion-mnist``).
+``logistic`` and ``snvrg`` read data/fashion-mnist (``python -m hpcopt.prepare fashion-mnist``).
 """
 
 import argparse
@@ -21,7 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hpcopt.optim import AdaHessian, Arsg, Rsg, Signum, Svag
+from hpcopt.exchange import RingConfig
+from hpcopt.optim import AdaHessian, Arsg, Rsg, SgdConfig, Signum, Svag
+from hpcopt.shapes import Context, Samples, Task, TensorBatch
+from hpcopt.solvers.snvrg import Snvrg, SnvrgConfig
 from hpcopt.store.shards import Shards
 
 Make = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
@@ -117,6 +121,91 @@ def logistic(folder: Path) -> Trial:
     return trial
 
 
+# With the innermost batch at which a step costs 128 gradients of single samples, on the average.
+FINITE_SUMS: dict[str, tuple[SnvrgConfig, int]] = {
+    "SGD": (SnvrgConfig(lengths=(1,)), 128),
+    "SCSG, 4": (SnvrgConfig(lengths=(4,)), 51),
+    "SCSG, 16": (SnvrgConfig(lengths=(16,)), 44),
+    "SNVRG, 4 x 4": (SnvrgConfig(lengths=(4, 4)), 32),
+    "SNVRG, 8 x 4": (SnvrgConfig(lengths=(8, 4)), 30),
+    "SVRG, 100": (SnvrgConfig(lengths=(100,), reference="all"), 54),
+}
+
+
+class FiniteSum:
+    """Mean of ``1 - tanh(y x.w)`` over 2,000 pictures in 40 principal components, and ``.001 sum w^2 / (1 + w^2)``."""
+
+    def __init__(self, folder: Path, n: int = 2000, features: int = 40) -> None:
+        rows = Shards(folder, "train").rows(np.arange(n))
+        pixels = torch.from_numpy(rows["images"]).double().flatten(1) / 255
+        pixels -= pixels.mean(0)
+        self.x = pixels @ torch.linalg.eigh(pixels.T @ pixels)[1][:, -features:]
+        self.y = torch.from_numpy(np.where(rows["labels"] < 5, 1.0, -1.0))
+
+    def loss(self, model: nn.Module, batch: TensorBatch) -> Tensor:
+        w = next(model.parameters())
+        margins = batch.tensors["y"] * model(batch.tensors["x"])[:, 0]
+        return (1 - margins.tanh()).mean() + 1e-3 * (w.square() / (1 + w.square())).sum()
+
+    def at(self, numbers: np.ndarray, whole: int) -> TensorBatch:
+        rows = torch.from_numpy(numbers)
+        return TensorBatch({"x": self.x[rows], "y": self.y[rows]}, rows, whole)
+
+    def solver(self, name: str, lr: float, seed: int) -> Snvrg:
+        config, batch = FINITE_SUMS[name]
+        config = config.model_copy(update={"optimizer": SgdConfig(lr=lr, momentum=0.0)})
+        model = nn.Linear(self.x.shape[1], 1, bias=False).double()
+        nn.init.zeros_(model.weight)
+        task = Task(model, self.loss, Samples(len(self.y), batch, self.at))
+        return config.build(task, Context(exchange=RingConfig(overlap=False), steps=10**6, run_seed=seed))
+
+    def gradient(self, w: Tensor) -> Tensor:
+        slopes = -(1 - (self.y * (self.x @ w)).tanh().square()) * self.y / len(self.y)
+        return self.x.T @ slopes + 2e-3 * w / (1 + w.square()).square()
+
+
+def noise(problem: FiniteSum, lr: float = 1.0, steps: int = 200) -> None:
+    """Mean of ``|v - grad F|^2`` along one path of SGD, five draws each."""
+    s, path = problem.solver("SGD", lr, 7), []
+    for _ in range(steps):
+        path.append(next(s.model.parameters()).detach().clone())
+        s.step(None)
+    wholes = [problem.gradient(w[0]) for w in path]
+    for name in FINITE_SUMS:
+        means, cost = [], 0.0
+        for seed in SEEDS:
+            s = problem.solver(name, 1e-12, seed)
+            weight, gaps = next(s.model.parameters()), []
+            for w, whole in zip(path, wholes, strict=True):
+                with torch.no_grad():
+                    weight.copy_(w)
+                cost = float(s.step(None).scalars["gradients"])
+                assert weight.grad is not None
+                gaps.append(float((weight.grad[0] - whole).square().sum()))
+            means.append(statistics.mean(gaps))
+        mean, spread = statistics.mean(means), statistics.stdev(means)
+        print(f"{name:14} noise {mean:.3e} +- {spread:.1e}, {cost / steps:.0f} gradients a step", flush=True)
+
+
+def gradient_norms(problem: FiniteSum, passes: int = 10) -> None:
+    """``|grad F|`` after so many passes' worth of gradients; each method tuned alike."""
+    rates = [0.3, 1.0, 3.0, 10.0, 30.0]
+
+    def trial(name: str, lr: float, seed: int) -> float:
+        s, spent = problem.solver(name, lr, seed), 0.0
+        while spent < passes * len(problem.y):
+            spent = float(s.step(None).scalars["gradients"])
+        return float(problem.gradient(next(s.model.parameters()).detach()[0]).norm())
+
+    for name in FINITE_SUMS:
+        tuned = {lr: statistics.mean(trial(name, lr, seed) for seed in TUNING) for lr in rates}
+        best = min(tuned, key=lambda lr: tuned[lr])
+        norms = [trial(name, best, seed) for seed in SEEDS]
+        told = " ".join(f"{lr:g}:{norm:.1e}" for lr, norm in tuned.items())
+        mean, spread = statistics.mean(norms), statistics.stdev(norms)
+        print(f"{name:14} |grad F| {mean:.2e} +- {spread:.1e} at lr {best:g}   {told}", flush=True)
+
+
 def cost(repeats: int = 7, steps: int = 10) -> None:
     """CPU seconds of a step of a network of .9 million parameters, medians, in turns."""
     methods: dict[str, Make] = {
@@ -160,7 +249,7 @@ def cost(repeats: int = 7, steps: int = 10) -> None:
 def main() -> None:
     """Run one experiment."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("experiment", choices=["digits", "separable", "logistic", "cost"])
+    p.add_argument("experiment", choices=["digits", "separable", "logistic", "cost", "snvrg"])
     p.add_argument("--data", type=Path, default=Path("data/fashion-mnist"))
     arguments = p.parse_args()
     torch.set_num_threads(1)
@@ -188,6 +277,10 @@ def main() -> None:
             "Adam": (ADAM, [1e-3, 2e-3, 5e-3, 1e-2, 2e-2]),
         }
         compare(logistic(arguments.data), methods, {}, "lower")
+    elif arguments.experiment == "snvrg":
+        problem = FiniteSum(arguments.data)
+        noise(problem)
+        gradient_norms(problem)
     else:
         cost()
 

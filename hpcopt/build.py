@@ -60,6 +60,9 @@ def build(job: Job, world: World, device: torch.device = CPU, *, verify: bool = 
         with world.together():
             try_once(workload)
     workload = on_device(workload, device)
+    if "product" in job.solver.asks:
+        with world.together():
+            try_twice(workload)
     seed_all(job.run.seed * 1_000_003 + world.rank)  # what a rank draws from here on is its own
     context = replace(context, steps=job.run.total_steps(workload.steps_per_epoch))
     solver = job.solver.build(Task(workload.model, workload.loss, workload.by_index()), context)
@@ -97,6 +100,30 @@ def try_once(workload: Workload) -> None:
         raise JobError(
             f"{what} gave a loss without a gradient: does the network detach it, or a module switch them off?"
         )
+
+
+def try_twice(workload: Workload) -> None:
+    """Differentiate the loss of one test sample twice, down to every leaf: by ``autograd.grad``, functions that can be
+    differentiated once only would pass for constants.
+
+    Raises:
+        JobError: something in the loss has no second derivative.
+    """
+    model = workload.model
+    training, parameters = model.training, [p for p in model.parameters() if p.requires_grad]
+    with draws_kept():
+        loss = workload.loss(model.eval(), one_sample(workload))
+        model.train(training)
+        gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+        curved = [g for g in gradients if g is not None and g.grad_fn is not None]
+        try:
+            torch.autograd.backward(curved, [torch.ones_like(g) for g in curved])
+        except RuntimeError as cause:
+            said = str(cause).splitlines()[0]
+            raise JobError(
+                f"[solver.optimizer] asks for the second derivative of the loss, which has none: {said}; use adamw"
+            ) from cause
+    model.zero_grad()
 
 
 def require_same_data(world: World, workload: Workload) -> None:

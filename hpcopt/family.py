@@ -5,7 +5,13 @@ import importlib
 from functools import cache
 from typing import Any, get_args
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, SerializationInfo, ValidationError
+from pydantic import (
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PydanticUserError,
+    SerializationInfo,
+    ValidationError,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
@@ -93,7 +99,10 @@ class Family:
             raise ValidationError.from_exception_data(
                 self.what, [{"type": complaint, "loc": ("name",), "input": section.get("name")}]
             ) from None
-        made = found.model_validate({key: value for key, value in section.items() if key != "name"})
+        try:
+            made = found.model_validate({key: value for key, value in section.items() if key != "name"})
+        except PydanticUserError as error:  # of somebody's class: an annotation that names nothing
+            raise ValueError(str(error.message)) from None
         if lacking := [key for key in found.model_fields if not hasattr(made, key)]:
             raise ValueError(f"{found.__qualname__}.__init__ sets no {', '.join(lacking)}: leave it to pydantic")
         return made

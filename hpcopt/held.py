@@ -34,6 +34,8 @@ class Held:
                     raise TypeError(f"{what} is {_short(own)}, not a method")
                 if inspect.isfunction(own) and promise is not None:
                     setattr(cls, name, _held(own, promise, f"{what}() gave"))
+            elif _python_calls(name) and callable(getattr(super(cls, cls), name, None)) and _is_plain(own):
+                raise TypeError(f"{what} is {_short(own)}, not a method")
             elif isinstance(promise, property):
                 if isinstance(own, property) and own.fget is not None:
                     setattr(cls, name, property(_held(own.fget, promise.fget, f"{what} is")))
@@ -69,11 +71,20 @@ def fits(value: Any, kind: Any) -> bool:
     found = _NUMBERS.get(kind, origin or kind)
     if found is Any or not isinstance(found, type) or getattr(found, "_is_protocol", False):
         return True
-    if not isinstance(value, found):
+    if not isinstance(value, found) or (kind is int and isinstance(value, bool)):
         return False
     if isinstance(value, Mapping) and inner:
         return all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
     return not (isinstance(value, Collection) and inner) or all(fits(one, inner[0]) for one in value)
+
+
+def _python_calls(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is neither a method of any kind nor None, which takes one away."""
+    return value is not None and not callable(value) and not hasattr(value, "__get__")
 
 
 def _ours(found: type) -> bool:

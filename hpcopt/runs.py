@@ -17,7 +17,7 @@ from hpcopt.job import Job, read_job
 from hpcopt.job_text import read_toml
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.workload import Workload
-from hpcopt.store import metrics
+from hpcopt.store import hdf5, metrics
 from hpcopt.store.checkpoint import Checkpoints
 from hpcopt.store.weights import newest_weights
 from hpcopt.trainer.run import RunDirectory
@@ -106,7 +106,7 @@ class Run:
         """
 
         def columns(file: h5py.File) -> dict[str, np.ndarray]:
-            return {name: column[...] for name, column in file[table].items()} if table in file else {}
+            return {name: hdf5.whole(column) for name, column in file[table].items()} if table in file else {}
 
         return metrics.read(self.directory.metrics, columns)
 

@@ -54,6 +54,9 @@ class MySolver(DataParallelConfig):
     '''Mine.'''
     strength: int = Field(1, ge=1, le=5, description="how strong")
 
+class Unfinished(DataParallelConfig):
+    odd: "Nowhere"
+
 class Other:
     pass
 """
@@ -112,6 +115,7 @@ def test_the_resolved_job_names_it_and_is_a_job_again(package, path, tmp_path):
         ("solver.strenght=1", '--set: unknown key "solver.strenght"; did you mean "strength"?'),
         ("solver.strength=9", "--set: solver.strength: Input should be less than or equal to 5"),
         ("solver.strength=much", "--set: solver.strength: Input should be a valid integer"),
+        ("solver.name=mine.solver:Unfinished", "`Unfinished` is not fully defined; you should define `Nowhere`"),
         ("solver.optimizer.beta=1", 'unknown key "solver.optimizer.beta"'),
         ("solver.name=mine.solver:MySolvr", '--set: solver.name: "mine.solver:MySolvr": mine.solver has no MySolvr'),
         ("solver.name=mine.solver:Other", "not a subclass of hpcopt.config:Choice"),

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from hpcopt.comm.shards import grain
 from hpcopt.compress import Codec, Half
 from hpcopt.errors import DataError, JobError, UnsupportedError
 from hpcopt.exchange import ExchangeConfig
@@ -61,6 +62,22 @@ def test_something_in_place_of_a_method_fails_where_the_class_is_made():
         type("Mine", (SolverConfig,), {"build": 3, "__module__": "somebodys"})
 
 
+@pytest.mark.parametrize("value", [0, -512, None, "64", 64.0])
+def test_a_codecs_buckets_have_a_length(value):
+    class Mine(Half):
+        bucket: object = value
+
+    with pytest.raises(UnsupportedError, match=r"Mine: a codec's field bucket is a number of values, at least 1, not"):
+        grain(Mine())
+
+
+@pytest.mark.parametrize("method", ["__str__", "__eq__", "__setattr__"])
+def test_nor_can_something_stand_where_python_calls(method):
+    with pytest.raises(TypeError, match=rf"Mine\.{method} is 3, not a method"):
+        type("Mine", (Half,), {method: 3, "__module__": "somebodys"})
+    type("Mine", (Half,), {"__module__": "somebodys", "__slots__": (), "__doc__": "Mine."})
+
+
 def test_properties_are_held_too():
     class Mine(SolverConfig):
         @property
@@ -93,6 +110,7 @@ def test_attributes_are_there_and_of_their_kind():
         (np.float32(1), float, True),
         (1, float, True),
         (1.0, int, False),
+        (True, int, False),  # torch.empty takes none
         (None, float | None, True),
         ({"a": 1.0}, dict[str, float], True),
         ({"a": "b"}, dict[str, float], False),

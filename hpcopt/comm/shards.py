@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from hpcopt.compress import Codec
+from hpcopt.errors import UnsupportedError
 
 
 def shards(n: int, owners: int, grain: int = 1) -> list[slice]:
@@ -18,8 +19,17 @@ def shards(n: int, owners: int, grain: int = 1) -> list[slice]:
 
 
 def grain(codec: Codec) -> int:
-    """Multiples of what a codec's input may be cut at: its buckets, and whole words of bits."""
-    return math.lcm(64, getattr(codec, "bucket", 1))
+    """Multiples of what a codec's input may be cut at: its buckets, and whole words of bits.
+
+    Raises:
+        UnsupportedError: on all ranks; the codec's buckets have no length.
+    """
+    bucket = getattr(codec, "bucket", 1)
+    if not isinstance(bucket, int) or bucket < 1:
+        raise UnsupportedError(
+            f"{codec.name}: a codec's field bucket is a number of values, at least 1, not {bucket!r}"
+        ).everywhere()
+    return math.lcm(64, bucket)
 
 
 def longest(stretches: Sequence[slice]) -> int:

@@ -19,7 +19,7 @@ from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hpcopt.kernels import ballots, bfloat16, bins, bits, levels, powers, sampling, select, sparse
@@ -35,13 +35,22 @@ def __getattr__(name: str) -> ModuleType:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def compiled() -> int:
+    """Loops that this process has compiled, or is compiling, since the cache did not have them."""
+    return sum(sum(loop.stats.cache_misses.values()) for loop in _loops() if hasattr(loop, "stats"))
+
+
 def _cache_by_all_sources() -> None:
-    for name, module in list(sys.modules.items()):
-        if name.startswith(f"{__name__}."):
-            for kernel in vars(module).values():
-                file = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
-                if file is not None:
-                    file._source_stamp = _sources()
+    for loop in _loops():
+        file = getattr(getattr(loop, "_cache", None), "_cache_file", None)
+        if file is not None:
+            file._source_stamp = _sources()
+
+
+def _loops() -> list[Any]:
+    """What stands in the modules that are loaded, each once."""
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith(f"{__name__}.")]
+    return list({id(loop): loop for module in modules for loop in list(vars(module).values())}.values())
 
 
 @cache

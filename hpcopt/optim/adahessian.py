@@ -12,6 +12,7 @@ Between the steps at which the Hessian is looked at, D stays what it was.
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -161,11 +162,11 @@ class AdaHessian(CountedRule):
 
 def rademacher(parameters: Sequence[Tensor], seed: int) -> list[Tensor]:
     """Random signs, +1 and -1, of each parameter's shape: a function of the seed alone, on any device."""
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        (torch.randint(0, 2, p.shape, generator=generator, dtype=torch.int8) * 2 - 1).to(p.device, p.dtype)
-        for p in parameters
-    ]
+    count = sum(p.numel() for p in parameters)
+    packed = np.frombuffer(np.random.default_rng(seed).bytes(-(-count // 8)), np.uint8)
+    bits = torch.from_numpy(np.unpackbits(packed, count=count))
+    pieces = torch.split(bits, [p.numel() for p in parameters])
+    return [b.to(p.device).to(p.dtype).mul_(2).sub_(1).view(p.shape) for b, p in zip(pieces, parameters, strict=True)]
 
 
 def products(

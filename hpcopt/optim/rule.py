@@ -13,6 +13,17 @@ from hpcopt.errors import UnsupportedError
 class Rule(torch.optim.Optimizer, ABC):
     """A torch optimizer that says how the parameters of a group move, and nothing else."""
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take parameters in; the constructor does it for those of the start.
+
+        Raises:
+            UnsupportedError: one of them is complex.
+        """
+        super().add_param_group(param_group)
+        if any(p.is_complex() for p in self.param_groups[-1]["params"]):
+            name = type(self).__name__
+            raise UnsupportedError(f"{name} does not move complex parameters: use torch's SGD").everywhere()
+
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
@@ -22,7 +33,7 @@ class Rule(torch.optim.Optimizer, ABC):
         """Move all parameters once; give the closure's loss, if there is a closure.
 
         Raises:
-            UnsupportedError: a gradient is sparse, or complex.
+            UnsupportedError: a gradient is sparse.
         """
         loss = None
         if closure is not None:
@@ -45,9 +56,8 @@ class Rule(torch.optim.Optimizer, ABC):
         """The parameters of a group that have a gradient."""
         parameters: list[Tensor] = [p for p in group["params"] if p.grad is not None]
         for p in parameters:
-            if p.is_complex() or gradient(p).is_sparse:
-                kind = "complex" if p.is_complex() else "sparse"
-                raise UnsupportedError(f"{type(self).__name__} does not move by {kind} gradients: use torch's SGD")
+            if gradient(p).is_sparse:
+                raise UnsupportedError(f"{type(self).__name__} does not move by sparse gradients: use torch's SGD")
         return parameters
 
     def states(self, name: str, parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -72,25 +72,30 @@ class Svag(CountedRule):
         torch._foreach_lerp_(m, g, 1 - beta)
         torch._foreach_mul_(v, beta)
         torch._foreach_addcmul_(v, g, g, value=1 - beta)
-        factor = self.factors(step, beta, parameters, averaged=group["momentum"])
+        whole = self._whole(step, beta, parameters, averaged=group["momentum"])
         if group["momentum"]:
-            torch._foreach_addcmul_(parameters, factor, m, value=-lr / (1 - beta**step))
+            torch._foreach_addcdiv_(parameters, torch._foreach_pow(m, 3), whole, value=-lr / (1 - beta**step))
         else:
-            torch._foreach_addcmul_(parameters, factor, g, value=-lr)
+            short = torch._foreach_mul(m, m)
+            torch._foreach_mul_(short, g)
+            torch._foreach_addcdiv_(parameters, short, whole, value=-lr)
 
     def factors(self, step: int, beta: float, parameters: list[Tensor], *, averaged: bool) -> list[Tensor]:
-        """What shortens each value, in [0, 1]; 0 where no gradient was ever given.
+        """What shortens each value, in [0, 1] but for rounding; 0 where no gradient was ever given."""
+        found = torch._foreach_pow(self.states("m", parameters), 2)
+        torch._foreach_div_(found, self._whole(step, beta, parameters, averaged=averaged))
+        return list(found)
+
+    def _whole(self, step: int, beta: float, parameters: list[Tensor], *, averaged: bool) -> list[Tensor]:
+        """What m^2, as it is kept, is a share of.
 
         The bias corrections stand out of it: with c the ratio of the variance that counts to ``v - m^2``, and m and v
-        as they are kept, the factor is ``m^2 / ((1 - c) m^2 + c (1 - beta^t) v)``.
+        as they are kept, it is ``(1 - c) m^2 + c (1 - beta^t) v``.
         """
         m, v = self.states("m", parameters), self.states("v", parameters)
         rho = min((1 - beta) * (1 + beta**step) / ((1 + beta) * (1 - beta**step)), 0.9999)
         c = (rho if averaged else 1.0) / (1 - rho)
-        square = torch._foreach_mul(m, m)
         whole = torch._foreach_mul(v, c * (1 - beta**step))
-        torch._foreach_add_(whole, square, alpha=1 - c)
+        torch._foreach_addcmul_(whole, m, m, value=1 - c)
         torch._foreach_clamp_min_(whole, torch.finfo(m[0].dtype).tiny)
-        torch._foreach_div_(square, whole)
-        torch._foreach_clamp_max_(square, 1.0)
-        return list(square)
+        return list(whole)

@@ -152,7 +152,7 @@ def _extract(file: h5py.File, path: Path) -> Run:
 def _columns(group: h5py.Group) -> dict[str, np.ndarray]:
     """Numbers with a row a step, by name."""
     found = {
-        name: dataset[:]
+        name: hdf5.whole(dataset)
         for name, dataset in group.items()
         if name not in ("rank", "phase") and dataset.ndim == 1 and dataset.dtype.kind in "iuf"
     }
@@ -172,13 +172,14 @@ def _choices(group: h5py.Group) -> dict[str, np.ndarray]:
     found = _columns(group)
     algorithm = group.get("algorithm")
     if algorithm is not None and h5py.check_string_dtype(algorithm.dtype) and algorithm.shape == found["step"].shape:
-        found["algorithm"] = algorithm[:]
+        found["algorithm"] = hdf5.whole(algorithm)
     newest = found["step"] == found["step"][-1:]
     return {name: values[newest] for name, values in found.items()}
 
 
 def _starts(group: h5py.Group) -> list[Start]:
-    rows = zip(*(group[name][:] for name in ("step", "time_s", "ranks", "date_created", "reason")), strict=True)
+    names = ("step", "time_s", "ranks", "date_created", "reason")
+    rows = zip(*(hdf5.whole(group[name]) for name in names), strict=True)
     return [
         Start(int(s), float(t), int(r), clean(date.decode()), clean(reason.decode())) for s, t, r, date, reason in rows
     ]
@@ -186,7 +187,7 @@ def _starts(group: h5py.Group) -> list[Start]:
 
 def _reduce(steps: h5py.Group, phases: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Read the tables with a value a rank in blocks of steps, keeping only what Run describes."""
-    table = steps["phase_s"]
+    table = hdf5.filled(steps["phase_s"])
     n, ranks, count = table.shape
     inside = step_times.in_thread(phases)
     waiting = phases.index("exchange") if "exchange" in phases else None
@@ -211,5 +212,5 @@ def _reduce(steps: h5py.Group, phases: tuple[str, ...]) -> dict[str, np.ndarray]
         sums += block.sum(0, dtype=np.float64)
         seen += there.sum(0)
         for name in ("sent_bytes", "dense_bytes"):
-            found[name][part] = np.maximum(steps[name][part], 0).sum(1)
+            found[name][part] = np.maximum(hdf5.filled(steps[name])[part], 0).sum(1)
     return {**found, "rank_phase_s": sums / np.maximum(seen, 1)}

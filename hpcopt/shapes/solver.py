@@ -155,6 +155,11 @@ class SolverConfig(Choice, ABC):
         """
         return frozenset({"sums"})
 
+    @property
+    def asks(self) -> frozenset[str]:
+        """What of the loss it takes: "gradient"; "product", which takes a second derivative; "variance"."""
+        return frozenset({"gradient"})
+
     @abstractmethod
     def build(self, task: Task, context: Context) -> Solver:
         """Make the solver, from rank 0's parameters. Collective.

@@ -33,6 +33,10 @@ class DataParallelConfig(SolverConfig, FirstOrder):
         """What the optimizer can step by; signs have no norm to clip."""
         return self.optimizer.takes if self.clip_norm is None else self.optimizer.takes - {"signs"}
 
+    @property
+    def asks(self) -> frozenset[str]:
+        return self.optimizer.asks
+
     def build(self, task: Task, context: Context) -> "DataParallel":
         """Make the solver. Collective."""
         return DataParallel(self, task, context)

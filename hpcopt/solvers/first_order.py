@@ -1,9 +1,11 @@
 """What solvers around a torch optimizer let a job choose."""
 
+import math
 from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from hpcopt.compress.finite import MOST
 from hpcopt.config import Config
 from hpcopt.errors import JobError
 from hpcopt.families import OPTIMIZERS, SCHEDULES
@@ -41,9 +43,14 @@ class Scheduled(Config):
         """
         factor = self.schedule.factor(step, steps)
         try:
-            return float(self.optimizer.lr * factor)
+            rate = float(self.optimizer.lr * factor)
         except OverflowError:
-            raise JobError(f"schedule {self.schedule.name!r} gave a factor beyond all floats").everywhere() from None
+            rate = 2 * MOST
+        if MOST < abs(rate) < math.inf:  # Inf and NaN a run diverges by
+            raise JobError(
+                f"lr = {self.optimizer.lr:g} times what schedule {self.schedule.name!r} gives is beyond all float32"
+            ).everywhere()
+        return rate
 
 
 class FirstOrder(Scheduled):

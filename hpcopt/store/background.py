@@ -46,7 +46,7 @@ class Snapshot:
 
     def _copy(self, node: Any) -> Any:
         match node:
-            case Tensor():
+            case Tensor() if node.layout == torch.strided:  # write_tree refuses others, by name
                 buffer = self._buffer(node)
                 if _place(node) in self._still:
                     self._later.append((buffer, node.detach()))

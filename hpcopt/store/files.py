@@ -6,6 +6,9 @@ import stat
 from pathlib import Path
 from typing import TextIO
 
+UNASKED_BYTES = 1 << 28  # may be read whatever a file holds of them
+LARGEST_RATIO = 1032  # of a gzip stream's bytes to those that it stands for
+
 KINDS = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFCHR: "a device",
@@ -37,6 +40,26 @@ def require_plain(path: Path, *, links: bool = False) -> os.stat_result:
     if kind != stat.S_IFREG:
         raise NotPlainError(f"{path} is {KINDS.get(kind, 'no plain file')}")
     return status
+
+
+def require_filled(status: os.stat_result) -> None:
+    """Refuse a file that is nearly all holes, which are read as zeros: a few blocks that stand for a terabyte.
+
+    Raises:
+        ValueError: it is.
+    """
+    held = 512 * status.st_blocks or status.st_size  # some file systems do not count blocks
+    require_held(status.st_size, held)
+
+
+def require_held(nbytes: int, held_bytes: int) -> None:
+    """Refuse what would take much more memory than the bytes that a file holds of it.
+
+    Raises:
+        ValueError: it would.
+    """
+    if nbytes > UNASKED_BYTES + LARGEST_RATIO * held_bytes:
+        raise ValueError(f"it stands for {nbytes} bytes and holds {held_bytes}")
 
 
 def read_plain(path: Path, most_bytes: int) -> bytes:

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from hpcopt.errors import HpcoptError
-from hpcopt.store.files import require_plain
+from hpcopt.store.files import require_filled, require_held, require_plain
 
 CONVENTIONS = "HPCOPT-1.0"
 VERSIONS = ("v110", "v110")  # oldest and newest format to use
@@ -62,7 +62,7 @@ def reading(path: Path, error: type[HpcoptError], remedy: str) -> Iterator[h5py.
     remedy.
     """
     try:
-        require_plain(path, links=True)
+        require_filled(require_plain(path, links=True))
         with h5py.File(path, "r", locking=False) as file:
             yield file
     except HpcoptError:
@@ -151,6 +151,24 @@ def vector(group: h5py.Group, name: str, dtype: str) -> h5py.Dataset:
         raise ValueError(f"{name} is no array of {dtype}")
     place(array)
     return array
+
+
+def filled(array: h5py.Dataset) -> h5py.Dataset:
+    """The array, which may be compressed or have places that nobody filled.
+
+    Raises:
+        ValueError: it is no array, or stands for much more than the file holds of it, as a fill value does.
+    """
+    if not isinstance(array, h5py.Dataset):
+        raise ValueError(f"{array.name} is no array")
+    require_held(array.nbytes, array.id.get_storage_size())
+    return array
+
+
+def whole(array: h5py.Dataset) -> np.ndarray:
+    """All values of an array that is ``filled``."""
+    values: np.ndarray = filled(array)[...]
+    return values
 
 
 def document(group: h5py.Group) -> bytes:

@@ -19,7 +19,7 @@ from typing import Any
 import h5py
 
 from hpcopt.store import hdf5
-from hpcopt.store.files import require_plain, write_new
+from hpcopt.store.files import require_filled, require_plain, write_new
 
 PAGE = 4096
 MOST_BYTES = 1 << 32  # of a journal: one block of rows
@@ -179,7 +179,7 @@ def viewing(path: Path) -> Iterator[h5py.File]:
 
     What was read is consistent if moment(path) is the same before and after.
     """
-    require_plain(path, links=True)
+    require_filled(require_plain(path, links=True))
     if (found := read_journal(path)) is None:
         with h5py.File(path, "r", locking=False) as file:
             yield file

@@ -150,7 +150,7 @@ class MetricsFile:
             group = file.require_group(name)
             if "step" not in group:
                 make_column(group, "step", np.int64)
-            truncate(group, int(np.searchsorted(group["step"][:], steps[0], side="left")))
+            truncate(group, int(np.searchsorted(hdf5.whole(group["step"]), steps[0], side="left")))
             append(group, {**columns, "step": np.asarray(steps)})
             hdf5.set_attributes(group, attributes or {})
 
@@ -284,7 +284,7 @@ def _now() -> str:
 
 def phases_of(steps: h5py.Group) -> list[str]:
     """Names of the phases."""
-    return [name.decode() for name in steps["phase"][:]]
+    return [name.decode() for name in hdf5.whole(steps["phase"])]
 
 
 def phase_numbers(steps: h5py.Group, phases: Sequence[str] | None) -> list[int] | slice:
@@ -316,7 +316,7 @@ def _add_phases(steps: h5py.Group, phases: Sequence[str]) -> bool:
 def _drop_after(file: h5py.File, step: int) -> None:
     """Drop what was measured after a step."""
     for group in (item for name, item in file.items() if name != "starts" and isinstance(item, h5py.Group)):
-        truncate(group, int(np.searchsorted(group["step"][:], step, side="right")))
+        truncate(group, int(np.searchsorted(hdf5.whole(group["step"]), step, side="right")))
 
 
 def _make_room(steps: h5py.Group, ranks: int) -> None:

@@ -1,8 +1,11 @@
 """What is compiled is compiled before the first step, by one rank of a host first."""
 
+import os
 import subprocess
 import sys
+from types import ModuleType
 
+import numba
 import pytest
 import torch
 
@@ -81,15 +84,31 @@ def test_what_cannot_be_compiled_is_said_by_all():
 
 
 def test_a_long_silence_is_explained_once(monkeypatch, capfd):
-    monkeypatch.setattr(warm_up, "MOMENT_S", 0.0)
+    """Loading is called loading, and compiling compiling."""
+    monkeypatch.setattr(warm_up, "MOMENT_S", 0.001)
+    fresh = ModuleType("hpcopt.kernels.fresh")
+    monkeypatch.setitem(sys.modules, fresh.__name__, fresh)
     said = []
 
-    def program(t):
-        compile_once(World(t), lambda: said.append(wait_for_line(capfd)) if t.rank == 0 else None)
+    def run():
+        said.append(wait_for_line(capfd))
+        fresh.loop = numba.njit(lambda x: x + 1)
+        assert fresh.loop(2) == 3
+        said.append(wait_for_line(capfd))
 
-    run_ranks(2, program)
-    assert said == ["hpcopt: compiling loops for this machine, which later starts load\n"]
+    run_ranks(2, lambda t: compile_once(World(t), run if t.rank == 0 else lambda: None))
+    assert said == [f"{warm_up.LOADING}\n", f"{warm_up.COMPILING}\n"]
     assert capfd.readouterr().err == ""
+
+
+def test_loops_from_the_cache_are_not_called_compiled(tmp_path):
+    """Of two processes, the first compiles."""
+    code = (
+        "from hpcopt import kernels; from hpcopt.compress import RandomK; RandomK().warm(); print(kernels.compiled())"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    counts = [int(subprocess.check_output([sys.executable, "-c", code], env=environment)) for _ in range(2)]
+    assert counts[0] > 0 and counts[1] == 0
 
 
 def wait_for_line(capfd) -> str:

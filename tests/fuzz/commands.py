@@ -19,11 +19,12 @@ import pytest
 from hpcopt import checkpoint, train, training
 from hpcopt.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_DIVERGED, EXIT_DONE, EXIT_PEER, EXIT_REQUEUE
 from hpcopt.report import __main__ as report
+from tests.launching import PATIENCE_S
 
 Main = Callable[[list[str]], int]
 COMMANDS: dict[str, Main] = {"train": train.main, "report": report.main, "checkpoint": checkpoint.main}
 TABLE = {EXIT_DONE, EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_PEER, EXIT_REQUEUE}
-LIMIT_S = 120  # hundreds of times what any of these commands takes: only what hangs comes here
+LIMIT_S = PATIENCE_S  # thousands of times what any of these commands takes: only what hangs comes here
 MEMORY_BYTES = 3 << 30  # beyond what the process has already
 PAGE_BYTES = resource.getpagesize()
 ESCAPE = "\x1b"

@@ -39,7 +39,7 @@ def damages() -> st.SearchStrategy[Damage]:
             _flipped
         ),
         st.sampled_from([b"", b"\0" * 4096, b"\x89HDF\r\n\x1a\n", b"{}", b"[run]\n", b"\xff\xfe" * 9]).map(_replaced),
-        st.sampled_from(["/dev/zero", "/dev/null", "itself", "nothing", "victim", "."]).map(_linked),
+        st.sampled_from(["/dev/zero", "/dev/null", "itself", "nothing", "victim", "."]).map(linked),
         st.sampled_from([_fifo, _directory, _gone, _of_another_run]),
         st.tuples(st.integers(0, 60), st.sampled_from(["", *_NAMES]), st.sampled_from(ATTRIBUTES)).map(attribute),
         st.tuples(st.integers(0, 60), st.sampled_from(ATTRIBUTES)).map(_values),
@@ -75,7 +75,9 @@ def _replaced(content: bytes) -> Damage:
     return damage
 
 
-def _linked(target: str) -> Damage:
+def linked(target: str) -> Damage:
+    """A symbolic link in a file's place."""
+
     def damage(path: Path, other: Path) -> None:
         remove(path)
         path.symlink_to({"itself": path, "victim": other.parent / "victim"}.get(target, target))

@@ -52,7 +52,7 @@ def test_factors_are_shares_and_know_no_scale(averaged):
     gradients = torch.randn(30, 500, generator=torch.Generator().manual_seed(0))
     small = factors(gradients, averaged=averaged)
     assert small.min() >= 0
-    assert small.max() <= 1
+    assert small.max() <= 1 + 1e-5
     torch.testing.assert_close(factors(1024 * gradients, averaged=averaged), small)
 
 

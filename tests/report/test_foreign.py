@@ -1,13 +1,16 @@
 """Files that no run wrote, or that are no longer whole: a sentence, what can still be had, and no traceback."""
 
 import json
+import resource
 
 import h5py
 import numpy as np
 import pytest
 
+from hpcopt.errors import EXIT_BAD_INPUT, MetricsError
 from hpcopt.report.__main__ import main
 from hpcopt.report.attributes import KINDS, printable
+from hpcopt.runs import open_run
 from hpcopt.store import journal
 from tests.report.conftest import make_run
 
@@ -29,6 +32,29 @@ def test_texts_of_a_file_reach_the_terminal_without_what_it_would_obey(tmp_path,
         assert not set(out) & {"\x1b", "\x07", "\r", "\u202e"}
     assert main([str(tmp_path / "r"), "--csv"]) == 0
     assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("column", ["loss", "sent_bytes", "phase_s"])
+def test_fill_values_that_stand_for_gigabytes_are_not_read(tmp_path, capsys, column):
+    """Nor by whoever opens the run for its metrics."""
+    file, before = make_run(tmp_path / "r", steps=25), peak_bytes()
+    with journal.changing(file.path) as opened:
+        old = opened["steps"][column]
+        shape = (1 << 28, *old.shape[1:]) if column == "loss" else (old.shape[0], 1 << 24, *old.shape[2:])
+        del opened["steps"][column]
+        opened["steps"].create_dataset(column, shape, "f4", chunks=True, fillvalue=1)
+        if column == "phase_s":
+            opened["steps/rank"].resize(1 << 24, axis=0)
+    assert main([str(tmp_path / "r")]) == EXIT_BAD_INPUT
+    assert "stands for" in capsys.readouterr().err
+    (tmp_path / "r" / "job.toml").write_text("[run]\nsteps = 25\n[workload]\ndata = 'x'\n")
+    with pytest.raises(MetricsError, match="stands for"):
+        open_run(tmp_path / "r").metrics()
+    assert peak_bytes() - before < 1 << 28
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def test_printable():

@@ -1,5 +1,7 @@
 """Data parallelism against one process that sees the whole batch."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World, alone
 from hpcopt.errors import CheckpointError, JobError
 from hpcopt.exchange import Exchange, NativeConfig, RingConfig, VoteConfig
+from hpcopt.optim import ScheduleConfig
 from hpcopt.optim.first_order import AdamWConfig, SgdConfig
 from hpcopt.optim.signum import SignumConfig
 from hpcopt.shapes.context import Context
@@ -149,3 +152,21 @@ def test_a_state_of_another_model_is_refused():
     saved = solver(alone(), DataParallelConfig(), nn.Linear(3, 2)).state_dict()
     with pytest.raises(CheckpointError, match="size mismatch"):
         solver(alone(), DataParallelConfig(), nn.Linear(4, 2)).load_state_dict(saved, [{}])
+
+
+@pytest.mark.parametrize(
+    ("factor", "rate"), [(1e300, None), (-1e300, None), (10**400, None), (2.0, 0.2), (math.inf, math.inf)]
+)
+def test_a_learning_rate_is_a_float32(factor, rate):
+    """Beyond, torch raises; by Inf a run diverges, as by any rate that is too large."""
+
+    class Mine(ScheduleConfig):
+        def decayed(self, progress, rest):
+            return factor
+
+    config = DataParallelConfig(optimizer=SgdConfig(lr=0.1), schedule=Mine())
+    if rate is not None:
+        assert config.learning_rate(0, 1) == rate
+        return
+    with pytest.raises(JobError, match="is beyond all float32"):
+        config.learning_rate(0, 1)

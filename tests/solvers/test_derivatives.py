@@ -1,15 +1,19 @@
-"""AdaHessian behind data parallelism: the serial path at any number of ranks, and what solvers refuse."""
+"""Derivatives of the global mean loss against autograd on one process; AdaHessian, which asks for them."""
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
-from hpcopt.exchange import TwoPhaseConfig
+from hpcopt.comm.loopback import run_ranks
+from hpcopt.comm.world import World
+from hpcopt.exchange import RingConfig, TwoPhaseConfig
 from hpcopt.optim import AdaHessianConfig
 from hpcopt.optim.adahessian import AdaHessian
 from hpcopt.seeds import EVERY_RANK, derive
 from hpcopt.shapes import Context
 from hpcopt.solvers.data_parallel import DataParallelConfig
+from hpcopt.solvers.derivatives import GlobalLoss
 from hpcopt.solvers.gossip import GossipConfig
 from hpcopt.testing.problem import Problem, flat
 from hpcopt.testing.solver import Trial, check_solver
@@ -57,3 +61,78 @@ def test_products_are_compressed_and_owed_as_gradients_are():
 def test_a_solver_that_has_no_second_derivative_says_so():
     with pytest.raises(ValidationError, match="asks for the loss's second derivative"):
         GossipConfig(optimizer=AdaHessianConfig())
+
+
+EXACT = Problem(dtype=torch.float64)
+
+
+def on_ranks(size, ask):
+    """What ``ask`` gives of the loss on each of some ranks, and the gradients that it leaves."""
+    tasks = [EXACT.task() for _ in range(size)]
+
+    def program(transport):
+        context = Context(world=World(transport), exchange=RingConfig())
+        loss = GlobalLoss(tasks[transport.rank], context)
+        loss.expect_second(loss.parameters)
+        return ask(loss), [p.grad.clone() for p in loss.parameters]
+
+    return run_ranks(size, program)
+
+
+def serial(numbers):
+    """Gradients of single samples at the start, each flat, shape (n, parameters)."""
+    task = EXACT.task()
+    rows = []
+    for i in numbers:
+        task.model.zero_grad()
+        task.loss(task.model, EXACT.at(np.array([i]), 1)).backward()
+        rows.append(torch.cat([p.grad.reshape(-1) for p in task.model.parameters()]))
+    return torch.stack(rows)
+
+
+def joined(tensors):
+    return torch.cat([t.reshape(-1) for t in tensors])
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_gradient_of_samples_by_number_and_less_that_at_another_point(size):
+    numbers = np.array([40, 3, 17, 8])
+    whole = serial(numbers).mean(0)
+    for _, grads in on_ranks(size, lambda loss: loss.gradient(numbers)):
+        torch.testing.assert_close(joined(grads), whole, rtol=0, atol=1e-14)
+
+    def less(loss):
+        point = [p.detach() + 0.1 for p in loss.parameters]
+        before = joined([p.detach() for p in loss.parameters])
+        loss.gradient(numbers, less_at=point)
+        assert torch.equal(joined([p.detach() for p in loss.parameters]), before)
+        with loss.at(point):
+            there = joined([p.detach() for p in loss.parameters])
+        difference = [p.grad.clone() for p in loss.parameters]
+        with loss.at(point):
+            loss.gradient(numbers)
+        return there - before, joined(difference)
+
+    for (shift, difference), at_point in on_ranks(size, less):
+        torch.testing.assert_close(shift, torch.full_like(shift, 0.1), rtol=0, atol=1e-15)
+        torch.testing.assert_close(difference, whole - joined(at_point), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_variance_between_samples_is_that_of_their_gradients(size):
+    single = serial(range(11))
+    for (_, variance), grads in on_ranks(size, lambda loss: loss.variance(np.arange(11))):
+        torch.testing.assert_close(joined(grads), single.mean(0), rtol=0, atol=1e-14)
+        torch.testing.assert_close(joined(variance), single.var(0, unbiased=False), rtol=0, atol=1e-14)
+
+
+def share_of_twelve(loss):
+    world = loss._context.world
+    return EXACT.at(np.array_split(np.arange(12), world.size)[world.rank], 12)
+
+
+def test_the_variance_between_ranks_is_that_of_their_means():
+    single = serial(range(12))
+    means = torch.stack([part.mean(0) for part in single.split(4)])
+    for (_, variance), _ in on_ranks(3, lambda loss: loss.variance(share_of_twelve(loss), 1)):
+        torch.testing.assert_close(joined(variance), means.var(0, unbiased=False), rtol=0, atol=1e-14)

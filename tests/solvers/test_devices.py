@@ -137,7 +137,7 @@ CASES = {
             {"sharing": "reduce", "batch_every": 2, "position_every": 2},
         )
     },
-    "deepfacto": (DeepFactoConfig(plain=0.0), RingConfig(), factors),
+    "deepfacto": (DeepFactoConfig(plain=0.0, code_steps=2, sweeps=2), RingConfig(), factors),
 }
 
 

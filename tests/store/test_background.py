@@ -108,6 +108,14 @@ def test_snapshots_equal_their_trees():
         assert same(tree, snapshot.take(tree))
 
 
+def test_a_sparse_tensor_is_left_to_what_refuses_it(checkpoints):
+    checkpoints.begin(7)
+    writer = BackgroundWriter(checkpoints)
+    writer.write(7, {"shared": {"mine": torch.eye(3).to_sparse()}})
+    with pytest.raises(CheckpointError, match=r"tree\['mine'\]: a checkpoint cannot hold Tensor"):
+        writer.wait()
+
+
 def test_memory_is_used_again():
     snapshot = Snapshot()
     tree = [torch.zeros(10), torch.ones(5)]

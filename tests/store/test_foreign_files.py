@@ -148,6 +148,21 @@ def test_a_part_that_is_none(part, change, capsys):
     assert peak_bytes() - before < GIB // 4
 
 
+def test_values_that_are_a_hole(part):
+    """The file says that it has a gigabyte of values, and nobody wrote them."""
+    before, leaf = peak_bytes(), ["tensor", "float32", [GIB // 4], 0]
+    raw = json.dumps({"tree": {"array": 0}, "arrays": [leaf]}).encode()
+    with h5py.File(part, "r+", libver=hdf5.VERSIONS) as file:
+        for name in ("document", "values/float32", "values/int64"):
+            del file[name]
+        hdf5.contiguous(file, "document", (len(raw),), np.dtype("u1"))[...] = np.frombuffer(raw, np.uint8)
+        hdf5.contiguous(file, "values/float32", (GIB // 4,), np.dtype("f4"))[-1:] = 1
+    for read in (read_tree, verify_tree):
+        with pytest.raises(HpcoptError, match=r"stands for 1\d{9} bytes and holds"):
+            read(part)
+    assert peak_bytes() - before < GIB // 4
+
+
 LEAF = ["tensor", "float32", [2], 0]
 DOCUMENTS = {
     "not JSON": "hello",

@@ -37,6 +37,33 @@ class Broken(nn.Module):
         raise ValueError("no way forward")
 
 
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return g.clone()
+
+
+class Blunt(Net):
+    """Its gradient has no derivative."""
+
+    def forward(self, x):
+        return _Once.apply(self.layers(x))
+
+
+class ComplexNet(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase = nn.Parameter(torch.ones(CLASSES, dtype=torch.complex64))
+
+    def forward(self, x):
+        return (self.layers(x) * self.phase).real
+
+
 def no_network():
     return 7
 

@@ -16,8 +16,11 @@ from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World, alone
 from hpcopt.errors import EXIT_BAD_INPUT, DataError, HpcoptError, JobError
 from hpcopt.job import Job
+from hpcopt.optim import AdaHessianConfig, ArsgConfig
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import OutputLoss
+from hpcopt.solvers.data_parallel import DataParallelConfig
+from hpcopt.solvers.snvrg import SnvrgConfig
 from hpcopt.trainer.loop import evaluate
 from hpcopt.trainer.run import RunConfig
 from hpcopt.workloads.own.workload import TorchConfig
@@ -317,3 +320,37 @@ def test_a_network_that_cannot_be_hashed_is_a_sentence():
 def test_a_score_that_adds_up_no_tensors_is_a_sentence():
     with pytest.raises(JobError, match=r"scores: \S+rows: update\(\) gave int, not a tensor"):
         built(scores=["mine:Counted"])
+
+
+@pytest.mark.parametrize(
+    ("own", "solver", "said"),
+    [
+        (
+            {"network": "mine:Blunt"},
+            DataParallelConfig(optimizer=AdaHessianConfig()),
+            "second derivative of the loss, which has none",
+        ),
+        ({"network": "mine:ComplexNet"}, DataParallelConfig(optimizer=ArsgConfig()), "does not move complex"),
+        ({"train": "mine:Numbers"}, SnvrgConfig(), "finite sum of samples that can be read by index"),
+        ({}, SnvrgConfig(lengths=(64,)), "takes 512 samples, and there are"),
+    ],
+    ids=["once differentiable", "complex", "stream", "too large"],
+)
+def test_what_a_method_cannot_work_with_is_one_message_before_training(own, solver, said):
+    job = Job(run=RunConfig(name="own", steps=2), workload=config(**own), solver=solver)
+
+    def program(transport):
+        with pytest.raises(HpcoptError, match=said) as error:
+            build(job, World(transport))
+        return error.value.on_every_rank and error.value.exit_code == EXIT_BAD_INPUT
+
+    assert run_ranks(2, program) == [True, True]
+
+
+def test_samples_by_number_are_those_of_the_data_set():
+    import mine
+
+    part = built().by_index().at(np.array([5, 2]), 4)
+    table = mine.Table()
+    assert part.weight == 0.5 and part.indices.tolist() == [5, 2]
+    assert torch.equal(part.tensors["inputs"], torch.from_numpy(table.x[[5, 2]]))
