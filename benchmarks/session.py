@@ -3,31 +3,31 @@
     python benchmarks/session.py
     mpirun -n 2 python benchmarks/session.py
 
-Each repeat times a bare loop and the same loop in a Session, one behind the other; the medians of their ratios are
-printed, of wall time and of this rank's processor time. A step is as many matrix products as take some 10 ms.
+A pair is a few steps of a bare loop and as many of a loop in a Session, one behind the other, so that whatever else the
+machine does meets both. Printed are the medians of the pairs' ratios, of wall time and of this rank's processor time,
+and the ratio of all pairs together, in which checkpoints and writes of metrics are. A step is as many matrix products
+as take some 10 ms.
 """
 
 import argparse
 import contextlib
 import io
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import hpcopt
 from hpcopt.comm.world import World, connect
 
-Seconds = tuple[float, float]  # wall, processor
-
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--steps", type=int, default=100)
-parser.add_argument("--repeats", type=int, default=5)
+parser.add_argument("--pairs", type=int, default=200)
+parser.add_argument("--steps", type=int, default=3, help="of each kind in a pair")
 parser.add_argument("--step-ms", type=float, default=10.0)
 
 
@@ -54,23 +54,34 @@ def step_of(step_s: float) -> Callable[[], torch.Tensor]:
     return step
 
 
-def loop(steps: Iterable[object], step: Callable[[], torch.Tensor], log: Callable[[torch.Tensor], None]) -> Seconds:
-    """Both kinds look at the loss. Gives wall and processor seconds from the first step's beginning to the last's:
-    what a run does once, before and after its steps, is not counted.
-    """
-    times = []
-    for _ in steps:
-        times.append((time.perf_counter(), time.process_time()))
-        log(step())
-    return times[-1][0] - times[0][0], times[-1][1] - times[0][1]
+def seconds(body: Callable[[], None]) -> np.ndarray:
+    """Wall and processor seconds that a body takes, (2,)."""
+    start = time.perf_counter(), time.process_time()
+    body()
+    return np.array([time.perf_counter(), time.process_time()]) - start
 
 
-def in_session(world: World, folder: Path, steps: int, step: Callable[[], torch.Tensor]) -> Seconds:
-    """Those of the loop in a Session with a module and an optimizer to keep."""
-    with contextlib.redirect_stdout(io.StringIO()), hpcopt.Session(folder, steps=steps, world=world) as session:
+def pairs(world: World, folder: Path, count: int, steps: int, step: Callable[[], torch.Tensor]) -> np.ndarray:
+    """Seconds of a bare loop and of one in a Session with a module and an optimizer to keep, (pairs, 2, 2)."""
+    with contextlib.redirect_stdout(io.StringIO()), hpcopt.Session(folder, steps=steps * count + 2, world=world) as own:
         model = torch.nn.Linear(100, 100)
-        session.keep(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
-        return loop(session.steps(), step, lambda loss: session.log(loss=loss))
+        own.keep(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+        under_way = own.steps()
+        next(under_way)  # what a run does once before its steps is not counted
+
+        def bare() -> None:
+            for _ in range(steps):
+                float(step())  # both kinds look at the loss
+
+        def in_session() -> None:
+            for _ in range(steps):
+                own.log(loss=step())
+                next(under_way)
+
+        in_session()  # nor is the first, which imports
+        times = np.array([[seconds(bare), seconds(in_session)] for _ in range(count - 1)])
+        under_way.close()
+    return times
 
 
 def import_ms() -> float:
@@ -82,20 +93,17 @@ def import_ms() -> float:
 
 def main() -> None:
     options = parser.parse_args()
-    world, step, ratios = connect(), step_of(options.step_ms / 1e3), []
+    world, step = connect(), step_of(options.step_ms / 1e3)
     with tempfile.TemporaryDirectory() as folder:
         shared = Path(world.gather_text(folder)[0])
-        for repeat in range(options.repeats):
-            bare = loop(range(options.steps), step, float)
-            ours = in_session(world, shared / str(repeat), options.steps, step)
-            ratios.append([mine / plain for mine, plain in zip(ours, bare, strict=True)])
-            if world.rank == 0:
-                bare_ms, ours_ms = (seconds[1] / options.steps * 1e3 for seconds in (bare, ours))
-                print(f"bare {bare_ms:.3f} ms, Session {ours_ms:.3f} ms of processor time a step", flush=True)
+        times = pairs(world, shared / "run", options.pairs, options.steps, step)
         world.barrier()
     if world.rank == 0:
-        wall, core = (statistics.median(column) for column in zip(*ratios, strict=True))
-        print(f"Session / bare loop: {wall:.4f} wall, {core:.4f} processor time; import hpcopt: {import_ms():.1f} ms")
+        wall, core = np.median(times[:, 1] / times[:, 0], axis=0)
+        bare_ms, ours_ms = np.median(times[:, :, 1], axis=0) / options.steps * 1e3
+        print(f"medians of processor time a step: bare {bare_ms:.3f} ms, in a Session {ours_ms:.3f} ms")
+        print(f"Session / bare loop: {wall:.4f} wall, {core:.4f} processor time", end="; ")
+        print(f"of all together {times[:, 1, 1].sum() / times[:, 0, 1].sum():.4f}; import hpcopt: {import_ms():.1f} ms")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, Union, cast, get_args, get_origin, ge
 from hpcopt.errors import JobError
 
 _HOUSE = __name__.partition(".")[0]
-_NUMBERS: dict[Any, type] = {int: Integral, float: Real}  # numpy's, too
+_NUMBERS: dict[Any, tuple[type, ...]] = {int: (int, Integral), float: (float, Real)}  # numpy's, too; the usual first
 
 
 class Held:
@@ -61,21 +61,38 @@ def require_attributes(thing: Held, base: type[Held]) -> None:
 
 def fits(value: Any, kind: Any) -> bool:
     """Whether a value is of a kind that an annotation names, as far as that can be told without using it up."""
+    return fitting_to(kind)(value)
+
+
+@cache
+def fitting_to(kind: Any) -> Callable[[Any], bool]:
+    """``fits`` of one kind, made once: to take an annotation apart takes far longer than to look at a value."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        return any(fits(value, one) for one in inner)
+        ways = [fitting_to(one) for one in inner]
+        return lambda value: any(way(value) for way in ways)
     if origin is Literal:
-        return isinstance(value, str) and value in inner
+        return lambda value: isinstance(value, str) and value in inner
     if origin is ClassVar:
-        return fits(value, inner[0])
-    found = _NUMBERS.get(kind, origin or kind)
+        return fitting_to(inner[0])
+    if kind in _NUMBERS:
+        numbers, but = _NUMBERS[kind], bool if kind is int else ()
+        return lambda value: isinstance(value, numbers) and not isinstance(value, but)
+    found = origin or kind
     if found is Any or not isinstance(found, type) or getattr(found, "_is_protocol", False):
-        return True
-    if not isinstance(value, found) or (kind is int and isinstance(value, bool)):
-        return False
-    if isinstance(value, Mapping) and inner:
-        return all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
-    return not (isinstance(value, Collection) and inner) or all(fits(one, inner[0]) for one in value)
+        return lambda _: True
+    if not inner:
+        return lambda value: isinstance(value, found)
+    first, last = fitting_to(inner[0]), fitting_to(inner[-1])
+
+    def check(value: Any) -> bool:
+        if not isinstance(value, found):
+            return False
+        if isinstance(value, Mapping):
+            return all(first(k) and last(v) for k, v in value.items())
+        return not isinstance(value, Collection) or all(map(first, value))
+
+    return check
 
 
 def _python_calls(name: str) -> bool:

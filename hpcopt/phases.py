@@ -1,8 +1,8 @@
 """Where a step's time goes: one vocabulary of phases for metrics, reports, profilers and timelines."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from types import TracebackType
 
 from torch.autograd import profiler
 
@@ -36,27 +36,14 @@ class PhaseClock:
         self._seconds = dict.fromkeys(self.phases, 0.0)
         self._inner_s = 0.0
 
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
+    def __call__(self, phase: str) -> "Region":
         """Count the body's seconds as ``phase``.
 
         Raises:
             ValueError: there is no such phase.
         """
         self._require(phase)
-        outer_inner_s, self._inner_s = self._inner_s, 0.0
-        region = profiler.record_function(phase) if profiler._is_profiler_enabled else None
-        start = time.perf_counter()
-        if region is not None:
-            region.__enter__()  # type: ignore[no-untyped-call]
-        try:
-            yield
-        finally:
-            if region is not None:
-                region.__exit__(None, None, None)
-            elapsed_s = time.perf_counter() - start
-            self._seconds[phase] += elapsed_s - self._inner_s
-            self._inner_s = outer_inner_s + elapsed_s
+        return Region(self, phase)
 
     def add(self, phase: str, seconds: float) -> None:
         """Count seconds that another thread spent in ``phase``, beside this one's.
@@ -78,3 +65,29 @@ class PhaseClock:
                 f"there is no phase {phase!r}: a solver names those that it adds in its config's `phases`; known are "
                 + ", ".join(self.phases)
             )
+
+
+class Region:
+    """A body whose seconds are counted. Not a generator: a step has several."""
+
+    __slots__ = ("_clock", "_outer_inner_s", "_phase", "_seen", "_start_s")
+
+    def __init__(self, clock: PhaseClock, phase: str) -> None:
+        self._clock, self._phase = clock, phase
+
+    def __enter__(self) -> None:
+        clock = self._clock
+        self._outer_inner_s, clock._inner_s = clock._inner_s, 0.0
+        self._seen = profiler.record_function(self._phase) if profiler._is_profiler_enabled else None
+        self._start_s = time.perf_counter()
+        if self._seen is not None:
+            self._seen.__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        if self._seen is not None:
+            self._seen.__exit__(None, None, None)
+        elapsed_s, clock = time.perf_counter() - self._start_s, self._clock
+        clock._seconds[self._phase] += elapsed_s - clock._inner_s
+        clock._inner_s = self._outer_inner_s + elapsed_s

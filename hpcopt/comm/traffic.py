@@ -1,7 +1,7 @@
 """Wire accounting: what was sent, what a dense exchange would have sent, and where the seconds went."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 Collective = Literal["all_reduce", "broadcast", "all_gather", "all_to_all"]
@@ -32,14 +32,18 @@ class Traffic:
 
     def add(self, other: "Traffic") -> None:
         """Add another's counts to these."""
-        for name, count in asdict(other).items():
-            setattr(self, name, getattr(self, name) + count)
+        for name in COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def lap(self) -> "Traffic":
         """Give the counts since the last lap, and start from zero."""
-        counts = Traffic(**asdict(self))
-        self.__init__()  # type: ignore[misc]
+        counts = Traffic()
+        vars(counts).update(vars(self))
+        vars(self).update(COUNTS)
         return counts
+
+
+COUNTS = vars(Traffic())  # at zero
 
 
 class Stopwatch:

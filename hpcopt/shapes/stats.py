@@ -7,7 +7,7 @@ from typing import Literal, Protocol, get_type_hints
 import numpy as np
 
 from hpcopt.comm.world import World
-from hpcopt.held import fits
+from hpcopt.held import fitting_to
 
 Over = Literal["sum", "mean", "max", "rank"]
 Columns = Mapping[str, np.ndarray | Sequence[float] | Sequence[str]]
@@ -85,9 +85,9 @@ class StepStats:
 
     def __post_init__(self) -> None:
         """Raise TypeError where it is made, if a field is of another kind."""
-        for name, kind in _KINDS.items():
-            if not fits(value := getattr(self, name), kind):
+        for name, fits in _KINDS.items():
+            if not fits(value := getattr(self, name)):
                 raise TypeError(f"StepStats: {name} is {value!r}")
 
 
-_KINDS = get_type_hints(StepStats)
+_KINDS = {name: fitting_to(kind) for name, kind in get_type_hints(StepStats).items()}

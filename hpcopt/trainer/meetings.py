@@ -2,11 +2,10 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What all ranks know and do after a step; what a rank decides by itself where they do not meet.
 
     Attributes:

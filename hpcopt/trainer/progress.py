@@ -55,13 +55,17 @@ class Progress:
         """Tell of a step, of so many samples if somebody knows; a log gets a line only every so many seconds."""
         if not self._speaks:
             return
-        now_s, loss_text = time.monotonic(), "-" if loss is None else f"{loss:.4g}"
-        unit, rate = ("samples", samples / step_s) if samples else ("steps", 1 / step_s)
+        now_s = time.monotonic()
         if self._first_step is None:  # it may have paid for what the others find ready: no measure of them
             self._first_step, self._start_s = done, now_s
+        due = now_s - self._last_s >= self._every_s or done >= self._total
+        if self._bar is None and not due:
+            return
+        loss_text = "-" if loss is None else f"{loss:.4g}"
+        unit, rate = ("samples", samples / step_s) if samples else ("steps", 1 / step_s)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, loss=loss_text, rate=f"{rate:,.0f} {unit}/s")
-        if now_s - self._last_s < self._every_s and done < self._total:
+        if not due:
             return
         self._last_s = now_s
         steps, left = done - self._first_step, self._total - done

@@ -68,7 +68,7 @@ class Recorder:
         row = {
             "step": step,
             "epoch": epoch,
-            "time_s": self.elapsed_s,
+            "time_s": now_s - self._start_s,
             "step_s": step_s,
             "learning_rate": math.nan if stats.learning_rate is None else stats.learning_rate,
         }

@@ -54,7 +54,7 @@ def number(name: str, x: Any) -> float:
         MetricsError: it is none.
     """
     try:
-        return float(x.detach() if isinstance(x, Tensor) else x)
+        return float(x.item() if isinstance(x, Tensor) else x)
     except (TypeError, ValueError, RuntimeError):
         what = f"a tensor of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
         raise MetricsError(f"`{name}` is no number but {what}") from None
