@@ -13,7 +13,8 @@ PACKAGE = Path(hpcopt.__file__).parent
 
 # One line a floor, from the top; the rooms of one floor do not know each other.
 FLOORS = [
-    {"cli", "new", "train", "report", "submit", "checkpoint"},
+    {"cli", "new", "train", "export", "submit", "checkpoint"},
+    {"report"},
     {"plan", "training"},
     {"prepare", "testing"},
     {"build", "runs", "session"},
