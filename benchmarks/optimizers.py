@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpcopt.exchange import RingConfig
-from hpcopt.optim import AdaHessian, Arsg, Rsg, SgdConfig, Signum, Svag
-from hpcopt.shapes import Context, Samples, Task, TensorBatch
+from hpcopt.optim import AdaHessian, AdaHessianConfig, Arsg, Rsg, SgdConfig, Signum, Svag
+from hpcopt.shapes import Context, Samples, Solver, Task, TensorBatch
+from hpcopt.solvers.data_parallel import DataParallelConfig
 from hpcopt.solvers.snvrg import Snvrg, SnvrgConfig
 from hpcopt.store.shards import Shards
 
@@ -140,6 +141,7 @@ class FiniteSum:
         pixels = torch.from_numpy(rows["images"]).double().flatten(1) / 255
         pixels -= pixels.mean(0)
         self.x = pixels @ torch.linalg.eigh(pixels.T @ pixels)[1][:, -features:]
+        self.x /= self.x.std(0).max()
         self.y = torch.from_numpy(np.where(rows["labels"] < 5, 1.0, -1.0))
 
     def loss(self, model: nn.Module, batch: TensorBatch) -> Tensor:
@@ -206,7 +208,20 @@ def gradient_norms(problem: FiniteSum, passes: int = 10) -> None:
         print(f"{name:14} |grad F| {mean:.2e} +- {spread:.1e} at lr {best:g}   {told}", flush=True)
 
 
-def cost(repeats: int = 7, steps: int = 10) -> None:
+def tell_costs(seconds: dict[str, list[float]]) -> None:
+    """Medians and ratios."""
+    median = {name: statistics.median(s) for name, s in seconds.items()}
+    for name, s in median.items():
+        spread = f"{min(seconds[name]) * 1e3:.1f} to {max(seconds[name]) * 1e3:.1f}"
+        print(f"{name:22} {s * 1e3:7.2f} ms ({spread})  {s / median['SGD']:.2f} x SGD  {s / median['Adam']:.2f} x Adam")
+
+
+def network() -> nn.Module:
+    """Of .9 million parameters."""
+    return nn.Sequential(nn.Linear(784, 640), nn.Tanh(), nn.Linear(640, 640), nn.Tanh(), nn.Linear(640, 10))
+
+
+def cost(repeats: int = 7, steps: int = 10, samples: int = 256) -> None:
     """CPU seconds of a step of a network of .9 million parameters, medians, in turns."""
     methods: dict[str, Make] = {
         "SGD": SGD,
@@ -216,34 +231,42 @@ def cost(repeats: int = 7, steps: int = 10) -> None:
         "AdaHessian": ADAHESSIAN,
         "AdaHessian, every 10": lambda p, lr: AdaHessian(p, lr=lr, every=10),
     }
-    x, y = torch.randn(256, 784), torch.randint(10, (256,))
+    by_parts = {f"AdaHessian, half, every {n}": AdaHessianConfig(lr=1e-4, parts=2, every=n) for n in (1, 10)}
+    x, y = torch.randn(samples, 784), torch.randint(10, (samples,))
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     nets: dict[str, tuple[nn.Module, torch.optim.Optimizer]] = {}
+    solvers: dict[str, Solver] = {}
     for name, make in methods.items():
-        net = nn.Sequential(nn.Linear(784, 640), nn.Tanh(), nn.Linear(640, 640), nn.Tanh(), nn.Linear(640, 10))
+        net = network()
         nets[name] = net, make(net.parameters(), 1e-4)
+    batch = TensorBatch({"x": x, "y": y}, torch.arange(len(y)), len(y))
+    for name, config in by_parts.items():
+        task = Task(network(), lambda net, b: F.cross_entropy(net(b.tensors["x"]), b.tensors["y"]))
+        context = Context(exchange=RingConfig(overlap=False), steps=10**6)
+        solvers[name] = DataParallelConfig(optimizer=config).build(task, context)
+        seconds[name] = []
     for turn in range(repeats + 1):
-        for name, (net, optimizer) in nets.items():
+        for name in seconds:
             start = time.process_time()
             for _ in range(steps):
-                step(optimizer, F.cross_entropy(net(x), y))
+                if name in solvers:
+                    solvers[name].step(batch)
+                else:
+                    net, optimizer = nets[name]
+                    step(optimizer, F.cross_entropy(net(x), y))
             if turn:
                 seconds[name].append((time.process_time() - start) / steps)
-    median = {name: statistics.median(s) for name, s in seconds.items()}
-    for name, s in median.items():
-        spread = f"{min(seconds[name]) * 1e3:.1f} to {max(seconds[name]) * 1e3:.1f}"
-        print(f"{name:22} {s * 1e3:7.2f} ms ({spread})  {s / median['SGD']:.2f} x SGD  {s / median['Adam']:.2f} x Adam")
-    print("the update alone:")
-    for name, (net, optimizer) in nets.items():
-        if isinstance(optimizer, AdaHessian):
-            continue
-        step(optimizer, F.cross_entropy(net(x), y))
-        alone = []
-        for _ in range(20 * repeats):
+    tell_costs(seconds)
+    print("the update alone, in turns:")
+    alone = {name: optimizer for name, (_, optimizer) in nets.items() if not isinstance(optimizer, AdaHessian)}
+    taken: dict[str, list[float]] = {name: [] for name in alone}
+    for _ in range(20 * repeats):
+        for name, optimizer in alone.items():
             start = time.process_time()
             optimizer.step()
-            alone.append(time.process_time() - start)
-        print(f"{name:22} {statistics.median(alone) * 1e3:7.3f} ms")
+            taken[name].append(time.process_time() - start)
+    for name, s in taken.items():
+        print(f"{name:22} {statistics.median(s) * 1e3:7.3f} ms")
 
 
 def main() -> None:

@@ -37,6 +37,9 @@ class AdaHessianConfig(OptimizerConfig):
     eps: float = Field(1e-4, gt=0, description="added to the diagonal's size")
     power: float = Field(1.0, ge=0, le=1, description="of the diagonal: 1 as Newton's, 0 leaves momentum")
     every: int = Field(1, ge=1, description="steps from one look at the Hessian to the next")
+    parts: int = Field(
+        1, ge=1, description="a look takes one of so many parts of each rank's samples: cheaper, and noisier"
+    )
     average: Average = Field(
         "kernel", description="what of the diagonal is averaged: convolution kernels; rows of matrices, too; blocks"
     )
@@ -52,6 +55,7 @@ class AdaHessianConfig(OptimizerConfig):
             eps=self.eps,
             power=self.power,
             every=self.every,
+            parts=self.parts,
             average=self.average,
             block=self.block,
         )
@@ -80,6 +84,7 @@ class AdaHessian(CountedRule):
         *,
         power: float = 1.0,
         every: int = 1,
+        parts: int = 1,
         average: Average = "kernel",
         block: int = 32,
         seed: int = 0,
@@ -87,11 +92,12 @@ class AdaHessian(CountedRule):
         """Args as in ``AdaHessianConfig``.
 
         Args:
+            parts: for ``differentiate``.
             seed: of the random signs, unless the products are given to ``observe``.
         """
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "power": power}
         super().__init__(params, {**defaults, "average": average, "block": block})
-        self._every, self._seed = every, seed
+        self._every, self._parts, self._seed = every, parts, seed
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -111,7 +117,8 @@ class AdaHessian(CountedRule):
         """Leave the gradient, and look at the Hessian where that is due, by random signs of a seed. Collective."""
         if not self.due:
             return loss.gradient(batch)
-        total, found = loss.product(batch, rademacher(self.parameters, seed))
+        vectors, part = rademacher(self.parameters, seed), seed % self._parts
+        total, found = loss.product(batch, vectors, part=part, parts=self._parts)
         self.observe(found)
         return total
 

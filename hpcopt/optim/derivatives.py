@@ -27,8 +27,15 @@ class Derivatives(Protocol):
                 travels.
         """
 
-    def product(self, samples: Any, vectors: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
+    def product(
+        self, samples: Any, vectors: Sequence[Tensor], *, part: int = 0, parts: int = 1
+    ) -> tuple[float, list[Tensor]]:
         """The gradient and, from the same pass forward, the Hessian times a vector.
+
+        Args:
+            samples: see above.
+            vectors: one.
+            part, parts: the Hessian is that of this one of so many parts of each rank's share.
 
         Raises:
             UnsupportedError: something in the loss has no second derivative.

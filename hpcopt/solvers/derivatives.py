@@ -83,16 +83,22 @@ class GlobalLoss:
         self.exchange.finish()
         return _total(losses)
 
-    def product(self, samples: Any, vectors: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
+    def product(
+        self, samples: Any, vectors: Sequence[Tensor], *, part: int = 0, parts: int = 1
+    ) -> tuple[float, list[Tensor]]:
         losses, (second, pieces) = [], self._begin_second(samples)
         for piece in pieces:
-            batch = piece()
-            with self._clock("forward"):
-                loss = self.loss(self._model, batch) * batch.weight
-            with self._clock("backward"):
-                gradients = torch.autograd.grad(loss, self.parameters, create_graph=True, allow_unused=True)
-                self._add(gradients, products(gradients, self.parameters, vectors))
-            losses.append(loss.detach())
+            whole = piece()
+            cut = whole.split(parts)
+            for place, batch in enumerate(cut):
+                curved = place == part % len(cut)
+                with self._clock("forward"):
+                    loss = self.loss(self._model, batch) * batch.weight
+                with self._clock("backward"):
+                    gradients = torch.autograd.grad(loss, self.parameters, create_graph=curved, allow_unused=True)
+                    found = products(gradients, self.parameters, vectors) if curved else []
+                    self._add(gradients, torch._foreach_mul(found, whole.weight / batch.weight) if curved else None)
+                losses.append(loss.detach())
         return _total(losses), self._finish_second(second)
 
     def variance(self, samples: Any, parts: int | None = None) -> tuple[float, list[Tensor]]:
@@ -166,12 +172,13 @@ class GlobalLoss:
         return self._second, pieces
 
     @torch.no_grad()
-    def _add(self, gradients: Sequence[Tensor | None], values: Sequence[Tensor | None]) -> None:
-        for p, s, gradient, value in zip(self.parameters, self._sums, gradients, values, strict=True):
-            for place, found in ((p, gradient), (s, value)):
-                if found is not None:
+    def _add(self, gradients: Sequence[Tensor | None], values: Sequence[Tensor | None] | None) -> None:
+        """To the gradients, and to the sums of what takes as many values again."""
+        for places, found in ((self.parameters, gradients), (self._sums, values or ())):
+            for place, value in zip(places, found, strict=False):
+                if value is not None:
                     assert place.grad is not None
-                    place.grad.add_(found)
+                    place.grad.add_(value)
 
     def _finish_second(self, second: Exchange) -> list[Tensor]:
         self.exchange.finish()

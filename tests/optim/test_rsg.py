@@ -97,6 +97,18 @@ def test_the_first_step_is_known():
     assert p.item() == pytest.approx(-0.1 * (0.75 * 0.2 + 0.25 * 2.0) / (0.01 * 4.0) ** 0.5, rel=1e-12)
 
 
+def test_the_largest_second_moment_never_falls():
+    tensors = parameters()
+    optimizer = Arsg(tensors, lr=0.01, betas=(0.9, 0.5))
+    largest = [torch.zeros_like(p) for p in tensors]
+    for step in range(6):
+        walk(optimizer, tensors, 1, step)
+        now = [optimizer.state[p]["v_max"].clone() for p in tensors]
+        assert all((a >= b).all() for a, b in zip(now, largest, strict=True))
+        assert any((optimizer.state[p]["v"] < v).any() for p, v in zip(tensors, now, strict=True)) or step == 0
+        largest = now
+
+
 def test_a_restart_forgets_the_largest():
     tensors = parameters()
     optimizer = Arsg(tensors, lr=0.01, betas=(0.9, 0.5), eps=1e-4)

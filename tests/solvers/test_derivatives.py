@@ -118,17 +118,31 @@ def test_the_gradient_of_samples_by_number_and_less_that_at_another_point(size):
         torch.testing.assert_close(difference, whole - joined(at_point), rtol=0, atol=1e-14)
 
 
+def share_of_twelve(loss):
+    world = loss._context.world
+    return EXACT.at(np.array_split(np.arange(12), world.size)[world.rank], 12)
+
+
+def test_products_of_the_parts_have_that_of_the_whole_for_a_mean():
+    def ask(loss):
+        batch, vectors = share_of_twelve(loss), [torch.ones_like(p) for p in loss.parameters]
+        whole = joined(loss.product(batch, vectors)[1])
+        gradient = joined([p.grad for p in loss.parameters]).clone()
+        parts = [joined(loss.product(batch, vectors, part=k, parts=2)[1]).clone() for k in range(2)]
+        return whole.clone(), torch.stack(parts), gradient
+
+    for (whole, parts, gradient), grads in on_ranks(2, ask):
+        torch.testing.assert_close(parts.mean(0), whole, rtol=0, atol=1e-13)
+        assert (parts[0] - parts[1]).abs().max() > 1e-3
+        torch.testing.assert_close(joined(grads), gradient, rtol=0, atol=1e-14)
+
+
 @pytest.mark.parametrize("size", [1, 3])
 def test_the_variance_between_samples_is_that_of_their_gradients(size):
     single = serial(range(11))
     for (_, variance), grads in on_ranks(size, lambda loss: loss.variance(np.arange(11))):
         torch.testing.assert_close(joined(grads), single.mean(0), rtol=0, atol=1e-14)
         torch.testing.assert_close(joined(variance), single.var(0, unbiased=False), rtol=0, atol=1e-14)
-
-
-def share_of_twelve(loss):
-    world = loss._context.world
-    return EXACT.at(np.array_split(np.arange(12), world.size)[world.rank], 12)
 
 
 def test_the_variance_between_ranks_is_that_of_their_means():
