@@ -2,11 +2,11 @@
 
     python benchmarks/optimizers.py digits       AdaHessian, Adam, SGD: training loss of a small network after 5 epochs
     python benchmarks/optimizers.py separable    M-SVAG, momentum, Adam, signs: accuracy where Adam generalises badly
-    python benchmarks/optimizers.py logistic     ARSG, RSG, Adam: training loss after 8 epochs of Fashion-MNIST
+    python benchmarks/optimizers.py logistic     ARSG, RSG, Adam: training loss after 8 epochs
     python benchmarks/optimizers.py cost         CPU seconds of a step, over SGD's and over Adam's
     python benchmarks/optimizers.py snvrg        SNVRG, SVRG, SCSG, SGD: noise of the estimate, and gradient norm
 
-``logistic`` and ``snvrg`` read data/fashion-mnist (``python -m hpcopt.prepare fashion-mnist``).
+``logistic`` and ``snvrg`` read data/fashion-mnist (``python -m hpcopt.prepare fashion-mnist``), or ``--data``.
 """
 
 import argparse
@@ -104,18 +104,19 @@ def separable(make: Make, lr: float, seed: int) -> float:
 
 
 def logistic(folder: Path) -> Trial:
-    """Training loss of logistic regression on Fashion-MNIST after 8 epochs, batches of 256."""
+    """Training loss of logistic regression after 8 epochs of 234 steps, which are batches of 256 of Fashion-MNIST."""
     shards = Shards(folder, "train")
     rows = shards.rows(np.arange(len(shards)))
-    x = torch.from_numpy(rows["images"]).float().flatten(1) / 255
+    x = torch.from_numpy(rows["images"]).float().flatten(1) * float(shards.attributes["scale"])
     y = torch.from_numpy(rows["labels"]).long()
+    batch = max(8, len(y) // 234)
 
     def trial(make: Make, lr: float, seed: int) -> float:
         torch.manual_seed(seed)
         net = nn.Linear(x.shape[1], 10)
         optimizer = make(net.parameters(), lr)
         for _ in range(8):
-            for rows in torch.randperm(len(x)).split(256):
+            for rows in torch.randperm(len(x)).split(batch):
                 step(optimizer, F.cross_entropy(net(x[rows]), y[rows]))
         return F.cross_entropy(net(x), y).item()
 
@@ -166,8 +167,9 @@ class FiniteSum:
         return self.x.T @ slopes + 2e-3 * w / (1 + w.square()).square()
 
 
-def noise(problem: FiniteSum, lr: float = 1.0, steps: int = 200) -> None:
+def noise(problem: FiniteSum, lr: float, steps: int = 128) -> None:
     """Mean of ``|v - grad F|^2`` along one path of SGD, five draws each."""
+    print(f"along the path of SGD at {lr:g}:")
     s, path = problem.solver("SGD", lr, 7), []
     for _ in range(steps):
         path.append(next(s.model.parameters()).detach().clone())
@@ -302,7 +304,8 @@ def main() -> None:
         compare(logistic(arguments.data), methods, {}, "lower")
     elif arguments.experiment == "snvrg":
         problem = FiniteSum(arguments.data)
-        noise(problem)
+        for lr in (1.0, 0.1):
+            noise(problem, lr)
         gradient_norms(problem)
     else:
         cost()
