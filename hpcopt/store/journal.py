@@ -134,9 +134,10 @@ def read_journal(path: Path) -> tuple[int, dict[int, bytearray]] | None:
     journal = journal_of(path)
     try:
         length = require_plain(journal, links=True).st_size
-    except FileNotFoundError:
+        file = journal.open("rb")
+    except FileNotFoundError:  # none, or its writer has just removed it
         return None
-    with journal.open("rb") as file:
+    with file:
         head = file.read(HEAD.size)
         if len(head) < HEAD.size:
             return None

@@ -104,6 +104,21 @@ def test_once_the_journal_is_whole_the_change_has_happened(path, monkeypatch):
             np.testing.assert_array_equal(file["x"], np.repeat([1000, 2000, 3000], 1000))
 
 
+def test_a_journal_that_its_writer_removes_while_it_is_looked_at_is_none(path, monkeypatch):
+    interrupted(path, monkeypatch, "_apply")
+    look = journal.require_plain
+
+    def look_as_it_goes(file, **settings):
+        status = look(file, **settings)
+        if file == journal.journal_of(path):
+            monkeypatch.undo()
+            journal.recover(path)
+        return status
+
+    monkeypatch.setattr(journal, "require_plain", look_as_it_goes)
+    assert len(content(path)) == 1000
+
+
 def test_the_view_reads_what_was_written_over_the_file(tmp_path):
     """Random reads and writes against a bytearray that does the same."""
     rng = random.Random(5)
