@@ -36,6 +36,7 @@ from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Tree
 from hpcopt.shapes.stats import Scalar
 from hpcopt.shapes.workload import Better
+from hpcopt.solvers.local.steps import LocalSteps, LocalStepsConfig
 from hpcopt.trainer.ending import Ending
 from hpcopt.trainer.feed import Feed
 from hpcopt.trainer.housekeeping import Housekeeping, Outcome
@@ -174,6 +175,28 @@ class Session:
         self._keep({name: exchange}, own=False)
         self._exchanges.append(exchange)
         return exchange
+
+    def local(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: LocalStepsConfig | None = None,
+        *,
+        exchange: ExchangeConfig | None = None,
+        name: str = "local",
+    ) -> LocalSteps:
+        """Have ranks train on their own, and their changes averaged now and then: ``local.step()`` stands behind
+        ``optimizer.step()``, and ``with local.stated():`` around what looks at the model that all have in common.
+
+        After ``keep(model=..., optimizer=...)`` and before the loop. Each rank's own values are kept, as ``name``.
+        """
+        config = config or LocalStepsConfig()
+        exchange = exchange or (RingConfig() if config.gossip is None else None)
+        local = LocalSteps(
+            model, optimizer, config, world=self.world, exchange=exchange, seed=self.seed(name), clock=self.clock
+        )
+        self._keep({name: local}, own=False)
+        return local
 
     def sampler(self, data: Sized | int, batch: int, *, uneven: bool = False) -> StepSampler:
         """Which samples this rank takes: ``DataLoader(data, batch_sampler=session.sampler(data, batch=128))``.

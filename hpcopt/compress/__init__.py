@@ -7,6 +7,7 @@
 
 from hpcopt.compress.adacomp import AdaComp
 from hpcopt.compress.atomo import Atomo
+from hpcopt.compress.chunked_topk import ChunkedTopK
 from hpcopt.compress.codec import Bytes, Codec, CodecConfig, Floats, require_bytes
 from hpcopt.compress.half import Half
 from hpcopt.compress.identity import Dense
@@ -27,6 +28,7 @@ __all__ = [
     "Atomo",
     "BiasedRounding",
     "Bytes",
+    "ChunkedTopK",
     "Codec",
     "CodecConfig",
     "Dense",

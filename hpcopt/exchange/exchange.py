@@ -118,6 +118,12 @@ class Exchange:
             for p, view in bucket.views.items():
                 p.grad = view
 
+    def start(self) -> None:
+        """Exchange all gradients as they are now, beside what the program does until ``finish``. Collective."""
+        if (refusal := self._look_around()) is not None:
+            raise refusal
+        self._send(len(self.buckets))
+
     def finish(self) -> None:
         """Exchange what is not yet under way and wait for all: every ``grad`` is then the sum over the ranks, also of
         gradients that no backward pass has left. Parameters that are frozen by now have none. Collective.

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from hpcopt.solvers.data_parallel import DataParallelConfig
     from hpcopt.solvers.gossip import GossipConfig
     from hpcopt.solvers.kaisa.solver import KaisaConfig
+    from hpcopt.solvers.local.solver import LocalConfig
+    from hpcopt.solvers.local.steps import LocalSteps, LocalStepsConfig
     from hpcopt.solvers.snvrg import SnvrgConfig
     from hpcopt.solvers.splitting.altmin import AltMinConfig
     from hpcopt.solvers.splitting.bcd import BcdConfig
@@ -25,6 +27,9 @@ __all__ = [
     "GossipConfig",
     "KaisaConfig",
     "SnvrgConfig",
+    "LocalConfig",
+    "LocalSteps",
+    "LocalStepsConfig",
 ]
 
 __getattr__ = lazily(
@@ -39,5 +44,8 @@ __getattr__ = lazily(
         "GossipConfig": "gossip",
         "KaisaConfig": "kaisa.solver",
         "SnvrgConfig": "snvrg",
+        "LocalConfig": "local.solver",
+        "LocalSteps": "local.steps",
+        "LocalStepsConfig": "local.steps",
     },
 )

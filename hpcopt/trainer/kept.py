@@ -6,7 +6,7 @@ a thing                                     what is kept of it
 ``nn.Module``                               its ``state_dict``: rank 0's, for all ranks
 ``torch.optim.Optimizer``                   its state and its settings, such as the learning rate: rank 0's
 a generator of torch, numpy or ``random``   each rank's own; ranks of another number go on with what they have
-what has a ``rank_state_dict``              each rank's own beside what is common: an ``Exchange``, a ``Kaisa``
+what has a ``rank_state_dict``              each rank's own beside the common: ``Exchange``, ``Kaisa``, ``LocalSteps``
 what has ``state_dict, load_state_dict``    rank 0's: schedulers, scalers, classes of one's own
 ``Tensor``, ``numpy.ndarray``, ``dict``     the values, put back into the same object: rank 0's
 ==========================================  ==========================================================================
@@ -90,7 +90,10 @@ class Kept:
         return [] if self._saved is None else [name for name in self._saved[0] if name not in self._things]
 
     def gather(self) -> None:
-        """There is nothing under way."""
+        """Have nothing under way: ``LocalSteps`` and their like wait for it."""
+        for thing in self._things.values():
+            if callable(collect := getattr(thing, "collect", None)):
+                collect()
 
     def must_be_finite(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters of modules, and what optimizers keep of them."""

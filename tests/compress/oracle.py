@@ -74,6 +74,26 @@ def adacomp(x: np.ndarray, residue: np.ndarray, size: int, scale: float) -> tupl
     return sent, g - sent
 
 
+def chunked_topk(x: np.ndarray, chunk: int, k: int) -> np.ndarray:
+    """What ChunkedTopK sends, dense: every cut of the sorted magnitudes into two groups is tried."""
+    sent = np.zeros_like(x)
+    for start in range(0, x.size, chunk):
+        part = x[start : start + chunk]
+        places = largest(part, -(-part.size * k // chunk))
+        sizes = np.abs(part[places].astype(np.float64))
+        ordered = np.sort(sizes)
+        cuts = [(float(((g - g.mean()) ** 2).sum()), 0) for g in [ordered]]
+        cuts += [
+            (sum(float(((g - g.mean()) ** 2).sum()) for g in (ordered[:j], ordered[j:])), j)
+            for j in range(1, ordered.size)
+        ]
+        upper = sizes >= ordered[min(cuts)[1]]
+        for group in (upper, ~upper):
+            if group.any():
+                sent[start + places[group]] = np.sign(part[places[group]]) * np.float32(sizes[group].mean())
+    return sent
+
+
 def largest(x: np.ndarray, k: int) -> np.ndarray:
     """Places of the k largest magnitudes, ascending, the first of equal ones."""
     return np.sort(np.argsort(-np.abs(x), kind="stable")[:k])

@@ -11,6 +11,7 @@ from hpcopt.compress import (
     AdaptiveRandom,
     Atomo,
     BiasedRounding,
+    ChunkedTopK,
     Codec,
     Dense,
     ExponentialDithering,
@@ -45,6 +46,8 @@ CODECS: list[Codec] = [
     TopK(threshold="sampled", fraction=0.1),
     TopK(fraction=0.1, values=QSGD(bits=8)),
     TopK(fraction=0.1, values=ExponentialDithering(bits=5)),
+    ChunkedTopK(),
+    ChunkedTopK(bucket=512, k=20),
     RandomK(fraction=0.1),
     RandomK(fraction=0.4),  # of 7: 3, which does not divide it
     RandomK(fraction=0.1, scaled=False),

@@ -14,6 +14,7 @@ from hpcopt.compress import (
     AdaComp,
     Atomo,
     BiasedRounding,
+    ChunkedTopK,
     Codec,
     Dense,
     ExponentialDithering,
@@ -232,6 +233,23 @@ def test_adacomp_conserves_to_rounding_and_adapts():
     assert codec.for_tensor("w", (8, 3, 3, 3)) == codec
     assert AdaComp().for_tensor("w", (8, 3, 3, 3)).bin == 50
     assert AdaComp().for_tensor("w", (8, 3)).bin == 500
+
+
+@of_every_size
+@pytest.mark.parametrize(
+    "codec", [ChunkedTopK(bucket=64, k=5), ChunkedTopK(bucket=512, k=100), ChunkedTopK()], ids=repr
+)
+def test_chunked_topk_is_the_oracles(n, codec):
+    for x in (gaussian(n), gaussian(n).sign(), torch.zeros(n), gaussian(n).pow(9)):
+        payload = codec.encode(x, seed=0)
+        sent = oracle.chunked_topk(x.numpy(), codec.bucket, codec.k)
+        torch.testing.assert_close(codec.decode(payload, n), torch.from_numpy(sent), rtol=1e-6, atol=0)
+        assert payload.numel() == codec.max_bytes(n)
+
+
+def test_the_bytes_of_chunked_topk_are_those_of_its_formula():
+    """64 of 4,096: two magnitudes, 64 times 2 + 6 bits, and a bitmap of 64 + 63."""
+    assert ChunkedTopK().max_bytes(10 * 4096) == 10 * (8 + (64 * 8 + 127 + 7) // 8)
 
 
 @pytest.mark.parametrize("budget", [0.5, 1.0, 3.7, 8.0, 20.0, 64.0, 100.0])

@@ -8,6 +8,7 @@ import torch
 from hpcopt.compress import (
     QSGD,
     AdaComp,
+    ChunkedTopK,
     Half,
     PerTensor,
     PowerSGD,
@@ -36,6 +37,7 @@ OURS = [
     TwoPhaseConfig(codec=Sign()),
     TwoPhaseConfig(codec=TopK(fraction=0.1)),
     TwoPhaseConfig(codec=AdaComp()),
+    TwoPhaseConfig(codec=ChunkedTopK(bucket=64, k=8)),
     TwoPhaseConfig(codec=TopK(fraction=0.1), by_nodes=True),
     VoteConfig(momentum=0.9),
     VoteConfig(momentum=0.9, weights="learned"),

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from hpcopt.comm import dense
+from hpcopt.compress import ChunkedTopK
 from hpcopt.exchange import TwoPhaseConfig, VoteConfig
 from hpcopt.families import SOLVERS
 from hpcopt.models.nmf import FactorMlpConfig
-from hpcopt.optim import AdamWConfig, SignumConfig
+from hpcopt.optim import AdamWConfig, SgdConfig, SignumConfig
 from hpcopt.shapes import Context, Solver, SolverConfig, Task
 from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
@@ -20,6 +21,8 @@ from hpcopt.solvers.data_parallel import DataParallel, DataParallelConfig
 from hpcopt.solvers.gossip import GossipConfig
 from hpcopt.solvers.kaisa.solver import KaisaConfig
 from hpcopt.solvers.snvrg import SnvrgConfig
+from hpcopt.solvers.local.solver import LocalConfig
+from hpcopt.solvers.mixing import MixingConfig
 from hpcopt.solvers.splitting.altmin import AltMinConfig
 from hpcopt.solvers.splitting.bcd import BcdConfig
 from hpcopt.solvers.splitting.dladmm import DlAdmmConfig
@@ -60,6 +63,13 @@ CASES: dict[str, list[tuple[SolverConfig, dict[str, Any]]]] = {
     "snvrg": [
         (SnvrgConfig(lengths=(2, 2), restart_every=1), {}),
         (SnvrgConfig(lengths=(3,), reference="all"), {"problem": Problem(batch=2), "ranks": (1, 3)}),
+    "local": [
+        (LocalConfig(every=1, optimizer=SgdConfig(momentum=0), outer=SgdConfig(lr=1, momentum=0)), {}),
+        (
+            LocalConfig(every=3, every_at_end=4, optimizer=AdamWConfig()),
+            {"exchange": TwoPhaseConfig(codec=ChunkedTopK(bucket=64, k=8)), "ranks": (1, 3), "same_curve": False},
+        ),
+        (LocalConfig(every=2, gossip=MixingConfig()), {"ranks": (1, 2), "same_curve": False}),
     ],
     "altmin": [(AltMinConfig(), {"ranks": (1,)})],
     "bcd": [(BcdConfig(), {"problem": WHOLE, "ranks": (1,)})],

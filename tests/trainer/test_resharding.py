@@ -37,6 +37,8 @@ CASES = {
     "top-k with feedback": ((*SGD, "exchange.name=two_phase", "exchange.codec.name=topk"), False),
     "vote": ((*SIGNUM, "exchange.name=vote"), False),
     "gossip": ((*SGD, "solver.name=gossip"), False),
+    "local": ((*SGD, "solver.name=local", "solver.every=4", "solver.fragments=2", "solver.delay=1"), False),
+    "local, gossip": ((*SGD, "solver.name=local", "solver.every=4", "solver.gossip={}"), False),
     "kaisa": ((*SGD, "solver.name=kaisa", "solver.factor_every=1", "solver.inverse_every=2"), True),
     "block_admm": (("solver.name=block_admm", "solver.optimizer.name=adamw"), False),
     "deepfacto": (("solver.name=deepfacto", "workload.model.name=factor_mlp", "workload.model.factors=5"), False),

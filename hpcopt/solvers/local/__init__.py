@@ -1,0 +1,1 @@
+"""Ranks that take many steps of their own between two exchanges."""
