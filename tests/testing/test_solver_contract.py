@@ -20,9 +20,9 @@ from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.solvers.data_parallel import DataParallel, DataParallelConfig
 from hpcopt.solvers.gossip import GossipConfig
 from hpcopt.solvers.kaisa.solver import KaisaConfig
-from hpcopt.solvers.snvrg import SnvrgConfig
 from hpcopt.solvers.local.solver import LocalConfig
 from hpcopt.solvers.mixing import MixingConfig
+from hpcopt.solvers.snvrg import SnvrgConfig
 from hpcopt.solvers.splitting.altmin import AltMinConfig
 from hpcopt.solvers.splitting.bcd import BcdConfig
 from hpcopt.solvers.splitting.dladmm import DlAdmmConfig
@@ -63,6 +63,7 @@ CASES: dict[str, list[tuple[SolverConfig, dict[str, Any]]]] = {
     "snvrg": [
         (SnvrgConfig(lengths=(2, 2), restart_every=1), {}),
         (SnvrgConfig(lengths=(3,), reference="all"), {"problem": Problem(batch=2), "ranks": (1, 3)}),
+    ],
     "local": [
         (LocalConfig(every=1, optimizer=SgdConfig(momentum=0), outer=SgdConfig(lr=1, momentum=0)), {}),
         (
