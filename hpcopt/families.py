@@ -41,6 +41,7 @@ SOLVERS = Family(
     gossip="hpcopt.solvers.gossip:GossipConfig",
     snvrg="hpcopt.solvers.snvrg:SnvrgConfig",
     local="hpcopt.solvers.local.solver:LocalConfig",
+    leader="hpcopt.solvers.leader.solver:LeaderConfig",
     block_admm="hpcopt.solvers.block_admm.solver:BlockAdmmConfig",
     deepfacto="hpcopt.solvers.block_admm.deepfacto:DeepFactoConfig",
     altmin="hpcopt.solvers.splitting.altmin:AltMinConfig",

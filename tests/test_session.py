@@ -23,6 +23,7 @@ from hpcopt.report.read import read_run
 from hpcopt.report.summary import summarise
 from hpcopt.session import Requeue
 from hpcopt.shapes.stats import Scalar
+from hpcopt.solvers.local.steps import LocalStepsConfig
 from hpcopt.store.checkpoint import Checkpoints
 from hpcopt.submit import main as submit_command
 
@@ -156,6 +157,39 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):
     np.testing.assert_array_equal(losses(tmp_path / "cut"), losses(tmp_path / "straight"))
     run_ranks(3, distributed(tmp_path / "vote", 4, VoteConfig()))
     assert np.isfinite(losses(tmp_path / "vote")).all()
+
+
+def trained_apart(path: Path, steps: int):
+    """Local steps, in rounds of three whose means land a step late; gives what all ranks have in common."""
+
+    def program(transport) -> torch.Tensor:
+        with hpcopt.Session(path, steps=steps, world=World(transport), device="cpu") as session:
+            model = torch.nn.Linear(3, 2)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+            session.keep(model=model, optimizer=optimizer)
+            local = session.local(model, optimizer, LocalStepsConfig(every=3, delay=1))
+            for x, y in session.steps(DataLoader(LINE, batch_sampler=session.sampler(LINE, 12))):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                optimizer.step()
+                local.step()
+                session.log(loss=loss)
+        with local.stated():
+            return model.weight.detach().clone()
+
+    return program
+
+
+def test_local_steps_go_on_within_a_round_and_on_other_ranks(tmp_path):
+    """Stopped after 6 steps, a mean is under way."""
+    straight = run_ranks(2, trained_apart(tmp_path / "straight", 8))
+    run_ranks(2, trained_apart(tmp_path / "cut", 6))
+    cut = run_ranks(2, trained_apart(tmp_path / "cut", 8))
+    assert torch.equal(straight[0], straight[1])
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(straight, cut, strict=True))
+    more = run_ranks(3, trained_apart(tmp_path / "cut", 11))
+    assert all(torch.equal(more[0], other) and other.isfinite().all() for other in more)
 
 
 class Opaque:

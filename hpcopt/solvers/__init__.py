@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hpcopt.solvers.data_parallel import DataParallelConfig
     from hpcopt.solvers.gossip import GossipConfig
     from hpcopt.solvers.kaisa.solver import KaisaConfig
+    from hpcopt.solvers.leader.solver import LeaderConfig
     from hpcopt.solvers.local.solver import LocalConfig
     from hpcopt.solvers.local.steps import LocalSteps, LocalStepsConfig
     from hpcopt.solvers.snvrg import SnvrgConfig
@@ -27,6 +28,7 @@ __all__ = [
     "GossipConfig",
     "KaisaConfig",
     "SnvrgConfig",
+    "LeaderConfig",
     "LocalConfig",
     "LocalSteps",
     "LocalStepsConfig",
@@ -44,6 +46,7 @@ __getattr__ = lazily(
         "GossipConfig": "gossip",
         "KaisaConfig": "kaisa.solver",
         "SnvrgConfig": "snvrg",
+        "LeaderConfig": "leader.solver",
         "LocalConfig": "local.solver",
         "LocalSteps": "local.steps",
         "LocalStepsConfig": "local.steps",

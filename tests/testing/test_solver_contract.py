@@ -20,6 +20,7 @@ from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.solvers.data_parallel import DataParallel, DataParallelConfig
 from hpcopt.solvers.gossip import GossipConfig
 from hpcopt.solvers.kaisa.solver import KaisaConfig
+from hpcopt.solvers.leader.solver import LeaderConfig
 from hpcopt.solvers.local.solver import LocalConfig
 from hpcopt.solvers.mixing import MixingConfig
 from hpcopt.solvers.snvrg import SnvrgConfig
@@ -72,6 +73,7 @@ CASES: dict[str, list[tuple[SolverConfig, dict[str, Any]]]] = {
         ),
         (LocalConfig(every=2, gossip=MixingConfig()), {"ranks": (1, 2), "same_curve": False}),
     ],
+    "leader": [(LeaderConfig(every=2), {"same_curve": False})],
     "altmin": [(AltMinConfig(), {"ranks": (1,)})],
     "bcd": [(BcdConfig(), {"problem": WHOLE, "ranks": (1,)})],
     "dladmm": [(DlAdmmConfig(), {"problem": WHOLE, "ranks": (1,)})],

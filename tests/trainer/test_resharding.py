@@ -37,6 +37,7 @@ CASES = {
     "top-k with feedback": ((*SGD, "exchange.name=two_phase", "exchange.codec.name=topk"), False),
     "vote": ((*SIGNUM, "exchange.name=vote"), False),
     "gossip": ((*SGD, "solver.name=gossip"), False),
+    "leader": ((*SGD, "solver.name=leader", "solver.every=2"), False),
     "local": ((*SGD, "solver.name=local", "solver.every=4", "solver.fragments=2", "solver.delay=1"), False),
     "local, gossip": ((*SGD, "solver.name=local", "solver.every=4", "solver.gossip={}"), False),
     "kaisa": ((*SGD, "solver.name=kaisa", "solver.factor_every=1", "solver.inverse_every=2"), True),

@@ -34,6 +34,7 @@ from hpcopt.optim.state import optimizer_state, restore_optimizer
 from hpcopt.phases import PhaseClock
 from hpcopt.seeds import EVERY_RANK, derive
 from hpcopt.shapes.solver import Tree
+from hpcopt.solvers.aside import Aside
 from hpcopt.solvers.local.fragment import Fragment
 from hpcopt.solvers.local.mixed import Mixed
 from hpcopt.solvers.mixing import MixingConfig
@@ -128,7 +129,7 @@ class LocalSteps:
         self._step = self._begin = 0
         self._length = config.length(0, steps)
         self._pending: list[tuple[int, int]] = []  # step of landing, part; in this order
-        self._aside: dict[Tensor, Tensor] = {}
+        self._aside = Aside()
         self.left_out: list[int] = []
         self.collect()
 
@@ -184,17 +185,11 @@ class LocalSteps:
         """Put the stated parameters and buffers into the model, until ``go_on``. Collective."""
         self.go_on()
         self.collect()
-        with torch.no_grad():
-            for own, value in self._stated.items():
-                self._aside[own] = own.detach().clone()
-                own.copy_(value)
+        self._aside.show(self._stated)
 
     def go_on(self) -> None:
         """Put this rank's own values back, if the stated ones are in the model."""
-        with torch.no_grad():
-            for stated, own in self._aside.items():
-                stated.copy_(own)
-        self._aside = {}
+        self._aside.restore()
 
     @contextmanager
     def stated(self) -> Iterator[None]:
@@ -234,7 +229,7 @@ class LocalSteps:
 
     def rank_state_dict(self) -> Tree:
         """This rank's own: its values of the model, its inner optimizer, its share of samples, what codecs owe."""
-        own = {name: self._aside.get(x, x).detach() for part in self._parts for name, x in part.own.items()}
+        own = {name: self._aside.own(x) for part in self._parts for name, x in part.own.items()}
         return {
             "own": own,
             "optimizer": optimizer_state(self._inner),
@@ -250,7 +245,7 @@ class LocalSteps:
             self._load(shared, SavedParts.of(parts))
 
     def _load(self, shared: Tree, saved: SavedParts) -> None:
-        self._aside = {}
+        self._aside.forget()
         self._model.load_state_dict(shared["model"])
         own = saved[self._world.rank % len(saved)]
         restore_optimizer(self._inner, own["optimizer"])

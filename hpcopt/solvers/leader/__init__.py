@@ -1,0 +1,1 @@
+"""Ranks that are pulled to the best of them."""
