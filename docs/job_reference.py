@@ -65,10 +65,13 @@ def describe(model: dict[str, Any], section: str, schema: dict[str, Any], descri
         if "const" in value:
             continue
         nested = choices(value, schema)
+        entries = choices(value.get("items", {}), schema)
         takes = ", ".join(link(choice, f"{section}.{key}") for choice in nested) if nested else kind(value)
         default = default_of(value, key in model.get("required", ()))
         lines.append(f"| `{key}` | {takes} | {default} | {value.get('description', '')} |")
-        inner += [(f"{section}.{key}", choice) for choice in nested]
+        if entries:
+            takes = f"sections `[[{section}.{key}]]`: {', '.join(link(e, f'{section}.{key}') for e in entries)}"
+        inner += [(f"{section}.{key}", choice) for choice in nested + entries]
     lines.append("")
     for place, choice in inner:
         lines += describe(choice, place, schema, described)

@@ -61,6 +61,7 @@ OPTIMIZERS = Family(
     arsg="hpcopt.optim.rsg:ArsgConfig",
     svag="hpcopt.optim.svag:SvagConfig",
     m_svag="hpcopt.optim.svag:MSvagConfig",
+    torch="hpcopt.optim.any_torch:AnyTorchConfig",
 )
 
 SCHEDULES = Family(

@@ -3,6 +3,7 @@ numpy's and Python's own, from which data sets like to draw.
 """
 
 import random
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 _PYTHON: random.Random = random._inst
+_TURN = threading.Lock()
 
 
 def random_state() -> dict[str, Tensor]:
@@ -86,3 +88,32 @@ def replayed(state: Mapping[str, Tensor]) -> Iterator[None]:
         yield
     finally:
         set_random_state(now)
+
+
+@contextmanager
+def drawn() -> Iterator[list[str]]:
+    """Lists, in the end, the generators of the CPU that were drawn from inside; after it, as if nothing had been."""
+    names: list[str] = []
+    with draws_kept():
+        before = _comparable()
+        yield names
+        names += [name for name, state in _comparable().items() if state != before[name]]
+
+
+@contextmanager
+def drawn_by(seed: int) -> Iterator[None]:
+    """Within it, what is drawn follows a seed; after it, as if nothing had been drawn. Ranks that are threads of one
+    process take turns.
+    """
+    with _TURN, draws_kept():
+        seed_all(seed)
+        yield
+
+
+def _comparable() -> dict[str, Any]:
+    numpy = np.random.get_state(legacy=False)
+    return {
+        "torch": bytes(torch.get_rng_state().numpy()),
+        "numpy": (bytes(numpy["state"]["key"]), numpy["state"]["pos"]),
+        "random": random.getstate(),
+    }

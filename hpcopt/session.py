@@ -242,6 +242,7 @@ class Session:
             with self.clock("data"):
                 batch = next(batches)
             self._under_way = True
+            self._kept.go_on()
             with self.clock(BODY):
                 yield batch
             evaluated = self._count()

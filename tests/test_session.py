@@ -21,6 +21,7 @@ from hpcopt.errors import CheckpointError, DataError, DivergedError, HpcoptError
 from hpcopt.exchange import TwoPhaseConfig, VoteConfig
 from hpcopt.report.read import read_run
 from hpcopt.report.summary import summarise
+from hpcopt.runs import open_run
 from hpcopt.session import Requeue
 from hpcopt.shapes.stats import Scalar
 from hpcopt.solvers.local.steps import LocalStepsConfig
@@ -101,6 +102,32 @@ def test_what_goes_on_in_the_middle_of_an_epoch_ends_with_the_same_bits(tmp_path
     for column in ("loss", "drawn", "learning_rate"):
         both = (read_run(tmp_path / name).columns[column] for name in ("straight", "cut"))
         np.testing.assert_array_equal(*both, err_msg=column)
+
+
+def test_schedule_free_is_saved_at_its_mean_and_no_checkpoint_moves_it(tmp_path):
+    """Checkpoints in between, and a stop with a new start, leave every bit of the training."""
+    schedule_free = pytest.importorskip("schedulefree")
+
+    def ended(name: str, steps: int = 7, **run) -> dict[str, torch.Tensor]:
+        with hpcopt.Session(tmp_path / name, steps=steps, world=alone(), device="cpu", **run) as session:
+            model = network()
+            optimizer = schedule_free.AdamWScheduleFree(model.parameters(), lr=0.1)
+            session.keep(model=model, optimizer=optimizer)
+            optimizer.train()
+            for x, y in session.steps(DataLoader(LINE, batch_sampler=session.sampler(LINE, batch=8))):
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+                assert optimizer.param_groups[0]["train_mode"]
+        return {name: value.clone() for name, value in model.state_dict().items()}
+
+    straight, often = ended("straight"), ended("often", checkpoint_every=2)
+    ended("cut", steps=3)
+    for name, value in ended("cut").items():
+        assert torch.equal(value, straight[name])
+        assert torch.equal(often[name], straight[name])
+    run = open_run(tmp_path / "straight")
+    assert torch.equal(run.weights()["0.weight"], straight["0.weight"])
 
 
 def distributed(path: Path, steps: int, config=None, batch: int = 12, **options):

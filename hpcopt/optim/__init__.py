@@ -1,6 +1,8 @@
 """Serial optimizers and learning-rate schedules; they know nothing of ranks."""
 
 from hpcopt.optim.adahessian import AdaHessian, AdaHessianConfig
+from hpcopt.optim.any_torch import AnyTorchConfig
+from hpcopt.optim.by_pattern import GroupConfig
 from hpcopt.optim.config import OptimizerConfig
 from hpcopt.optim.first_order import AdamWConfig, SgdConfig
 from hpcopt.optim.groups import decay_matrices_only
@@ -21,11 +23,13 @@ __all__ = [
     "AdaHessian",
     "AdaHessianConfig",
     "AdamWConfig",
+    "AnyTorchConfig",
     "Arsg",
     "ArsgConfig",
     "ConstantConfig",
     "CosineConfig",
     "Lamb",
+    "GroupConfig",
     "LambConfig",
     "LinearConfig",
     "MSvagConfig",

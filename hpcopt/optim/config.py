@@ -24,6 +24,16 @@ class OptimizerConfig(Choice, ABC):
 
     lr: float = Field(gt=0, description="learning rate at the top of the schedule")
 
+    @property
+    def draws(self) -> bool:
+        """Whether steps draw at random."""
+        return False
+
+    @property
+    def has_modes(self) -> bool:
+        """Whether parameters are evaluated elsewhere than they are trained (``hpcopt.optim.modes``)."""
+        return False
+
     @abstractmethod
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Make the optimizer of these parameters."""

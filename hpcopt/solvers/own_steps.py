@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from hpcopt.optim.groups import set_learning_rate
 from hpcopt.shapes.batch import Batch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Task
@@ -19,9 +20,7 @@ class OwnSteps:
     def __init__(self, config: FirstOrder, task: Task, context: Context) -> None:
         self._config, self._model, self._loss, self._clock = config, task.model, task.loss, context.clock
         self._steps = context.total_steps
-        self.optimizer: torch.optim.Optimizer = config.optimizer.build(
-            [p for p in task.model.parameters() if p.requires_grad]
-        )
+        self.optimizer: torch.optim.Optimizer = config.optimizer_of(task.model)
 
     def backward(self, batch: Batch) -> float:
         """Leave the gradient of the mean over this rank's samples in the parameters; without samples there is none.
@@ -44,7 +43,6 @@ class OwnSteps:
         if self._config.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._model.parameters(), self._config.clip_norm)
         lr = self._config.learning_rate(step, self._steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
         self.optimizer.step()
         return lr

@@ -24,6 +24,7 @@ from torch import Tensor
 from hpcopt.errors import JobError, fitting
 from hpcopt.families import OPTIMIZERS
 from hpcopt.optim import OptimizerConfig, SgdConfig
+from hpcopt.optim.groups import set_learning_rate
 from hpcopt.optim.state import optimizer_state, restore_optimizer
 from hpcopt.seeds import EVERY_RANK, derive
 from hpcopt.shapes.context import Context
@@ -143,8 +144,7 @@ class Snvrg(Solver):
     @torch.no_grad()
     def _update(self, epoch: int) -> float:
         lr = self._config.learning_rate(self._step, self._steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self._optimizer, lr)
         chosen, last = self._restart(epoch)
         if chosen:
             torch._foreach_copy_(self._kept, self._parameters)

@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 
 from hpcopt.comm.world import World
 from hpcopt.errors import CheckpointError, JobError, fitting
+from hpcopt.optim.modes import is_aside, to_evaluation, to_training
 from hpcopt.optim.state import optimizer_state, restore_optimizer
 from hpcopt.randomness import python_state, set_python_state
 from hpcopt.shapes.solver import Tree, optimizer_tensors
@@ -90,10 +91,21 @@ class Kept:
         return [] if self._saved is None else [name for name in self._saved[0] if name not in self._things]
 
     def gather(self) -> None:
-        """Have nothing under way: ``LocalSteps`` and their like wait for it."""
+        """Have nothing under way: ``LocalSteps`` and their like wait for it. Parameters move to where their optimizers
+        want them to be evaluated and saved.
+        """
         for thing in self._things.values():
             if callable(collect := getattr(thing, "collect", None)):
                 collect()
+        for thing in self._things.values():
+            if isinstance(thing, Optimizer):
+                to_evaluation(thing)
+
+    def go_on(self) -> None:
+        """Move them back, where ``gather`` or the checkpoint has moved them."""
+        for thing in self._things.values():
+            if isinstance(thing, Optimizer) and is_aside(thing):
+                to_training(thing)
 
     def must_be_finite(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters of modules, and what optimizers keep of them."""

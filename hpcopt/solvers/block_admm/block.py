@@ -14,6 +14,7 @@ from hpcopt.comm.world import World
 from hpcopt.errors import JobError
 from hpcopt.exchange import Exchange
 from hpcopt.optim import OptimizerConfig
+from hpcopt.optim.groups import set_learning_rate
 from hpcopt.optim.state import optimizer_state, restore_optimizer
 from hpcopt.pipeline.cut import is_proximal
 from hpcopt.shapes.context import Context
@@ -127,8 +128,7 @@ class Block:
         if self._optimizer is None:
             return
         self._exchange.finish()
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self._optimizer, learning_rate)
         before = {n: p.detach().clone() for n, p in self.layers.named_parameters() if n in self._latest}
         self._optimizer.step()
         self._latest = {n: self.layers.get_parameter(n).detach() - p for n, p in before.items()}

@@ -34,6 +34,7 @@ from hpcopt.families import OPTIMIZERS
 from hpcopt.models.nmf import Nmf, codes, factorize, update_basis
 from hpcopt.optim import OptimizerConfig
 from hpcopt.optim.first_order import AdamWConfig
+from hpcopt.optim.groups import set_learning_rate
 from hpcopt.optim.state import optimizer_state, restore_optimizer
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
@@ -133,8 +134,7 @@ class DeepFacto(Solver):
         lr = self._config.learning_rate(self._step, self._steps)
         with self._clock("update"):
             for name, optimizer in self._optimizers.items():
-                for group in optimizer.param_groups:
-                    group["lr"] = lr * (self._config.classifier_rate if name == "classifier" else 1.0)
+                set_learning_rate(optimizer, lr * (self._config.classifier_rate if name == "classifier" else 1.0))
                 optimizer.step()
             if self._step >= self._plain_steps:
                 self._update_dual(x, batch)

@@ -16,7 +16,7 @@ from hpcopt.shapes.loss import OutputLoss
 from hpcopt.shapes.solver import SolverConfig, Task, Tree
 from hpcopt.shapes.stats import Scalar, StepStats
 from hpcopt.solvers.data_parallel import DataParallel
-from hpcopt.solvers.first_order import FirstOrder
+from hpcopt.solvers.first_order import Synchronous
 from hpcopt.solvers.kaisa.cost import table
 from hpcopt.solvers.kaisa.preconditioner import Kaisa
 from hpcopt.solvers.kaisa.settings import KaisaSettings
@@ -24,7 +24,7 @@ from hpcopt.solvers.kaisa.targets import Distribution
 from hpcopt.store.saved_parts import SavedParts
 
 
-class KaisaConfig(SolverConfig, FirstOrder, KaisaSettings):
+class KaisaConfig(SolverConfig, Synchronous, KaisaSettings):
     """Distributed K-FAC around any optimizer."""
 
     name: Literal["kaisa"] = "kaisa"

@@ -16,6 +16,7 @@ from hpcopt.errors import JobError, fitting
 from hpcopt.families import OPTIMIZERS
 from hpcopt.optim import OptimizerConfig
 from hpcopt.optim.first_order import AdamWConfig
+from hpcopt.optim.groups import set_learning_rate
 from hpcopt.optim.state import optimizer_state, restore_optimizer
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
@@ -65,8 +66,7 @@ class AltMin(SerialSolver):
             optimizer.zero_grad()
             goal = self._goal(inputs[t], t, inputs, batch)
             goal.backward()  # type: ignore[no-untyped-call]
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            set_learning_rate(optimizer, lr)
             optimizer.step()
         self._step += 1
         return StepStats(goal.item(), lr)

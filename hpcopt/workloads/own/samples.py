@@ -13,10 +13,10 @@ import numpy as np
 from torch import Tensor
 
 from hpcopt.errors import DataError
-from hpcopt.randomness import draws_kept, seed_draws
+from hpcopt.randomness import drawn, draws_kept, seed_draws
 from hpcopt.seeds import EVERY_RANK, derive
 from hpcopt.workloads.own.layout import Layout
-from hpcopt.workloads.own.user_code import draws, function, made, theirs
+from hpcopt.workloads.own.user_code import function, made, theirs
 
 Rows = dict[str, Tensor]
 
@@ -110,7 +110,7 @@ class Indexed:
             self._length = len(self._dataset)
         if self._length == 0:
             raise DataError(f"{origin} has no samples")
-        with draws() as self.draws, origin.reading("sample 0"):
+        with drawn() as self.draws, origin.reading("sample 0"):
             self.first = self._dataset[0]
         self.layout = origin.layout(self.first)
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from hpcopt.errors import DataError
+from hpcopt.randomness import drawn
 from hpcopt.workloads.order import share
 from hpcopt.workloads.own.layout import Layout
 from hpcopt.workloads.own.samples import Origin, Rows
-from hpcopt.workloads.own.user_code import draws
 
 
 class _EndError(Exception):
@@ -50,14 +50,14 @@ class Stream:
 
     @cached_property
     def sample_0(self) -> tuple[Any, list[str]]:
-        with draws() as drawn, self._origin.reading("sample 0"):
+        with drawn() as names, self._origin.reading("sample 0"):
             samples = iter(self._origin.dataset())
             if samples is self._dataset:
                 raise DataError("can be gone through once only: name a function or a class that makes it")
             sample = next(samples, _EndError)
         if sample is _EndError:
             raise DataError(f"{self._origin} has no samples")
-        return sample, drawn
+        return sample, names
 
     @cached_property
     def layout(self) -> Layout:

@@ -2,7 +2,6 @@
 decided by a seed.
 """
 
-import random
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,12 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from hpcopt.errors import DataError, HpcoptError, JobError
 from hpcopt.plugins import import_object
-from hpcopt.randomness import draws_kept
 
 _HOUSE = str(Path(__file__).parents[2])
 
@@ -76,22 +73,3 @@ def function(name: str, arguments: Mapping[str, Any], what: str, kind: type[Hpco
         with theirs(what, kind):
             return found(**arguments)
     return partial(found, **arguments) if arguments else found
-
-
-@contextmanager
-def draws() -> Iterator[list[str]]:
-    """Lists, in the end, the generators of this process that were drawn from inside, and puts them back."""
-    drawn: list[str] = []
-    with draws_kept():
-        before = _states()
-        yield drawn
-        drawn += [name for name, state in _states().items() if state != before[name]]
-
-
-def _states() -> dict[str, Any]:
-    numpy = np.random.get_state(legacy=False)
-    return {
-        "torch": bytes(torch.get_rng_state().numpy()),
-        "numpy": (bytes(numpy["state"]["key"]), numpy["state"]["pos"]),
-        "random": random.getstate(),
-    }
