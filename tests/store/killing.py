@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
+from tests.launching import PATIENCE_S
+
 KILLS = int(os.environ.get("HPCOPT_KILLS", "20"))  # a test's; more find rarer moments
 
 
@@ -23,14 +25,17 @@ def kill_while(work: Callable[[], None], rng: random.Random, beside: Callable[[]
     process = context.Process(target=_repeat, args=(work, theirs))
     process.start()
     theirs.close()
-    ours.recv()
-    duration_s = ours.recv()
-    until = time.monotonic() + rng.uniform(0, 1.2 * duration_s)
-    beside()
-    time.sleep(max(0.0, until - time.monotonic()))
-    process.kill()
-    process.join()
-    ours.close()
+    try:
+        for _ in range(2):
+            assert ours.poll(PATIENCE_S), "the other process has hung"
+            duration_s = ours.recv()
+        until = time.monotonic() + rng.uniform(0, 1.2 * duration_s)
+        beside()
+        time.sleep(max(0.0, until - time.monotonic()))
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
 
 
 def _repeat(work: Callable[[], None], said: Connection) -> None:
