@@ -64,7 +64,7 @@ class LocalStepsConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.outer.asks != {"gradient"} or "sums" not in self.outer.takes:
+        if self.outer.asks != {"gradient"} or "sums" not in self.outer.takes or self.outer.has_modes:
             raise ValueError(f'outer "{self.outer.name}" needs more than a mean change')
         if self.every_at_end is not None and self.every_at_end < self.every:
             raise ValueError(f"every_at_end = {self.every_at_end}: rounds may grow over a run, not shrink")
