@@ -5,6 +5,7 @@ stream are its next samples. Either way they depend on the run's seed and the st
 any number of ranks, and goes on anywhere.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
@@ -168,9 +169,12 @@ class TorchWorkload(Workload):
     def _try(self, batch: TensorBatch) -> None:
         """Go through network, loss and scores once: what does not fit together is a message now, not a traceback."""
         shapes = ", ".join(f"{name} {tuple(value.shape)} {value.dtype}" for name, value in batch.tensors.items())
+        wide = any(value.dtype == torch.float64 for value in batch.tensors.values())
+        hint = ' (numpy makes float64, networks take float32: x.astype("float32"))' if wide else ""
         self.model.eval()
-        with torch.no_grad():
-            with theirs(f'[workload] network = "{self._config.network}" with {shapes}', JobError):
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("error", "Using a target size")  # (n, 1) less (n,) is (n, n), and trains nonsense
+            with theirs(f'[workload] network = "{self._config.network}" with {shapes}{hint}', JobError):
                 outputs = self._outputs(self.model, batch)
             with theirs(f'[workload] loss = "{self._config.loss}" of the outputs and {shapes}', JobError):
                 loss = self._criterion(outputs, self._targets(batch))

@@ -94,6 +94,8 @@ class Table(Dataset):
                     y = "three"
         if self.noise:
             x = x + np.float32(self.noise * (torch.randn(()) + np.random.randn() + random.gauss()))
+        if self.kind == "doubles":
+            return x.astype(np.float64), y
         if self.kind == "two inputs":
             return x, float(index), y
         return {"x": x, "size": float(index), "label": y} if self.kind == "dictionary" else (x, y)

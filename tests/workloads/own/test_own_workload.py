@@ -253,6 +253,8 @@ def test_scores_need_not_be_means():
         ({"train": "mine:Numbers", "workers": 2}, r"is a stream, which one worker reads"),
         ({"loss": "binary_cross_entropy_with_logits"}, r"loss = .* of the outputs .* raised ValueError"),
         ({"loss_arguments": {"reduction": "none"}, "batch": 1, "loss": "mine:Net"}, r"loss = \"mine:Net\" raised"),
+        ({"loss": "mse_loss"}, r"loss = .* target size .* different to the input size"),
+        ({f"{part}_arguments": {"kind": "doubles"} for part in ("train", "test")}, r"numpy makes float64.* dtype"),
         ({"scores": ("mine:silent",)}, r"does not say which way it improves"),
         ({"scores": ("accuracy", "accuracy")}, r"two are called test_accuracy"),
     ],
