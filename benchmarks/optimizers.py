@@ -299,7 +299,7 @@ def main() -> None:
         methods = {
             "ARSG": (ARSG, [0.005, 0.01, 0.02, 0.05, 0.1]),
             "RSG": (RSG, [0.3, 1.0, 3.0, 10.0, 30.0]),
-            "Adam": (ADAM, [1e-3, 2e-3, 5e-3, 1e-2, 2e-2]),
+            "Adam": (ADAM, [5e-3, 1e-2, 2e-2, 5e-2, 1e-1]),
         }
         compare(logistic(arguments.data), methods, {}, "lower")
     elif arguments.experiment == "snvrg":
