@@ -7,7 +7,8 @@
     python benchmarks/training.py table                                all of it, into docs/results/training.md
 
 How many steps a row needs is the same on any network: a run's numbers do not depend on when messages arrive. What a
-step costs is the median over turns of eight steps, with bytes as the network interfaces count them. Every record is a
+step costs is the median over turns of eight steps (of a round, where ranks meet more seldom), with bytes as the network
+interfaces count them. Every record is a
 line of training.jsonl; of two with the same meaning the later one counts.
 """
 
@@ -33,7 +34,8 @@ from hpcopt.report.figure import Figure
 JOB = Path("jobs/fashion_resnet.toml")
 RECORDS = Path(__file__).with_suffix(".jsonl")
 PAGE, PICTURE = Path("docs/results/training.md"), "training"
-LINKS = {"100mbit": "100 Mbit/s", "1gbit": "1 Gbit/s"}
+LINKS = {"1mbit": "1 Mbit/s", "10mbit": "10 Mbit/s", "100mbit": "100 Mbit/s", "1gbit": "1 Gbit/s"}
+PICTURED = "100mbit"
 TARGET = 0.90
 COMMON = ["run.epochs=4", "solver.optimizer.lr=0.1", "exchange.bucket_mb=0.1"]
 TO_THE_TARGET = [
@@ -55,14 +57,28 @@ ROWS = {
     "two-phase, top 1 %": [*NO_MOMENTUM, 'exchange.name="two_phase"', 'exchange.codec={name="topk", fraction=0.01}'],
     "PowerSGD, rank 4": ['exchange.name="ring"', 'exchange.codec={name="powersgd", rank=4}'],
     VOTE: [SIGNUM, 'exchange.name="vote"'],
+    "local": [
+        'solver.name="local"',
+        "solver.every=32",
+        'solver.outer={name="sgd", lr=1.0, momentum=0.0}',
+        'exchange.name="two_phase"',
+        'exchange.codec={name="chunked_topk", k=256}',
+        "exchange.bucket_mb=4.0",
+    ],
+    "leader": ['solver.name="leader"', "solver.every=16", "solver.pull=0.1", 'solver.form="step"'],
     "push-sum": ['solver.name="gossip"', 'solver.mixing="push_sum"', 'solver.graph="exponential"'],
 }
+
+
+ROUNDS = {"local": 32, "leader": 16}  # steps of a turn, where they are not eight
 
 
 def settings(row: str, overlap: bool) -> list[str]:
     """The row's changes to the job. Push-Sum does not wait where a message may be a step old."""
     if row == "push-sum":
         return [*COMMON[:-1], *ROWS[row], f"solver.tau={int(overlap)}"]  # its last setting is of an exchange
+    if row == "leader":
+        return [*COMMON[:-1], *ROWS[row]]
     return [*COMMON, *ROWS[row], f"exchange.overlap={str(overlap).lower()}"]
 
 
@@ -118,13 +134,15 @@ class Contender:
         self.times_s: list[float] = []
         self.sent_bytes: list[float] = []
 
-    def work(self, steps: int) -> None:
-        """Add one mean over the steps, of seconds on the slowest rank and of bytes over all ranks. Collective."""
+    def work(self) -> None:
+        """Add one mean over a turn's steps, of seconds on the slowest rank and of bytes over all ranks. Collective."""
+        steps = ROUNDS.get(self.row, 8)
         self._world.barrier()
         start_s, start_bytes = time.perf_counter(), sent_by(self._interface) or 0
         for _ in range(steps):
             loss = self._solver.step(next(self._batches)).loss
-            self._world.all_reduce(torch.tensor([loss, 0, 0, 0, 0], dtype=torch.float64))
+            if self._solver.lockstep:
+                self._world.all_reduce(torch.tensor([loss, 0, 0, 0, 0], dtype=torch.float64))
         sent = torch.tensor([((sent_by(self._interface) or 0) - start_bytes) / steps])
         self.times_s.append(float(self._world.all_reduce(torch.tensor([time.perf_counter() - start_s]), "max")) / steps)
         self.sent_bytes.append(float(self._world.all_reduce(sent)) / self._world.size)
@@ -135,13 +153,13 @@ class Contender:
 
 
 def measure_costs(rows: list[str], link: str, interface: str, rounds: int) -> None:
-    """All rows take turns of eight steps, so that all see the same machine; the first turn does not count."""
+    """All rows take turns, so that all see the same machine; the first turn does not count."""
     torch.set_num_threads(1)
     world = connect("mpi")
     contenders = [Contender(world, row, overlap, interface) for row in rows for overlap in (False, True)]
     for _ in range(1 + rounds):
         for contender in contenders:
-            contender.work(8)
+            contender.work()
     for c in contenders:
         c.finish()
         step_s, sent_bytes = statistics.median(c.times_s[1:]), statistics.median(c.sent_bytes[1:])
@@ -172,16 +190,22 @@ def steps_to_target(trained: dict[str, Any]) -> int | None:
 def table() -> str:
     """In Markdown: what a step sends and takes, and the seconds that the steps to the target take."""
     trained, costs = load()
-    columns = [f"{name}, {column}" for name in LINKS.values() for column in ("ms a step", f"s to {TARGET:.2f}")]
-    lines = [f"| | steps to {TARGET:.2f} | KB a step | {' | '.join(columns)} |", "|---" * 7 + "|"]
-    for row in ROWS:
+    links = [link for link in LINKS if any(link == measured for _, measured, _ in costs)]
+    columns = [f"{LINKS[link]}, {column}" for link in links for column in ("ms a step", f"s to {TARGET:.2f}")]
+    lines = [f"| | steps to {TARGET:.2f} | KB a step | {' | '.join(columns)} |", "|---" * (3 + len(columns)) + "|"]
+    for row in (row for row in ROWS if any(row == measured for measured, _, _ in costs)):
         steps = steps_to_target(trained[row]) if row in trained else None
         cells = [row, f"{steps:,}" if steps else "not counted"]
         if row in trained and not steps:
             last, best = trained[row]["curve"][-1][0], max(accuracy for _, accuracy in trained[row]["curve"])
             cells[1] = f"not in {last:,}: {best:.3f}"
-        cells.append(f"{costs[row, next(iter(LINKS)), False]['sent_bytes'] / 1e3:.0f}")
-        for link in LINKS:
+        counted = next(costs[row, link, False] for link in (PICTURED, *links) if (row, link, False) in costs)
+        sent_kb = counted["sent_bytes"] / 1e3
+        cells.append(f"{sent_kb:.0f}" if sent_kb >= 1 else f"{sent_kb:.2f}")
+        for link in links:
+            if (row, link, False) not in costs:
+                cells += ["", ""]
+                continue
             both = [costs[row, link, overlap]["step_s"] for overlap in (False, True)]
             cells.append(" / ".join(f"{1e3 * step_s:.0f}" for step_s in both))
             same = both[:1] if row == "push-sum" else both  # its messages of the step before make another run
@@ -222,9 +246,9 @@ def write_page() -> None:
         text = re.sub(f"{marks[0]}.*?{marks[1]}", lambda _, c=content, m=marks: m[0] + c + m[1], text, flags=re.S)
     PAGE.write_text(text)
     trained, costs = load()
-    link, name = next(iter(LINKS.items()))
+    link, name = PICTURED, LINKS[PICTURED]
     lines = []
-    for row in (row for row in ROWS if row in trained):
+    for row in (row for row in ROWS if row in trained and (row, link, True) in costs):
         ways = (False,) if row == "push-sum" else (False, True)
         step_s = min(costs[row, link, overlap]["step_s"] for overlap in ways)
         steps, accuracy = zip(*trained[row]["curve"], strict=True)
