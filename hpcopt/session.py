@@ -292,7 +292,7 @@ class Session:
         self._job = job_of(self.run, self._own_settings)
         self._context = Context(world=world, device=self.device, clock=self.clock, run_seed=self.run.seed)
         seed_all(self.run.seed)  # models that ranks make alike begin alike
-        self._kept = Kept(world)
+        self._kept = Kept(world, self.say)
         self._position = services.resume(self._kept, self._job, required=self._required, go_on=self._note_random)
 
     def _note_random(self, states: Tree) -> None:

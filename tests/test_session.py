@@ -16,7 +16,7 @@ import hpcopt
 from hpcopt.checkpoint import main as checkpoint_command
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World, alone
-from hpcopt.compress import QSGD
+from hpcopt.compress import QSGD, TopK
 from hpcopt.errors import CheckpointError, DataError, DivergedError, HpcoptError, JobError, MetricsError
 from hpcopt.exchange import TwoPhaseConfig, VoteConfig
 from hpcopt.report.read import read_run
@@ -280,6 +280,61 @@ def test_names_and_values_in_a_checkpoint_are_those_that_are_kept(tmp_path, caps
             session.keep(b={})
         with pytest.raises(JobError, match="one loop"):
             next(iter(session.steps()))
+
+
+def settings_said(path: Path, capsys, lr: float, gamma: float | None = None) -> str:
+    """What a start says; it trains two steps on."""
+    capsys.readouterr()
+    done = 0 if not path.exists() else Checkpoints(path / "checkpoints", 1).steps()[-1]
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    with begin(path, done + 2) as session:
+        more = {} if gamma is None else {"schedule": torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma)}
+        session.keep(model=model, optimizer=optimizer, **more)
+        for _ in session.steps():
+            optimizer.step()
+            for schedule in more.values():
+                schedule.step()
+    return capsys.readouterr().out
+
+
+def test_another_learning_rate_than_the_checkpoints_is_said(tmp_path, capsys):
+    assert "where the script has" not in settings_said(tmp_path / "own", capsys, 0.5)
+    assert "where the script has" not in settings_said(tmp_path / "own", capsys, 0.5)
+    said = settings_said(tmp_path / "own", capsys, 0.25)
+    assert "`optimizer` goes on with the checkpoint's lr = 0.5, where the script has 0.25" in said
+    assert "momentum" not in said
+    for _ in range(2):
+        assert "where the script has" not in settings_said(tmp_path / "scheduled", capsys, 0.5, gamma=0.5)
+
+
+def wrapped(path: Path, steps: int) -> list:
+    """Parameters of two replicas whose gradients travel in 2 bits, after so many steps."""
+
+    def program(t):
+        with hpcopt.Session(path, steps=steps, world=World(t), device="cpu", checkpoint_every=3) as session:
+            replicator = hpcopt.Replicator(session.world)
+            model = torch.nn.Linear(3, 2)
+            for p in model.parameters():
+                torch.nn.init.zeros_(p)  # ranks that are threads share a generator
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+            replicator.wrap_optimizer(optimizer, TwoPhaseConfig(codec=TopK(fraction=0.2)))
+            session.keep(model=model, optimizer=optimizer)
+            for step in session.steps():
+                optimizer.zero_grad()
+                rows = slice(step % 5 * 8 + 4 * t.rank, step % 5 * 8 + 4 * t.rank + 4)
+                F.cross_entropy(model(FEATURES[rows]), LABELS[rows]).backward()
+                optimizer.step()
+            return [p.detach().clone() for p in model.parameters()]
+
+    return run_ranks(2, program)
+
+
+def test_what_the_exchange_of_a_wrapped_optimizer_owes_is_kept(tmp_path):
+    undisturbed = wrapped(tmp_path / "whole", 8)
+    wrapped(tmp_path / "parts", 5)
+    for mine, theirs in zip(wrapped(tmp_path / "parts", 8), undisturbed, strict=True):
+        assert all(map(torch.equal, mine, theirs))
 
 
 def test_a_state_of_each_ranks_own_needs_as_many_ranks(tmp_path):

@@ -104,6 +104,21 @@ def _but(group: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key == "params" or key not in names}
 
 
+def changed_settings(optimizer: Optimizer, made: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Settings that an optimizer has otherwise than its groups were made with, a text each. What a schedule has done
+    since the start is no change.
+    """
+    texts = []
+    for index, (mine, now, names) in enumerate(zip(made, optimizer.param_groups, _settings(optimizer), strict=False)):
+        for key in (key for key in now if key in names and key != "params"):
+            first = "initial_lr" if key == "lr" else key
+            old, new = (group.get(first, group.get(key)) for group in (mine, now))
+            if str(old) != str(new):
+                where = f" of group {index}" if len(made) > 1 else ""
+                texts.append(f"{key} = {new}{where}, where the script has {old}")
+    return texts
+
+
 def _name(groups: list[dict[str, Any]], own: list[dict[str, Any]], ours: str) -> str:
     """Name of the optimizer that left no name, told by its settings."""
     foreign = sorted({key for group in groups for key in group} ^ {key for group in own for key in group})

@@ -5,7 +5,7 @@ every parameter the mean of the replicas' gradients. Nothing travels before the 
 gradients in another optimizer's parameters, as a GAN's does, and which optimizer steps is agreed by all ranks first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hpcopt.comm.world import World
-from hpcopt.errors import JobError, UnsupportedError
+from hpcopt.errors import CheckpointError, JobError, UnsupportedError
 from hpcopt.exchange import Exchange, ExchangeConfig
 from hpcopt.replicator.calls import Calls
 
@@ -69,6 +69,27 @@ class Wrapped:
             parts = torch.split(flat, [p.numel() for p in bucket.views])
             for p, part in zip(bucket.views, parts, strict=True):
                 p.detach().copy_(part.view_as(p))
+
+
+def carry_state(wrapped: Wrapped, world: World, replicas: World) -> None:
+    """Give the optimizer what its exchange owes on this rank, for checkpoints: ``rank_state_dict`` and
+    ``load_rank_state_dicts``, beside its ``state_dict``, which is the same on all replicas.
+    """
+
+    def load(_: Optimizer, parts: Sequence[Any]) -> None:
+        if replicas.size == world.size or not len(parts):
+            wrapped.exchange.load_state_dict(parts)
+        elif len(parts) == world.size:
+            wrapped.exchange.load_state_dict([parts[rank] for rank in replicas.ranks])
+        else:
+            raise CheckpointError(
+                f"{len(parts)} ranks saved what an optimizer's exchange owes, and now {world.size} are grouped: go on "
+                f"with {len(parts)}, or start over with --fresh"
+            )
+
+    optimizer: Any = wrapped.optimizer
+    optimizer.rank_state_dict = wrapped.exchange.rank_state_dict
+    optimizer.load_rank_state_dicts = MethodType(load, optimizer)
 
 
 def replace_step(wrapped: Wrapped, calls: Calls, update: Callable[[], Any]) -> None:

@@ -38,7 +38,7 @@ from hpcopt.replicator import mapping
 from hpcopt.replicator.calls import Calls
 from hpcopt.replicator.collectives import Collectives, Op
 from hpcopt.replicator.devices import LogicalDevice
-from hpcopt.replicator.optimizer import Wrapped, replace_step
+from hpcopt.replicator.optimizer import Wrapped, carry_state, replace_step
 from hpcopt.replicator.server import Client, Server
 from hpcopt.replicator.tree import Tree, describe
 
@@ -150,6 +150,7 @@ class Replicator(Collectives):
             self.world.start_alike(parameters, broadcast=True)
         wrapped = Wrapped(optimizer, index, self._replicas, exchange or RingConfig())
         self._wrapped.append(wrapped)
+        carry_state(wrapped, self.world, self._replicas)
         if self._server is not None:
             self._server.optimizers.append(wrapped)
         else:

@@ -19,6 +19,7 @@ from hpcopt.report.prediction import predict
 from hpcopt.report.read import read_run
 from hpcopt.report.summary import Runs, summarise
 from hpcopt.report.target import Target
+from hpcopt.store.files import replace_text
 
 FILES = {
     "json": "the figures, and the prediction if any, as JSON",
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console = Console(highlight=False, markup=False, emoji=False, width=width)
         if not _write_files(runs, options):
             _show(runs, options, console)
-        while options.follow and any(summary.state == "running" for _, summary in runs):
+        while _goes_on(runs, options):
             time.sleep(FOLLOW_S)
             runs, exit_code = _read(options.runs, options.target)
             _write_files(runs, options)
@@ -105,6 +106,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HpcoptError as error:
         return _complain(error)
     return exit_code
+
+
+def _goes_on(runs: Runs, options: argparse.Namespace) -> bool:
+    """Whether there will be another look."""
+    return bool(options.follow) and any(summary.state == "running" for _, summary in runs)
 
 
 def _complain(error: HpcoptError) -> int:
@@ -143,7 +149,9 @@ def _write_files(runs: Runs, options: argparse.Namespace) -> bool:
     if options.html or options.png or options.tables:
         figures = figures_of(runs, prediction)
         if options.html:
-            _write(options.html, html.page(runs, figures, options.columns))
+            _write(
+                options.html, html.page(runs, figures, options.columns, FOLLOW_S if _goes_on(runs, options) else None)
+            )
         if options.png:
             pictures.write(figures, options.png)
         if options.tables:
@@ -163,7 +171,10 @@ def _write(file: Path, text: str) -> None:
         print(text, end="" if text.endswith("\n") else "\n")
         return
     try:
-        file.write_text(text, encoding="utf-8")
+        if file.is_file():  # nobody who looks at it meanwhile finds half of it
+            replace_text(file.resolve(), text)
+        else:
+            file.write_text(text, encoding="utf-8")
     except OSError as cause:
         raise MetricsError(f"cannot write {file}: {cause.strerror}") from cause
 

@@ -16,6 +16,7 @@ FLAT = {
     "scores": "{}",
     "beside": "{}_total_s",
     "best": "best_{}",
+    "efficiencies": "{}_efficiency",
     "overlapped": "{}_s",
     "plugins": "plugin {}",
     "to_target": "to_target_{}",

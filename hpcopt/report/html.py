@@ -14,8 +14,8 @@ FEW_COLUMNS = 14  # of a table that fits a page
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
-def page(runs: Runs, figures: list[Figure], columns: Sequence[str] = ()) -> str:
-    """The whole page; ``columns`` of the table of runs, if not all.
+def page(runs: Runs, figures: list[Figure], columns: Sequence[str] = (), refresh_s: float | None = None) -> str:
+    """The whole page; ``columns`` of the table of runs, if not all. It loads itself again every ``refresh_s``.
 
     Raises:
         MetricsError: plotly is not installed.
@@ -25,6 +25,7 @@ def page(runs: Runs, figures: list[Figure], columns: Sequence[str] = ()) -> str:
     except ImportError as cause:
         raise MetricsError("plots need plotly: `pip install plotly`, or the extra `report`") from cause
     parts = {
+        "REFRESH": "" if refresh_s is None else f'<meta http-equiv="refresh" content="{refresh_s:.0f}">\n',
         "TITLE": html.escape(", ".join(dict.fromkeys(summary.name for _, summary in runs))),
         "SUMMARY": _summary(runs, columns),
         "FIGURES": "\n".join(_section(figure) for figure in figures),

@@ -58,8 +58,15 @@ def _figures(summaries: Sequence[Summary]) -> dict[str, list[str]]:
             "time to it": [duration(r["time_s"]) for r in reached],
             "sent to it": [size(r["sent_bytes"]) for r in reached],
         }
+    if any(s.efficiencies for s in summaries):
+        figures["efficiency"] = [_efficiency(**s.efficiencies) if s.efficiencies else "" for s in summaries]
     scores = dict.fromkeys(name for s in summaries for name in s.scores)
     return figures | {name: [f"{s.scores[name]:.4g}" if name in s.scores else "" for s in summaries] for name in scores}
+
+
+def _efficiency(parallel: float, load_balance: float, communication: float) -> str:
+    """POP's parallel efficiency, and whose product it is."""
+    return f"{parallel:.0%}={load_balance:.0%}*{communication:.0%}"
 
 
 def _state(s: Summary) -> str:

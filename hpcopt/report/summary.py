@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hpcopt.report.attributes import plugins_of, printable
+from hpcopt.report.pop import efficiencies
 from hpcopt.report.read import Run
 from hpcopt.report.target import Target, reached, target_of
 from hpcopt.store.step_times import BESIDE_THE_STEP, BESIDE_THE_THREAD
@@ -29,6 +30,7 @@ class Summary:
         sent_bytes, dense_bytes: mean bytes a step, over all ranks.
         peak_memory_bytes: of the rank with the most.
         plugins: what was plugged in: its distribution, version and digest.
+        efficiencies: POP's, by name (see ``Efficiencies``); empty on one rank and where no waits are known.
         to_target: what reaching the target took (see ``Reached``); empty without one.
         labels: why the times do not speak for a machine, if they do not.
     """
@@ -57,6 +59,7 @@ class Summary:
     dense_bytes: float
     peak_memory_bytes: float
     plugins: dict[str, str]
+    efficiencies: dict[str, float]
     to_target: dict[str, Any]
     labels: tuple[str, ...]
 
@@ -76,6 +79,7 @@ def summarise(run: Run, target: Target | None = None) -> Summary:
     low, median, high = np.percentile(step_s, (25, 50, 75)) if step_s.size else [np.nan] * 3
     state, outcome = _state(run)
     phases, overlapped = _phases(run, warm, step_s)
+    pop = efficiencies(run, sum(seconds for seconds, _ in phases.values()))
     peaks = np.append(run.attributes.get("peak_memory_bytes", ()), np.nan)
     evaluations = run.evaluations
     last = {name: float(v[-1]) for name, v in evaluations.items() if name not in ("step", "time_s") and len(v)}
@@ -106,6 +110,7 @@ def summarise(run: Run, target: Target | None = None) -> Summary:
         dense_bytes=float(run.dense_bytes[warm].mean()) if step_s.size else np.nan,
         peak_memory_bytes=float(np.fmax.reduce(peaks)),
         plugins=plugins_of(run.attributes),
+        efficiencies={} if pop is None else asdict(pop),
         to_target={} if target is None else asdict(reached(run, target)),
         labels=_labels(run),
     )

@@ -10,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from hpcopt.report.overview import overview
-from hpcopt.report.pop import Efficiencies, efficiencies
 from hpcopt.report.read import Run
 from hpcopt.report.summary import Summary, best_of, notes_of
 from hpcopt.report.text import duration, fraction, size
@@ -33,8 +32,8 @@ def one(run: Run, summary: Summary) -> RenderableType:
     parts: list[RenderableType] = [_title(run, summary), _facts(run, summary)]
     if summary.phases:
         parts += [Text("\nTime of a step", style="bold"), _phases(summary)]
-        if found := efficiencies(run, sum(seconds for seconds, _ in summary.phases.values())):
-            parts += [Text("\nEfficiency", style="bold"), _efficiencies(found)]
+        if summary.efficiencies:
+            parts += [Text("\nEfficiency", style="bold"), _efficiencies(summary.efficiencies)]
     if len(run.evaluations.get("step", ())):
         parts += [Text("\nScores", style="bold"), _scores(run)]
     if summary.restarts > 0:
@@ -126,14 +125,14 @@ def _phases(summary: Summary) -> RenderableType:
     return table
 
 
-def _efficiencies(found: Efficiencies) -> RenderableType:
+def _efficiencies(found: dict[str, float]) -> RenderableType:
     table = Table(box=None, show_header=False, padding=(0, 2))
-    for name, share, what in (
-        ("parallel", found.parallel, "load balance x communication"),
-        ("load balance", found.load_balance, "ranks' mean work over the most of one"),
-        ("communication", found.communication, "the most work of one rank over the step"),
+    for name, what in (
+        ("parallel", "load balance x communication"),
+        ("load_balance", "ranks' mean work over the most of one"),
+        ("communication", "the most work of one rank over the step"),
     ):
-        table.add_row(name, f"{share:6.1%}", Text(what, style="dim"))
+        table.add_row(name.replace("_", " "), f"{found[name]:6.1%}", Text(what, style="dim"))
     return table
 
 

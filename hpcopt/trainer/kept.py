@@ -4,7 +4,8 @@
 a thing                                     what is kept of it
 ==========================================  ==========================================================================
 ``nn.Module``                               its ``state_dict``: rank 0's, for all ranks
-``torch.optim.Optimizer``                   its state and its settings, such as the learning rate: rank 0's
+``torch.optim.Optimizer``                   its state and its settings, such as the learning rate: rank 0's; each rank's
+                                            own beside them if a ``Replicator`` wrapped it
 a generator of torch, numpy or ``random``   each rank's own; ranks of another number go on with what they have
 what has a ``rank_state_dict``              each rank's own beside the common: ``Exchange``, ``Kaisa``, ``LocalSteps``
 what has ``state_dict, load_state_dict``    rank 0's: schedulers, scalers, classes of one's own
@@ -25,7 +26,7 @@ from torch.optim import Optimizer
 from hpcopt.comm.world import World
 from hpcopt.errors import CheckpointError, JobError, fitting
 from hpcopt.optim.modes import is_aside, to_evaluation, to_training
-from hpcopt.optim.state import optimizer_state, restore_optimizer
+from hpcopt.optim.state import changed_settings, optimizer_state, restore_optimizer
 from hpcopt.randomness import python_state, set_python_state
 from hpcopt.shapes.solver import Tree, optimizer_tensors
 from hpcopt.store.saved_parts import SavedParts
@@ -57,8 +58,9 @@ class Kept:
 
     optimizers: Sequence[Optimizer] = ()
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, world: World, say: Callable[[str], None] = lambda _: None) -> None:
+        """``say`` tells a person."""
+        self._world, self._say = world, say
         self._things: dict[str, Any] = {}
         self._parts: dict[str, Part] = {}
         self._saved: tuple[Mapping[str, Tree], SavedParts] | None = None
@@ -131,8 +133,12 @@ class Kept:
                 f"the checkpoint has no `{name}`, only {', '.join(shared)}: keep the same things under the same names, "
                 "or start over with --fresh"
             )
+        thing = self._things[name]
+        made = [dict(group) for group in thing.param_groups] if isinstance(thing, Optimizer) else []
         with fitting(f"the script's `{name}`"), torch.no_grad():
             self._parts[name].load(shared[name], parts.under(name))
+        if made and (changes := changed_settings(thing, made)):
+            self._say(f"`{name}` goes on with the checkpoint's {', '.join(changes)}")
 
     def _part(self, name: str, thing: Any, own: bool) -> Part:
         """The way of a thing; its state, as it is now, must be data."""
@@ -153,7 +159,7 @@ def part_of(thing: Any, world: World, own: bool) -> Part | None:
     """How a thing is kept; None: it cannot be."""
     match thing:
         case Optimizer():
-            return common(lambda: optimizer_state(thing), lambda s: restore_optimizer(thing, s, settings=True))
+            return of_optimizer(thing)
         case torch.Generator():
             return drawn(thing.get_state, thing.set_state, world)
         case np.random.Generator():
@@ -172,6 +178,18 @@ def part_of(thing: Any, world: World, own: bool) -> Part | None:
     if isinstance(thing, type) or not callable(getattr(thing, "load_state_dict", None)):
         return None
     return with_state_dict(thing, world, own)
+
+
+def of_optimizer(optimizer: Any) -> Part:
+    """The way of an optimizer, which may have a state of each rank's own, ``rank_state_dict``."""
+    own = getattr(optimizer, "rank_state_dict", _nothing)
+
+    def load(shared: Tree, parts: Sequence[Tree]) -> None:
+        restore_optimizer(optimizer, shared, settings=True)
+        if own is not _nothing and len(parts) and parts[0] is not None:
+            optimizer.load_rank_state_dicts(parts)
+
+    return Part(lambda: optimizer_state(optimizer), own, load)
 
 
 def with_state_dict(thing: Any, world: World, own: bool) -> Part | None:

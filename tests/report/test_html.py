@@ -12,7 +12,7 @@ from hpcopt.report.read import read_run
 from hpcopt.report.summary import summarise
 from tests.conftest import require
 from tests.launching import PATIENCE_S
-from tests.report.conftest import make_run
+from tests.report.conftest import append, make_run
 from tests.report.test_scaling import run_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -61,6 +61,27 @@ def test_the_page_needs_nothing_else(runs, tmp_path):
     own = text[: text.index("<script>")] + text[text.rindex("<script>") :]
     assert not re.search(r"""(src|href)=["'](?!data:)""", own)
     assert "<!--" not in own.replace("<!doctype html>", "")
+
+
+def test_a_page_of_a_run_under_way_loads_itself_again_until_the_run_has_ended(tmp_path, monkeypatch):
+    """What happens between two looks happens while the command sleeps."""
+    file, page = make_run(tmp_path / "known", steps=20), tmp_path / "page.html"
+    told = []
+
+    def between(seconds: float) -> None:
+        told.append(page.read_text())
+        if len(told) == 1:
+            append(file, 20, 20, 3)
+        else:
+            file.finish("all steps done", 0)
+
+    monkeypatch.setattr("hpcopt.report.__main__.time.sleep", between)
+    assert main([str(tmp_path / "known"), "--html", str(page), "--follow"]) == 0
+    told.append(page.read_text())
+    assert ['http-equiv="refresh" content="5"' in text for text in told] == [True, True, False]
+    assert len({text[text.rindex("const plots") :] for text in told}) >= 2
+    main([str(tmp_path / "known"), "--html", str(page)])
+    assert "http-equiv" not in page.read_text().split("<style>")[0]
 
 
 def test_oversubscribed_runs_are_marked_and_not_drawn_as_scaling(tmp_path):

@@ -1,11 +1,17 @@
 """POP's efficiencies of ranks whose work is known."""
 
+import csv
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from hpcopt.report.export import as_csv, as_json
+from hpcopt.report.overview import overview
 from hpcopt.report.pop import efficiencies
+from hpcopt.report.read import read_run
+from hpcopt.report.summary import summarise
 
 
 def run(wait_s: list[list[float]]) -> SimpleNamespace:
@@ -27,6 +33,22 @@ def test_a_rank_that_was_absent_counts_for_nothing():
 def test_ranks_that_only_wait_have_no_efficiency_and_no_error():
     found = efficiencies(run([[1.0, 1.0]]), 1.0)
     assert (found.parallel, found.load_balance, found.communication) == (0.0, 0.0, 0.0)
+
+
+def test_json_csv_and_the_page_have_them(run_dir):
+    """Every rank waits 5 ms."""
+    one = read_run(run_dir)
+    summary = summarise(one)
+    step_s = sum(seconds for seconds, _ in summary.phases.values())
+    assert summary.efficiencies["parallel"] == pytest.approx((step_s - 0.005) / step_s, rel=1e-4)
+    (figures,) = json.loads(as_json([(one, summary)], None))["runs"]
+    assert figures["efficiencies"] == pytest.approx(summary.efficiencies)
+    (row,) = csv.DictReader(as_csv([(one, summary)]).splitlines())
+    for name, share in summary.efficiencies.items():
+        assert float(row[f"{name}_efficiency"]) == pytest.approx(share)
+    shown, _ = overview([(one, summary)])
+    parallel, balance, communication = (f"{share:.0%}" for share in summary.efficiencies.values())
+    assert shown["efficiency"] == [f"{parallel}={balance}*{communication}"]
 
 
 @pytest.mark.parametrize("waits", [[[0.1]], np.zeros((0, 2)).tolist()])
