@@ -192,6 +192,8 @@ def trained_apart(path: Path, steps: int):
     def program(transport) -> torch.Tensor:
         with hpcopt.Session(path, steps=steps, world=World(transport), device="cpu") as session:
             model = torch.nn.Linear(3, 2)
+            for p in model.parameters():
+                torch.nn.init.zeros_(p)  # ranks that are threads share a generator
             optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
             session.keep(model=model, optimizer=optimizer)
             local = session.local(model, optimizer, LocalStepsConfig(every=3, delay=1))
