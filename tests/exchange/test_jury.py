@@ -144,7 +144,7 @@ def test_liars_lose_their_votes_and_replicas_stay_bit_equal(size, bad, kind):
 
 def test_a_liar_does_less_harm_without_a_vote():
     def error(config):
-        model = run_ranks(4, lambda t: Learner(t, config).learn(range(40 * EVERY)))[0].model
+        model = run_ranks(4, lambda t: Learner(t, config).learn(range(20 * EVERY)))[0].model
         x = torch.randn(500, 24, generator=torch.Generator().manual_seed(7))
         return (model(x) - x[:, :4] * x[:, 4:8] - x[:, :4]).square().mean().item()
 
@@ -157,7 +157,7 @@ def test_honest_ranks_keep_their_votes_and_the_vote_is_the_plain_one():
     samples = [16, 16, 4, 16]
 
     def program(config):
-        return run_ranks(4, lambda t: Learner(t, config, samples[t.rank]).learn(range(20 * EVERY)))
+        return run_ranks(4, lambda t: Learner(t, config, samples[t.rank]).learn(range(10 * EVERY)))
 
     learned = program(LEARNED)
     assert all(seats == [0, 1, 2, 3] for seats in learned[0].seats)

@@ -8,8 +8,9 @@ from torch import nn
 
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World, alone
+from hpcopt.compress import QSGD
 from hpcopt.errors import CheckpointError, JobError
-from hpcopt.exchange import Exchange, NativeConfig, RingConfig, VoteConfig
+from hpcopt.exchange import Exchange, NativeConfig, RingConfig, TwoPhaseConfig, VoteConfig
 from hpcopt.optim import ScheduleConfig
 from hpcopt.optim.first_order import AdamWConfig, SgdConfig
 from hpcopt.optim.signum import SignumConfig
@@ -170,3 +171,25 @@ def test_a_learning_rate_is_a_float32(factor, rate):
         return
     with pytest.raises(JobError, match="is beyond all float32"):
         config.learning_rate(0, 1)
+
+
+def test_the_runs_seed_decides_what_a_codec_draws():
+    """The same model and batches; the loss has no draws of its own."""
+    exchange = TwoPhaseConfig(codec=QSGD(bits=2))
+
+    def after(seed: int) -> torch.Tensor:
+        tasks = [PROBLEM.task() for _ in range(2)]
+
+        def program(transport):
+            world = World(transport)
+            context = Context(world=world, exchange=exchange, steps=STEPS, run_seed=seed)
+            made = DataParallelConfig().build(tasks[world.rank], context)
+            for batch in PROBLEM.batches(world.rank, 2, STEPS):
+                made.step(batch)
+            return flat(made.model)
+
+        return run_ranks(2, program)[0]
+
+    once, again, other = after(1), after(1), after(2)
+    assert torch.equal(once, again)
+    assert not torch.equal(once, other)
