@@ -27,11 +27,11 @@ __all__ = [
     "DlAdmmConfig",
     "GossipConfig",
     "KaisaConfig",
-    "SnvrgConfig",
     "LeaderConfig",
     "LocalConfig",
     "LocalSteps",
     "LocalStepsConfig",
+    "SnvrgConfig",
 ]
 
 __getattr__ = lazily(
