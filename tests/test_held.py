@@ -1,5 +1,7 @@
 """Classes of anybody's are held to what the methods and attributes of their base promise."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -117,6 +119,9 @@ def test_attributes_are_there_and_of_their_kind():
         ({1: 1.0}, dict[str, float], False),
         ({"a": Scalar(1.0)}, dict[str, Scalar | float], True),
         (("a", "b"), tuple[str, ...], True),
+        (len, Callable[[list], int], True),
+        (3, Callable[[list], int], False),
+        (None, Callable[..., int] | None, True),
     ],
 )
 def test_kinds(value, kind, right):

@@ -48,9 +48,9 @@ def _cache_by_all_sources() -> None:
 
 
 def _loops() -> list[Any]:
-    """What stands in the modules that are loaded, each once."""
-    modules = [module for name, module in list(sys.modules.items()) if name.startswith(f"{__name__}.")]
-    return list({id(loop): loop for module in modules for loop in list(vars(module).values())}.values())
+    """What stands in the modules that are loaded, each once; other threads may be loading some."""
+    modules = [module for name, module in sys.modules.copy().items() if name.startswith(f"{__name__}.")]
+    return list({id(loop): loop for module in modules for loop in vars(module).copy().values()}.values())
 
 
 @cache
