@@ -81,7 +81,7 @@ def fitting_to(kind: Any) -> Callable[[Any], bool]:
     found = origin or kind
     if found is Any or not isinstance(found, type) or getattr(found, "_is_protocol", False):
         return lambda _: True
-    if not inner or found is Callable:
+    if not inner or origin is Callable:
         return lambda value: isinstance(value, found)
     first, last = fitting_to(inner[0]), fitting_to(inner[-1])
 
