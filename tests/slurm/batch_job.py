@@ -68,8 +68,10 @@ class BatchJob:
         """Wait until something is so; a requeued job is spared most of the two minutes that SLURM lets it rest."""
         deadline = time.monotonic() + timeout_s
         while not until():
-            assert time.monotonic() < deadline, f"job {self.id} is {self.state} after {timeout_s:.0f} s:\n{self.log}"
-            if self.state == "PENDING" and self.field("Reason") == "BeginTime" and self.restarts > self._hastened:
+            state = self.state
+            assert time.monotonic() < deadline, f"job {self.id} is {state} after {timeout_s:.0f} s:\n{self.log}"
+            assert state not in ENDED or until(), f"job {self.id} is {state}:\n{self.log}"
+            if state == "PENDING" and self.field("Reason") == "BeginTime" and self.restarts > self._hastened:
                 self._hastened = self.restarts
                 slurm(
                     "scontrol", "update", f"JobId={self.id}", "StartTime=now+3"
