@@ -64,10 +64,6 @@ class Fragment:
         stood = {**self.outer, **self._means}
         return {own: stood[name].detach() for name, own in self.own.items()}
 
-    def finite(self) -> bool:
-        """Whether this rank's own values are."""
-        return all(bool(own.detach().isfinite().all()) for own in self.own.values())
-
     def send(self, share: float | None) -> None:
         """Begin to exchange what this rank's values have become. Collective.
 

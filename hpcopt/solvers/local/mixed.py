@@ -56,10 +56,6 @@ class Mixed:
             stood[buffer] = self._world.all_reduce(buffer.detach().double()).div_(self._world.size)
         return stood
 
-    def finite(self) -> bool:
-        """Whether this rank's own values are."""
-        return all(bool(own.detach().isfinite().all()) for own in self.own.values())
-
     def send(self, share: float | None) -> None:
         """Note whether this rank takes part; None: it does not step."""
         self._left_out = share is None

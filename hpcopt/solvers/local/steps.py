@@ -264,7 +264,7 @@ class LocalSteps:
     def _send(self, part: int) -> None:
         """Send one part's change, and begin anew if this rank's is not finite."""
         share, self._share[part] = self._share[part], 0.0
-        finite = self._parts[part].finite()
+        finite = all(bool(own.detach().isfinite().all()) for own in self._parts[part].own.values())
         self._parts[part].send(share if finite else None)
         self._pending.append((self._step + self._config.delay, part))
         if not finite:
