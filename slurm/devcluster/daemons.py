@@ -19,6 +19,7 @@ CONFIG = STATE / "slurm.conf"
 MUNGE_SOCKET = STATE / "munge.socket"
 SYSTEM_CONFIG = Path("/etc/slurm/slurm.conf")  # where Debian's SLURM commands look when SLURM_CONF is not set
 PROGRAMS = ("munged", "slurmctld", "slurmd", "slurmstepd")
+JOB_IDS = 60_000_000  # SLURM's largest is 67,043,328 (MaxJobId)
 
 
 class NotReadyError(Exception):
@@ -86,6 +87,11 @@ def _start_munged() -> None:
     )
 
 
+def first_job_id(now_s: float) -> int:
+    """Where a cluster that starts now counts from: beyond the jobs of one before it, if under ten a second."""
+    return 1 + int(10 * now_s) % JOB_IDS
+
+
 def _write_config(hosts: list[str], cpus: int) -> None:
     memory_mib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
     nodes = [
@@ -97,7 +103,7 @@ def _write_config(hosts: list[str], cpus: int) -> None:
         controller=network.CONTROLLER,
         controller_address=network.CONTROLLER_ADDRESS,
         state=STATE,
-        first_job_id=int(time.time()) // 60,
+        first_job_id=first_job_id(time.time()),
         nodes="\n".join(nodes),
     )
     CONFIG.write_text(text)

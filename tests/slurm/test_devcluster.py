@@ -74,6 +74,17 @@ def test_down_leaves_nothing_and_again_is_harmless(cluster, own_cluster):
         assert devcluster("up").returncode == 0
 
 
+def test_a_cluster_that_starts_again_counts_from_beyond_the_jobs_before(cluster, own_cluster):
+    """Within a minute too: a job of the old id would go on in that one's run directory."""
+    if not own_cluster:
+        pytest.skip("the cluster was up before these tests: they leave it up")
+    Path("true.sh").write_text("#!/bin/bash\n#SBATCH --time=5 --output=logs/true-%j.out\ntrue\n")
+    before = [int(slurm("sbatch", "--parsable", "true.sh")) for _ in range(3)]
+    assert devcluster("down").returncode == 0
+    assert devcluster("up").returncode == 0
+    assert int(slurm("sbatch", "--parsable", "true.sh")) > max(before)
+
+
 def test_refuses_where_programs_are_missing(own_cluster):
     root = Path(__file__).parents[2]
     nothing = {"PATH": "/nonexistent"}
