@@ -132,9 +132,7 @@ def compare(folder: Path) -> None:
     rest, held_out = training.part(slice(HELD_OUT, None)), training.part(slice(HELD_OUT))
     print("| method | KB a step, all links | accuracy | rate | pull |\n|---|---|---|---|---|")
     for name, configs in METHODS.items():
-        tuned = {
-            (lr, pull): trained(configs[pull], lr, TUNING, rest, held_out) for lr, pull in product(RATES, configs)
-        }
+        tuned = {(lr, pull): trained(configs[pull], lr, TUNING, rest, held_out) for lr, pull in product(RATES, configs)}
         lr, pull = max(tuned, key=lambda setting: tuned[setting])
         scores = [trained(configs[pull], lr, seed, training, test) for seed in SEEDS]
         told = f"{statistics.mean(scores):.4f} +- {statistics.stdev(scores):.4f}"

@@ -361,30 +361,6 @@ def test_a_killed_rank_ends_the_job_and_the_next_start_loses_no_bit(job, tmp_pat
     assert torch.equal(parameters(tmp_path / "run"), parameters(tmp_path / "straight"))
 
 
-@pytest.mark.parametrize(
-    ("ranks", "solver"),
-    [
-        (3, 'solver={name="local", every=8, fragments=2, delay=3, optimizer={name="sgd", lr=0.1}}'),
-        (5, 'solver={name="leader", every=4, group=2, optimizer={name="sgd", lr=0.1}}'),
-    ],
-    ids=["local, then 3", "leader, then 5"],
-)
-def test_four_ranks_that_work_apart_are_killed_and_another_number_goes_on(job, tmp_path, ranks, solver):
-    settings = [word for each in (solver, "run.steps=200", "run.checkpoint_every=20") for word in ("--set", each)]
-    run = [*TRAIN, job, *settings, "--run-dir", str(tmp_path / "run")]
-    with started(4, *run) as killed:
-        killed.wait_for((tmp_path / "run" / "checkpoints" / "latest").exists)
-        os.kill(killed.rank_pids()[1], signal.SIGKILL)
-        assert killed.wait() != 0
-    went_on = mpirun(ranks, *run, "--resume")
-    assert went_on.returncode == 0
-    begin = int(re.search(r"resumed at step (\d+)", went_on.stderr + went_on.stdout)[1])
-    curve = losses(tmp_path / "run")
-    assert 0 < begin < len(curve) == 200
-    assert curve[begin : begin + 5].mean() < curve[:5].mean() and curve[-5:].mean() < 0.3
-    assert parameters(tmp_path / "run").isfinite().all()
-
-
 def test_an_interrupted_rank_ends_the_job(job, tmp_path):
     """Ctrl-C may reach one rank alone: the others would wait for it."""
     run = tmp_path / "run"

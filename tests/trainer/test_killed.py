@@ -1,0 +1,81 @@
+"""Four ranks of a process that is killed: as many go on with the same bits, and three or five from where it was."""
+
+import argparse
+import multiprocessing
+import shutil
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from hpcopt.comm.loopback import run_ranks
+from hpcopt.comm.world import World
+from hpcopt.job import read_job
+from hpcopt.store.checkpoint import Checkpoints
+from hpcopt.trainer.signals import StopSignals
+from hpcopt.training import train
+from tests.launching import PATIENCE_S
+
+STEPS = 120
+JOB = """
+run = {{name = "t", steps = {steps}, checkpoint_every = 20}}
+workload = {{data = "{data}", batch = 64, model = {{name = "mlp", hidden = [32]}}}}
+"""
+SOLVERS = {
+    "local": [
+        'solver={name="local", every=8, fragments=2, delay=3, optimizer={name="sgd", lr=0.1}}',
+        'exchange={name="two_phase", codec={name="chunked_topk", bucket=64, k=16}}',
+    ],
+    "leader": ['solver={name="leader", every=4, group=2, optimizer={name="sgd", lr=0.1}}'],
+}
+
+
+class Deaf(StopSignals):
+    """Threads cannot listen."""
+
+    def listen_for(self, name: str) -> None:
+        pass
+
+
+def run(folder: Path, solver: str, ranks: int, name: str) -> None:
+    """What the training command does, on threads."""
+    job = read_job(folder / "job.toml", SOLVERS[solver])
+    options = argparse.Namespace(run_dir=folder / name, fresh=False, resume=(folder / name).exists())
+    codes = run_ranks(ranks, lambda transport: train(job, World(transport), options, Deaf()))
+    assert codes == [0] * ranks
+
+
+def end(run_dir: Path) -> tuple[np.ndarray, torch.Tensor, float]:
+    """All losses, the parameters, and their accuracy."""
+    with h5py.File(run_dir / "metrics.h5") as file:
+        np.testing.assert_array_equal(file["steps/step"][:], np.arange(1, STEPS + 1))
+        losses, accuracy = file["steps/loss"][:], file["evaluations/test_accuracy"][-1]
+    model = Checkpoints(run_dir / "checkpoints", keep=2).read_part(STEPS, "shared")["solver"]["model"]
+    return losses, torch.cat([p.reshape(-1) for p in model.values()]), accuracy
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_ranks_that_work_apart_are_killed_and_go_on(tmp_path, digits, solver):
+    (tmp_path / "job.toml").write_text(JOB.format(steps=STEPS, data=digits / "digits"))
+    killed = multiprocessing.get_context("spawn").Process(target=run, args=(tmp_path, solver, 4, "4"))
+    killed.start()
+    patience = time.monotonic() + PATIENCE_S
+    while not (tmp_path / "4" / "checkpoints" / "latest").exists():
+        assert killed.is_alive() and time.monotonic() < patience
+        time.sleep(0.005)
+    killed.kill()
+    killed.join()
+    assert killed.exitcode == -9
+    for ranks in (3, 5):
+        shutil.copytree(tmp_path / "4", tmp_path / f"{ranks}")
+    run(tmp_path, solver, 4, "straight")
+    losses, parameters, accuracy = end(tmp_path / "straight")
+    for ranks in (4, 3, 5):
+        run(tmp_path, solver, ranks, f"{ranks}")
+        more, others, again = end(tmp_path / f"{ranks}")
+        assert torch.equal(others, parameters) == np.array_equal(more, losses) == (ranks == 4)
+        np.testing.assert_array_equal(more[:20], losses[:20])
+        assert again > accuracy - 0.05
