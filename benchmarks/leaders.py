@@ -3,8 +3,8 @@
     python benchmarks/leaders.py [--data data/fashion-mnist]
 
 A mean over P ranks carries ``2 (P - 1) 4 d`` bytes over all links, an announcement ``(P - 1) (4 d + 8 P)``; so leaders
-are announced about twice as often. Each method has three learning rates and two strengths of its pull; the best on held-out
-samples with a held-out seed is trained with three other seeds. Ranks are threads, and bytes are reckoned, not timed.
+are announced about twice as often. Each method has three learning rates and two strengths of its pull; the best on
+held-out samples with a held-out seed is trained with three other seeds. Ranks are threads, and bytes are reckoned.
 """
 
 import argparse
