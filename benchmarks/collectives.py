@@ -22,13 +22,16 @@ from pathlib import Path
 import h5py
 import torch
 import torch.distributed as dist
+from torch import nn
 
-from hpcopt.comm import reductions, ring, two_phase, vote
+from hpcopt.comm import doubling, on_grid, reductions, ring, two_phase, vote
 from hpcopt.comm.launch import leave_exit_code
 from hpcopt.comm.traffic import dense_all_reduce_bytes
 from hpcopt.comm.transport import Transport, wait_all
 from hpcopt.comm.world import World, connect
-from hpcopt.compress import QSGD, Half, PowerSGD, Sign, TopK
+from hpcopt.compress import QSGD, Bounded, Half, PowerSGD, Sign, TopK
+from hpcopt.compress.finite import magnitude_bound
+from hpcopt.models.resnet import ResNetConfig
 
 Contender = Callable[[torch.Tensor], object]
 BASELINE = "MPI_Allreduce"
@@ -45,6 +48,10 @@ def ours(world: World) -> dict[str, Contender]:
         layout = {f"{x.numel()} values": (x.numel() // columns, columns)}
         return reductions.all_reduce(t, x, powersgd, layout, seed=1)
 
+    def bounded(x: torch.Tensor) -> object:
+        largest = doubling.all_reduce(t, magnitude_bound(x), "max")
+        return on_grid.all_reduce(t, x, Bounded(bound=1e-3).grid(float(largest), t.size))
+
     return {
         "messages alone": lambda x: messages(t, x),
         "ring bf16": lambda x: ring.all_reduce(t, x, wire=torch.bfloat16),
@@ -54,6 +61,7 @@ def ours(world: World) -> dict[str, Contender]:
         "two-phase top 1 %": lambda x: two_phase.all_reduce(
             t, x, TopK(threshold="sampled"), **seeds, sender_residual=torch.zeros_like(x)
         ),
+        "bounded 1e-3": bounded,
         "PowerSGD rank 4": low_rank,
         "vote": lambda x: vote.all_reduce(t, x),
     }
@@ -126,9 +134,26 @@ def torch_powersgd() -> Contender:
     return run
 
 
-def measure(world: World, contenders: dict[str, Contender], n: int, budget_s: float) -> dict[str, list[float]]:
+def values(kind: str, n: int, rank: int) -> torch.Tensor:
+    """Shape (n,): Gaussian, or the gradient of a network at its start, as often as it takes."""
+    torch.manual_seed(0)
+    if kind == "resnet":
+        model = ResNetConfig(blocks=1, width=64).build((1, 16, 16), 10)
+    elif kind == "bert":
+        model = nn.Sequential(nn.Embedding(30_522, 128), *(nn.TransformerEncoderLayer(128, 2, 512) for _ in range(2)))
+        model.append(nn.Linear(128, 10))
+    torch.manual_seed(1 + rank)
+    if kind == "gaussian":
+        return torch.randn(n)
+    samples = torch.randn(32, 1, 16, 16) if kind == "resnet" else torch.randint(30_522, (32, 64))
+    outputs = model(samples).reshape(32, -1, 10).mean(1)
+    nn.functional.cross_entropy(outputs, torch.randint(10, (32,))).backward()  # type: ignore[no-untyped-call]
+    gradient = torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])
+    return gradient.repeat(-(-n // len(gradient)))[:n].clone()
+
+
+def measure(world: World, contenders: dict[str, Contender], x: torch.Tensor, budget_s: float) -> dict[str, list[float]]:
     """Seconds of each, repeat by repeat."""
-    x = torch.randn(n, generator=torch.Generator().manual_seed(world.rank))
     work = torch.empty_like(x)
     times: dict[str, list[float]] = {name: [] for name in contenders}
     start_s = time.perf_counter()
@@ -156,6 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="4K,64K,1M,16M,64M", help="bytes of float32, as 4K or 16M")
     parser.add_argument("--peers", default="gloo,horovod", help="libraries to compare with, beside MPI_Allreduce")
+    parser.add_argument("--values", choices=("gaussian", "resnet", "bert"), default="gaussian", help="what is summed")
     parser.add_argument("--only", default="", help="names of ours, separated by commas")
     parser.add_argument("--budget-s", type=float, default=4.0, help="seconds for each size, about")
     parser.add_argument("--wire-gbit", type=float, help="rate of every link")
@@ -173,7 +199,8 @@ def main() -> None:
 
     def compare(contenders: dict[str, Contender], wire_gbit: float | None = None) -> None:
         for text in sizes:
-            times = measure(world, contenders, size_of(text) // 4, options.budget_s)
+            x = values(options.values, size_of(text) // 4, world.rank)
+            times = measure(world, contenders, x, options.budget_s)
             table[text] |= times
             if world.rank == 0:
                 report(text, {BASELINE: table[text][BASELINE]} | times, world.size, wire_gbit)

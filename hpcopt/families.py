@@ -105,4 +105,5 @@ CODECS = Family(
     powersgd="hpcopt.compress.powersgd:PowerSGD",
     shared_terngrad="hpcopt.compress.terngrad:SharedTernGrad",
     shared_topk="hpcopt.compress.topk:SharedTopK",
+    bounded="hpcopt.compress.bounded:Bounded",
 )

@@ -2,11 +2,13 @@
 
 - ``Codec``: the stateless codecs, tensor -> payload -> tensor; ``PerTensor`` chooses among them.
 - ``Residuals``: what error feedback keeps, by parameter name; who sends owns them.
+- ``Bounded``: integers on a grid that all ranks agree on.
 - ``RoundsConfig``: compressors that work in rounds of plain reductions.
 """
 
 from hpcopt.compress.adacomp import AdaComp
 from hpcopt.compress.atomo import Atomo
+from hpcopt.compress.bounded import Bounded
 from hpcopt.compress.chunked_topk import ChunkedTopK
 from hpcopt.compress.codec import Bytes, Codec, CodecConfig, Floats, require_bytes
 from hpcopt.compress.half import Half
@@ -27,6 +29,7 @@ __all__ = [
     "AdaptiveRandom",
     "Atomo",
     "BiasedRounding",
+    "Bounded",
     "Bytes",
     "ChunkedTopK",
     "Codec",

@@ -12,11 +12,12 @@ from torch import nn
 from hpcopt.comm import dense, reductions
 from hpcopt.comm.traffic import dense_all_reduce_bytes
 from hpcopt.comm.transport import Transport
-from hpcopt.compress import Codec, Dense, Half, LinearRounds, RoundCompressor, RoundsConfig
+from hpcopt.compress import Bounded, Codec, Dense, Half, LinearRounds, RoundCompressor, RoundsConfig
 from hpcopt.errors import UnsupportedError
 from hpcopt.exchange.bucket import Bucket
 from hpcopt.exchange.config import ExchangeConfig
 from hpcopt.exchange.reducer import Reducer, Tree, shared_out
+from hpcopt.exchange.within_bound import BoundedReducer
 from hpcopt.families import CODECS
 from hpcopt.seeds import EVERY_RANK, derive
 
@@ -25,18 +26,18 @@ class RingConfig(ExchangeConfig):
     """Sums by our own algorithms: recursive doubling for short tensors, the ring for others. Counts its real bytes."""
 
     name: Literal["ring"] = "ring"
-    codec: Annotated[Codec | RoundsConfig, CODECS] = Field(
+    codec: Annotated[Codec | RoundsConfig | Bounded, CODECS] = Field(
         Dense(), description="payloads that may be summed on the way"
     )
 
     @field_validator("codec")
     @classmethod
-    def _sums_on_the_way(cls, codec: Codec | RoundsConfig) -> Codec | RoundsConfig:
+    def _sums_on_the_way(cls, codec: Codec | RoundsConfig | Bounded) -> Codec | RoundsConfig | Bounded:
         if isinstance(codec, Codec) and not codec.linear:
             raise ValueError(
                 f'payloads of codec "{codec.name}" cannot be summed on the way round a ring: '
                 'use [exchange] name = "two_phase", or a linear codec: dense, half, random_k, powersgd, '
-                "shared_terngrad, shared_topk"
+                "shared_terngrad, shared_topk, bounded"
             )
         return codec
 
@@ -46,6 +47,8 @@ class RingConfig(ExchangeConfig):
             return RingReducer(None)
         if isinstance(self.codec, Half):
             return RingReducer(self.codec.dtype)
+        if isinstance(self.codec, Bounded):
+            return BoundedReducer(self.codec)
         return RoundsReducer(self.codec, seed)
 
 

@@ -8,6 +8,7 @@ import torch
 from hpcopt.compress import (
     QSGD,
     AdaComp,
+    Bounded,
     ChunkedTopK,
     Half,
     PerTensor,
@@ -32,6 +33,7 @@ OURS = [
     RingConfig(codec=SharedTernGrad()),
     RingConfig(codec=SharedTopK(fraction=0.1)),
     RingConfig(codec=RandomK(fraction=0.2, scaled=False)),
+    RingConfig(codec=Bounded()),
     TwoPhaseConfig(),
     TwoPhaseConfig(codec=PerTensor(otherwise=QSGD(bits=4), rules=(Rule(max_dims=1),))),
     TwoPhaseConfig(codec=Sign()),
