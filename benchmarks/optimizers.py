@@ -23,7 +23,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpcopt.exchange import RingConfig
-from hpcopt.optim import AdaHessian, AdaHessianConfig, Arsg, Rsg, SgdConfig, Signum, Svag
+from hpcopt.optim import (
+    AdaHessian,
+    AdaHessianConfig,
+    AnyTorchConfig,
+    Arsg,
+    ArsgConfig,
+    MSvagConfig,
+    OptimizerConfig,
+    Rsg,
+    SgdConfig,
+    Signum,
+    Svag,
+)
 from hpcopt.shapes import Context, Samples, Solver, Task, TensorBatch
 from hpcopt.solvers.data_parallel import DataParallelConfig
 from hpcopt.solvers.snvrg import Snvrg, SnvrgConfig
@@ -43,10 +55,13 @@ SIGNS: Make = lambda p, lr: Signum(p, lr=lr)  # noqa: E731
 TUNING, SEEDS = (100, 101), (0, 1, 2, 3, 4)
 
 
-def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step, with what the optimizer needs of the graph."""
-    optimizer.zero_grad()
-    loss.backward(create_graph=isinstance(optimizer, AdaHessian) and optimizer.due)
+def step(optimizer: torch.optim.Optimizer, model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> None:
+    """One step, by what the optimizer asks for of the loss."""
+    if isinstance(optimizer, AdaHessian):
+        optimizer.backward(model, loss)
+    else:
+        optimizer.zero_grad()
+        loss(model).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
 
 
@@ -78,7 +93,7 @@ def digits(make: Make, lr: float, seed: int) -> float:
     optimizer = make(net.parameters(), lr)
     for _ in range(5):
         for rows in torch.randperm(len(x)).split(64):
-            step(optimizer, F.cross_entropy(net(x[rows]), y[rows]))
+            step(optimizer, net, lambda net, rows=rows: F.cross_entropy(net(x[rows]), y[rows]))
     return F.cross_entropy(net(x), y).item()
 
 
@@ -91,13 +106,15 @@ def separable(make: Make, lr: float, seed: int) -> float:
     x[:, 0], x[:, 1:3] = y, 1.0
     for i in range(n):
         x[i, 3 + 5 * i : 3 + 5 * i + (1 if y[i] > 0 else 5)] = 1.0
-    w = nn.Parameter(torch.zeros(x.shape[1]))
-    optimizer = make([w], lr)
+    net = nn.Linear(x.shape[1], 1, bias=False)
+    nn.init.zeros_(net.weight)
+    optimizer = make(net.parameters(), lr)
     for t in range(4000):
         for group in optimizer.param_groups:
             group["lr"] = lr * (1 - t / 4000)
         rows = torch.randperm(n, generator=generator)[:20]
-        step(optimizer, 0.5 * (x[rows] @ w - y[rows]).square().mean())
+        step(optimizer, net, lambda net, rows=rows: 0.5 * (net(x[rows])[:, 0] - y[rows]).square().mean())
+    w = net.weight.detach()[0]
     with torch.no_grad():
         outcomes = [(label, float(w[0]) * label + float(w[1] + w[2])) for label in (1.0, -1.0)]
     return sum(share for (label, out), share in zip(outcomes, (0.7, 0.3), strict=True) if out * label > 0)
@@ -117,7 +134,7 @@ def logistic(folder: Path) -> Trial:
         optimizer = make(net.parameters(), lr)
         for _ in range(8):
             for rows in torch.randperm(len(x)).split(batch):
-                step(optimizer, F.cross_entropy(net(x[rows]), y[rows]))
+                step(optimizer, net, lambda net, rows=rows: F.cross_entropy(net(x[rows]), y[rows]))
         return F.cross_entropy(net(x), y).item()
 
     return trial
@@ -224,48 +241,39 @@ def network() -> nn.Module:
 
 
 def cost(repeats: int = 7, steps: int = 10, samples: int = 256) -> None:
-    """CPU seconds of a step of a network of .9 million parameters, medians, in turns."""
-    methods: dict[str, Make] = {
-        "SGD": SGD,
-        "Adam": lambda p, lr: torch.optim.Adam(p, lr=lr, foreach=True),
-        "M-SVAG": M_SVAG,
-        "ARSG": ARSG,
-        "AdaHessian": ADAHESSIAN,
-        "AdaHessian, every 10": lambda p, lr: AdaHessian(p, lr=lr, every=10),
+    """CPU seconds of a step of a network of .9 million parameters, in a job's solver on one rank, medians, in turns."""
+    configs: dict[str, OptimizerConfig] = {
+        "SGD": SgdConfig(lr=1e-4, momentum=0.9),
+        "Adam": AnyTorchConfig(type="torch.optim:Adam", lr=1e-4, arguments={"foreach": True}),
+        "M-SVAG": MSvagConfig(lr=1e-4),
+        "ARSG": ArsgConfig(lr=1e-4),
+        "AdaHessian": AdaHessianConfig(lr=1e-4),
+        "AdaHessian, every 10": AdaHessianConfig(lr=1e-4, every=10),
+        "AdaHessian, half": AdaHessianConfig(lr=1e-4, parts=2),
     }
-    by_parts = {f"AdaHessian, half, every {n}": AdaHessianConfig(lr=1e-4, parts=2, every=n) for n in (1, 10)}
-    x, y = torch.randn(samples, 784), torch.randint(10, (samples,))
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
-    nets: dict[str, tuple[nn.Module, torch.optim.Optimizer]] = {}
+    batch = TensorBatch(
+        {"x": torch.randn(samples, 784), "y": torch.randint(10, (samples,))}, torch.arange(samples), samples
+    )
     solvers: dict[str, Solver] = {}
-    for name, make in methods.items():
-        net = network()
-        nets[name] = net, make(net.parameters(), 1e-4)
-    batch = TensorBatch({"x": x, "y": y}, torch.arange(len(y)), len(y))
-    for name, config in by_parts.items():
+    for name, config in configs.items():
         task = Task(network(), lambda net, b: F.cross_entropy(net(b.tensors["x"]), b.tensors["y"]))
         context = Context(exchange=RingConfig(overlap=False), steps=10**6)
         solvers[name] = DataParallelConfig(optimizer=config).build(task, context)
-        seconds[name] = []
+    seconds: dict[str, list[float]] = {name: [] for name in solvers}
     for turn in range(repeats + 1):
-        for name in seconds:
+        for name, solver in solvers.items():
             start = time.process_time()
             for _ in range(steps):
-                if name in solvers:
-                    solvers[name].step(batch)
-                else:
-                    net, optimizer = nets[name]
-                    step(optimizer, F.cross_entropy(net(x), y))
+                solver.step(batch)
             if turn:
                 seconds[name].append((time.process_time() - start) / steps)
     tell_costs(seconds)
     print("the update alone, in turns:")
-    alone = {name: optimizer for name, (_, optimizer) in nets.items() if not isinstance(optimizer, AdaHessian)}
-    taken: dict[str, list[float]] = {name: [] for name in alone}
+    taken: dict[str, list[float]] = {name: [] for name in solvers}
     for _ in range(20 * repeats):
-        for name, optimizer in alone.items():
+        for name, solver in solvers.items():
             start = time.process_time()
-            optimizer.step()
+            solver.optimizers[0].step()
             taken[name].append(time.process_time() - start)
     for name, s in taken.items():
         print(f"{name:22} {statistics.median(s) * 1e3:7.3f} ms")

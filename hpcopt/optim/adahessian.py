@@ -6,13 +6,13 @@ averaged over a kernel, a row or a block, and then::
     m <- beta1 m + (1 - beta1) g                s <- beta2 s + (1 - beta2) D^2
     x <- x - lr (m / (1 - beta1^t) / (sqrt(s / (1 - beta2^t))^power + eps) + weight_decay x)
 
-Between the steps at which the Hessian is looked at, D stays what it was.
+A look at the Hessian every k steps stands for all k: it weighs ``1 - beta2^k``, and s stays until the next one, so that
+a step in between is one of momentum.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -21,7 +21,9 @@ from hpcopt.errors import UnsupportedError
 from hpcopt.optim.config import OptimizerConfig
 from hpcopt.optim.derivatives import Derivatives
 from hpcopt.optim.groups import decay_matrices_only
+from hpcopt.optim.products import gradients_and_products, products
 from hpcopt.optim.rule import CountedRule, gradients
+from hpcopt.optim.signs import rademacher
 
 Average = Literal["kernel", "row", "block"]
 
@@ -62,16 +64,19 @@ class AdaHessianConfig(OptimizerConfig):
 
 
 class AdaHessian(CountedRule):
-    """The optimizer. State by parameter: ``step``, and of its shape ``m``, ``s`` and ``diagonal``.
+    """The optimizer. State by parameter: ``step``; of its shape ``m``, ``s``, and ``size``, what m is divided by; and
+    ``weight``, the share of s that is not of its start at 0.
 
-    In a loop of one's own, on one process, the gradient must keep its graph:
+    In a loop of one's own, on one process:
 
-    >>> x = nn.Parameter(torch.tensor([3.0, -2.0]))
-    >>> optimizer = AdaHessian([x], lr=1.0, betas=(0.0, 0.0), eps=1e-12)
-    >>> (torch.tensor([0.5, 4.0]) * x**2).sum().backward(create_graph=True)
+    >>> net = nn.Linear(1, 1, bias=False)
+    >>> optimizer = AdaHessian(net.parameters(), lr=1.0, betas=(0.0, 0.0), eps=1e-12)
+    >>> loss = optimizer.backward(net, lambda net: (net(torch.ones(4, 1)) - 3).square().mean())
     >>> optimizer.step()  # Newton's, as the Hessian is diagonal
-    >>> bool(x.detach().abs().max() < 1e-6)
+    >>> torch.allclose(net.weight, torch.tensor(3.0))
     True
+
+    ``loss.backward(create_graph=True)`` before ``step`` does, too, and costs more where there are matrices.
     """
 
     def __init__(
@@ -122,16 +127,41 @@ class AdaHessian(CountedRule):
         self.observe(found)
         return total
 
+    def backward(self, model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> Tensor:
+        """As ``differentiate``, of the loss of a model on one process; give the loss.
+
+        Args:
+            model: that has the parameters.
+            loss: of it; called once.
+        """
+        parameters, found = self.parameters, list[Tensor | None]()
+        if self.due:
+            vectors = rademacher(parameters, self._seed + self._steps)
+            total, found[:], seen = gradients_and_products(model, loss, parameters, vectors)
+            self.observe(seen)
+        else:
+            total = loss(model)
+            found[:] = torch.autograd.grad(total, parameters, allow_unused=True)
+        for p, g in zip(parameters, found, strict=True):
+            p.grad = g
+        return total.detach()
+
+    @torch.no_grad()
     def observe(self, products: Sequence[Tensor]) -> None:
         """Take what the Hessian makes of random signs, before the step.
 
         Args:
             products: of ``parameters``, each of its parameter's shape.
         """
-        sizes = dict(zip(self.parameters, products, strict=True))
+        seen = dict(zip(self.parameters, products, strict=True))
         for group in self.param_groups:
+            stays = group["betas"][1] ** self._every
             for p in group["params"]:
-                self.state[p]["diagonal"] = averaged(sizes[p].abs(), group["average"], group["block"])
+                diagonal, state = averaged(seen[p], group["average"], group["block"]), self.state[p]
+                (s,), (size,) = self.states("s", [p]), self.states("size", [p])
+                state["weight"] = 1 - stays * (1 - state.get("weight", 0.0))
+                s.mul_(stays).addcmul_(diagonal, diagonal, value=1 - stays)
+                torch.mul(s, 1 / state["weight"], out=size).pow_(group["power"] / 2).add_(group["eps"])
 
     def prepare(self) -> None:
         """Where the Hessian is due and nothing was observed, it comes from the gradients' graph, which is let go."""
@@ -146,69 +176,35 @@ class AdaHessian(CountedRule):
                 p.grad = p.grad.detach()  # or graph and parameter would hold each other
 
     def move(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        if any("diagonal" not in self.state[p] for p in parameters):
+        if any("size" not in self.state[p] for p in parameters):
             raise UnsupportedError(
-                "AdaHessian knows no Hessian yet: call loss.backward(create_graph=True), or optimizer.observe(products)"
+                "AdaHessian knows no Hessian yet: call optimizer.backward(model, loss), optimizer.observe(products) or "
+                "loss.backward(create_graph=True)"
             )
         super().move(group, parameters)
 
     def move_at(self, group: dict[str, Any], step: int, parameters: list[Tensor]) -> None:
-        (beta1, beta2), lr, power = group["betas"], group["lr"], group["power"]
-        m, s = self.states("m", parameters), self.states("s", parameters)
-        diagonal = self.states("diagonal", parameters)
+        beta1, lr = group["betas"][0], group["lr"]
+        m, sizes = self.states("m", parameters), self.states("size", parameters)
         torch._foreach_lerp_(m, gradients(parameters), 1 - beta1)
-        torch._foreach_mul_(s, beta2)
-        torch._foreach_addcmul_(s, diagonal, diagonal, value=1 - beta2)
-        root = torch._foreach_mul(s, 1 / (1 - beta2**step))
-        torch._foreach_pow_(root, power / 2)
-        torch._foreach_add_(root, group["eps"])
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
-        torch._foreach_addcdiv_(parameters, m, root, value=-lr / (1 - beta1**step))
-
-
-def rademacher(parameters: Sequence[Tensor], seed: int) -> list[Tensor]:
-    """Random signs, +1 and -1, of each parameter's shape: a function of the seed alone, on any device."""
-    count = sum(p.numel() for p in parameters)
-    packed = np.frombuffer(np.random.default_rng(seed).bytes(-(-count // 8)), np.uint8)
-    bits = torch.from_numpy(np.unpackbits(packed, count=count))
-    pieces = torch.split(bits, [p.numel() for p in parameters])
-    return [b.to(p.device).to(p.dtype).mul_(2).sub_(1).view(p.shape) for b, p in zip(pieces, parameters, strict=True)]
-
-
-def products(
-    gradients: Sequence[Tensor | None], parameters: Sequence[Tensor], vectors: Sequence[Tensor]
-) -> list[Tensor]:
-    """The Hessian times a vector, by differentiating ``gradient . vector``.
-
-    Args:
-        gradients: that keep their graphs; None, or without a graph, where the loss is linear or does not depend.
-
-    Raises:
-        UnsupportedError: something in the loss has no second derivative.
-    """
-    curved = [(g, v) for g, v in zip(gradients, vectors, strict=True) if g is not None and g.grad_fn is not None]
-    if not curved:
-        return [torch.zeros_like(p) for p in parameters]
-    try:
-        found = torch.autograd.grad([g for g, _ in curved], list(parameters), [v for _, v in curved], allow_unused=True)
-    except RuntimeError as cause:
-        raise UnsupportedError(f"the loss has no second derivative: {str(cause).splitlines()[0]}") from cause
-    return [torch.zeros_like(p) if h is None else h for p, h in zip(parameters, found, strict=True)]
+        torch._foreach_addcdiv_(parameters, m, sizes, value=-lr / (1 - beta1**step))
 
 
 def averaged(diagonal: Tensor, average: Average, block: int) -> Tensor:
-    """The diagonal's size with each value replaced by a mean: over a convolution's kernel, and with "row" over a
-    matrix's row; over blocks of successive values of all that is no vector. The sum stays.
+    """The diagonal, up to signs, with each value's size replaced by a mean: over a convolution's kernel, and with "row"
+    over a matrix's row; over blocks of successive values of all that is no vector. The sum of sizes stays.
 
-    >>> averaged(torch.tensor([[1.0, 3.0], [2.0, 6.0]]), "row", 32)
+    >>> averaged(torch.tensor([[1.0, -3.0], [2.0, 6.0]]), "row", 32)
     tensor([[2., 2.],
             [4., 4.]])
     """
-    if diagonal.dim() < 2 or diagonal.numel() == 0:
-        return diagonal
-    if average == "block":
-        blocks = torch.split(diagonal.flatten(), block)
-        return torch.cat([b.mean().expand(len(b)) for b in blocks]).view_as(diagonal)
     over = tuple(range(2, diagonal.dim())) or ((1,) if average == "row" else ())
-    return diagonal.mean(over, keepdim=True).expand_as(diagonal).contiguous() if over else diagonal
+    if diagonal.dim() < 2 or diagonal.numel() == 0 or (average != "block" and not over):
+        return diagonal
+    sizes = diagonal.abs()
+    if average == "block":
+        blocks = torch.split(sizes.flatten(), block)
+        return torch.cat([b.mean().expand(len(b)) for b in blocks]).view_as(sizes)
+    return sizes.mean(over, keepdim=True).expand_as(sizes)

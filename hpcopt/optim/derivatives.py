@@ -6,6 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from hpcopt.optim.signs import Vector
+
 
 class Derivatives(Protocol):
     """Of the mean loss over a global batch, by the trained parameters. Whoever gives them knows of ranks; who asks
@@ -28,13 +30,13 @@ class Derivatives(Protocol):
         """
 
     def product(
-        self, samples: Any, vectors: Sequence[Tensor], *, part: int = 0, parts: int = 1
+        self, samples: Any, vectors: Sequence[Vector], *, part: int = 0, parts: int = 1
     ) -> tuple[float, list[Tensor]]:
         """The gradient and, from the same pass forward, the Hessian times a vector.
 
         Args:
             samples: see above.
-            vectors: one.
+            vectors: one; a matrix, or kernels, as an ``Outer`` take fewer products of matrices than as a tensor.
             part, parts: the Hessian is that of this one of so many parts of each rank's share.
 
         Raises:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from hpcopt.exchange import Exchange
 from hpcopt.exchange.reducer import Tree
-from hpcopt.optim.adahessian import products
+from hpcopt.optim.products import gradients_and_products
+from hpcopt.optim.signs import Vector
 from hpcopt.randomness import random_state, replayed
 from hpcopt.shapes.batch import Batch
 from hpcopt.shapes.context import Context
@@ -84,7 +85,7 @@ class GlobalLoss:
         return _total(losses)
 
     def product(
-        self, samples: Any, vectors: Sequence[Tensor], *, part: int = 0, parts: int = 1
+        self, samples: Any, vectors: Sequence[Vector], *, part: int = 0, parts: int = 1
     ) -> tuple[float, list[Tensor]]:
         losses, (second, pieces) = [], self._begin_second(samples)
         for piece in pieces:
@@ -92,12 +93,16 @@ class GlobalLoss:
             cut = whole.split(parts)
             for place, batch in enumerate(cut):
                 curved = place == part % len(cut)
-                with self._clock("forward"):
-                    loss = self.loss(self._model, batch) * batch.weight
                 with self._clock("backward"):
-                    gradients = torch.autograd.grad(loss, self.parameters, create_graph=curved, allow_unused=True)
-                    found = products(gradients, self.parameters, vectors) if curved else []
-                    self._add(gradients, torch._foreach_mul(found, whole.weight / batch.weight) if curved else None)
+                    if curved:
+                        loss, gradients, seen = gradients_and_products(
+                            self._model, partial(self._forward, batch), self.parameters, vectors
+                        )
+                        _add(self._sums, seen, whole.weight / batch.weight)
+                    else:
+                        loss = self._forward(batch, self._model)
+                        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+                    _add(self.parameters, gradients)
                 losses.append(loss.detach())
         return _total(losses), self._finish_second(second)
 
@@ -109,8 +114,8 @@ class GlobalLoss:
                     loss = self.loss(self._model, batch)
                 with self._clock("backward"):
                     found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-                    gradients = [None if g is None else g * batch.weight for g in found]
-                    self._add(gradients, [None if g is None else g.square() * batch.weight for g in found])
+                    _add(self.parameters, found, batch.weight)
+                    _add(self._sums, [None if g is None else g.square() for g in found], batch.weight)
                 losses.append(loss.detach() * batch.weight)
         squares = self._finish_second(second)
         means = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
@@ -158,11 +163,16 @@ class GlobalLoss:
         return [partial(data.at, piece, len(samples)) for piece in cut]
 
     def _backward(self, batch: Batch, sign: float = 1.0) -> Tensor:
-        with self._clock("forward"):
-            loss: Tensor = self.loss(self._model, batch) * (sign * batch.weight)
+        loss = self._forward(batch, self._model, sign)
         with self._clock("backward"):
             loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
+
+    def _forward(self, batch: Batch, model: nn.Module, sign: float = 1.0) -> Tensor:
+        """A micro-batch's summand of the loss."""
+        with self._clock("forward"):
+            loss: Tensor = self.loss(model, batch) * (sign * batch.weight)
+        return loss
 
     def _begin_second(self, samples: Any) -> tuple[Exchange, list[Piece]]:
         assert self._second is not None
@@ -171,19 +181,19 @@ class GlobalLoss:
         self._second.zero()
         return self._second, pieces
 
-    @torch.no_grad()
-    def _add(self, gradients: Sequence[Tensor | None], values: Sequence[Tensor | None] | None) -> None:
-        """To the gradients, and to the sums of what takes as many values again."""
-        for places, found in ((self.parameters, gradients), (self._sums, values or ())):
-            for place, value in zip(places, found, strict=False):
-                if value is not None:
-                    assert place.grad is not None
-                    place.grad.add_(value)
-
     def _finish_second(self, second: Exchange) -> list[Tensor]:
         self.exchange.finish()
         second.finish()
         return [s.grad for s in self._sums if s.grad is not None]
+
+
+@torch.no_grad()
+def _add(places: Sequence[Tensor], found: Sequence[Tensor | None], times: float = 1.0) -> None:
+    """To the gradients of places, what was found of them."""
+    for place, value in zip(places, found, strict=True):
+        if value is not None:
+            assert place.grad is not None
+            place.grad.add_(value, alpha=times)
 
 
 def _given(batch: Batch) -> Batch:

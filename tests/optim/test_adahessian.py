@@ -10,7 +10,9 @@ from torch import nn
 
 from hpcopt.errors import UnsupportedError
 from hpcopt.optim import AdaHessian, AdaHessianConfig
-from hpcopt.optim.adahessian import averaged, products, rademacher
+from hpcopt.optim.adahessian import averaged
+from hpcopt.optim.products import products
+from hpcopt.optim.signs import dense, rademacher
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Using backward.. with create_graph=True"
@@ -47,20 +49,25 @@ def test_a_diagonal_hessian_is_seen_exactly_and_one_step_reaches_the_minimum():
     a = torch.tensor([0.5, -3.0, 40.0])
     for seed in range(5):
         x = nn.Parameter(torch.tensor([1.0, 0.0, -2.0]))
-        optimizer = AdaHessian([x], lr=1.0, betas=(0.0, 0.9), eps=1e-30, seed=seed)
+        optimizer = AdaHessian([x], lr=1.0, betas=(0.0, 0.0), eps=1e-30, seed=seed)
         (0.5 * (a.abs() * x**2).sum()).backward(create_graph=True)
         optimizer.step()
-        assert torch.equal(optimizer.state[x]["diagonal"], a.abs())
+        assert torch.equal(optimizer.state[x]["size"], a.abs())
         torch.testing.assert_close(x.detach(), torch.zeros(3), atol=1e-6, rtol=0)
 
 
-def test_the_estimate_of_a_full_one_has_the_right_mean_and_variance():
+@pytest.mark.parametrize("shape", [(6,), (3, 2)])
+def test_the_estimate_of_a_full_one_has_the_right_mean_and_variance(shape):
+    """Also by the signs of a matrix, which are a column's times a row's."""
     a, x = quadratic()
+    p = nn.Parameter(x.detach().view(shape))
     estimates = []
     for seed in range(4000):
-        (v,) = rademacher([x], seed)
-        (g,) = torch.autograd.grad(0.5 * x @ a @ x, x, create_graph=True)
-        estimates.append(v * products([g], [x], [v])[0])
+        (v,) = rademacher([p], seed)
+        estimates.append(dense(v).flatten() * (a @ dense(v).flatten()))
+        if seed < 3:
+            g = torch.autograd.grad(0.5 * p.flatten() @ a @ p.flatten(), p, create_graph=True)
+            torch.testing.assert_close(products(g, [p], [v])[0].flatten() * dense(v).flatten(), estimates[-1])
     drawn = torch.stack(estimates)
     variance = a.square().sum(1) - a.diagonal().square()
     spread = (variance / len(drawn)).sqrt()
@@ -82,10 +89,9 @@ def test_equals_the_formulas(power):
     for t in range(1, 8):
         if t % 2:
             (v,) = rademacher([torch.zeros(6, dtype=torch.float64)], t - 1)
-            diagonal = np.abs(matrix @ v.numpy())
+            s = 0.8**2 * s + (1 - 0.8**2) * (matrix @ v.numpy()) ** 2
+            root = np.sqrt(s / (1 - 0.8 ** (t + 1))) ** power + 1e-2
         m = 0.9 * m + 0.1 * (matrix @ start)
-        s = 0.8 * s + 0.2 * diagonal**2
-        root = np.sqrt(s / (1 - 0.8**t)) ** power + 1e-2
         start = start - 0.02 * (m / (1 - 0.9**t) / root)
     np.testing.assert_allclose(x.detach().numpy(), start, rtol=1e-10)
 
@@ -94,6 +100,7 @@ def test_equals_the_formulas(power):
 @pytest.mark.parametrize("shape", [(4, 3, 3, 2), (4, 3, 5), (6, 5), (7,), (0, 3), ()])
 def test_averages_keep_the_sum_and_their_pieces_are_equal(shape, average):
     diagonal = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.equal(averaged(-diagonal, average, block=4).abs(), averaged(diagonal, average, block=4))
     got = averaged(diagonal, average, block=4)
     assert got.shape == diagonal.shape
     torch.testing.assert_close(got.sum(), diagonal.sum())
@@ -124,6 +131,22 @@ def test_the_state_comes_back_bit_for_bit():
     steps(first, x, 4)
     steps(second, y, 4)
     assert torch.equal(x, y)
+
+
+def test_a_step_between_looks_goes_by_the_gradient_alone():
+    """Its loss needs no second derivative, its gradients have no graph, and what they are divided by stays."""
+    net, x = nn.Linear(3, 2), torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    optimizer = AdaHessian(net.parameters(), every=2)
+    sizes, losses = [], []
+    for _ in range(4):
+        losses.append(float(optimizer.backward(net, lambda net: (net(x) - 1).square().mean())))
+        assert all(p.grad.grad_fn is None for p in net.parameters())
+        optimizer.step()
+        sizes.append(optimizer.state[net.weight]["size"].clone())
+    assert losses == sorted(losses, reverse=True)
+    assert torch.equal(sizes[0], sizes[1])
+    assert torch.equal(sizes[2], sizes[3])
+    assert not torch.equal(sizes[1], sizes[2])
 
 
 def test_a_gradient_without_a_graph_is_no_use():

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from hpcopt.optim.adahessian import AdaHessian, products, rademacher
+from hpcopt.optim.adahessian import AdaHessian
+from hpcopt.optim.products import products
+from hpcopt.optim.signs import dense, rademacher
 from hpcopt.optim.svag import Svag
 from hpcopt.testing.problem import Problem, flat
 
@@ -27,7 +29,7 @@ def path(optimizer_of, steps=12, every=0):
                 optimizer.observe(h)
                 optimizer.step()
             else:
-                optimizer.step(hessian=[z * hz for z, hz in zip(v, h, strict=True)])
+                optimizer.step(hessian=[dense(z) * hz for z, hz in zip(v, h, strict=True)])
         else:
             optimizer.step()
         found.append(flat(task.model))
