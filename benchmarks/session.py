@@ -5,8 +5,9 @@
 
 A pair is a few steps of a bare loop and as many of a loop in a Session, one behind the other, so that whatever else the
 machine does meets both. Printed are the medians of the pairs' ratios, of wall time and of this rank's processor time,
-and the ratio of all pairs together, in which checkpoints and writes of metrics are. A step is as many matrix products
-as take some 10 ms.
+and the ratio of all pairs together, in which checkpoints and writes of metrics are: as many steps apart as they are by
+default in a run of its own, whose time is not half the bare loop's. A step is as many matrix products as take some
+10 ms.
 """
 
 import argparse
@@ -24,6 +25,8 @@ import torch
 
 import hpcopt
 from hpcopt.comm.world import World, connect
+from hpcopt.trainer.pace import LEAST_S
+from hpcopt.trainer.run import RunConfig
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--pairs", type=int, default=200)
@@ -54,7 +57,7 @@ def step_of(step_s: float) -> Callable[[], torch.Tensor]:
     return step
 
 
-def seconds(body: Callable[[], None]) -> np.ndarray:
+def seconds(body: Callable[[], object]) -> np.ndarray:
     """Wall and processor seconds that a body takes, (2,)."""
     start = time.perf_counter(), time.process_time()
     body()
@@ -63,7 +66,14 @@ def seconds(body: Callable[[], None]) -> np.ndarray:
 
 def pairs(world: World, folder: Path, count: int, steps: int, step: Callable[[], torch.Tensor]) -> np.ndarray:
     """Seconds of a bare loop and of one in a Session with a module and an optimizer to keep, (pairs, 2, 2)."""
-    with contextlib.redirect_stdout(io.StringIO()), hpcopt.Session(folder, steps=steps * count + 2, world=world) as own:
+    every = {
+        "checkpoint_every": world.broadcast_integers([max(1, round(LEAST_S / seconds(step)[0]))])[0],
+        "log_every_s": 2 * RunConfig.model_fields["log_every_s"].default,
+    }
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        hpcopt.Session(folder, steps=steps * count + 2, world=world, **every) as own,
+    ):
         model = torch.nn.Linear(100, 100)
         own.keep(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
         under_way = own.steps()

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from types import TracebackType
+from typing import NoReturn
 
 from torch.autograd import profiler
 
@@ -33,7 +34,8 @@ class PhaseClock:
 
     def __init__(self, more: Sequence[str] = ()) -> None:
         self.phases = tuple(dict.fromkeys((*PHASES, *more)))
-        self._seconds = dict.fromkeys(self.phases, 0.0)
+        self._none = dict.fromkeys(self.phases, 0.0)
+        self._seconds = self._none.copy()
         self._inner_s = 0.0
 
     def __call__(self, phase: str) -> "Region":
@@ -42,7 +44,8 @@ class PhaseClock:
         Raises:
             ValueError: there is no such phase.
         """
-        self._require(phase)
+        if phase not in self._seconds:
+            self._refuse(phase)
         return Region(self, phase)
 
     def add(self, phase: str, seconds: float) -> None:
@@ -51,20 +54,20 @@ class PhaseClock:
         Raises:
             ValueError: there is no such phase.
         """
-        self._require(phase)
+        if phase not in self._seconds:
+            self._refuse(phase)
         self._seconds[phase] += seconds
 
     def lap(self) -> dict[str, float]:
         """Give the seconds of each phase since the last lap, and start from zero."""
-        seconds, self._seconds = self._seconds, dict.fromkeys(self.phases, 0.0)
+        seconds, self._seconds = self._seconds, self._none.copy()
         return seconds
 
-    def _require(self, phase: str) -> None:
-        if phase not in self._seconds:
-            raise ValueError(
-                f"there is no phase {phase!r}: a solver names those that it adds in its config's `phases`; known are "
-                + ", ".join(self.phases)
-            )
+    def _refuse(self, phase: str) -> NoReturn:
+        raise ValueError(
+            f"there is no phase {phase!r}: a solver names those that it adds in its config's `phases`; known are "
+            + ", ".join(self.phases)
+        )
 
 
 class Region:

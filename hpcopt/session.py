@@ -237,16 +237,17 @@ class Session:
             DivergedError: on all ranks: a logged loss or a kept parameter is not finite.
         """
         batches, house = self._begin(loader), self._housekeeping()
-        outcome = house.standing()
+        outcome, data, body = house.standing(), self.clock("data"), self.clock(BODY)
         while outcome is None:
-            with self.clock("data"):
+            with data:
                 batch = next(batches)
             self._under_way = True
             self._kept.go_on()
-            with self.clock(BODY):
+            with body:
                 yield batch
-            evaluated = self._count()
-            outcome = house.settle(evaluated=evaluated)
+            self._under_way = False
+            house.count(self._told.stats(self.world.size, self._exchanges))
+            outcome = house.settle(evaluated=bool(self._scores) and self._evaluate())
         house.save_last()
         self._outcome = outcome
         if outcome.exit_code != EXIT_DONE:
@@ -273,8 +274,7 @@ class Session:
 
     def sum(self, *values: Tensor | float) -> list[float]:
         """Add numbers up over the ranks: ``correct, seen = session.sum(correct, seen)``."""
-        mine = torch.tensor([number("sum", value) for value in values], dtype=torch.float64)
-        return list(map(float, self.world.all_reduce(mine)))
+        return self.world.sum([number("sum", value) for value in values])
 
     def _start(self) -> None:
         """Find the ranks and the directory, and where the run stands. Collective."""

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_type_hints
+from numbers import Real
+from typing import Literal, Protocol
 
 import numpy as np
 
 from hpcopt.comm.world import World
-from hpcopt.held import fitting_to
 
 Over = Literal["sum", "mean", "max", "rank"]
 Columns = Mapping[str, np.ndarray | Sequence[float] | Sequence[str]]
@@ -85,9 +85,20 @@ class StepStats:
 
     def __post_init__(self) -> None:
         """Raise TypeError where it is made, if a field is of another kind."""
-        for name, fits in _KINDS.items():
-            if not fits(value := getattr(self, name)):
+        for name, value in (("loss", self.loss), ("learning_rate", self.learning_rate)):
+            if value is not None and not isinstance(value, _NUMBER):
                 raise TypeError(f"StepStats: {name} is {value!r}")
+        if not _named(self.scalars, (Scalar, *_NUMBER)):
+            raise TypeError(f"StepStats: scalars is {self.scalars!r}")
+        if not _named(self.tables, object):
+            raise TypeError(f"StepStats: tables is {self.tables!r}")
 
 
-_KINDS = {name: fitting_to(kind) for name, kind in get_type_hints(StepStats).items()}
+_NUMBER, _MAPPING = (float, Real), (dict, Mapping)  # the usual first: a protocol takes far longer to ask
+
+
+def _named(things: Mapping[str, object], kind: type | tuple[type, ...]) -> bool:
+    """Whether these are things of a kind by name."""
+    if not isinstance(things, _MAPPING):
+        return False
+    return not things or all(isinstance(name, str) and isinstance(thing, kind) for name, thing in things.items())

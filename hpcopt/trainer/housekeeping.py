@@ -1,13 +1,9 @@
 """What a run does between two steps, whoever made them: the ranks agree, record, save, and end together."""
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
-
-import numpy as np
-import torch
 
 from hpcopt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_REQUEUE, DivergedError
 from hpcopt.shapes.context import Context
@@ -15,7 +11,7 @@ from hpcopt.shapes.solver import Checkpointed, Tree
 from hpcopt.shapes.stats import StepStats, Table
 from hpcopt.shapes.workload import Better
 from hpcopt.store.checkpoint import Checkpoints
-from hpcopt.trainer.meetings import Meetings, Verdict
+from hpcopt.trainer.meetings import Meetings
 from hpcopt.trainer.pace import Pace
 from hpcopt.trainer.progress import Progress
 from hpcopt.trainer.recorder import Recorder
@@ -23,6 +19,7 @@ from hpcopt.trainer.resume import Position
 from hpcopt.trainer.run import RunConfig
 from hpcopt.trainer.saver import Saver
 from hpcopt.trainer.signals import StopSignals
+from hpcopt.trainer.votes import Verdict, Votes
 
 
 class Outcome(Enum):
@@ -82,21 +79,31 @@ class Housekeeping:
         self._world, self._clock, self.total = context.world, context.clock, context.total_steps
         self._run, self._state, self._data = run, state, data
         self._recorder, self._progress, self._position, self._signals = recorder, progress, position, signals
-        self._pace = Pace(run.checkpoint_every, run.checkpoint_share, at_evaluations=save_at_evaluations)
-        self._meetings = Meetings(lockstep=lockstep, every_s=run.log_every_s)
+        self._pace = pace = Pace(run.checkpoint_every, run.checkpoint_share, at_evaluations=save_at_evaluations)
+        self._meetings = meetings = Meetings(lockstep=lockstep, every_s=run.log_every_s)
         self._tables: dict[str, Table] = {}
-        self._first_step, self._start_s = position.step, time.monotonic()
+        self._first_step = position.step
         self._verdict = Verdict(met=False, loss=None)
         self.batch: int | None = None
         self.steps_per_epoch: int | None = None
         self.better: Mapping[str, Better] = {}
-        self._saver = Saver(
+        self._saver = saver = Saver(
             context.world,
             checkpoints,
             run.checkpoint_in_background,
             position.step,
             clock=context.clock,
             one_file=run.checkpoint_one_file,
+        )
+        self._votes = Votes(
+            context.world,
+            run,
+            clock=context.clock,
+            meetings=meetings,
+            recorder=recorder,
+            saver=saver,
+            pace=pace,
+            signals=signals,
         )
 
     @property
@@ -126,15 +133,18 @@ class Housekeeping:
         """
         position = self._position
         position.step += 1
-        meet = self._meetings.due(position.step)
-        self._verdict = verdict = self._agree(stats.loss) if meet else Verdict(False, stats.loss)
+        meet = self._meetings.lockstep or self._meetings.due(position.step)
+        self._verdict = verdict = self._votes.sum_up(position.step, stats.loss) if meet else Verdict(False, stats.loss)
         self._record(verdict.loss, stats)
-        self._go_on_if_finite(verdict)
+        if verdict.loss is not None and not math.isfinite(verdict.loss):
+            raise self._diverged(verdict)
         if verdict.flush:
             self._recorder.flush()
+            self._votes.granted()
         if verdict.written:
             with self._clock("checkpoint"):
                 self._saver.finish()
+            self._votes.granted()
 
     def evaluated(self, scores: dict[str, float]) -> None:
         """Take the scores after the steps up to here, the same on all ranks. Collective."""
@@ -152,15 +162,14 @@ class Housekeeping:
         Args:
             evaluated: whether the step ended with an evaluation.
         """
-        verdict = self._verdict
-        if self.last:
-            return self.standing()
-        if self._pace.due(self._position.step, wanted=verdict.save, evaluated=evaluated):
-            self._save()
-        if verdict.stop:
-            return Outcome.SIGNAL
-        if verdict.late:
-            return Outcome.TIME
+        step, verdict = self._position.step, self._verdict
+        if step < self.total:
+            if self._pace.due(step, wanted=verdict.save, evaluated=evaluated):
+                self._save()
+            if verdict.stop:
+                return Outcome.SIGNAL
+            if verdict.late:
+                return Outcome.TIME
         return self.standing()
 
     def standing(self) -> Outcome | None:
@@ -168,7 +177,7 @@ class Housekeeping:
         target = self._run.stop_at
         if target is not None and target.reached(self._position.scores, self.better):
             return Outcome.TARGET
-        return Outcome.DONE if self.last else None
+        return Outcome.DONE if self._position.step >= self.total else None
 
     def save_last(self) -> None:
         """Save where the run stands, if that is not done. Collective."""
@@ -187,47 +196,14 @@ class Housekeeping:
             self._progress.say(f"{outcome.value[1]} after step {done} of {total}")
         self._summarise()
 
-    def _go_on_if_finite(self, verdict: Verdict) -> None:
-        """Raise DivergedError if the loss is not finite: on all ranks, if they met."""
-        if verdict.loss is None or math.isfinite(verdict.loss):
-            return
+    def _diverged(self, verdict: Verdict) -> DivergedError:
+        """What is wrong with a loss that is not finite: on all ranks, if they met."""
         step = self._position.step
         if verdict.met:
             self._saver.give_up(step - 1)
         error = DivergedError(f"the loss became {verdict.loss} at step {step}; {self._saver.kept()}")
         error.on_every_rank = verdict.met
-        raise error
-
-    def _agree(self, loss: float | None) -> Verdict:
-        """Sum the ranks' parts of the loss, None if no rank has one; stop, hurry or flush on all ranks if one wants to,
-        take a checkpoint for written if all have written, save and meet again when rank 0 wants to. Collective.
-        """
-        first = self._world.rank == 0
-        save = first and not self._saver.under_way and self._pace.wanted(self._saver.took_s)
-        wish = self._meetings.wish(self._recorder.step_times_s[-16:]) if first else 0
-        flush = self._recorder.flush_due(self._run.log_every_s)
-        stop = self._signals.received is not None
-        mine = [loss or 0.0, loss is not None, stop, self._late(), flush, self._saver.written, save, wish]
-        with self._clock("exchange"):
-            sums = self._world.all_reduce(torch.from_numpy(np.array(mine, float)))  # torch.tensor takes four times that
-        total, landed, *votes = sums.tolist()
-        self._meetings.met(self._position.step, int(votes[5]))
-        return Verdict(
-            met=True,
-            loss=total if landed else None,
-            stop=votes[0] > 0,
-            late=votes[1] > 0,
-            flush=votes[2] > 0,
-            written=votes[3] == self._world.size,
-            save=votes[4] > 0,
-        )
-
-    def _late(self) -> bool:
-        budget_s = self._run.time_budget
-        if budget_s is None:
-            return False
-        longest_step_s = max(self._recorder.step_times_s[-16:], default=0.0)
-        return time.monotonic() - self._start_s + 2 * longest_step_s > budget_s
+        return error
 
     def _record(self, loss: float | None, stats: StepStats) -> None:
         step = self._position.step
@@ -245,6 +221,7 @@ class Housekeeping:
         self._position.elapsed_s = self._recorder.elapsed_s
         with self._clock("checkpoint"):
             self._saver.save(self._position, self._state, self._data())
+        self._votes.granted()
 
     def _summarise(self) -> None:
         """Print one line for each figure of merit, FOM name value unit: of this start, as a report has them."""

@@ -63,6 +63,7 @@ class Kept:
         self._world, self._say = world, say
         self._things: dict[str, Any] = {}
         self._parts: dict[str, Part] = {}
+        self._aside: list[Optimizer] = []  # those that were moved to where they are evaluated
         self._saved: tuple[Mapping[str, Tree], SavedParts] | None = None
 
     @property
@@ -102,12 +103,13 @@ class Kept:
         for thing in self._things.values():
             if isinstance(thing, Optimizer):
                 to_evaluation(thing)
+                self._aside.append(thing)
 
     def go_on(self) -> None:
         """Move them back, where ``gather`` or the checkpoint has moved them."""
-        for thing in self._things.values():
-            if isinstance(thing, Optimizer) and is_aside(thing):
-                to_training(thing)
+        while self._aside:
+            if is_aside(optimizer := self._aside.pop()):
+                to_training(optimizer)
 
     def must_be_finite(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters of modules, and what optimizers keep of them."""
@@ -137,6 +139,8 @@ class Kept:
         made = [dict(group) for group in thing.param_groups] if isinstance(thing, Optimizer) else []
         with fitting(f"the script's `{name}`"), torch.no_grad():
             self._parts[name].load(shared[name], parts.under(name))
+        if isinstance(thing, Optimizer):
+            self._aside.append(thing)
         if made and (changes := changed_settings(thing, made)):
             self._say(f"`{name}` goes on with the checkpoint's {', '.join(changes)}")
 

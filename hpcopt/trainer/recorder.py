@@ -7,6 +7,7 @@ two ranks.
 import math
 import resource
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,14 +16,16 @@ import torch
 from hpcopt.comm.world import World
 from hpcopt.errors import MetricsError
 from hpcopt.phases import PhaseClock
-from hpcopt.shapes.stats import Columns, Scalar, StepStats, Table
+from hpcopt.shapes.stats import Columns, StepStats, Table
 from hpcopt.shapes.workload import Better
 from hpcopt.store import step_times
 from hpcopt.store.metrics import BY_RANK, OWN_TABLES, MetricsFile
 from hpcopt.store.tables import usable
 from hpcopt.trainer.scalars import Scalars
 
-OURS = ("step", "epoch", "time_s", "step_s", "loss", "learning_rate", "samples", *BY_RANK)  # tables of the steps
+SHARED = ("step", "epoch", "time_s", "step_s", "learning_rate", "samples")  # columns that are the same on all ranks
+OURS = (*SHARED, "loss", *BY_RANK)  # tables of the steps
+LATEST = 16  # steps whose seconds are at hand
 BLOCK_STEPS = 512  # for 128 ranks, an append then costs .05 ms of processor time a step; one of 64 steps .17 ms
 
 
@@ -34,14 +37,14 @@ class Recorder:
     def __init__(self, world: World, file: MetricsFile, clock: PhaseClock, elapsed_s: float) -> None:
         """Start counting; ``elapsed_s`` are the seconds that earlier parts of the run took."""
         self._world, self._file, self._clock = world, file, clock
-        self._columns: dict[str, list[float]] = {}
+        self._shared: list[tuple[float | None, ...]] = []  # of SHARED: a row a step
         self._mine: list[list[float]] = []  # phases, bytes sent, bytes dense: a row a step
         self._start_s = time.monotonic() - elapsed_s
         self._last_step_s = self._last_flush_s = time.monotonic()
         self._scalars = Scalars(name for name in OURS if name != "loss")
         self._lasting: dict[str, tuple[int, Table]] = {}  # and the step before the first that it came with
         self._rows: dict[str, list[tuple[int, Table]]] = {}  # and the step that it came with
-        self.step_times_s: list[float] = []
+        self.step_times_s: deque[float] = deque(maxlen=LATEST)
         self.ended_s = elapsed_s
         self._training: list[
             np.ndarray
@@ -65,21 +68,13 @@ class Recorder:
         now_s = time.monotonic()
         step_s, self._last_step_s = now_s - self._last_step_s, now_s
         phases, traffic = self._clock.lap(), self._world.traffic.lap()
-        row = {
-            "step": step,
-            "epoch": epoch,
-            "time_s": now_s - self._start_s,
-            "step_s": step_s,
-            "learning_rate": math.nan if stats.learning_rate is None else stats.learning_rate,
-        }
-        if samples is not None:
-            row["samples"] = samples
-        for name, value in row.items():
-            self._columns.setdefault(name, []).append(value)
+        rate = math.nan if stats.learning_rate is None else stats.learning_rate
+        self._shared.append((step, epoch, now_s - self._start_s, step_s, rate, samples))
         if "loss" in stats.scalars:
             raise MetricsError("a scalar cannot be called 'loss': StepStats has a place for it")
-        loss = Scalar(math.nan if stats.loss is None else stats.loss, "sum")
-        self._scalars.add(len(self._mine), {"loss": loss, **stats.scalars})
+        self._scalars.put(len(self._mine), "loss", math.nan if stats.loss is None else stats.loss, "sum")
+        if stats.scalars:
+            self._scalars.add(len(self._mine), stats.scalars)
         self._mine.append([*phases.values(), traffic.sent_bytes, traffic.dense_bytes])
         for name, table in stats.tables.items():
             if name in OWN_TABLES or not usable(name):
@@ -98,10 +93,11 @@ class Recorder:
         if self._mine:
             everyones = self._world.all_gather(torch.tensor(self._mine, dtype=torch.float64)).numpy()
             scalars = self._scalars.put_together(self._world, len(self._mine))
-            self._training.append(self._trained(np.swapaxes(everyones, 0, 1)))
+            shared = self._columns()
+            self._training.append(self._trained(shared, np.swapaxes(everyones, 0, 1)))
             if self._world.rank == 0:
-                self._append(np.swapaxes(everyones, 0, 1), scalars)
-            self._columns, self._mine = {}, []
+                self._append({**shared, **scalars}, np.swapaxes(everyones, 0, 1))
+            self._shared, self._mine = [], []
             self._write_tables()
         self._last_flush_s = time.monotonic()
 
@@ -130,20 +126,25 @@ class Recorder:
         rows = rows[step_times.warm(rows[:, 0], [rows[0, 0] - 1])]
         return float(np.median(rows[:, 1])), float(rows[:, 2].mean())
 
-    def _trained(self, rows: np.ndarray) -> np.ndarray:
+    def _columns(self) -> dict[str, np.ndarray]:
+        """Those of SHARED that there are."""
+        columns = zip(SHARED, zip(*self._shared, strict=True), strict=True)
+        return {name: np.array(values) for name, values in columns if values[0] is not None}
+
+    def _trained(self, shared: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
         """What ``typical`` needs of rows, shape (steps, ranks, phases and bytes)."""
         phases = self._clock.phases
         phase_s = rows[:, :, : len(phases)].astype(np.float32).astype(float)  # as the file has them
         between_s = phase_s[:, :, step_times.between_steps(phases)].sum(2).mean(1)
         rank_s = phase_s[:, :, step_times.in_thread(phases)].sum(2).max(1)
-        seconds = step_times.training_s(np.array(self._columns["step_s"]), between_s, rank_s)
-        return np.stack([self._columns["step"], seconds, rows[:, :, len(phases)].sum(1)], 1)
+        seconds = step_times.training_s(shared["step_s"], between_s, rank_s)
+        return np.stack([shared["step"], seconds, rows[:, :, len(phases)].sum(1)], 1)
 
-    def _append(self, rows: np.ndarray, scalars: Mapping[str, np.ndarray]) -> None:
+    def _append(self, columns: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
         """Write rows, shape (steps, ranks, phases and bytes)."""
         count = len(self._clock.phases)
         self._file.append_steps(
-            {**{name: np.array(values) for name, values in self._columns.items()}, **scalars},
+            columns,
             phase_s=rows[:, :, :count],
             sent_bytes=rows[:, :, count].astype(np.int64),
             dense_bytes=rows[:, :, count + 1].astype(np.int64),

@@ -31,14 +31,16 @@ class Scalars:
             MetricsError: a name cannot be one, or its ranks are now put together otherwise than before.
         """
         for name, given in scalars.items():
-            scalar = given if isinstance(given, Scalar) else Scalar(given)
-            if name not in self._over:
-                if name in self._taken or not usable(name):
-                    raise MetricsError(f"a scalar cannot be called {name!r}: the name stands for something else")
-                self._over[name] = scalar.over
-            if self._over[name] != scalar.over:
-                raise _unlike(name, {self._over[name], scalar.over})
-            self._values.setdefault(name, {})[row] = scalar.value
+            value, over = (given.value, given.over) if isinstance(given, Scalar) else (given, "mean")
+            if name not in self._over and (name in self._taken or not usable(name)):
+                raise MetricsError(f"a scalar cannot be called {name!r}: the name stands for something else")
+            self.put(row, name, value, over)
+
+    def put(self, row: int, name: str, value: float, over: Over) -> None:
+        """Take one, whatever its name."""
+        if self._over.setdefault(name, over) != over:
+            raise _unlike(name, {self._over[name], over})
+        self._values.setdefault(name, {})[row] = value
 
     def put_together(self, world: World, rows: int) -> dict[str, np.ndarray]:
         """Give every scalar's column, (rows,), NaN where no rank gave a value, and start anew. Collective.

@@ -21,7 +21,7 @@ class Told:
 
     def add(self, numbers: Mapping[str, Any]) -> None:
         """Take numbers; a tensor is read at the end of the step."""
-        self._numbers.update({name: x.detach() if isinstance(x, Tensor) else x for name, x in numbers.items()})
+        self._numbers.update(numbers)
 
     def stats(self, ranks: int, exchanges: Sequence[Exchange]) -> StepStats:
         """All of them, with what exchanges tell, on one of so many ranks; then begin anew.
@@ -29,22 +29,33 @@ class Told:
         Raises:
             MetricsError: something is no number.
         """
-        scalars = {name: scalar(name, x) for name, x in self._numbers.items()}
-        self._numbers = {}
-        loss, rate = scalars.pop("loss", None), scalars.pop("learning_rate", None)
-        if loss is not None and loss.over not in ("mean", "sum"):
-            raise MetricsError(f'log(loss=...) over "{loss.over}": a loss is a mean or a sum over the ranks')
+        numbers, self._numbers = self._numbers, {}
+        loss, rate = numbers.pop("loss", None), numbers.pop("learning_rate", None)
+        scalars: dict[str, Scalar | float] = {name: scalar(name, x) for name, x in numbers.items()}
         tables: dict[str, Table] = {}
         for exchange in exchanges:
             scalars |= {name: scalar(name, x) for name, x in exchange.metrics().items()}
             tables |= {} if exchange.choices is None else {"choices": exchange.choices}
-        share = None if loss is None else loss.value / (ranks if loss.over == "mean" else 1)
-        return StepStats(share, None if rate is None else rate.value, scalars, tables)
+        rate = rate.value if isinstance(rate, Scalar) else rate
+        return StepStats(share(loss, ranks), None if rate is None else number("learning_rate", rate), scalars, tables)
 
 
-def scalar(name: str, x: Any) -> Scalar:
-    """A number, or a ``Scalar`` of one, as a ``Scalar`` of a float."""
-    return Scalar(number(name, x.value), x.over) if isinstance(x, Scalar) else Scalar(number(name, x))
+def share(loss: Any, ranks: int) -> float | None:
+    """This rank's summand of the mean loss, of one of so many ranks; of None, None.
+
+    Raises:
+        MetricsError: it is no number, or put together otherwise than a loss can be.
+    """
+    if not isinstance(loss, Scalar):
+        return None if loss is None else number("loss", loss) / ranks
+    if loss.over not in ("mean", "sum"):
+        raise MetricsError(f'log(loss=...) over "{loss.over}": a loss is a mean or a sum over the ranks')
+    return number("loss", loss.value) / (ranks if loss.over == "mean" else 1)
+
+
+def scalar(name: str, x: Any) -> Scalar | float:
+    """A number, or a ``Scalar`` of one, with a float in the place of a tensor."""
+    return Scalar(number(name, x.value), x.over) if isinstance(x, Scalar) else number(name, x)
 
 
 def number(name: str, x: Any) -> float:
