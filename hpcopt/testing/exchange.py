@@ -161,7 +161,7 @@ def check_resume(config: ExchangeConfig, size: int) -> None:
         assert _same(outcome, expected), f"{label(config)} on {size} ranks: a resume goes on with other bits"
 
 
-def check_resharding(config: ExchangeConfig, before: int, now: int, steps: int = 40) -> None:
+def check_resharding(config: ExchangeConfig, before: int, now: int, steps: int = 20) -> None:
     """On another number of ranks a run goes on from the same step, and nothing that is owed is lost: in steps without
     gradients as much of it comes out as on the ranks that owe it.
 

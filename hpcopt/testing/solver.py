@@ -11,7 +11,7 @@ Ranks are threads of this process.
 import copy
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -59,6 +59,13 @@ class Trial:
     config: SolverConfig
     problem: Problem = PROBLEM
     exchange: ExchangeConfig = RING
+    _firsts: dict[int, list[Run]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def first(self, size: int) -> list[Run]:
+        """The first run on so many ranks, which all checks look at."""
+        if size not in self._firsts:
+            self._firsts[size] = self.run(size)
+        return self._firsts[size]
 
     def run(
         self, size: int, steps: int = STEPS, *, first: int = 0, saved: Sequence[Run] = (), total: int = STEPS + AFTER
@@ -125,10 +132,10 @@ def check_solver(
 
 def check_same_curve(trial: Trial, sizes: Sequence[int]) -> None:
     """Losses and parameters are those of one rank, but for rounding; a share may be empty."""
-    reference = trial.run(sizes[0])[0]
+    reference = trial.first(sizes[0])[0]
     assert all(map(math.isfinite, reference.losses)), f"{trial.config.name}: losses {reference.losses}"
     for size in sizes[1:]:
-        run = trial.run(size)[0]
+        run = trial.first(size)[0]
         assert torch.allclose(run.parameters, reference.parameters, rtol=1e-3, atol=1e-4), (
             f"{trial.config.name}: {size} ranks end with other parameters than {sizes[0]}"
         )
@@ -139,7 +146,7 @@ def check_same_curve(trial: Trial, sizes: Sequence[int]) -> None:
 
 def check_equal_on_all_ranks(trial: Trial, size: int) -> None:
     """After ``gather`` parameters are bit-equal on all ranks, and the same run gives the same bits."""
-    runs, again = trial.run(size), trial.run(size)
+    runs, again = trial.first(size), trial.run(size)
     for rank, run in enumerate(runs):
         assert torch.equal(run.parameters, runs[0].parameters), f"{trial.config.name}: rank {rank} of {size} differs"
     assert torch.equal(runs[0].parameters, again[0].parameters), f"{trial.config.name}: the same run gives other bits"
@@ -149,7 +156,7 @@ def check_bytes(trial: Trial, size: int) -> None:
     """After each step ``world.traffic`` has what the rank's transports carried in it, those of threads and groups too;
     one rank alone sends nothing.
     """
-    for rank, run in enumerate(trial.run(size)):
+    for rank, run in enumerate(trial.first(size)):
         who = f"{trial.config.name}: rank {rank} of {size}"
         assert run.sent_bytes == run.carried_bytes, (
             f"{who} sent {run.carried_bytes} bytes in its steps, and recorded {run.sent_bytes}"
@@ -160,7 +167,7 @@ def check_bytes(trial: Trial, size: int) -> None:
 def check_resume(trial: Trial, size: int) -> None:
     """Saved after some steps and taken up by a new solver, training ends with the bits of one that went on."""
     straight = trial.run(size, STEPS + AFTER)
-    resumed = trial.run(size, AFTER, first=STEPS, saved=trial.run(size))
+    resumed = trial.run(size, AFTER, first=STEPS, saved=trial.first(size))
     for rank in range(size):
         assert torch.equal(straight[rank].parameters, resumed[rank].parameters), (
             f"{trial.config.name}: resumed on {size} ranks, rank {rank} ends with other bits: is all of its state in "
@@ -170,7 +177,7 @@ def check_resume(trial: Trial, size: int) -> None:
 
 def check_other_ranks(trial: Trial, before: int, after: int) -> None:
     """What one number of ranks saved another takes up: from the same parameters, and still equal on all ranks."""
-    saved = trial.run(before)
+    saved = trial.first(before)
     taken = trial.run(after, 0, first=STEPS, saved=saved)
     gap = float((taken[0].parameters - saved[0].parameters).abs().max())
     assert gap <= 1e-6, f"{trial.config.name}: {after} ranks do not begin where {before} ended: off by {gap}"
@@ -183,7 +190,7 @@ def check_other_ranks(trial: Trial, before: int, after: int) -> None:
 
 def check_damage(trial: Trial, size: int) -> None:
     """A state that lacks something is refused with CheckpointError, not with a traceback."""
-    saved = trial.run(size, 1)
+    saved = trial.first(size)
     for key in saved[0].shared:
         shared = {name: value for name, value in saved[0].shared.items() if name != key}
         damaged = [replace(run, shared=shared) for run in saved]

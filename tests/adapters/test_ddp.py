@@ -1,8 +1,10 @@
 """The hook for DDP: somebody's DistributedDataParallel over gloo takes the path of our own exchange."""
 
 import functools
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from hpcopt.compress import QSGD, Half, PowerSGD, Sign
 from hpcopt.errors import LaunchError, UnsupportedError
 from hpcopt.exchange import AutoConfig, Exchange, ExchangeConfig, RingConfig, TwoPhaseConfig, VoteConfig
 from hpcopt.testing.transport import check_transport
+from tests.launching import PATIENCE_S
 
 RANKS, STEPS = 3, 12
 CONFIGS: dict[str, ExchangeConfig] = {
@@ -98,11 +101,29 @@ def rank_main(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+def kill(ranks: torch.multiprocessing.ProcessContext) -> None:
+    for process in ranks.processes:
+        process.kill()
+        process.join()
+
+
+def wait_for(ranks: torch.multiprocessing.ProcessContext, patience_s: float = PATIENCE_S) -> None:
+    """Return when all have ended, and raise what one has raised; name those that do not end."""
+    end = time.monotonic() + patience_s
+    while not ranks.join(max(0.0, end - time.monotonic())):  # returns whenever one has ended
+        left = [rank for rank, process in enumerate(ranks.processes) if process.is_alive()]
+        assert time.monotonic() < end, f"ranks {left} still run after {patience_s} s"
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> list[dict[str, Any]]:
     """What each of three processes found; all cases in one start of them."""
     folder = tmp_path_factory.mktemp("ddp")
-    torch.multiprocessing.spawn(rank_main, (str(folder),), nprocs=RANKS)
+    ranks = torch.multiprocessing.spawn(rank_main, (str(folder),), nprocs=RANKS, join=False)
+    try:
+        wait_for(ranks)
+    finally:
+        kill(ranks)
     return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(RANKS)]
 
 
@@ -149,3 +170,9 @@ def test_one_ranks_nan_is_everybodys_and_gone_in_the_next_step(found):
 def test_without_a_process_group_it_says_what_to_do():
     with pytest.raises(LaunchError, match="init_process_group"):
         DdpExchange(network(), RingConfig())
+
+
+def test_a_rank_that_hangs_is_named():
+    alive = [SimpleNamespace(is_alive=lambda: False), SimpleNamespace(is_alive=lambda: True)]
+    with pytest.raises(AssertionError, match=r"ranks \[1\] still run"):
+        wait_for(SimpleNamespace(processes=alive, join=lambda timeout: False), patience_s=0.0)

@@ -1,12 +1,15 @@
 """Jobs of one's own, by the command: what goes wrong on one rank ends all with a sentence; streams train and go on."""
 
+import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from hpcopt.train import main
 from tests.launching import ROOT, mpirun
+from tests.serial import serial_losses
 
 JOB = """
 [run]
@@ -25,11 +28,17 @@ lr = 0.1
 """
 
 
-def train(folder: Path, ranks: int, run: str, *settings: str):
+@pytest.fixture(autouse=True)
+def found(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    yield
+    sys.modules.pop("mine", None)
+
+
+def command(folder: Path, run: Path, *settings: str) -> list[str]:
+    """Arguments of ``hpcopt train``, with a job file in this rank's folder."""
     (folder / "job.toml").write_text(JOB)
-    changes = [part for setting in settings for part in ("--set", setting)]
-    arguments = [str(folder / "job.toml"), "--run-dir", str(folder / run), *changes]
-    return mpirun(ranks, "-m", "hpcopt.train", *arguments, PYTHONPATH=f"{Path(__file__).parent}:{ROOT}")
+    return [str(folder / "job.toml"), "--run-dir", str(run), *(f"--set={setting}" for setting in settings)]
 
 
 def losses(run: Path) -> np.ndarray:
@@ -39,31 +48,28 @@ def losses(run: Path) -> np.ndarray:
 
 def test_a_sample_that_raises_on_one_rank_ends_all(tmp_path):
     bad = "workload.train_arguments={kind='raises', bad=39}"  # in the last stratum: rank 1's
-    done = train(tmp_path, 2, "run", bad)
+    path = f"{Path(__file__).parent}:{ROOT}"
+    done = mpirun(2, "-m", "hpcopt.train", *command(tmp_path, tmp_path / "run", bad), PYTHONPATH=path)
     assert done.returncode == 2
     assert "error on rank 1" in done.stderr and "sample 39 raised OSError: the disk is on fire" in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
 
 
-def test_a_score_that_is_no_number_is_a_warning(tmp_path):
-    done = train(tmp_path, 2, "run", 'workload.scores=["mine:NotANumber"]')
-    assert done.returncode == 0, done.stderr
-    assert "warning: test_nothing is not finite" in done.stdout
+def test_a_score_that_is_no_number_is_a_warning(tmp_path, capsys):
+    assert main(command(tmp_path, tmp_path / "run", 'workload.scores=["mine:NotANumber"]')) == 0
+    assert "warning: test_nothing is not finite" in capsys.readouterr().out
 
 
+@pytest.mark.parallel(2)
 @pytest.mark.parametrize("stream", ["mine:Numbers", "mine:Resumable"])
-def test_streams_train_alike_and_go_on(tmp_path, stream):
-    data = f"workload.train={stream}"
-    assert train(tmp_path, 1, "one", data).returncode == 0
-    done = train(tmp_path, 2, "cut", data, "run.steps=7")
-    assert done.returncode == 0, done.stderr
-    assert train(tmp_path, 2, "two", data).returncode == 0
-    assert train(tmp_path, 2, "cut", data).returncode == 0
-    np.testing.assert_array_equal(losses(tmp_path / "cut"), losses(tmp_path / "two"))
-    np.testing.assert_allclose(losses(tmp_path / "one"), losses(tmp_path / "two"), rtol=1e-4)
+def test_streams_train_alike_and_go_on(tmp_path, shared_tmp_path, stream):
+    data, cut, whole = f"workload.train={stream}", shared_tmp_path / "cut", shared_tmp_path / "whole"
+    for run, *settings in ([cut, "run.steps=7"], [cut], [whole]):
+        assert main(command(tmp_path, run, data, *settings)) == 0
+    np.testing.assert_array_equal(losses(cut), losses(whole))
+    np.testing.assert_allclose(losses(whole), serial_losses(tmp_path / "job.toml", 12, data), rtol=1e-4)
 
 
-def test_epochs_of_a_stream_are_refused(tmp_path):
-    done = train(tmp_path, 2, "run", "workload.train=mine:Numbers", "run.epochs=3")
-    assert done.returncode == 2 and "nobody knows how long a pass" in done.stderr
-    assert done.stderr.count("nobody knows") == 1
+def test_epochs_of_a_stream_are_refused(tmp_path, capsys):
+    assert main(command(tmp_path, tmp_path / "run", "workload.train=mine:Numbers", "run.epochs=3")) == 2
+    assert "nobody knows how long a pass" in capsys.readouterr().err
