@@ -18,7 +18,7 @@ import re
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import torch
@@ -121,6 +121,14 @@ def sent_by(interface: str) -> int | None:
     return int(fields[8]) if fields else None
 
 
+class Turn(NamedTuple):
+    """Means over its steps, of seconds on the slowest rank, and of bytes over all ranks."""
+
+    step_s: float
+    cpu_s: float
+    sent_bytes: float
+
+
 class Contender:
     """A row's solver at work, with the reduction of the loss that the trainer does in each step."""
 
@@ -131,21 +139,22 @@ class Contender:
         self.row, self.overlap, self._world, self._interface = row, overlap, world, interface
         self._solver = built.solver
         self._batches = built.workload.train_batches(self._solver.data_rank, self._solver.data_size, 0)
-        self.times_s: list[float] = []
-        self.sent_bytes: list[float] = []
+        self.turns: list[Turn] = []
 
     def work(self) -> None:
-        """Add one mean over a turn's steps, of seconds on the slowest rank and of bytes over all ranks. Collective."""
+        """Add a turn. Collective."""
         steps = ROUNDS.get(self.row, 8)
         self._world.barrier()
-        start_s, start_bytes = time.perf_counter(), sent_by(self._interface) or 0
+        start_s, start_cpu_s, start_bytes = time.perf_counter(), time.process_time(), sent_by(self._interface) or 0
         for _ in range(steps):
             loss = self._solver.step(next(self._batches)).loss
             if self._solver.lockstep:
                 self._world.all_reduce(torch.tensor([loss, 0, 0, 0, 0], dtype=torch.float64))
+        taken = [time.perf_counter() - start_s, time.process_time() - start_cpu_s]
+        step_s, cpu_s = (self._world.all_reduce(torch.tensor(taken, dtype=torch.float64), "max") / steps).tolist()
         sent = torch.tensor([((sent_by(self._interface) or 0) - start_bytes) / steps])
-        self.times_s.append(float(self._world.all_reduce(torch.tensor([time.perf_counter() - start_s]), "max")) / steps)
-        self.sent_bytes.append(float(self._world.all_reduce(sent)) / self._world.size)
+        sent_bytes = float(self._world.all_reduce(sent)) / self._world.size
+        self.turns.append(Turn(step_s, cpu_s, sent_bytes))
 
     def finish(self) -> None:
         """Take in what is still under way. Collective."""
@@ -162,10 +171,12 @@ def measure_costs(rows: list[str], link: str, interface: str, rounds: int) -> No
             contender.work()
     for c in contenders:
         c.finish()
-        step_s, sent_bytes = statistics.median(c.times_s[1:]), statistics.median(c.sent_bytes[1:])
+        step_s, cpu_s, sent_bytes = (statistics.median(column) for column in zip(*c.turns[1:], strict=True))
         if world.rank == 0:
-            print(f"{link:8} {c.row:26} overlap {c.overlap!s:6} {1e3 * step_s:8.1f} ms {sent_bytes / 1e3:9.1f} KB")
-            record("cost", c.row, overlap=c.overlap, link=link, step_s=step_s, sent_bytes=sent_bytes, rounds=rounds)
+            told = f"{1e3 * step_s:8.1f} ms {1e3 * cpu_s:8.1f} CPU ms {sent_bytes / 1e3:9.2f} KB"
+            print(f"{link:8} {c.row:26} overlap {c.overlap!s:6} {told}")
+            more = {"cpu_s": cpu_s, "sent_bytes": sent_bytes, "rounds": rounds}
+            record("cost", c.row, overlap=c.overlap, link=link, step_s=step_s, **more)
     world.close()
     leave_exit_code(0)
 

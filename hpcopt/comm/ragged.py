@@ -21,6 +21,19 @@ def exchange(
     wait_all(requests)
 
 
+def gather(transport: Transport, x: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """Give rank 0 all ranks' tensors, of one dtype and shapes (lengths[r],); other ranks get none.
+
+    Collective: over the transport's ranks. Cost: ``alpha + n / B`` of a rank, P - 1 times that of rank 0.
+    """
+    if transport.rank > 0:
+        exchange(transport, [(x, 0)], [])
+        return []
+    parts = [x, *(x.new_empty(length) for length in lengths[1:])]
+    exchange(transport, [], [(part, rank) for rank, part in enumerate(parts) if rank > 0])
+    return parts
+
+
 def reduce_to_owners(
     transport: Transport, x: Tensor, lengths: Sequence[int], wire_dtype: torch.dtype | None = None
 ) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcopt.comm import dense
+from hpcopt.comm import dense, ragged
 from hpcopt.comm.agreement import gather_text, require_same_call
 from hpcopt.comm.departure import watch_over
 from hpcopt.comm.launch import check_launch, launch_from
@@ -94,6 +94,20 @@ class World:
         with self._collective("all_gather", x):
             self.transport.all_gather(x.contiguous(), out)
         return out
+
+    def gather_bytes(self, mine: bytes) -> list[bytes]:
+        """Give rank 0 what every rank has, however much; other ranks get nothing. Collective: 8 (P - 1) bytes of each
+        rank, and what it has.
+        """
+        counts = self.all_gather(torch.tensor([len(mine)])).ravel().tolist()
+        payload = torch.frombuffer(bytearray(mine), dtype=torch.uint8) if mine else torch.empty(0, dtype=torch.uint8)
+        with self._collective("gather at rank 0"):
+            if self.transport.point_to_point:
+                return [bytes(part.numpy()) for part in ragged.gather(self.transport, payload, counts)]
+        padded = torch.zeros(max(counts), dtype=torch.uint8)
+        padded[: len(mine)] = payload
+        parts = self.all_gather(padded)
+        return [bytes(part[:n].numpy()) for part, n in zip(parts, counts, strict=True)] if self.rank == 0 else []
 
     def gather_text(self, text: str) -> list[str]:
         """Give every rank's text, in rank order. Collective. For names and messages."""

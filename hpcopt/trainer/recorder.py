@@ -7,6 +7,7 @@ two ranks.
 import math
 import resource
 import time
+import zlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 
@@ -91,12 +92,12 @@ class Recorder:
     def flush(self) -> None:
         """Write what is buffered. Collective."""
         if self._mine:
-            everyones = self._world.all_gather(torch.tensor(self._mine, dtype=torch.float64)).numpy()
+            everyones = self._world.gather_bytes(packed(np.array(self._mine)))
             scalars = self._scalars.put_together(self._world, len(self._mine))
-            shared = self._columns()
-            self._training.append(self._trained(shared, np.swapaxes(everyones, 0, 1)))
             if self._world.rank == 0:
-                self._append({**shared, **scalars}, np.swapaxes(everyones, 0, 1))
+                shared, rows = self._columns(), np.stack([unpacked(theirs, len(self._mine)) for theirs in everyones], 1)
+                self._training.append(self._trained(shared, rows))
+                self._append({**shared, **scalars}, rows)
             self._shared, self._mine = [], []
             self._write_tables()
         self._last_flush_s = time.monotonic()
@@ -118,7 +119,7 @@ class Recorder:
 
     def typical(self) -> tuple[float, float]:
         """Median seconds of the warm steps of this start, and the mean bytes that all ranks sent in them; NaN without
-        steps.
+        steps, and on other ranks than rank 0.
         """
         rows = np.concatenate([np.zeros((0, 3)), *self._training])
         if not len(rows):
@@ -134,7 +135,7 @@ class Recorder:
     def _trained(self, shared: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
         """What ``typical`` needs of rows, shape (steps, ranks, phases and bytes)."""
         phases = self._clock.phases
-        phase_s = rows[:, :, : len(phases)].astype(np.float32).astype(float)  # as the file has them
+        phase_s = rows[:, :, : len(phases)]
         between_s = phase_s[:, :, step_times.between_steps(phases)].sum(2).mean(1)
         rank_s = phase_s[:, :, step_times.in_thread(phases)].sum(2).max(1)
         seconds = step_times.training_s(shared["step_s"], between_s, rank_s)
@@ -158,6 +159,25 @@ class Recorder:
             if self._world.rank == 0:
                 self._file.put_table(name, *joined(parts), entries[-1][1].attributes())
         self._rows = {}
+
+
+COUNTS = 2  # columns at the end of a row that are whole numbers, of bytes
+
+
+def packed(rows: np.ndarray) -> bytes:
+    """A rank's rows, (steps, phases and counts), for the wire: seconds as float32, as the file has them, and deflated,
+    since most phases take none.
+    """
+    seconds, counts = rows[:, :-COUNTS].astype(np.float32), rows[:, -COUNTS:].astype(np.int64)
+    return zlib.compress(seconds.T.tobytes() + counts.T.tobytes(), 1)
+
+
+def unpacked(payload: bytes, steps: int) -> np.ndarray:
+    """Rows as they were, float64, but for the rounding of seconds."""
+    data = zlib.decompress(payload)
+    split = len(data) - 8 * COUNTS * steps
+    seconds, counts = np.frombuffer(data[:split], np.float32), np.frombuffer(data[split:], np.int64)
+    return np.concatenate([seconds.reshape(-1, steps), counts.reshape(COUNTS, steps)], dtype=np.float64).T
 
 
 def joined(parts: Sequence[tuple[int, Columns]]) -> tuple[np.ndarray, dict[str, np.ndarray]]:

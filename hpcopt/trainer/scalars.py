@@ -74,14 +74,17 @@ def _unlike(name: str, over: set[str]) -> MetricsError:
 
 
 def _reduced(world: World, values: Tensor, over: list[Over]) -> Tensor:
-    """Put ranks' values, (scalars, rows), NaN where there is none, together. Collective."""
+    """Put ranks' values, (scalars, rows), NaN where there is none, together; messages are of what some scalar needs."""
     given = ~values.isnan()
     zeros = torch.zeros_like(values)
     sums, counts = world.all_reduce(torch.stack([torch.where(given, values, zeros), given.double()]))
-    ends = torch.stack([torch.where(given, values, -math.inf), torch.where(given, -values, -math.inf)])
-    high, low = world.all_reduce(ends, "max") * torch.tensor([1.0, -1.0]).view(2, 1, 1)
-    first = world.all_reduce(torch.where(given, float(world.rank), math.inf).double(), "min")
-    firsts = world.all_reduce(torch.where(given & (first == world.rank), values, zeros))
-    found = {"sum": sums, "mean": torch.where(high == low, high, sums / counts), "max": high, "rank": firsts}
+    found = {"sum": sums}
+    if {"mean", "max"} & set(over):
+        ends = torch.stack([torch.where(given, values, -math.inf), torch.where(given, -values, -math.inf)])
+        high, low = world.all_reduce(ends, "max") * torch.tensor([1.0, -1.0]).view(2, 1, 1)
+        found |= {"mean": torch.where(high == low, high, sums / counts), "max": high}
+    if "rank" in over:
+        first = world.all_reduce(torch.where(given, float(world.rank), math.inf).double(), "min")
+        found["rank"] = world.all_reduce(torch.where(given & (first == world.rank), values, zeros))
     rows = [found[kind][index] for index, kind in enumerate(over)]
     return torch.where(counts > 0, torch.stack(rows), math.nan)

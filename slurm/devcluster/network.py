@@ -4,6 +4,7 @@ Everything made here is named ``hpcopt-`` and the host, so that it can be found 
 namespace ``hpcopt-n1`` holds ``e0``; its other end, ``hpcopt-n1`` on the machine, is a port of the bridge ``hpcopt0``.
 """
 
+import math
 import re
 import subprocess
 from pathlib import Path
@@ -84,9 +85,7 @@ def _connect(host: str) -> None:
 
 def set_rate(host: str, rate: str) -> None:
     """Limit a host's link to rate (tc's spelling, as ``1gbit``) in each direction, or lift the limit with ``none``."""
-    # What a link that has rested may send at once: at 1gbit 2 ms of its rate, at 100mbit 3 ms.
-    burst = "32kb" if not rate.endswith("gbit") else "1mb" if int(rate[:-4]) > 2 else "256kb"
-    bucket = ("burst", burst, "latency", "50ms")
+    bucket = ("burst", _burst(rate), "latency", "50ms" if _mbit(rate) > 10 else "400ms")
     sending = ("tc", "-n", PREFIX + host, "qdisc"), "e0"
     receiving = ("tc", "qdisc"), PREFIX + host
     for qdisc, device in (sending, receiving):
@@ -94,6 +93,18 @@ def set_rate(host: str, rate: str) -> None:
             run(*qdisc, "replace", "dev", device, "root", "tbf", "rate", rate, *bucket)
         elif "tbf" in run(*qdisc, "show", "dev", device):
             run(*qdisc, "delete", "dev", device, "root")
+
+
+def _burst(rate: str) -> str:
+    """What a link that has rested may send at once: 2 or 3 ms of its rate, but a whole packet where links are slow."""
+    mbit = _mbit(rate)
+    return "2kb" if mbit < 10 else "4kb" if mbit < 100 else "32kb" if mbit < 1000 else "256kb" if mbit < 3000 else "1mb"
+
+
+def _mbit(rate: str) -> float:
+    """Of a rate as tc spells it; ``none`` is without limit."""
+    found = re.fullmatch(r"(\d+)([kmg])bit", rate)
+    return int(found[1]) * {"k": 1e-3, "m": 1.0, "g": 1e3}[found[2]] if found else math.inf
 
 
 def rate(host: str) -> str:

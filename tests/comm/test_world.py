@@ -9,7 +9,7 @@ import torch
 
 from hpcopt.comm.agreement import require_same_call
 from hpcopt.comm.dense import SHORT_BYTES
-from hpcopt.comm.loopback import run_ranks
+from hpcopt.comm.loopback import LoopbackTransport, run_ranks
 from hpcopt.comm.world import World, alone, connect
 from hpcopt.errors import DataError, HpcoptError, LaunchError, PeerError
 
@@ -37,10 +37,28 @@ def test_texts_of_any_length():
     assert run_ranks(3, lambda t: World(t).gather_text(words[t.rank])) == [words] * 3
 
 
+@pytest.mark.parametrize("point_to_point", [True, False])
+def test_rank_0_gets_bytes_of_any_length(point_to_point, monkeypatch):
+    """Over a transport without messages too."""
+    monkeypatch.setattr(LoopbackTransport, "point_to_point", point_to_point)
+    mine = [b"first", b"", b"x" * 1000]
+
+    def program(t):
+        world = World(t)
+        world.traffic.lap()
+        return world.gather_bytes(mine[t.rank]), world.traffic.sent_bytes
+
+    results = run_ranks(3, program)
+    assert [found for found, _ in results] == [mine, [], []]
+    if point_to_point:
+        assert [sent_bytes - 16 for _, sent_bytes in results] == [0, 0, 1000]
+
+
 def test_a_world_of_one():
     world = alone()
     assert world.all_reduce(torch.ones(2)).tolist() == [1, 1]
     assert world.all_gather(torch.ones(2)).shape == (1, 2)
+    assert world.gather_bytes(b"mine") == [b"mine"]
 
 
 def test_one_ranks_error_is_everyones():
