@@ -114,7 +114,9 @@ def default_of(value: dict[str, Any], required: bool) -> str:
     """How a default reads in the table."""
     if required:
         return "required"
-    default = value.get("default")
+    if "default" not in value:
+        return ""
+    default = value["default"]
     if default is None:
         return "off"
     if isinstance(default, dict):

@@ -64,8 +64,8 @@ class AdaHessianConfig(OptimizerConfig):
 
 
 class AdaHessian(CountedRule):
-    """The optimizer. State by parameter: ``step``; of its shape ``m``, ``s``, and ``size``, what m is divided by; and
-    ``weight``, the share of s that is not of its start at 0.
+    """The optimizer. A group counts its ``steps``. State by parameter: ``step``; of its shape ``m``, ``s`` and
+    ``size``, what m is divided by; and ``weight``, the share of s that is not of its start at 0.
 
     In a loop of one's own, on one process:
 
@@ -101,7 +101,7 @@ class AdaHessian(CountedRule):
             seed: of the random signs, unless the products are given to ``observe``.
         """
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "power": power}
-        super().__init__(params, {**defaults, "average": average, "block": block})
+        super().__init__(params, {**defaults, "average": average, "block": block, "steps": 0})
         self._every, self._parts, self._seed = every, parts, seed
 
     @property
@@ -116,15 +116,16 @@ class AdaHessian(CountedRule):
 
     @property
     def _steps(self) -> int:
-        return max((self.state[p].get("step", 0) for p in self.parameters), default=0)
+        return max(int(group["steps"]) for group in self.param_groups)
 
     def differentiate(self, loss: Derivatives, batch: Any, seed: int) -> float:
         """Leave the gradient, and look at the Hessian where that is due, by random signs of a seed. Collective."""
         if not self.due:
             return loss.gradient(batch)
-        vectors, part = rademacher(self.parameters, seed), seed % self._parts
+        vectors, part = rademacher(loss.parameters, seed), seed % self._parts
         total, found = loss.product(batch, vectors, part=part, parts=self._parts)
-        self.observe(found)
+        seen = dict(zip(loss.parameters, found, strict=True))
+        self.observe([seen[p] for p in self.parameters])
         return total
 
     def backward(self, model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> Tensor:
@@ -181,6 +182,7 @@ class AdaHessian(CountedRule):
                 "AdaHessian knows no Hessian yet: call optimizer.backward(model, loss), optimizer.observe(products) or "
                 "loss.backward(create_graph=True)"
             )
+        group["steps"] += 1
         super().move(group, parameters)
 
     def move_at(self, group: dict[str, Any], step: int, parameters: list[Tensor]) -> None:

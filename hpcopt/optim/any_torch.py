@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, PrivateAttr, ValidationInfo, WithJsonSchema, field_validator, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, ValidationInfo, WithJsonSchema, field_validator, model_validator
 from torch import nn
 from torch.optim import Optimizer
 
@@ -37,12 +37,20 @@ AnyOptimizer = Annotated[
 ]  # as [solver.optimizer]; the schema does not go round in a circle
 
 
+def _rate_may_be_the_types(schema: dict[str, Any]) -> None:
+    schema["required"].remove("lr")
+
+
 class AnyTorchConfig(OptimizerConfig):
     """Any subclass of torch.optim.Optimizer that steps by gradients, see docs/howto/choose_optimizer.md."""
 
+    model_config = ConfigDict(json_schema_extra=_rate_may_be_the_types)
+
     name: Literal["torch"] = "torch"
     type: str = Field(description='"torch.optim:Muon", or any other class, as "package.module:Class"')
-    lr: float = Field(gt=0, description="learning rate at the top of the schedule; the type's default stands in for it")
+    lr: float = Field(
+        gt=0, description="learning rate at the top of the schedule; may be left out if type has a default"
+    )
     arguments: dict[str, Any] = Field(
         {}, description="keyword arguments of type; its weight_decay is for weights of two or more dimensions"
     )

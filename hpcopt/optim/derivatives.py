@@ -17,8 +17,15 @@ class Derivatives(Protocol):
     ranks: each rank then reads its own share of them, which takes data that can be read by index. A point and a list
     of vectors have a tensor of each parameter's shape, in the order of the parameters.
 
-    Each of these leaves the gradient in every ``grad`` and gives this rank's summand of the loss, a float. Collective.
+    Attributes:
+        parameters: those that are trained: all of them, also where each rank moves some only.
+
+    Each of the methods leaves the gradient in every ``grad`` and gives this rank's summand of the loss, a float.
+    Collective.
     """
+
+    @property
+    def parameters(self) -> Sequence[Tensor]: ...
 
     def gradient(self, samples: Any, *, less_at: Sequence[Tensor] | None = None) -> float:
         """The gradient, overlapped with the backward pass.

@@ -109,10 +109,6 @@ class Synchronous(FirstOrder):
 
     @model_validator(mode="after")
     def _can_be_sharded(self) -> Self:
-        if self.shard_optimizer and self.optimizer.asks - {"gradient"}:
-            raise ValueError(
-                f'shard_optimizer goes with optimizers that step by gradients alone, not with "{self.optimizer.name}"'
-            )
         if self.shard_optimizer and self.draws:
             raise ValueError("shard_optimizer does not go with an optimizer that draws at random: ranks would differ")
         return self

@@ -136,3 +136,18 @@ def test_parts_share_groups_state_and_one_state_dict():
             p.copy_(q)
     for x, y in zip(walk(optimizer, tensors), walk(other, copies), strict=True):
         assert torch.equal(x, y)
+
+
+def test_the_schema_takes_the_types_own_rate_for_granted():
+    schema = AnyTorchConfig.model_json_schema()
+    assert schema["required"] == ["type"]
+    assert AnyTorchConfig.model_validate({"type": "torch.optim:Muon"}).lr == 1e-3
+    with pytest.raises(ValueError, match="lr"):
+        AnyTorchConfig.model_validate({"type": f"{__name__}:WithoutDefault"})
+
+
+class WithoutDefault(torch.optim.SGD):
+    """A type that wants to be told its rate."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, lr=lr)

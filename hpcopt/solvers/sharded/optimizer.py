@@ -6,6 +6,7 @@ rank has whole parameters. Either way every value moves by the same operations a
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from torch.optim import Optimizer
 
 from hpcopt.comm.world import World
 from hpcopt.optim import Arsg, Rsg, Signum, Svag
+from hpcopt.optim.derivatives import Asking
 from hpcopt.optim.modes import to_training
 from hpcopt.optim.several import parts_of
+from hpcopt.optim.signs import Vector
 from hpcopt.optim.state import require_same_optimizer, restore_optimizer
 from hpcopt.randomness import drawn
 from hpcopt.shapes.solver import Tree
@@ -216,6 +219,8 @@ def _tried(part: Optimizer, group: dict[str, Any], like: nn.Parameter, *, cut: b
             for own in part.param_groups:
                 own["params"] = [p] if own is group else []
             to_training(part)
+            if isinstance(part, Asking):
+                part.differentiate(_Constant(p), None, 0)
             part.step()
         sizes = [(tensor.numel(), tensor.nbytes) for tensor in tensors_in(part.state[p])]
     finally:
@@ -225,6 +230,28 @@ def _tried(part: Optimizer, group: dict[str, Any], like: nn.Parameter, *, cut: b
             own.update(before)
     by_value = sum(nbytes for count, nbytes in sizes if count == p.numel()) / p.numel()
     return by_value, sum(nbytes for count, nbytes in sizes if count != p.numel())
+
+
+class _Constant:
+    """Derivatives by one tensor, ones wherever somebody looks."""
+
+    def __init__(self, p: nn.Parameter) -> None:
+        self.parameters = [p]
+
+    def gradient(self, samples: Any, *, less_at: Sequence[Tensor] | None = None) -> float:
+        self.parameters[0].grad = torch.ones_like(self.parameters[0])
+        return 0.0
+
+    def product(
+        self, samples: Any, vectors: Sequence[Vector], *, part: int = 0, parts: int = 1
+    ) -> tuple[float, list[Tensor]]:
+        return self.gradient(samples), [torch.ones_like(self.parameters[0])]
+
+    def variance(self, samples: Any, parts: int | None = None) -> tuple[float, list[Tensor]]:
+        return self.gradient(samples), [torch.ones_like(self.parameters[0])]
+
+    def at(self, point: Sequence[Tensor]) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def tensors_in(node: Any) -> list[Tensor]:

@@ -30,6 +30,7 @@ CONFIGS = {
     "arsg": DataParallelConfig(optimizer=ArsgConfig(lr=0.01)),
     "adagrad": DataParallelConfig(optimizer=AnyTorchConfig(type="torch.optim:Adagrad", lr=0.01)),  # a state at once
     "muon": DataParallelConfig(optimizer=MUON),
+    "adahessian": DataParallelConfig(optimizer=AdaHessianConfig(lr=0.05, every=2, eps=1e-2, average="row")),
     "groups": DataParallelConfig(optimizer=AdamWConfig(lr=0.01), groups=GROUPS),
     "kaisa": KaisaConfig(optimizer=AdamWConfig(lr=0.01), damping=0.1),
 }
@@ -62,7 +63,7 @@ def test_there_may_be_fewer_tensors_than_ranks_and_any_exchange():
     require_same(plain.run(7, 3), shards.run(7, 3))
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon", "groups"])
+@pytest.mark.parametrize("name", ["adamw", "muon", "adahessian", "groups"])
 def test_other_ranks_go_on_bit_for_bit(name):
     """4, 3, then 5 ranks, beside an unsharded run that changes its ranks likewise."""
     ends = []
@@ -111,7 +112,7 @@ def wide() -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("size", [1, 3, 4])
-@pytest.mark.parametrize("name", ["sgd", "adamw", "muon", "groups"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon", "adahessian", "groups"])
 def test_memory_is_as_planned(name, size):
     config = sharded(CONFIGS[name])
 
@@ -140,16 +141,8 @@ def test_the_plan_tells_of_it():
     assert plan["bytes of shards"] == "576 sent by each rank for the new parameters"
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "complaint"),
-    [
-        (AdaHessianConfig(), 'step by gradients alone, not with "adahessian"'),
-        ({"name": "torch", "type": "pytorch_optimizer:Kron"}, "draws at random"),
-    ],
-)
-def test_what_cannot_be_sharded_says_so(optimizer, complaint):
-    if isinstance(optimizer, dict):
-        pytest.importorskip("pytorch_optimizer")
-    with pytest.raises(ValidationError, match=complaint):
-        DataParallelConfig(optimizer=optimizer, shard_optimizer=True)
+def test_what_cannot_be_sharded_says_so():
+    pytest.importorskip("pytorch_optimizer")
+    with pytest.raises(ValidationError, match="draws at random"):
+        DataParallelConfig(optimizer={"name": "torch", "type": "pytorch_optimizer:Kron"}, shard_optimizer=True)
     assert "signs" not in DataParallelConfig(optimizer=SignumConfig(), shard_optimizer=True).needs
