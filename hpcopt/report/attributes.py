@@ -22,6 +22,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "threads_per_core": (float, int),
     "oversubscribed": (bool, int),
     "peak_memory_bytes": (np.ndarray, int),
+    "energy_of": (str,),
 }
 SECTIONS = ("run", "workload", "solver", "exchange")
 OBEYED = ("Cc", "Cf", "Zl", "Zp")  # control codes, marks that turn the direction of writing, other ends of lines

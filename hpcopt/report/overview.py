@@ -8,7 +8,7 @@ from hpcopt.errors import MetricsError
 from hpcopt.report.figure import names_of
 from hpcopt.report.summary import Runs, Summary, differing_settings
 from hpcopt.report.target import Reached
-from hpcopt.report.text import duration, fraction, size
+from hpcopt.report.text import duration, energy, fraction, size
 
 MOST_SETTINGS, MOST_CHARACTERS = 6, 28
 
@@ -50,6 +50,8 @@ def _figures(summaries: Sequence[Summary]) -> dict[str, list[str]]:
         "memory": [size(s.peak_memory_bytes) for s in summaries],
         "loss": [f"{s.loss:.4g}" for s in summaries],
     }
+    if any(math.isfinite(s.energy_j) for s in summaries):
+        figures["energy"] = [energy(s.energy_j) for s in summaries]
     if any(s.to_target for s in summaries):
         reached = [s.to_target or asdict(Reached("")) for s in summaries]
         figures |= {

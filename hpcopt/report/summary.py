@@ -29,6 +29,7 @@ class Summary:
         best: of each score, the best evaluation's.
         sent_bytes, dense_bytes: mean bytes a step, over all ranks.
         peak_memory_bytes: of the rank with the most.
+        energy_j: joules that the run's nodes took in its steps; NaN where their machines do not say.
         plugins: what was plugged in: its distribution, version and digest.
         efficiencies: POP's, by name (see ``Efficiencies``); empty on one rank and where no waits are known.
         to_target: what reaching the target took (see ``Reached``); empty without one.
@@ -58,6 +59,7 @@ class Summary:
     sent_bytes: float
     dense_bytes: float
     peak_memory_bytes: float
+    energy_j: float
     plugins: dict[str, str]
     efficiencies: dict[str, float]
     to_target: dict[str, Any]
@@ -100,7 +102,7 @@ def summarise(run: Run, target: Target | None = None) -> Summary:
         step_s=float(median),
         step_s_low=float(low),
         step_s_high=float(high),
-        samples_per_s=_samples(run) / float(median),
+        samples_per_s=_samples(run) / float(median) if median > 0 else np.nan,
         phases=phases,
         overlapped=overlapped,
         beside={
@@ -109,6 +111,7 @@ def summarise(run: Run, target: Target | None = None) -> Summary:
         sent_bytes=float(run.sent_bytes[warm].mean()) if step_s.size else np.nan,
         dense_bytes=float(run.dense_bytes[warm].mean()) if step_s.size else np.nan,
         peak_memory_bytes=float(np.fmax.reduce(peaks)),
+        energy_j=_energy(run),
         plugins=plugins_of(run.attributes),
         efficiencies={} if pop is None else asdict(pop),
         to_target={} if target is None else asdict(reached(run, target)),
@@ -171,6 +174,17 @@ def _last(run: Run, column: str, *, known: bool = False) -> float:
     values = run.columns.get(column, np.zeros(0))
     values = values[~np.isnan(values)] if known else values
     return float(values[-1]) if len(values) else float("nan")
+
+
+def _energy(run: Run) -> float:
+    """Joules of all steps, unless those of one of its starts are not known."""
+    taken = run.columns.get("energy_j")
+    if taken is None or not len(taken):
+        return np.nan
+    start = np.searchsorted([start.step for start in run.starts], run.columns["step"], side="left")
+    told = np.isin(start, start[~np.isnan(taken)]).all()  # of each start, one row at least
+    joules = float(np.nansum(taken))
+    return joules if told and np.isfinite(joules) else np.nan
 
 
 def _samples(run: Run) -> float:

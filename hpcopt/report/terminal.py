@@ -12,7 +12,7 @@ from rich.text import Text
 from hpcopt.report.overview import overview
 from hpcopt.report.read import Run
 from hpcopt.report.summary import Summary, best_of, notes_of
-from hpcopt.report.text import duration, fraction, size
+from hpcopt.report.text import duration, energy, fraction, size
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 BAR = 32
@@ -103,6 +103,8 @@ def _facts(run: Run, s: Summary) -> RenderableType:
         )
     if math.isfinite(s.peak_memory_bytes):
         table.add_row("memory", f"{size(s.peak_memory_bytes)} at most on a rank")
+    counted = run.attributes.get("energy_of") or "nodes"
+    table.add_row("energy", energy(s.energy_j) + f" of all nodes' {counted}" * math.isfinite(s.energy_j))
     for name, version in s.plugins.items():
         table.add_row("plugged in", f"{name} ({version})")
     losses = run.columns.get("loss", np.zeros(0))

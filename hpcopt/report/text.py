@@ -27,6 +27,17 @@ def size(nbytes: float) -> str:
     return f"{nbytes:.3g} TB"
 
 
+def energy(joules: float) -> str:
+    """Joules with a fitting unit."""
+    if not math.isfinite(joules):
+        return "not known"
+    for unit in ("J", "kJ", "MJ"):
+        if joules < 1000:
+            return f"{joules:.3g} {unit}"
+        joules /= 1000
+    return f"{joules:.3g} GJ"
+
+
 def fraction(sent: float, dense: float) -> str:
     """Bytes sent as a part of dense ones."""
     return f"{sent / dense:.1%}" if dense > 0 else "-"

@@ -14,7 +14,16 @@ from hpcopt.store import hdf5
 CHUNK_BYTES, CHUNK_ROWS = 1 << 18, 512
 DIMENSIONS = ("rank", "phase")  # beside step, which is a column too
 INTEGERS = ("step", "samples", "ranks", "bucket", "bytes", "steps")
-UNITS = {"step": "1", "epoch": "1", "time_s": "s", "step_s": "s", "samples": "1", "ranks": "1", "bytes": "byte"}
+UNITS = {
+    "step": "1",
+    "epoch": "1",
+    "time_s": "s",
+    "step_s": "s",
+    "samples": "1",
+    "ranks": "1",
+    "bytes": "byte",
+    "energy_j": "J",
+}
 MEANINGS = {
     "step": "number of steps done",
     "epoch": "passes over the training data done",
@@ -23,6 +32,7 @@ MEANINGS = {
     "loss": "mean loss over the global batch",
     "learning_rate": "learning rate of the step",
     "samples": "training samples used since the run began",
+    "energy_j": "energy that all nodes took since the row before that has one, or since the start",
     "ranks": "number of ranks",
     "phase_s": "wall time of each phase of the step on each rank",
     "sent_bytes": "bytes that each rank sent in the step",

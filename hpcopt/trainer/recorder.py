@@ -22,10 +22,12 @@ from hpcopt.shapes.workload import Better
 from hpcopt.store import step_times
 from hpcopt.store.metrics import BY_RANK, OWN_TABLES, MetricsFile
 from hpcopt.store.tables import usable
+from hpcopt.trainer.energy import Energy
 from hpcopt.trainer.scalars import Scalars
 
 SHARED = ("step", "epoch", "time_s", "step_s", "learning_rate", "samples")  # columns that are the same on all ranks
-OURS = (*SHARED, "loss", *BY_RANK)  # tables of the steps
+ENERGY = "energy_j"  # at the last step of each block, since the block before it
+OURS = (*SHARED, "loss", ENERGY, *BY_RANK)  # tables of the steps
 LATEST = 16  # steps whose seconds are at hand
 BLOCK_STEPS = 512  # for 128 ranks, an append then costs .05 ms of processor time a step; one of 64 steps .17 ms
 
@@ -35,9 +37,11 @@ class Recorder:
     it are collective.
     """
 
-    def __init__(self, world: World, file: MetricsFile, clock: PhaseClock, elapsed_s: float) -> None:
-        """Start counting; ``elapsed_s`` are the seconds that earlier parts of the run took."""
-        self._world, self._file, self._clock = world, file, clock
+    def __init__(
+        self, world: World, file: MetricsFile, clock: PhaseClock, elapsed_s: float, energy: Energy | None = None
+    ) -> None:
+        """Start counting; ``elapsed_s`` are the seconds that earlier parts of the run took, and ``energy`` counts."""
+        self._world, self._file, self._clock, self._energy = world, file, clock, energy
         self._shared: list[tuple[float | None, ...]] = []  # of SHARED: a row a step
         self._mine: list[list[float]] = []  # phases, bytes sent, bytes dense: a row a step
         self._start_s = time.monotonic() - elapsed_s
@@ -93,6 +97,8 @@ class Recorder:
         """Write what is buffered. Collective."""
         if self._mine:
             everyones = self._world.gather_bytes(packed(np.array(self._mine)))
+            if self._energy is not None and (joules := self._energy.lap()) is not None:
+                self._scalars.put(len(self._mine) - 1, ENERGY, joules, "sum")
             scalars = self._scalars.put_together(self._world, len(self._mine))
             if self._world.rank == 0:
                 shared, rows = self._columns(), np.stack([unpacked(theirs, len(self._mine)) for theirs in everyones], 1)

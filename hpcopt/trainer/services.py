@@ -23,6 +23,7 @@ from hpcopt.shapes.solver import Checkpointed, Tree
 from hpcopt.shapes.workload import Workload, WorkloadConfig
 from hpcopt.store.checkpoint import Checkpoints
 from hpcopt.store.metrics import MetricsFile, software
+from hpcopt.trainer.energy import Energy
 from hpcopt.trainer.progress import Progress
 from hpcopt.trainer.recorder import Recorder
 from hpcopt.trainer.resume import Position, restore
@@ -113,15 +114,16 @@ class Services:
         """
         world, file = self.world, MetricsFile(self.directory.metrics)
         threads_per_core = world.threads_per_core(torch.get_num_threads(), machine())
+        energy = Energy.counted(world, self.device)
         with world.together():
             if world.rank == 0:
                 self.directory.write_job(text)
-                attributes = self._attributes(job, threads_per_core)
+                attributes = {**self._attributes(job, threads_per_core), "energy_of": energy.of}
                 if os.path.lexists(file.path):
                     file.restart(position.step, world.size, attributes, phases=clock.phases)
                 else:
                     file.create(world.size, clock.phases, attributes, step=position.step, time_s=position.elapsed_s)
-        return Recorder(world, file, clock, position.elapsed_s)
+        return Recorder(world, file, clock, position.elapsed_s, energy)
 
     def _attributes(self, job: Mapping[str, Any], threads_per_core: float) -> dict[str, Any]:
         """What a run's records say of it: the job, the machine, the software and what was plugged in."""

@@ -149,3 +149,22 @@ def test_memory_is_told(tmp_path, capsys):
     assert main([path, "--csv"]) == 0
     header, row = capsys.readouterr().out.splitlines()
     assert row.split(",")[header.split(",").index("peak_memory_bytes")] == "3000000000.0"
+
+
+def test_energy_is_told_or_not_known(tmp_path, capsys):
+    file = make_run(tmp_path / "run", steps=0, energy_of="packages")
+    (path,) = [str(tmp_path / "run")]
+    assert main([path]) == 0
+    assert "not known" in capsys.readouterr().out
+    ranks, phases = np.zeros((2, 3), int), np.zeros((2, 3, 4))
+    file.append_steps({"step": np.array([1, 2]), "energy_j": np.array([np.nan, 1500.0])}, phases, ranks, ranks)
+    assert main([path]) == 0
+    assert "1.5 kJ of all nodes' packages" in capsys.readouterr().out
+    assert main([path, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"][0]["energy_j"] == 1500
+    assert main([path, "--columns", "energy"]) == 0
+    assert "1.5 kJ" in capsys.readouterr().out
+    file.restart(2, 3, {})  # on nodes that do not say
+    file.append_steps({"step": np.array([3, 4])}, phases, ranks, ranks)
+    assert main([path, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"][0]["energy_j"] is None
