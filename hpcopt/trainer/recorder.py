@@ -7,7 +7,6 @@ two ranks.
 import math
 import resource
 import time
-import zlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 
@@ -101,7 +100,8 @@ class Recorder:
                 self._scalars.put(len(self._mine) - 1, ENERGY, joules, "sum")
             scalars = self._scalars.put_together(self._world, len(self._mine))
             if self._world.rank == 0:
-                shared, rows = self._columns(), np.stack([unpacked(theirs, len(self._mine)) for theirs in everyones], 1)
+                shape = len(self._mine), len(self._mine[0])
+                shared, rows = self._columns(), np.stack([unpacked(theirs, *shape) for theirs in everyones], 1)
                 self._training.append(self._trained(shared, rows))
                 self._append({**shared, **scalars}, rows)
             self._shared, self._mine = [], []
@@ -171,19 +171,24 @@ COUNTS = 2  # columns at the end of a row that are whole numbers, of bytes
 
 
 def packed(rows: np.ndarray) -> bytes:
-    """A rank's rows, (steps, phases and counts), for the wire: seconds as float32, as the file has them, and deflated,
-    since most phases take none.
+    """A rank's rows, (steps, phases and counts), for the wire: seconds as float32, as the file has them, and no column
+    of zeros, since most phases take no time.
     """
-    seconds, counts = rows[:, :-COUNTS].astype(np.float32), rows[:, -COUNTS:].astype(np.int64)
-    return zlib.compress(seconds.T.tobytes() + counts.T.tobytes(), 1)
+    present = rows.any(0)
+    seconds, counts = rows[:, :-COUNTS][:, present[:-COUNTS]], rows[:, -COUNTS:][:, present[-COUNTS:]]
+    return present.tobytes() + seconds.T.astype(np.float32).tobytes() + counts.T.astype(np.int64).tobytes()
 
 
-def unpacked(payload: bytes, steps: int) -> np.ndarray:
+def unpacked(payload: bytes, steps: int, columns: int) -> np.ndarray:
     """Rows as they were, float64, but for the rounding of seconds."""
-    data = zlib.decompress(payload)
-    split = len(data) - 8 * COUNTS * steps
-    seconds, counts = np.frombuffer(data[:split], np.float32), np.frombuffer(data[split:], np.int64)
-    return np.concatenate([seconds.reshape(-1, steps), counts.reshape(COUNTS, steps)], dtype=np.float64).T
+    rows = np.zeros((columns, steps))
+    present = np.frombuffer(payload, bool, columns)
+    seconds, counts = present.copy(), present.copy()
+    seconds[-COUNTS:], counts[:-COUNTS] = False, False
+    end = columns + 4 * steps * int(seconds.sum())
+    rows[seconds] = np.frombuffer(payload[columns:end], np.float32).reshape(-1, steps)
+    rows[counts] = np.frombuffer(payload[end:], np.int64).reshape(-1, steps)
+    return rows.T
 
 
 def joined(parts: Sequence[tuple[int, Columns]]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
