@@ -174,7 +174,7 @@ def packed(rows: np.ndarray) -> bytes:
     """A rank's rows, (steps, phases and counts), for the wire: seconds as float32, as the file has them, and no column
     of zeros, since most phases take no time.
     """
-    present = rows.any(0)
+    present = np.array([column.any() for column in rows.T])
     seconds, counts = rows[:, :-COUNTS][:, present[:-COUNTS]], rows[:, -COUNTS:][:, present[-COUNTS:]]
     return present.tobytes() + seconds.T.astype(np.float32).tobytes() + counts.T.astype(np.int64).tobytes()
 
