@@ -81,6 +81,7 @@ EXCHANGES = Family(
     native="hpcopt.exchange.sums:NativeConfig",
     two_phase="hpcopt.exchange.lossy:TwoPhaseConfig",
     vote="hpcopt.exchange.signs:VoteConfig",
+    lgc="hpcopt.exchange.lgc.reducer:LgcConfig",
     auto="hpcopt.exchange.auto:AutoConfig",
 )
 

@@ -4,6 +4,7 @@ from hpcopt.exchange.auto import AutoConfig
 from hpcopt.exchange.bucket import Bucket
 from hpcopt.exchange.config import ExchangeConfig
 from hpcopt.exchange.exchange import Exchange
+from hpcopt.exchange.lgc.reducer import LgcConfig
 from hpcopt.exchange.lossy import TwoPhaseConfig
 from hpcopt.exchange.reducer import Reducer
 from hpcopt.exchange.signs import VoteConfig
@@ -14,6 +15,7 @@ __all__ = [
     "Bucket",
     "Exchange",
     "ExchangeConfig",
+    "LgcConfig",
     "NativeConfig",
     "Reducer",
     "RingConfig",

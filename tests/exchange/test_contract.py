@@ -20,7 +20,16 @@ from hpcopt.compress import (
     Sign,
     TopK,
 )
-from hpcopt.exchange import AutoConfig, ExchangeConfig, NativeConfig, Reducer, RingConfig, TwoPhaseConfig, VoteConfig
+from hpcopt.exchange import (
+    AutoConfig,
+    ExchangeConfig,
+    LgcConfig,
+    NativeConfig,
+    Reducer,
+    RingConfig,
+    TwoPhaseConfig,
+    VoteConfig,
+)
 from hpcopt.exchange.lossy import TwoPhaseReducer
 from hpcopt.exchange.sums import RingReducer
 from hpcopt.testing import exchange as contract
@@ -41,6 +50,7 @@ OURS = [
     TwoPhaseConfig(codec=AdaComp()),
     TwoPhaseConfig(codec=ChunkedTopK(bucket=64, k=8)),
     TwoPhaseConfig(codec=TopK(fraction=0.1), by_nodes=True),
+    LgcConfig(fraction=0.1, dense_steps=1, learning_steps=2, worst=1.0),
     VoteConfig(momentum=0.9),
     VoteConfig(momentum=0.9, weights="learned"),
     VoteConfig(weights="learned"),
