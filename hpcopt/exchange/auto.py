@@ -2,13 +2,15 @@
 
 Exact sums are chosen freely among MPI_Allreduce, recursive doubling and the ring (its sums, by way of memory where all
 ranks share it). A codec, if the job names one, is used for the buckets where it saves time on this network, and for no
-other.
+other; beside it, bfloat16 around the ring. With ``measure_again`` the choice is made anew during the run, from what
+really travels (``hpcopt.exchange.trials``).
 
 What a bucket takes decides how its sum is rounded, so all ranks follow rank 0's choice, and a run that goes on from a
 checkpoint keeps the choice that it began with; on another number of ranks it chooses anew.
 """
 
 import math
+import time
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -16,16 +18,18 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
+from hpcopt.comm import dense, doubling
 from hpcopt.comm.alpha_beta import CodecCost, Line, Machine
 from hpcopt.comm.calibration import calibrate, codec_cost
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
 from hpcopt.compress import Codec, Dense, Half
-from hpcopt.compress.finite import can_be_sent
+from hpcopt.compress.finite import BOUND_BYTES, can_be_sent
 from hpcopt.exchange.bucket import Bucket
-from hpcopt.exchange.choices import EXACT, Choice, Choices, choose
+from hpcopt.exchange.choices import EXACT, Choice, Choices, choose, chosen_again
 from hpcopt.exchange.lossy import AnyCodec, Lossy, TwoPhaseConfig, TwoPhaseReducer, agreed_bound
 from hpcopt.exchange.reducer import Reducer, Tree
+from hpcopt.exchange.trials import TRIES, Trial, decide
 from hpcopt.exchange.ways import Doubling, HalfRing, Native, Ring, TwoPhase, TwoPhaseByNodes, Way
 from hpcopt.store.saved_parts import SavedParts
 
@@ -36,6 +40,9 @@ class AutoConfig(Lossy):
     name: Literal["auto"] = "auto"
     codec: AnyCodec = Field(Dense(), description="used for the buckets where it saves time; dense: sums stay exact")
     calibration_s: float = Field(2.0, gt=0, description="seconds for measuring, at most, about")
+    measure_again: tuple[int, ...] = Field(
+        (), description="steps from which on every way carries every bucket three times, and the fastest is kept"
+    )
 
     def build(self, seed: int) -> "AutoReducer":
         """Make the reducer."""
@@ -54,6 +61,7 @@ class AutoReducer(Reducer):
         self._ways = {way.name: way for way in ways}
         self._buckets: Sequence[Bucket] = ()
         self._indebted: set[int] = set()
+        self._trial: Trial | None = None
 
     def kind(self, name: str, parameter: nn.Parameter) -> Hashable:
         return self._lossy[0].reducer.kind(name, parameter)
@@ -72,7 +80,38 @@ class AutoReducer(Reducer):
         world.traffic.add(counted)
 
     def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
+        if bucket.index == 0 and step in self._config.measure_again and transport.size > 1 and self.choices:
+            self._trial = Trial(step, [list(choice.predicted_s) for choice in self.choices.buckets])
         way = self._way(bucket)
+        if self._trial is not None:
+            way = self._ways[self._trial.way(bucket.index, step)]
+            self._owe([bucket])
+        start_s = time.perf_counter()
+        self._reduce_by(way, transport, bucket, step)
+        if self._trial is not None:
+            self._trial.record(bucket.index, way.name, time.perf_counter() - start_s)
+
+    def finish_step(self, transport: Transport, buckets: Sequence[Bucket], step: int) -> None:
+        """At the end of a trial, all ranks choose by what it has measured."""
+        if self._trial is None:
+            return
+        self._trial.ready([bucket.ready_s for bucket in buckets])
+        if step < self._trial.last:
+            return
+        trial, self._trial = self._trial, None
+        self._owe(buckets)
+        if self.choices is None or not trial.complete:
+            return
+        seconds, ready_s = trial.measured(dense.all_reduce(transport, trial.table(), "min"))
+        ways, waited_s, exact_s = decide(seconds, ready_s)
+        self.choices = chosen_again(self.choices, ways, seconds, step + 1, waited_s, exact_s)
+
+    def _owe(self, buckets: Sequence[Bucket]) -> None:
+        """Their next sums pay what other ways than theirs still owe."""
+        if not isinstance(self._config.codec, Dense):
+            self._indebted.update(bucket.index for bucket in buckets)
+
+    def _reduce_by(self, way: Way, transport: Transport, bucket: Bucket, step: int) -> None:
         if bucket.index in self._indebted:
             if not can_be_sent(agreed_bound(transport, bucket.values), 1.0, self._config.codec):
                 bucket.values.fill_(math.nan)  # the debt stays, and the sum is exact
@@ -84,8 +123,19 @@ class AutoReducer(Reducer):
         way.carry(transport, bucket, step)
 
     def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
-        """Before anything is measured, those of the ring."""
-        return self._way(bucket).planned_bytes(bucket, size, rank)
+        """Before anything is measured, those of the ring; with trials to come, those of the way that sends most."""
+        ways = [self._way(bucket)]
+        if self.choices is not None and self._config.measure_again:
+            ways += [self._ways[name] for name in self.choices.buckets[bucket.index].predicted_s]
+        return max(way.planned_bytes(bucket, size, rank) for way in ways)
+
+    def finish_bytes(self, size: int, rank: int) -> int:
+        """Of a trial's end, with the agreements that go with debts."""
+        if not self._config.measure_again:
+            return 0
+        times = (TRIES * len(self._ways) + 1) * len(self._buckets)
+        agreements = len(self._buckets) * doubling.planned_bytes(BOUND_BYTES, size, rank)
+        return dense.planned_bytes(8 * times, size, rank) + agreements
 
     def plan(self) -> str:
         codec = self._config.codec
@@ -114,7 +164,7 @@ class AutoReducer(Reducer):
         self._indebted = {bucket.index for bucket in self._buckets}
         same = len(parts) == size and saved["values"] == [bucket.values.numel() for bucket in self._buckets]
         if same and self.choices is not None:
-            self.choices.kept = True
+            self.choices.source = "as in the checkpoint"
             self.choices.buckets = [
                 replace(choice, algorithm=algorithm)
                 for choice, algorithm in zip(self.choices.buckets, saved["algorithms"], strict=True)
@@ -144,8 +194,12 @@ class AutoReducer(Reducer):
 
     def _predicted(self, machine: Machine, bucket: Bucket, costs: dict[Codec, CodecCost]) -> dict[str, float]:
         """Seconds of every way that can carry a bucket."""
-        cost = costs.get(bucket.kind)  # type: ignore[call-overload]
-        times = {name: way.predicted_s(machine, bucket, cost) for name, way in self._ways.items()}
+        own = costs.get(bucket.kind)  # type: ignore[call-overload]
+        half = None if own is None else costs.get(Half(), own if isinstance(bucket.kind, Half) else None)
+        times = {
+            name: way.predicted_s(machine, bucket, half if isinstance(way, HalfRing) else own)
+            for name, way in self._ways.items()
+        }
         return {name: seconds for name, seconds in times.items() if seconds is not None}
 
     def _codec_costs(self, world: World) -> dict[Codec, CodecCost]:
@@ -153,7 +207,8 @@ class AutoReducer(Reducer):
         longest: dict[Codec, int] = {}
         for bucket in self._buckets:
             if isinstance(codec := bucket.kind, Codec) and not isinstance(codec, Dense) and world.size > 1:
-                longest[codec] = max(longest.get(codec, 0), bucket.values.numel())
+                for each in (codec,) if isinstance(codec, Half) else (codec, Half()):
+                    longest[each] = max(longest.get(each, 0), bucket.values.numel())
         seconds = self._config.calibration_s / 5 / max(1, len(longest))
         keeps = self._lossy[0].reducer.keeps_residuals
         return {

@@ -22,6 +22,7 @@ class Bucket:
         views: each parameter's gradient, in values.
         layout: names and shapes as they lie in values; a gap has a name of its own.
         offsets: where each parameter begins in values.
+        ready_s: when its gradients were last complete, by ``time.perf_counter``.
     """
 
     index: int
@@ -30,6 +31,7 @@ class Bucket:
     views: dict[nn.Parameter, Tensor]
     layout: Layout
     offsets: dict[nn.Parameter, int] = field(default_factory=dict)
+    ready_s: float = 0.0
 
     @property
     def name(self) -> str:

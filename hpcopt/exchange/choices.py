@@ -2,7 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
@@ -41,13 +41,15 @@ class Choices:
     Attributes:
         machine: what the predictions rest on.
         codecs: costs of codecs by name.
-        kept: whether the algorithms are a checkpoint's.
+        source: where the algorithms are from.
+        news: what has changed since other choices were told, with its numbers.
     """
 
     buckets: list[Choice]
     machine: Machine
     codecs: Mapping[str, CodecCost]
-    kept: bool = False
+    source: str = "fastest by calibration"
+    news: Sequence[str] = ()
     _seconds: deque[list[float]] = field(default_factory=lambda: deque(maxlen=KEPT_STEPS))
     _steps: int = 0
     _sum_s: Tensor | None = None
@@ -99,8 +101,7 @@ class Choices:
         count = Counter(choice.algorithm for choice in self.buckets)
         total_s = sum(choice.predicted_s.get(choice.algorithm, 0.0) for choice in self.buckets)
         taken = ", ".join(f"{n} by {name}" for name, n in count.most_common())
-        source = "as in the checkpoint" if self.kept else "fastest by calibration"
-        report = [f"exchange: buckets {taken} ({source}; {1e3 * total_s:.3g} ms a step expected)"]
+        report = [f"exchange: buckets {taken} ({self.source}; {1e3 * total_s:.3g} ms a step expected)", *self.news]
         for name in dict.fromkeys(choice.codec for choice in self.buckets if choice.codec):
             with_codec = [choice for choice in self.buckets if choice.codec == name]
             if not any(choice.algorithm not in EXACT for choice in with_codec):
@@ -123,10 +124,38 @@ class Choices:
         )
 
 
-def choose(predicted_s: Mapping[str, float]) -> str:
-    """The fastest exact algorithm, or the fastest with a codec, if that is worth it."""
+def choose(predicted_s: Mapping[str, float], *, exact_only: bool = False) -> str:
+    """The fastest exact algorithm, or the fastest that loses something, if that is worth it."""
     exact, lossy = _fastest(predicted_s, exact=True), _fastest(predicted_s, exact=False)
-    return lossy if lossy and predicted_s[lossy] < WORTH * predicted_s[exact] else exact
+    return lossy if lossy and not exact_only and predicted_s[lossy] < WORTH * predicted_s[exact] else exact
+
+
+def chosen_again(
+    before: Choices,
+    ways: Sequence[str],
+    seconds: Sequence[Mapping[str, float]],
+    step: int,
+    waited_s: float,
+    exact_s: float,
+) -> Choices:
+    """Choices for the steps from ``step`` on, by times that were measured, with a line for each change.
+
+    Args:
+        waited_s, exact_s: what of a step's exchange computation does not hide, so and with exact sums.
+    """
+    news = [f"exchange: {1e3 * waited_s:.3g} ms a step are waited for, {1e3 * exact_s:.3g} ms with exact sums"]
+    for index, (old, way, took_s) in enumerate(zip(before.buckets, ways, seconds, strict=True)):
+        if way != old.algorithm:
+            was_ms, is_ms = 1e3 * took_s[old.algorithm], 1e3 * took_s[way]
+            news.append(
+                f"exchange: bucket {index} ({old.values_bytes / 1e6:.3g} MB) goes by {way} ({is_ms:.3g} ms), no longer "
+                f"by {old.algorithm} ({was_ms:.3g} ms)"
+            )
+    buckets = [
+        replace(old, algorithm=way, predicted_s=took_s)
+        for old, way, took_s in zip(before.buckets, ways, seconds, strict=True)
+    ]
+    return Choices(buckets, before.machine, before.codecs, f"fastest as measured before step {step}", news)
 
 
 def _fastest(predicted_s: Mapping[str, float], *, exact: bool) -> str:

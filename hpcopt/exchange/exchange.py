@@ -286,6 +286,7 @@ class Exchange:
         """Exchange the buckets up to ``end`` that are not yet under way."""
         while self._next < end:
             bucket = self.buckets[self._next]
+            bucket.ready_s = time.perf_counter()
             self._next += 1
             self._run(partial(self._reduce, bucket))
 

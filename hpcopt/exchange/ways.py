@@ -91,13 +91,14 @@ class Ring(Way):
 
 
 class HalfRing(Way):
-    """Around the ring in half precision."""
+    """Around the ring in half precision: for buckets of codec half, and as bfloat16 for those of any other that loses
+    something. ``codec`` is here what half costs.
+    """
 
     name = "half_ring"
 
     def predicted_s(self, machine: Machine, bucket: Bucket, codec: CodecCost | None) -> float | None:
-        usable = codec is not None and isinstance(bucket.kind, Half)
-        return alpha_beta.ring_s(machine, bucket.nbytes, codec) if usable else None
+        return None if codec is None else alpha_beta.ring_s(machine, bucket.nbytes, codec)
 
     def carry(self, transport: Transport, bucket: Bucket, step: int) -> None:
         dense.long(transport, bucket.values, wire=self._wire(bucket))
@@ -106,8 +107,7 @@ class HalfRing(Way):
         return dense_all_reduce_bytes(bucket.values.numel() * self._wire(bucket).itemsize, size)
 
     def _wire(self, bucket: Bucket) -> torch.dtype:
-        assert isinstance(bucket.kind, Half)
-        return bucket.kind.dtype
+        return bucket.kind.dtype if isinstance(bucket.kind, Half) else Half().dtype
 
 
 class TwoPhase(Way):

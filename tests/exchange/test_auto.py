@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -15,6 +16,7 @@ from hpcopt.comm.world import World
 from hpcopt.compress import QSGD, Half, PerTensor, Rule, TopK
 from hpcopt.exchange import AutoConfig, Bucket, Exchange, RingConfig, TwoPhaseConfig, auto
 from hpcopt.exchange.choices import choose
+from hpcopt.exchange.trials import TRIES, Trial, decide
 from hpcopt.testing.problem import flat
 from tests.exchange.test_exchange import descend, network
 
@@ -35,8 +37,11 @@ def predict(machine: Machine, nbytes: int, cost: CodecCost | None, codec=QSGD())
 
 
 def given(monkeypatch, known: Machine, cost: CodecCost = CODEC) -> None:
+    def codec_cost(_world, codec, *_):
+        return replace(cost, ratio=2.0) if isinstance(codec, Half) else cost
+
     monkeypatch.setattr(auto, "calibrate", lambda _world, _s: known)
-    monkeypatch.setattr(auto, "codec_cost", lambda *_: cost)
+    monkeypatch.setattr(auto, "codec_cost", codec_cost)
 
 
 def trained(size: int, config, steps: int, state=None, models=None):
@@ -116,7 +121,7 @@ def test_measured_choices_keep_replicas_equal():
     assert all(torch.equal(result, results[0]) for result in results)
     choices = exchanges[0].choices
     assert choices.lap().shape == (10, len(exchanges[0].buckets))
-    assert set(json.loads(choices.attributes()["calibration"])["codecs"]) == {"qsgd"}
+    assert set(json.loads(choices.attributes()["calibration"])["codecs"]) == {"half", "qsgd"}
 
 
 @pytest.mark.parametrize("codec", [QSGD(bits=4), TopK(fraction=0.1)])
@@ -206,3 +211,65 @@ def test_planned_bytes_follow_the_choice(monkeypatch, size):
 
     for config in (AutoConfig(), AutoConfig(codec=Half()), AutoConfig(codec=QSGD(bits=4))):
         assert all(abs(off) <= 16 for off in run_ranks(size, partial(program, config=config)))
+
+
+def test_bfloat16_is_considered_beside_a_codec():
+    """Where the codec's own kernels are too slow, and the link is slow too."""
+    m, codec = machine(4, SLOW, 10.0), QSGD()
+    bucket = Bucket(0, codec, torch.zeros(1 << 20), {}, {})
+    costs = {codec: DEAR, Half(): CodecCost(Line(), Line(), 2.0)}
+    assert choose(AutoConfig(codec=codec).build(0)._predicted(m, bucket, costs)) == "half_ring"
+
+
+@pytest.mark.parametrize(
+    ("ready_s", "chosen"),
+    [
+        ([0.0, 0.0], ["two_phase", "two_phase"]),  # after the backward pass: 8 s are waited for, or 2
+        ([0.0, 9.0], ["two_phase", "two_phase"]),  # the first is hidden whatever it takes
+        ([0.0, 100.0, 200.0], ["ring", "ring", "native"]),  # only the last counts, which has no codec
+    ],
+)
+def test_a_codec_is_not_used_for_what_computation_hides(ready_s, chosen):
+    seconds = [{"ring": 4.0, "native": 5.0, "two_phase": 1.0}] * 2 + [{"ring": 2.0, "native": 1.0}]
+    assert decide(seconds[: len(ready_s)], ready_s)[0] == chosen
+
+
+def test_a_trial_takes_turns_and_keeps_the_medians_of_the_undisturbed_rank():
+    trial = Trial(10, [["ring", "native"], ["ring"]])
+    assert trial.last == 10 + 2 * TRIES - 1 and not trial.complete
+    took = {"ring": iter([3.0, 99.0, 2.0]), "native": iter([5.0, 5.0, 1.0])}
+    for step in range(10, trial.last + 1):
+        way = trial.way(0, step)
+        trial.record(0, way, next(took[way]))
+        trial.record(1, trial.way(1, step), 7.0)
+        trial.ready([100.0, 104.0])
+    assert trial.complete
+    measured = trial.measured(trial.table())
+    assert measured == ([{"ring": 3.0, "native": 5.0}, {"ring": 7.0}], [0.0, 4.0])
+
+
+@pytest.mark.parametrize("codec", [None, TopK(fraction=0.1)])
+def test_a_choice_made_again_is_told_and_loses_nothing(monkeypatch, codec):
+    """All ways carry in turn, and what top-k owes comes out with exact sums at the end."""
+    given(monkeypatch, machine(3, SLOW, 1e-9), FREE)
+    monkeypatch.setattr(auto, "decide", lambda seconds, _: (["doubling"] * len(seconds), 0.5, 0.25))
+    config = AutoConfig(bucket_mb=0.002, measure_again=(2,), **({} if codec is None else {"codec": codec}))
+
+    def program(t):
+        exchange = Exchange(World(t), network().named_parameters(), config)
+        came, went = torch.zeros(()).double(), torch.zeros(()).double()
+        for step in range(40):
+            exchange.zero()
+            for bucket in exchange.buckets:
+                if step < 30:
+                    bucket.values.copy_(torch.randn(bucket.values.shape, generator=torch.Generator().manual_seed(step)))
+                came += 3 * bucket.values.double().sum()
+            exchange.finish()
+            went += sum(bucket.values.double().sum() for bucket in exchange.buckets)
+        return algorithms(exchange), exchange.choices.lines(), came, went
+
+    for chosen, lines, came, went in run_ranks(3, program):
+        assert set(chosen) == {"doubling"}
+        assert "as measured before step" in lines[0] and "500 ms a step are waited for, 250 ms with exact" in lines[1]
+        assert "goes by doubling" in lines[2] and "no longer by native" in lines[2]
+        torch.testing.assert_close(went, came, rtol=1e-5, atol=1e-3)

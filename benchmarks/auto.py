@@ -1,0 +1,146 @@
+"""Auto beside the exchanges that it chooses among: seconds a step of some networks on the links that there are.
+
+    sbatch --exclusive --wrap='srun python benchmarks/auto.py --out auto.jsonl --links 100mbit'    a column of the night
+    mpirun -n 2 python benchmarks/auto.py --short                                                two networks, few turns
+    python benchmarks/auto.py --table auto.jsonl                                       what all columns say, in Markdown
+
+Five networks on two and four hosts at four rates (``python3 -m slurm.devcluster up --rate``) are the forty set-ups.
+Rows take turns of steps, each with its own copy of the network and of the data, so that all see the same machine; auto has
+measured again before its first turn that counts. A time is the median over steps of the slowest rank's. The denominator
+is the best dense ring, bfloat16 included.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hpcopt.comm.launch import leave_exit_code
+from hpcopt.comm.world import World, connect
+from hpcopt.compress import QSGD, Bounded, Half
+from hpcopt.exchange import AutoConfig, Exchange, ExchangeConfig, NativeConfig, RingConfig, TwoPhaseConfig
+from hpcopt.models.resnet import ResNetConfig
+
+STEPS = 8  # of a turn
+DENSE = ("ring", "ring bf16")
+WITHIN = 1.03  # of the best row
+
+
+def rows() -> dict[str, ExchangeConfig]:
+    """What is compared; auto may use what two of them do."""
+    return {
+        "ring": RingConfig(),
+        "ring bf16": RingConfig(codec=Half()),
+        "native": NativeConfig(),
+        "two-phase qsgd": TwoPhaseConfig(codec=QSGD()),
+        "bounded": RingConfig(codec=Bounded()),
+        "auto": AutoConfig(codec=QSGD(), measure_again=(1,)),
+    }
+
+
+def networks() -> dict[str, tuple[nn.Module, Tensor]]:
+    """Each with a batch of inputs for 10 classes."""
+    torch.manual_seed(0)
+    images = torch.randn(16, 1, 28, 28)
+    wide = [nn.Flatten(), nn.Linear(784, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 10)]
+    deep = [layer for _ in range(30) for layer in (nn.Linear(64, 64), nn.ReLU())]
+    words = nn.Sequential(nn.EmbeddingBag(20_000, 128), nn.Linear(128, 10))
+    return {
+        "resnet-8": (ResNetConfig(width=16).build((1, 28, 28), 10), images),
+        "deep mlp": (nn.Sequential(nn.Flatten(), nn.Linear(784, 64), *deep, nn.Linear(64, 10)), images),
+        "resnet-8, wide": (ResNetConfig(width=64).build((1, 28, 28), 10), images[:4]),
+        "wide mlp": (nn.Sequential(*wide), images),
+        "words": (words, torch.randint(20_000, (16, 50))),
+    }
+
+
+class Runner:
+    """One row of one network on this rank."""
+
+    def __init__(self, world: World, model: nn.Module, inputs: Tensor, config: ExchangeConfig) -> None:
+        self._world, self._model, self._inputs = world, model, inputs
+        self._exchange = Exchange(world, model, config, mean=True)
+        self._labels = torch.arange(len(inputs)) % 10
+
+    def step(self) -> float:
+        """Seconds on the slowest rank."""
+        self._world.barrier()
+        start_s = time.perf_counter()
+        self._exchange.zero()
+        F.cross_entropy(self._model(self._inputs), self._labels).backward()  # type: ignore[no-untyped-call]
+        self._exchange.finish()
+        return float(self._world.all_reduce(torch.tensor([time.perf_counter() - start_s]), "max"))
+
+    def chosen(self) -> str:
+        """What auto has chosen."""
+        return self._exchange.choices.lines()[0] if self._exchange.choices else ""
+
+
+def measure(world: World, name: str, turns: int) -> dict[str, float]:
+    """Median seconds a step of each row."""
+    runners = {}
+    for row, config in rows().items():
+        model, inputs = networks()[name]
+        runners[row] = Runner(world, model, inputs, config)
+        for _ in range(24 if row == "auto" else 2):  # its trial is over then
+            runners[row].step()
+    times: dict[str, list[float]] = {row: [] for row in runners}
+    for _ in range(turns):
+        for row, runner in runners.items():
+            times[row] += [runner.step() for _ in range(1 + STEPS)][1:]
+    if world.rank == 0:
+        print(f"{name}: {runners['auto'].chosen()}", flush=True)
+    return {row: statistics.median(taken) for row, taken in times.items()}
+
+
+def table(records: list[dict[str, object]]) -> str:
+    """A line for each set-up, and how often auto lost."""
+    names = list(rows())
+    heads = ["set-up", *names, "auto / best dense ring", "auto / best"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    ratios = []
+    for record in records:
+        taken: dict[str, float] = record["seconds"]  # type: ignore[assignment]
+        ratios.append((taken["auto"] / min(taken[row] for row in DENSE), taken["auto"] / min(taken.values())))
+        cells = [*(f"{1e3 * taken[row]:.3g}" for row in names), *(f"{ratio:.2f}" for ratio in ratios[-1])]
+        lines.append(f"| {record['network']}, {record['hosts']} hosts, {record['links']} | {' | '.join(cells)} |")
+    slower, close = sum(dense > 1 for dense, _ in ratios), sum(best <= WITHIN for _, best in ratios)
+    verdict = (
+        f"auto is slower than the best dense ring in {slower} of {len(ratios)}, within 3 % of the best in {close}."
+    )
+    return "\n".join([*lines, "", verdict])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="two networks, three turns")
+    parser.add_argument("--links", default="as they are", help="what the table calls the links")
+    parser.add_argument("--out", type=Path, help="file to append records to")
+    parser.add_argument("--table", type=Path, help="measure nothing, print the table of such a file")
+    options = parser.parse_args()
+    if options.table:
+        print(table([json.loads(line) for line in options.table.read_text().splitlines()]))
+        return
+    torch.set_num_threads(1)
+    world = connect("mpi")
+    chosen = list(networks())[:2] if options.short else list(networks())
+    records: list[dict[str, object]] = []
+    for name in chosen:
+        seconds = measure(world, name, turns=3 if options.short else 20)
+        records.append({"network": name, "hosts": world.nodes, "links": options.links, "seconds": seconds})
+    if world.rank == 0:
+        print(table(records))
+        if options.out:
+            with options.out.open("a") as file:
+                file.writelines(json.dumps(record) + "\n" for record in records)
+    world.close()
+    leave_exit_code(0)
+
+
+if __name__ == "__main__":
+    main()

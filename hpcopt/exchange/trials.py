@@ -1,0 +1,98 @@
+"""Choices made again from what really travels: at a stated step every way that can carry a bucket carries it in turn,
+beside the backward pass as ever, and what that took decides.
+
+Times so have in them what no calibration sees: computation that slows messages down, other jobs on the links. And when
+buckets became ready says what computation hides: only what lasts beyond the backward pass is waited for.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcopt.exchange.choices import WORTH, choose
+
+TRIES = 3  # of each way: the median is right if one of them is disturbed
+
+
+@dataclass
+class Trial:
+    """One round of turns, the same on all ranks.
+
+    Attributes:
+        begin: its first step.
+        ways: for each bucket, those that can carry it.
+    """
+
+    begin: int
+    ways: Sequence[Sequence[str]]
+    _seconds: dict[tuple[int, str], list[float]] = field(default_factory=dict)
+    _ready_s: list[list[float]] = field(default_factory=list)
+
+    @property
+    def last(self) -> int:
+        """Its last step."""
+        return self.begin + TRIES * max(map(len, self.ways), default=0) - 1
+
+    def way(self, index: int, step: int) -> str:
+        """Whose turn it is to carry a bucket."""
+        ways = self.ways[index]
+        return ways[(step - self.begin) % len(ways)]
+
+    def record(self, index: int, way: str, seconds: float) -> None:
+        """Note what a bucket took on this rank."""
+        self._seconds.setdefault((index, way), []).append(seconds)
+
+    def ready(self, moments_s: Sequence[float]) -> None:
+        """Note when the buckets of a step were complete, by this rank's clock."""
+        self._ready_s.append([moment - moments_s[0] for moment in moments_s])
+
+    @property
+    def complete(self) -> bool:
+        """Whether no step of it was given up, which all ranks do alike."""
+        return all(len(self._seconds.get((i, w), ())) >= TRIES for i, ways in enumerate(self.ways) for w in ways)
+
+    def table(self) -> Tensor:
+        """All that was noted, in one order on all ranks, to be reduced to the minimum over the ranks: the times of the
+        rank that waited for none, and the buckets that are ready first hide least.
+        """
+        seconds = [t for i, ways in enumerate(self.ways) for way in ways for t in self._seconds[i, way][:TRIES]]
+        return torch.tensor([*seconds, *np.median(self._ready_s, axis=0)], dtype=torch.float64)
+
+    def measured(self, table: Tensor) -> tuple[list[dict[str, float]], list[float]]:
+        """Seconds of each bucket's ways, and when buckets are ready, from a reduced ``table``."""
+        times = table.tolist()
+        found: list[dict[str, float]] = []
+        for ways in self.ways:
+            found.append({way: float(np.median(times[k * TRIES : (k + 1) * TRIES])) for k, way in enumerate(ways)})
+            del times[: TRIES * len(ways)]
+        return found, times
+
+
+def decide(seconds: Sequence[Mapping[str, float]], ready_s: Sequence[float]) -> tuple[list[str], float, float]:
+    """The way of each bucket, given its ways' seconds and when it is ready: the fastest; but exact sums, if codecs save
+    less than a tenth of what is then still waited for.
+
+    Returns:
+        The ways, and the seconds waited for with them and with exact sums.
+    """
+    exact = [choose(ways, exact_only=True) for ways in seconds]
+    fastest = [choose(ways) for ways in seconds]
+    exact_s, fastest_s = (
+        waited_s([ways[way] for ways, way in zip(seconds, chosen, strict=True)], ready_s) for chosen in (exact, fastest)
+    )
+    return (fastest, fastest_s, exact_s) if fastest_s < WORTH * exact_s else (exact, exact_s, exact_s)
+
+
+def waited_s(seconds: Sequence[float], ready_s: Sequence[float]) -> float:
+    """What is left when the last of some buckets is ready, which go one after the other and take so many seconds.
+
+    >>> waited_s([2.0, 2.0, 1.0], [0.0, 1.0, 10.0])  # the first two are hidden
+    1.0
+    """
+    end_s = 0.0
+    for took_s, moment_s in zip(seconds, ready_s, strict=True):
+        end_s = max(end_s, moment_s) + took_s
+    return end_s - max(ready_s, default=0.0)
