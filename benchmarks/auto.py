@@ -5,9 +5,9 @@
     python benchmarks/auto.py --table auto.jsonl                                       what all columns say, in Markdown
 
 Five networks on two and four hosts at four rates (``python3 -m slurm.devcluster up --rate``) are the forty set-ups.
-Rows take turns of steps, each with its own copy of the network and of the data, so that all see the same machine; auto has
-measured again before its first turn that counts. A time is the median over steps of the slowest rank's. The denominator
-is the best dense ring, bfloat16 included.
+Rows take turns of steps, each with its own copy of the network and of the data, so that all see the same machine; auto
+has measured again before its first turn that counts. A time is the median over steps of the slowest rank's. The
+denominator is the best dense ring, bfloat16 included.
 """
 
 import argparse
