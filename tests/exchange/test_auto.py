@@ -251,7 +251,7 @@ def test_a_trial_takes_turns_and_keeps_the_medians_of_the_undisturbed_rank():
 @pytest.mark.parametrize("codec", [None, TopK(fraction=0.1)])
 def test_a_choice_made_again_is_told_and_loses_nothing(monkeypatch, codec):
     """All ways carry in turn, and what top-k owes comes out with exact sums at the end."""
-    given(monkeypatch, machine(3, SLOW, 1e-9), FREE)
+    given(monkeypatch, machine(3, SLOW, 1e-9), CODEC)
     monkeypatch.setattr(auto, "decide", lambda seconds, _: (["doubling"] * len(seconds), 0.5, 0.25))
     config = AutoConfig(bucket_mb=0.002, measure_again=(2,), **({} if codec is None else {"codec": codec}))
 
