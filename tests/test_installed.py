@@ -1,6 +1,7 @@
 """An installed package works in an empty folder, with no checkout beside it."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -53,6 +54,18 @@ def environment() -> dict[str, str]:
     return {**found, "LD_LIBRARY_PATH": f"{sys.prefix}/lib"}
 
 
+HELP = """
+import sys
+from contextlib import suppress
+from hpcopt.cli import COMMANDS, main
+
+for command in COMMANDS:
+    sys.argv = ["hpcopt", command, "--help"]
+    with suppress(SystemExit):
+        main()
+"""
+
+
 def test_help_has_a_line_a_command_and_imports_none(installed, tmp_path):
     from hpcopt.cli import COMMANDS
 
@@ -60,9 +73,8 @@ def test_help_has_a_line_a_command_and_imports_none(installed, tmp_path):
     assert [line.split()[0] for line in said.splitlines() if line.startswith("  ")] == list(COMMANDS)
     code = "import sys, hpcopt.cli; hpcopt.cli.usage(); print({'torch', 'numpy', 'h5py', 'mpi4py'} & set(sys.modules))"
     assert program(str(installed / "python"), "-c", code, folder=tmp_path) == "set()\n"
-    for command in COMMANDS:
-        said = program(str(installed / "hpcopt"), command, "--help", folder=tmp_path)
-        assert said.startswith(f"usage: hpcopt {command}")
+    said = program(str(installed / "python"), "-c", HELP, folder=tmp_path)
+    assert re.findall(r"^usage: hpcopt (\S+)", said, re.M) == list(COMMANDS)
 
 
 def test_the_quickstart_trains_in_an_empty_folder_and_is_reported(installed, tmp_path):

@@ -65,12 +65,16 @@ def test_in_debug_mode_it_is_named_before_anybody_waits():
 
 def test_a_rank_that_comes_late_to_the_end_is_waited_for(tmp_path):
     """It is busy for longer than a collective may take, beside its exchange, which waits for nobody."""
-    job = mpirun(
-        2,
-        "-c",
-        LOOP + "import time\nif world.rank == 1: time.sleep(3)\nprint('ends', world.rank)",
-        STALLS_IN=str(tmp_path),
-    )
+    program = """
+import time
+from pathlib import Path
+def told():
+    return any("missing: 1" in report.read_text() for report in Path(os.environ["STALLS_IN"]).glob("*/report.txt"))
+while world.rank == 1 and not told():
+    time.sleep(0.01)
+print('ends', world.rank)
+"""
+    job = mpirun(2, "-c", LOOP + program, STALLS_IN=str(tmp_path))
     assert job.returncode == 0, job.stderr
     assert sorted(job.stdout.split()) == ["0", "1", "ends", "ends"]
     assert re.search(r"stall: ranks 0 have waited .* close; missing: 1\n  rank 1 on \S+ is at\n", job.stderr)
