@@ -3,13 +3,14 @@
 import errno
 import hashlib
 import io
+import multiprocessing
 import os
 import random
-import signal
 import struct
-import subprocess
-import sys
 import time
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -143,33 +144,32 @@ def test_the_view_reads_what_was_written_over_the_file(tmp_path):
     assert (tmp_path / "f").stat().st_size == 20_000
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from hpcopt.store import journal
-from tests.store.test_journal import grow
-print(0, flush=True)
-while True:
-    with journal.changing(Path(sys.argv[1])) as file:
-        grow(file)
-        length = len(file["x"])
-    print(length, flush=True)
-"""
+def keep_growing(path: Path, told: Connection) -> None:
+    told.send(0)
+    while True:
+        with journal.changing(path) as file:
+            grow(file)
+            length = len(file["x"])
+        told.send(length)
 
 
 def test_kills_at_random_moments(path):
     """Somewhere within the change that follows the first few that the writer has told of."""
-    rng, told = random.Random(3), 0
+    context, rng, told = multiprocessing.get_context("fork"), random.Random(3), 0
     for _ in range(15):
-        process = subprocess.Popen([sys.executable, "-c", KILLED, path], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=keep_growing, args=(path, theirs))
+        process.start()
+        theirs.close()
         for _ in range(1 + rng.randrange(4)):  # 0 once it is ready, then up to three lengths
-            told = max(told, int(process.stdout.readline()))
+            told = max(told, ours.recv())
         time.sleep(rng.uniform(0, 0.01))
-        os.kill(process.pid, signal.SIGKILL)
-        told = max([told, *map(int, process.stdout.read().split())])
-        process.stdout.close()
-        process.wait()
+        process.kill()
+        with suppress(EOFError):
+            while True:
+                told = max(told, ours.recv())
+        process.join()
+        ours.close()
         x = content(path)
         np.testing.assert_array_equal(x, np.repeat(np.arange(1000, len(x) + 1, 1000), 1000))
         assert len(x) >= told
