@@ -82,18 +82,23 @@ def step(optimizer: torch.optim.Optimizer, model: nn.Module, loss: Callable[[nn.
 
 
 def compare(
-    trial: Trial, methods: dict[str, tuple[Make, list[float]]], defaults: dict[str, float], better: str
+    trial: Trial,
+    methods: dict[str, tuple[Make, list[float]]],
+    defaults: dict[str, float],
+    better: str,
+    tuning: tuple[int, ...] = TUNING,
+    seeds: tuple[int, ...] = SEEDS,
 ) -> None:
     """Tune each method, then print its scores over the seeds."""
     sign = 1 if better == "lower" else -1
     for name, (make, rates) in methods.items():
-        tuned = {lr: statistics.mean(trial(make, lr, seed) for seed in TUNING) for lr in rates}
+        tuned = {lr: statistics.mean(trial(make, lr, seed) for seed in tuning) for lr in rates}
         best = min(rates, key=lambda lr: sign * tuned[lr] if np.isfinite(tuned[lr]) else np.inf)
         edge = ", at the grid's edge" if best in (rates[0], rates[-1]) else ""
         told = " ".join(f"{lr:g}:{score:.3f}" for lr, score in tuned.items())
         for kind, lr in {"tuned": best, "default": defaults.get(name)}.items():
             if lr is not None:
-                scores = [trial(make, lr, seed) for seed in SEEDS]
+                scores = [trial(make, lr, seed) for seed in seeds]
                 mean, spread = statistics.mean(scores), statistics.stdev(scores)
                 print(f"{name:12} {kind:8} lr {lr:<6g} {mean:.4f} +- {spread:.4f}   {told}{edge}", flush=True)
 
@@ -364,7 +369,7 @@ def main() -> None:
             "ARSG": (ARSG, [0.01, 0.02, 0.05, 0.1, 0.2]),
             "Adam": (ADAM, [1e-3, 2e-3, 5e-3, 1e-2, 2e-2]),
         }
-        compare(fashion(arguments.data), methods, {}, "lower")
+        compare(fashion(arguments.data), methods, {}, "lower", TUNING[:1], SEEDS[:3])
     elif arguments.experiment == "snvrg":
         problem = FiniteSum(arguments.data)
         for lr in (1.0, 0.1):

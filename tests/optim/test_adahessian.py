@@ -96,6 +96,22 @@ def test_equals_the_formulas(power):
     np.testing.assert_allclose(x.detach().numpy(), start, rtol=1e-10)
 
 
+def test_power_0_is_torchs_momentum():
+    """At ``lr / (1 + eps)``, and by the bias correction of a mean that began at 0."""
+    a, x = quadratic()
+    y = nn.Parameter(x.detach().clone())
+    ours = AdaHessian([x], lr=0.05, betas=(0.9, 0.999), eps=0.25, power=0.0)
+    theirs = torch.optim.SGD([y], lr=1.0, momentum=0.9)
+    for t in range(1, 9):
+        for p, optimizer in ((x, ours), (y, theirs)):
+            optimizer.zero_grad()
+            (0.5 * p @ a @ p).backward(create_graph=p is x)
+        theirs.param_groups[0]["lr"] = 0.05 / 1.25 * (1 - 0.9) / (1 - 0.9**t)
+        ours.step()
+        theirs.step()
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("average", ["kernel", "row", "block"])
 @pytest.mark.parametrize("shape", [(4, 3, 3, 2), (4, 3, 5), (6, 5), (7,), (0, 3), ()])
 def test_averages_keep_the_sum_and_their_pieces_are_equal(shape, average):
