@@ -40,7 +40,7 @@ class Bounded(CodecConfig):
     """Integers of one step on all ranks, in as many bits as each 64 of them need; their sum is exact."""
 
     name: Literal["bounded"] = "bounded"
-    bound: float = Field(1e-3, gt=0, le=1e30, description="the most by which a sum may be off")
+    bound: float = Field(1e-3, gt=0, le=1e38, description="the most by which a sum may be off")
     of: Literal["largest", "sum"] = Field(
         "largest",
         description="largest: the bound is relative, times the ranks and the largest magnitude that any of them has in "
