@@ -14,7 +14,7 @@ Three rules hold for every codec:
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NoReturn, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class CodecConfig(Choice):
     """How gradients become short, as a job says it: a ``Codec``, a choice among codecs, or a compressor in rounds."""
 
     carries_not_finite: ClassVar[bool] = False  # Inf and NaN come out as they went in
+    on_device: ClassVar[bool] = False  # it works where a tensor is; else one of a GPU goes by way of main memory
 
 
 class Codec(CodecConfig, ABC):
@@ -54,7 +55,8 @@ class Codec(CodecConfig, ABC):
 
     It says what else is true of it: ``variance`` if it is unbiased, ``contraction``, ``gain`` if it enlarges,
     ``linear`` with ``summable``, ``shared_seed``. A field ``bucket`` has tensors cut at its multiples. Optional are
-    ``_encode_feedback``, error feedback in one sweep, and ``_encode_on_device`` and ``_decode_on_device``, for GPUs.
+    ``_encode_feedback``, error feedback in one sweep, and with ``on_device`` also ``_encode_on_device`` and
+    ``_decode_on_device``, for GPUs.
     ``hpcopt.testing.codec.check_codec`` holds a codec to all this; docs/concepts/codecs.md has an example.
     """
 
@@ -98,8 +100,8 @@ class Codec(CodecConfig, ABC):
         """Turn x into its payload.
 
         Args:
-            x: shape (n,), float32, contiguous; in main memory, or for some codecs on a GPU, where the payload then is
-                too, of the same bytes.
+            x: shape (n,), float32, contiguous; in main memory or on a GPU, where the payload then is too, of the same
+                bytes.
             seed: 0 <= seed < 2^63; ``hpcopt.seeds.derive`` makes one from (seed, step, rank, name).
             first: index of x[0] in the whole tensor, if x is a part; a multiple of the codec's bucket.
             out: uint8, at least max_bytes(n) long, beginning at a multiple of 8 bytes; the payload is its head.
@@ -109,7 +111,7 @@ class Codec(CodecConfig, ABC):
 
         Raises:
             NonFiniteError: x holds Inf or NaN.
-            UnsupportedError: x is not what is asked for above, or the codec cannot work where x is.
+            UnsupportedError: x is not what is asked for above.
         """
         require_flat(x)
         room = self._room(x, out)
@@ -117,6 +119,8 @@ class Codec(CodecConfig, ABC):
             return room[:0]
         if on_host(x):
             return self._head(room, self._encode(float_array(x), seed, first, room.numpy()))
+        if not self.on_device:
+            return _copied(self.encode(x.cpu(), seed=seed, first=first), room)
         return room[: self._encode_on_device(x.detach(), seed, first, room)]
 
     def decode(self, payload: Tensor, n: int, out: Tensor | None = None) -> Tensor:
@@ -164,6 +168,11 @@ class Codec(CodecConfig, ABC):
         if on_host(x):
             size = self._encode_feedback(float_array(x), float_array(residual), seed, first, room.numpy())
             return self._head(room, size)
+        if not self.on_device:
+            owed = residual.cpu()
+            payload = self.encode_feedback(x.cpu(), owed, seed=seed, first=first)
+            residual.copy_(owed)
+            return _copied(payload, room)
         residual.add_(x)
         size = self._encode_on_device(residual, seed, first, room)
         self._decode_on_device(room[:size], residual, -1.0, True)
@@ -199,12 +208,12 @@ class Codec(CodecConfig, ABC):
         """Write (or add) weight times the decoded values to out; n > 0."""
 
     def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
-        """As ``_encode``, the same bytes, for tensors outside main memory."""
-        self._refuse(x)
+        """As ``_encode``, the same bytes, for tensors outside main memory, if ``on_device``."""
+        raise NotImplementedError
 
     def _decode_on_device(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
-        """As ``_decode``, for tensors outside main memory."""
-        self._refuse(out)
+        """As ``_decode``, for tensors outside main memory, if ``on_device``."""
+        raise NotImplementedError
 
     def _decode_anywhere(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
         require_flat(out)
@@ -213,6 +222,10 @@ class Codec(CodecConfig, ABC):
             return
         if on_host(out):
             self._decode(payload.numpy(), float_array(out), weight, add)
+        elif not self.on_device:
+            values = out.cpu()
+            self._decode(payload.cpu().numpy(), float_array(values), weight, add)
+            out.detach().copy_(values)
         else:
             self._decode_on_device(payload, out.detach(), weight, add)
 
@@ -234,11 +247,9 @@ class Codec(CodecConfig, ABC):
             raise UnsupportedError(f"codec {self.name!r}: _encode used {size} of {room.numel()} bytes")
         return room[:size]
 
-    def _refuse(self, x: Tensor) -> NoReturn:
-        raise UnsupportedError(
-            f'codec {self.name!r} works in main memory only, not on {x.device}: use [run] device = "cpu", or a codec '
-            "that docs/concepts/gpu.md lists"
-        )
+
+def _copied(payload: Tensor, room: Tensor) -> Tensor:
+    return room[: payload.numel()].copy_(payload)
 
 
 def on_host(x: Tensor) -> bool:

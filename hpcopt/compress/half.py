@@ -22,6 +22,8 @@ from hpcopt.compress.codec import Bytes, Codec, Floats, require_bytes
 class Half(Codec):
     """Two bytes a value."""
 
+    on_device: ClassVar[bool] = True
+
     name: Literal["half"] = "half"
     format: Literal["bf16", "fp16"] = Field("bf16", description="bf16 keeps the range of float32, fp16 three more bits")
 

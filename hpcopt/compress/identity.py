@@ -15,6 +15,8 @@ from hpcopt.compress.codec import Bytes, Codec, Floats, require_bytes
 class Dense(Codec):
     """No compression."""
 
+    on_device: ClassVar[bool] = True
+
     name: Literal["dense"] = "dense"
 
     linear: ClassVar[bool] = True

@@ -11,7 +11,7 @@ then the sign bits packed (``kernels.packing``): 9 bits a value. The last writes
 packed codes: the level from 0 to s, and above it a sign bit.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -29,6 +29,8 @@ class _PowersOfTwo(Codec):
     """What natural compression and biased rounding share: 9 bits a value, and the refusal of magnitudes from 2^127
     on.
     """
+
+    on_device: ClassVar[bool] = True
 
     def max_bytes(self, n: int) -> int:
         """Exact."""

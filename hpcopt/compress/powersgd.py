@@ -27,6 +27,8 @@ from hpcopt.seeds import EVERY_RANK, derive
 class PowerSGD(RoundsConfig):
     """Two rounds of sums, of r (rows + columns) values a matrix."""
 
+    on_device: ClassVar[bool] = True
+
     name: Literal["powersgd"] = "powersgd"
     rank: int = Field(4, ge=1, description="columns of P and Q")
     min_compression: float = Field(2.0, ge=1, description="matrices that shrink less travel dense")

@@ -28,6 +28,8 @@ from hpcopt.kernels import cuda
 class RandomK(Codec):
     """A share of the values, drawn at random."""
 
+    on_device: ClassVar[bool] = True
+
     name: Literal["random_k"] = "random_k"
     fraction: float = Field(0.01, gt=0, le=1, description="of the values that is sent")
     scaled: bool = Field(True, description="unbiased, rather than contracting")

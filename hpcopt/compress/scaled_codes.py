@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ def small_value_variance(levels: float, m: int) -> float:
 
 class ScaledCodes(Codec):
     """What such codecs share. Their loops take the same arguments in ``hpcopt.kernels`` and ``hpcopt.kernels.cuda``."""
+
+    on_device: ClassVar[bool] = True
 
     @abstractmethod
     def _layout(self) -> tuple[int, int]:

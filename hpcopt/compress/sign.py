@@ -8,7 +8,7 @@ words; ``sign_bits`` only the words. Words are uint64, ceil(n / 64) of them; bit
 is below zero. Zero of either sign is plus.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from hpcopt.kernels import cuda
 
 class SignBits(Codec):
     """Plain signs, decoded to +-1: the ballot of a majority vote (``kernels.ballots``) and of signSGD."""
+
+    on_device: ClassVar[bool] = True
 
     name: Literal["sign_bits"] = "sign_bits"
 
@@ -53,6 +55,8 @@ class Sign(Codec):
     """Signs times the mean magnitude of their bucket; meant for error feedback, which it does in one sweep of
     memory.
     """
+
+    on_device: ClassVar[bool] = True
 
     name: Literal["sign"] = "sign"
     bucket: int = Field(512, gt=0, multiple_of=512, description="values that share a scale")

@@ -15,7 +15,7 @@ uint32 places as int32 (to be broadcast), then k float32 (to be summed).
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -98,6 +98,8 @@ def about_largest(x: Floats, k: int) -> Places:
 
 class TopK(Codec):
     """A share of the values, the largest ones."""
+
+    on_device: ClassVar[bool] = True
 
     name: Literal["topk"] = "topk"
     fraction: float = Field(0.01, gt=0, le=1, description="of the values that is sent")

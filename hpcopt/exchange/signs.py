@@ -96,13 +96,13 @@ class VoteReducer(Reducer):
         weights = self._weights(transport.size, step)
         values = bucket.values
         with transport.traffic.encoding():
-            if values.dtype != torch.float32 or not values.is_cpu:
+            if values.dtype != torch.float32:
                 raise UnsupportedError(
-                    f"votes need float32 parameters in main memory, not {values.dtype} on {values.device.type}: "
-                    'use [run] device = "cpu", or [exchange] name = "two_phase" with codec "sign"'
+                    f'votes need float32 parameters, not {values.dtype}: use [exchange] name = "ring"'
                 ).everywhere()
+            values = ours = values.cpu()
             if self._beta:
-                values = self._momentum_after(bucket)
+                values = self._momentum_after(bucket, ours)
         if bucket.index not in self._words:
             self._words[bucket.index] = torch.empty(vote.ballot_words(values.numel()), dtype=torch.int64)
         words = self._words[bucket.index]
@@ -110,7 +110,9 @@ class VoteReducer(Reducer):
         for where in self._decided(transport, values, words, weights, jury):
             if not self._packed:
                 with transport.traffic.decoding():
-                    vote.unpack(words[where], bucket.values[vote.WORD * where.start : vote.WORD * where.stop])
+                    vote.unpack(words[where], ours[vote.WORD * where.start : vote.WORD * where.stop])
+        if not self._packed and ours is not bucket.values:
+            bucket.values.copy_(ours)
 
     def finish_step(self, transport: Transport, buckets: Sequence[Bucket], step: int) -> None:
         """What the ranks have counted of all buckets becomes the verdict on the voters."""
@@ -118,12 +120,12 @@ class VoteReducer(Reducer):
             with transport.traffic.waiting():
                 self._jury.confer(transport)
 
-    def _momentum_after(self, bucket: Bucket) -> Tensor:
+    def _momentum_after(self, bucket: Bucket, gradients: Tensor) -> Tensor:
         """This rank's momentum with the bucket's gradients; without them if they hold Inf or NaN, which would stay."""
-        momentum = self._momentum.flat(bucket.layout, bucket.values.device)
-        if math.isinf(float(magnitude_bound(bucket.values))):
+        momentum = self._momentum.flat(bucket.layout, gradients.device)
+        if math.isinf(float(magnitude_bound(gradients))):
             return momentum
-        return momentum.mul_(self._beta).add_(bucket.values, alpha=1 - self._beta)
+        return momentum.mul_(self._beta).add_(gradients, alpha=1 - self._beta)
 
     def packed_signs(self, momentum: float) -> Callable[[Bucket, nn.Parameter], Tensor]:
         """Vote on the signs of the ranks' momenta from now on, and leave gradients as they are.

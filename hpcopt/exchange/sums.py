@@ -114,7 +114,11 @@ class RoundsReducer(Reducer):
             dense.all_reduce(transport, bucket.values)
             return
         seed = derive(self._seed, step, EVERY_RANK if self._shared_seed else transport.rank, bucket.name)
-        reductions.all_reduce(transport, bucket.values, self._compressor, bucket.layout, seed=seed)
+        here = bucket.values.is_cpu or isinstance(self._codec, Codec) or self._codec.on_device
+        values = bucket.values if here else bucket.values.cpu()
+        reductions.all_reduce(transport, values, self._compressor, bucket.layout, seed=seed)
+        if not here:
+            bucket.values.copy_(values)
 
     def warm(self, size: int, buckets: Sequence[Bucket]) -> None:
         """Goes through the rounds of the shortest bucket once."""
@@ -129,7 +133,7 @@ class RoundsReducer(Reducer):
         if bucket.values.dtype != torch.float32:
             return dense.planned_bytes(bucket.nbytes, size, rank)
         total = 0
-        for op, buffer in _compressor(self._codec).rounds(torch.zeros_like(bucket.values), bucket.layout, seed=0):
+        for op, buffer in _compressor(self._codec).rounds(torch.zeros(bucket.values.shape), bucket.layout, seed=0):
             buffer_bytes = buffer.numel() * buffer.element_size()
             total += buffer_bytes * (rank == 0) if op == "broadcast" else dense.planned_bytes(buffer_bytes, size, rank)
         return total if size > 1 else 0

@@ -36,7 +36,8 @@ class BoundedReducer(Reducer):
         largest = float(doubling.all_reduce(transport, magnitude_bound(values), "max"))
         if math.isinf(largest):
             refuse(values, self._codec)
-        on_grid.all_reduce(transport, values, self._codec.grid(largest, transport.size))
+        with through_main_memory(values) as host:
+            on_grid.all_reduce(transport, host, self._codec.grid(largest, transport.size))
 
     def warm(self, size: int, buckets: Sequence[Bucket]) -> None:
         if size > 1 and any(bucket.values.is_cpu and bucket.values.dtype == torch.float32 for bucket in buckets):

@@ -84,7 +84,12 @@ class Signum(Rule):
 
 
 def _move(p: Tensor, words: Tensor, lr: float, decay: float) -> None:
-    """``p <- (1 - lr decay) p -+ lr``, straight from the words."""
+    """``p <- (1 - lr decay) p -+ lr``, straight from the words, which are in main memory."""
+    if not p.is_cpu:
+        minus = words.to(p.device)[:, None] >> torch.arange(64, device=p.device) & 1
+        p.mul_(1 - lr * decay)
+        p.sub_(torch.where(minus.flatten()[: p.numel()].view(p.shape) > 0, -lr, lr))
+        return
     values = p.detach().contiguous()
     signs = words.numpy().view(np.uint64)
     kernels.bits.step(signs, np.float32(lr), np.float32(1 - lr * decay), values.view(-1).numpy())

@@ -60,12 +60,13 @@ class Averages:
         A layer that no rank used, or whose sums are not finite, stays as it is.
         """
         lengths = [average.numel + 1 for average in self.of.values()]
-        for (i, average), piece in zip(self.of.items(), torch.split(own, lengths), strict=True):
-            rows = float(piece[-1])
+        pieces = torch.split(own, lengths)
+        # a sum is the quicker look, but may overflow although all its summands are finite
+        looks = torch.stack([x for piece in pieces for x in (piece[-1], piece.sum())]).tolist() if pieces else []
+        for (i, average), piece, rows, total in zip(self.of.items(), pieces, looks[::2], looks[1::2], strict=True):
             if rows == 0:
                 continue
-            # the sum is the quicker look, but may overflow although all its summands are finite
-            if not (math.isfinite(piece.sum()) or torch.isfinite(piece).all()):
+            if not (math.isfinite(total) or torch.isfinite(piece).all()):
                 self.rejected += 1
                 continue
             a, g = split(self._layers[i], piece[:-1])

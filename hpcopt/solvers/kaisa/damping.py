@@ -39,19 +39,19 @@ class Trial:
 
     def slope(self) -> float:
         """g^T delta."""
-        return math.fsum(
-            float(torch.sum(g.double() * (p.detach() - self.parameters[p]).double())) for p, g in self.gradients.items()
-        )
+        moved = {p: p.detach() - start for p, start in self.parameters.items()}
+        products = [torch.sum(g.double() * moved[p].double()) for p, g in self.gradients.items()]
+        return math.fsum(torch.stack(products).tolist()) if products else 0.0
 
     def curvature(self, layers: Sequence[Layer], averages: Mapping[int, Average]) -> float:
         """The sum of <G Delta A, Delta> over the layers whose factors are here."""
-        total = 0.0
+        products = []
         for i, average in averages.items():
             layer = layers[i]
             if average.updates and all(p in self.parameters for p in layer.parameters()):
                 delta = layer.matrix([p.detach() - self.parameters[p] for p in layer.parameters()]).to(layer.dtype)
-                total += float(torch.sum(_times_g(layer, average, delta) * _times_a(layer, average, delta)))
-        return total
+                products.append(torch.sum(_times_g(layer, average, delta) * _times_a(layer, average, delta)))
+        return sum(torch.stack(products).tolist()) if products else 0.0
 
     def ratio(
         self, layers: Sequence[Layer], averages: Mapping[int, Average], world: World, before: float, after: float

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from hpcopt.comm.world import World
-from hpcopt.solvers.kaisa.inverse import Eigen, Failures
+from hpcopt.solvers.kaisa.factors import Failures, Work
+from hpcopt.solvers.kaisa.inverse import Eigen
 from hpcopt.solvers.kaisa.layers.conv import Conv
 from hpcopt.solvers.kaisa.layers.layer import Layer, memory_of
 from hpcopt.solvers.kaisa.plan import Buffer
@@ -30,9 +31,9 @@ class Ekfac(Eigen):
     def numel(self, layer: Layer) -> int:
         return super().numel(layer) + (layer.numel + 1 if has_moments(layer) else 0)
 
-    def invert(self, layer: Layer, a: Tensor, g: Tensor, damping: float, out: Tensor, failures: Failures) -> None:
-        super().invert(layer, a, g, damping, out, failures)
-        if has_moments(layer):
+    def invert(self, work: Sequence[Work], failures: Failures) -> None:
+        super().invert(work, failures)
+        for layer, out in ((w.layer, w.out) for w in work if has_moments(w.layer)):
             (_, d_a), (_, d_g) = self.pairs(layer, out)
             self.moments(layer, out).copy_(d_g.reshape(layer.batch, -1, 1) * d_a.reshape(layer.batch, 1, -1))
             out[-1] = 0

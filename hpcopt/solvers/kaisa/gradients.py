@@ -58,7 +58,7 @@ class Gradients:
             flat_p, flat_w = p.flatten(), w.flatten()
             dots += [torch.dot(flat_p, flat_w), torch.dot(flat_p, flat_p), torch.dot(flat_w, flat_w)]
             preconditioned[i] = p
-        values = torch.stack(dots).double().view(-1, 3) if dots else torch.zeros(0, 3)
+        values = torch.stack(dots).double().view(-1, 3).cpu() if dots else torch.zeros(0, 3)
         if not torch.isfinite(values).all():
             return
         cosines = values[:, 0] / (values[:, 1] * values[:, 2]).sqrt().clamp(min=1e-30)

@@ -9,29 +9,23 @@ Eigen: ``P = Q_G ((Q_G^T W Q_A) / (d_G d_A^T + damping)) Q_A^T``: damping exact 
 A method keeps what it needs of a layer in a flat tensor, which travels as it is.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
-import torch
 from torch import Tensor
 
-from hpcopt.solvers.kaisa import root, symmetric
+from hpcopt.solvers.kaisa import symmetric
+from hpcopt.solvers.kaisa.factors import (
+    Factor,
+    Failures,
+    Work,
+    decompose_factors,
+    factored_dampings,
+    invert_factors,
+)
 from hpcopt.solvers.kaisa.layers.layer import FactorShape, Layer
 
-MORE_DAMPING = 10.0
-LARGE = 640  # rows from which a matrix is inverted by halves
-ATTEMPTS = 3  # in the factors' own precision; then in float64
-
 MethodName = Literal["cholesky", "low_rank", "eigen", "ekfac"]
-
-
-@dataclass
-class Failures:
-    """How often a factor did not invert as it was."""
-
-    more_damping: int = 0
-    float64: int = 0
 
 
 class Method(Protocol):
@@ -48,8 +42,8 @@ class Method(Protocol):
     def numel(self, layer: Layer) -> int:
         """Values kept of a layer."""
 
-    def invert(self, layer: Layer, a: Tensor, g: Tensor, damping: float, out: Tensor, failures: Failures) -> None:
-        """Fill out, shape (numel(layer),), from packed factors."""
+    def invert(self, work: Sequence[Work], failures: Failures) -> None:
+        """Fill every ``out``, shape (numel(layer),)."""
 
     def apply(self, layer: Layer, kept: Tensor, w: Tensor, damping: float) -> Tensor:
         """The preconditioned W; both of shape (batch, outputs, inputs). A method may have damped when it inverted."""
@@ -76,12 +70,14 @@ class Cholesky:
     def products(self, size: int) -> int:
         return size
 
-    def invert(self, layer: Layer, a: Tensor, g: Tensor, damping: float, out: Tensor, failures: Failures) -> None:
-        kept_a, kept_g = _parts(layer, out)
-        damping_a, damping_g = factored_damping(layer, a, g, damping)
-        if layer.a.blocks:
-            invert_packed(a, layer.a.size, damping_a, kept_a, failures)
-        invert_packed(g, layer.g.size, damping_g, kept_g, failures)
+    def invert(self, work: Sequence[Work], failures: Failures) -> None:
+        factors = []
+        for w, (damping_a, damping_g) in zip(work, factored_dampings(work), strict=True):
+            kept_a, kept_g = _parts(w.layer, w.out)
+            if w.layer.a.blocks:
+                factors.append(Factor(w.a, w.layer.a.size, damping_a, kept_a))
+            factors.append(Factor(w.g, w.layer.g.size, damping_g, kept_g))
+        invert_factors(factors, failures)
 
     def apply(self, layer: Layer, kept: Tensor, w: Tensor, damping: float) -> Tensor:
         kept_a, kept_g = _parts(layer, kept)
@@ -107,12 +103,13 @@ class Eigen:
     def products(self, size: int) -> int:
         return 2 * size
 
-    def invert(self, layer: Layer, a: Tensor, g: Tensor, damping: float, out: Tensor, failures: Failures) -> None:
-        for shape, packed, (vectors, values) in zip((layer.a, layer.g), (a, g), self.pairs(layer, out), strict=True):
-            if shape.blocks:
-                d, q = _eigh(symmetric.unpack(packed, shape.size, _at_least_float32(packed.dtype)), failures)
-                vectors.copy_(q)
-                values.copy_(d.clamp(min=0))
+    def invert(self, work: Sequence[Work], failures: Failures) -> None:
+        factors = []
+        for w in work:
+            for shape, packed, rows in zip((w.layer.a, w.layer.g), (w.a, w.g), self._rows(w.layer, w.out), strict=True):
+                if shape.blocks:
+                    factors.append(Factor(packed, shape.size, 0.0, rows))
+        decompose_factors(factors, failures)
 
     def apply(self, layer: Layer, kept: Tensor, w: Tensor, damping: float) -> Tensor:
         (q_a, d_a), (q_g, d_g) = self.pairs(layer, kept)
@@ -126,54 +123,14 @@ class Eigen:
 
     def pairs(self, layer: Layer, kept: Tensor) -> list[tuple[Tensor, Tensor]]:
         """For A and for G: eigenvectors, shape (matrices, size, size), and eigenvalues, (matrices, size), views."""
-        split = _eigen_numel(layer.a)
-        pairs = []
-        for shape, part in ((layer.a, kept[:split]), (layer.g, kept[split : split + _eigen_numel(layer.g)])):
-            rows = part.view(shape.matrices, shape.size + 1, shape.size)
-            pairs.append((rows[:, :-1], rows[:, -1]))
-        return pairs
+        return [(rows[:, :-1], rows[:, -1]) for rows in self._rows(layer, kept)]
 
-
-def factored_damping(layer: Layer, a: Tensor, g: Tensor, damping: float) -> tuple[float, float]:
-    """What is added to the diagonals of A and G."""
-    if not layer.a.blocks:
-        return 0.0, damping
-    mean_a, mean_g = (
-        float(symmetric.trace(x, s.size)) / (s.matrices * s.size) for x, s in ((a, layer.a), (g, layer.g))
-    )
-    pi = (mean_a / mean_g) ** 0.5 if mean_a > 0 and mean_g > 0 else 1.0
-    return damping**0.5 * pi, damping**0.5 / pi
-
-
-def invert_packed(packed: Tensor, size: int, damping: float, out: Tensor, failures: Failures) -> None:
-    """Fill out with the packed inverses of ``packed + damping``; where that is not positive definite in its own
-    precision, more damping is tried, then float64, and counted.
-    """
-    full = symmetric.unpack(packed, size, _at_least_float32(packed.dtype))
-    diagonal = full.diagonal(dim1=1, dim2=2)
-    diagonal += damping
-    if size == 1:
-        out.copy_(full[:, 0].reciprocal())
-        return
-    for _ in range(ATTEMPTS):
-        if _invert(full, out):
-            return
-        failures.more_damping += 1
-        diagonal += damping * (MORE_DAMPING - 1)
-        damping *= MORE_DAMPING
-    values, vectors = _eigh(full.double(), failures)
-    inverse = (vectors / values.clamp(min=damping).unsqueeze(1)) @ vectors.transpose(1, 2)
-    symmetric.pack(inverse.to(full.dtype), out)
-
-
-def _invert(full: Tensor, out: Tensor) -> bool:
-    """Fill out with the packed inverses if all matrices are positive definite; give whether they are."""
-    if full.shape[1] >= LARGE:
-        return all(root.invert(matrix, packed) for matrix, packed in zip(full, out, strict=True))
-    lower, info = torch.linalg.cholesky_ex(full)
-    if not info.any():
-        symmetric.pack(torch.cholesky_inverse(lower), out)
-    return not info.any()
+    def _rows(self, layer: Layer, kept: Tensor) -> list[Tensor]:
+        """For A and for G, a view of shape (matrices, size + 1, size)."""
+        numel_a, numel_g = (_eigen_numel(shape) for shape in (layer.a, layer.g))
+        parts = kept[:numel_a], kept[numel_a : numel_a + numel_g]
+        shapes = layer.a, layer.g
+        return [part.view(s.matrices, s.size + 1, s.size) for part, s in zip(parts, shapes, strict=True)]
 
 
 def _parts(layer: Layer, kept: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,19 +145,5 @@ def apply_left(shape: FactorShape, w: Tensor, multiply: Callable[[Tensor], Tenso
     return multiply(w.reshape(shape.matrices, shape.size, w.shape[2])).view(w.shape)
 
 
-def _eigh(full: Tensor, failures: Failures) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors, in float64 if that is what it takes."""
-    try:
-        values, vectors = torch.linalg.eigh(full)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        failures.float64 += 1
-        values, vectors = torch.linalg.eigh(full.double())
-    return values, vectors
-
-
 def _eigen_numel(shape: FactorShape) -> int:
     return shape.matrices * (shape.size + 1) * shape.size
-
-
-def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)

@@ -11,12 +11,15 @@ U comes from subspace iteration, which starts at the U before. A product with W,
 factor of at most ``2 rank`` rows, for which that is no gain, is inverted whole.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from hpcopt.seeds import EVERY_RANK, derive
 from hpcopt.solvers.kaisa import symmetric
-from hpcopt.solvers.kaisa.inverse import Failures, apply_left, factored_damping, invert_packed
+from hpcopt.solvers.kaisa.factors import Factor, Failures, Work, factored_dampings, invert_factors
+from hpcopt.solvers.kaisa.inverse import apply_left
 from hpcopt.solvers.kaisa.layers.layer import FactorShape, Layer
 from hpcopt.solvers.kaisa.products import times_transposed
 
@@ -42,17 +45,19 @@ class LowRank:
     def products(self, size: int) -> int:
         return 2 * self._rank if self._cut(size) else size
 
-    def invert(self, layer: Layer, a: Tensor, g: Tensor, damping: float, out: Tensor, failures: Failures) -> None:
-        kept = torch.split(out, [self._numel(layer.a), self._numel(layer.g)])
-        dampings = factored_damping(layer, a, g, damping)
-        for factor, shape, packed, own, part in zip("ag", (layer.a, layer.g), (a, g), dampings, kept, strict=True):
-            if not shape.blocks:
-                continue
-            rows = part.view(shape.matrices, -1)
-            if self._cut(shape.size):
-                self._decompose(f"{layer.name}.{factor}", packed, shape.size, own, rows)
-            else:
-                invert_packed(packed, shape.size, own, rows, failures)
+    def invert(self, work: Sequence[Work], failures: Failures) -> None:
+        whole = []
+        for w, dampings in zip(work, factored_dampings(work), strict=True):
+            shapes = w.layer.a, w.layer.g
+            kept = torch.split(w.out, [self._numel(shape) for shape in shapes])
+            for which, shape, packed, damping, part in zip("ag", shapes, (w.a, w.g), dampings, kept, strict=True):
+                if shape.blocks:
+                    factor = Factor(packed, shape.size, damping, part.view(shape.matrices, -1))
+                    if self._cut(shape.size):
+                        self._decompose(f"{w.layer.name}.{which}", factor)
+                    else:
+                        whole.append(factor)
+        invert_factors(whole, failures)
 
     def apply(self, layer: Layer, kept: Tensor, w: Tensor, damping: float) -> Tensor:
         of_a, of_g = torch.split(kept, [self._numel(layer.a), self._numel(layer.g)])
@@ -72,7 +77,8 @@ class LowRank:
         n = self._rank * size
         return rows[:, :n].view(-1, self._rank, size), rows[:, n:-1].unsqueeze(2), rows[:, -1:].unsqueeze(2)
 
-    def _decompose(self, name: str, packed: Tensor, size: int, damping: float, rows: Tensor) -> None:
+    def _decompose(self, name: str, factor: Factor) -> None:
+        packed, size, damping, rows = factor.packed, factor.size, factor.damping, factor.out
         full = symmetric.unpack(packed, size, torch.promote_types(packed.dtype, torch.float32))
         kept_u, coefficients, scales = self._parts(rows, size)
         basis = kept_u.transpose(1, 2).to(full.dtype)

@@ -16,6 +16,7 @@ from hpcopt.solvers.kaisa.averages import Averages
 from hpcopt.solvers.kaisa.cost import Forecast
 from hpcopt.solvers.kaisa.damping import Trial, adapted
 from hpcopt.solvers.kaisa.ekfac import BatchMoments, Ekfac
+from hpcopt.solvers.kaisa.factors import Failures
 from hpcopt.solvers.kaisa.gradients import Gradients
 from hpcopt.solvers.kaisa.layers.find import Layers
 from hpcopt.solvers.kaisa.low_rank import LowRank
@@ -131,7 +132,7 @@ class Kaisa:
         return self._gradients.clipped
 
     @property
-    def failures(self) -> inverse.Failures:
+    def failures(self) -> Failures:
         """What of this rank's factors did not invert at once."""
         return self._refresher.failures
 

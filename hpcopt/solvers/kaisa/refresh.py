@@ -17,7 +17,8 @@ from torch import Tensor
 from hpcopt.seeds import EVERY_RANK, derive
 from hpcopt.solvers.kaisa import symmetric
 from hpcopt.solvers.kaisa.averages import Average, Averages
-from hpcopt.solvers.kaisa.inverse import Failures, Method
+from hpcopt.solvers.kaisa.factors import Failures, Work
+from hpcopt.solvers.kaisa.inverse import Method
 from hpcopt.solvers.kaisa.layers.layer import FactorShape, Layer
 from hpcopt.solvers.kaisa.plan import Plan
 
@@ -90,8 +91,9 @@ class Refresher:
         return arrived
 
     def _now(self, damping: float) -> None:
-        for i in self._changed(damping):
-            self._invert(i, self.averages.of[i], self.inverses.of(i), damping)
+        changed = self._changed(damping)
+        work = [self._work(i, self.averages.of[i], self.inverses.of(i), damping) for i in changed]
+        self.method.invert(work, self.failures)
 
     def _start(self, damping: float, due: int) -> None:
         """In the background, from the factors as they are now, for use at step ``due``."""
@@ -99,8 +101,8 @@ class Refresher:
         own = self.inverses.own.clone()
 
         def work() -> Tensor:
-            for i, average in snapshots.items():
-                self._invert(i, average, self.inverses.of_own(own, i), damping)
+            to_do = [self._work(i, average, self.inverses.of_own(own, i), damping) for i, average in snapshots.items()]
+            self.method.invert(to_do, self.failures)
             return own
 
         self._due = due
@@ -178,12 +180,11 @@ class Refresher:
         average = self.averages.of[i]
         return Average(average.a.clone(), average.g.clone(), average.updates)
 
-    def _invert(self, i: int, average: Average, out: Tensor, damping: float) -> None:
+    def _work(self, i: int, average: Average, out: Tensor, damping: float) -> Work:
         layer = self.layers[i]
         if average.updates:
-            self.method.invert(layer, average.a, average.g, damping, out, self.failures)
-        else:  # never used: leave gradients as they are
-            self.method.invert(layer, _unit(layer.a, layer), _unit(layer.g, layer), 0.0, out, self.failures)
+            return Work(layer, average.a, average.g, damping, out)
+        return Work(layer, _unit(layer.a, layer), _unit(layer.g, layer), 0.0, out)  # never used: gradients stay
 
 
 def _unit(shape: FactorShape, layer: Layer) -> Tensor:

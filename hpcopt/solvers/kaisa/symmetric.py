@@ -49,9 +49,10 @@ def packed_length(size: int) -> int:
 
 
 @lru_cache
-def diagonal_index(size: int) -> Tensor:
-    """Where the diagonal stands among the packed values; shape (size,), int64."""
-    return torch.cat([p.offset + torch.arange(p.last - p.first) * (p.last + 1) + p.first for p in panels(size)])
+def diagonal_index(size: int, device: torch.device) -> Tensor:
+    """Where the diagonal stands among the packed values; shape (size,), int64, on the device."""
+    index = torch.cat([p.offset + torch.arange(p.last - p.first) * (p.last + 1) + p.first for p in panels(size)])
+    return index.to(device)
 
 
 def add_gram(packed: Tensor, x: Tensor, ones: bool = False, narrow: bool = False) -> None:
@@ -150,7 +151,7 @@ def times(matrix: Tensor, x: Tensor) -> Tensor:
 
 def trace(packed: Tensor, size: int) -> Tensor:
     """Sum of the diagonals of all the packed matrices."""
-    return packed[:, diagonal_index(size)].sum(dtype=torch.float64)
+    return packed[:, diagonal_index(size, packed.device)].sum(dtype=torch.float64)
 
 
 def panel_view(packed: Tensor, panel: Panel) -> Tensor:

@@ -79,7 +79,8 @@ class FullBatchSolver(SerialSolver):
             raise JobError(f"{name} trains dense layers with ReLU between them, nothing else")
         generator = context.generator("first weights")
         for layer in self.layers:
-            nn.init.normal_(layer.weight, std=init_std, generator=generator)
+            weight = torch.empty(layer.weight.shape, dtype=layer.weight.dtype)  # drawn alike for any device
+            layer.weight.data.copy_(nn.init.normal_(weight, std=init_std, generator=generator))
             nn.init.constant_(layer.bias, init_bias)
 
     def inputs(self, batch: TensorBatch) -> Tensor:

@@ -12,8 +12,7 @@ from hpcopt.errors import NonFiniteError
 from hpcopt.testing.values import gaussian
 from tests.compress.properties import CODECS
 
-HOST_ONLY = ("adaptive_random", "adacomp", "atomo", "chunked_topk")
-ON_DEVICE = [c for c in CODECS if c.name not in HOST_ONLY] + [
+ON_DEVICE = [c for c in CODECS if c.on_device] + [
     QSGD(bits=6, norm="l2", bucket=1024),
     TernGrad(clip=2.3),
     ExponentialDithering(bits=3),

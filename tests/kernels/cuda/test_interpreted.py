@@ -16,12 +16,11 @@ from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.staged import StagedTransport
 from hpcopt.compress import QSGD, Half, RandomK, Sign, TopK
 from hpcopt.compress.finite import MOST
-from hpcopt.errors import NonFiniteError, PayloadError, UnsupportedError
+from hpcopt.errors import NonFiniteError, PayloadError
 from hpcopt.kernels import cuda
 from hpcopt.testing.codec import label
 from hpcopt.testing.values import gaussian
-from tests.compress.properties import CODECS
-from tests.kernels.cuda.cases import HOST_ONLY, ON_DEVICE, check_same_bytes, inputs, loops_for_a_gpu, mixed
+from tests.kernels.cuda.cases import ON_DEVICE, check_same_bytes, inputs, loops_for_a_gpu, mixed
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # it is read where a kernel is defined
@@ -115,15 +114,6 @@ def test_inf_and_nan_are_refused(codec):
         x[64] = bad
         with loops_for_a_gpu(), pytest.raises(NonFiniteError, match=codec.name):
             codec.encode(x, seed=0)
-
-
-@pytest.mark.parametrize("codec", [c for c in CODECS if c.name in HOST_ONLY], ids=label)
-def test_codecs_without_such_loops_say_so(codec):
-    with loops_for_a_gpu(), pytest.raises(UnsupportedError, match=r"main memory only.*docs/concepts/gpu\.md"):
-        codec.encode(gaussian(65), seed=0)
-    payload = codec.encode(gaussian(65), seed=0)
-    with loops_for_a_gpu(), pytest.raises(UnsupportedError, match="main memory only"):
-        codec.decode(payload, 65)
 
 
 @pytest.mark.parametrize("codec", ON_DEVICE, ids=label)

@@ -12,6 +12,7 @@ from torch import Tensor
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World, alone
 from hpcopt.errors import CheckpointError, JobError, PeerError
+from hpcopt.solvers.kaisa.factors import Work
 from hpcopt.solvers.kaisa.preconditioner import Kaisa
 from tests.solvers.kaisa.test_layers import mean_loss
 from tests.solvers.kaisa.test_preconditioner import Net, net_and_words
@@ -229,7 +230,8 @@ def test_background_inverses_are_those_of_the_step_that_began_them():
     assert not torch.equal(continued._inverses.flat, before)
     for i, average in stale.items():
         expected = torch.zeros_like(continued._inverses.of(i))
-        continued._method.invert(kaisa._found[i], average.a, average.g, 0.2, expected, kaisa.failures)
+        work = Work(kaisa._found[i], average.a, average.g, 0.2, expected)
+        continued._method.invert([work], kaisa.failures)
         torch.testing.assert_close(continued._inverses.of(i), expected)
 
 

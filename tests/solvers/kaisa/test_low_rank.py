@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from hpcopt.solvers.kaisa import symmetric
-from hpcopt.solvers.kaisa.inverse import Cholesky, Failures, factored_damping
+from hpcopt.solvers.kaisa.factors import Failures, Work, factored_dampings
+from hpcopt.solvers.kaisa.inverse import Cholesky
 from hpcopt.solvers.kaisa.layers.layer import Layer, Options
 from hpcopt.solvers.kaisa.low_rank import LowRank
 
@@ -41,13 +42,13 @@ def example(options: Options, decay: float = 2.0):
 def solve(layer: Layer, method, a, g, w, refreshes: int):
     kept = torch.zeros(method.numel(layer), dtype=torch.float64)
     for _ in range(refreshes):
-        method.invert(layer, packed(a), packed(g), DAMPING, kept, Failures())
+        method.invert([Work(layer, packed(a), packed(g), DAMPING, kept)], Failures())
     return method.apply(layer, kept, w, DAMPING)
 
 
 def test_against_the_leading_eigenvectors():
     layer, a, g, w = example(Options())
-    damping_a, damping_g = factored_damping(layer, packed(a), packed(g), DAMPING)
+    ((damping_a, damping_g),) = factored_dampings([Work(layer, packed(a), packed(g), DAMPING, w)])
     expected = cut(g, damping_g, RANK) @ w @ cut(a, damping_a, RANK)
     torch.testing.assert_close(solve(layer, LowRank(RANK), a, g, w, refreshes=40), expected, rtol=1e-6, atol=1e-9)
 
@@ -55,7 +56,7 @@ def test_against_the_leading_eigenvectors():
 def test_blocks_are_cut_one_by_one():
     layer, a, g, w = example(Options(max_size=15, large="blocked"))
     assert (layer.a.blocks, layer.g.blocks) == (31, 2)  # 31 is prime
-    damping_a, damping_g = factored_damping(layer, packed(a), packed(g), DAMPING)
+    ((damping_a, damping_g),) = factored_dampings([Work(layer, packed(a), packed(g), DAMPING, w)])
     expected = torch.block_diag(*cut(g, damping_g, RANK)) @ w / (a[:, 0, 0] + damping_a)
     torch.testing.assert_close(solve(layer, LowRank(RANK), a, g, w, refreshes=40), expected, rtol=1e-6, atol=1e-9)
 

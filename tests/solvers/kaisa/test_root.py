@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hpcopt.solvers.kaisa import root, symmetric
-from hpcopt.solvers.kaisa.inverse import LARGE, Failures, invert_packed
+from hpcopt.solvers.kaisa.factors import LARGE, Factor, Failures, invert_packed
 
 
 def matrix_of(condition: float, n: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,7 +39,7 @@ def test_a_large_factor_that_is_singular_gets_more_damping():
     packed = torch.zeros(2, symmetric.packed_length(LARGE), dtype=torch.float64)
     symmetric.pack(full.expand(2, -1, -1), packed)
     failures, out = Failures(), torch.zeros_like(packed)
-    invert_packed(packed, LARGE, 1e-7, out, failures)
+    invert_packed(Factor(packed, LARGE, 1e-7, out), failures)
     assert failures.more_damping == 2  # 1e-7 and 1e-6 are not enough
     expected = torch.linalg.inv(full + 1e-5 * torch.eye(LARGE, dtype=torch.float64))
     for inverse in symmetric.unpack(out, LARGE):

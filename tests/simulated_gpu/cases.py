@@ -1,0 +1,154 @@
+"""What trains on the simulated device: every solver, exchange, codec and optimizer of the house, on small problems."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from hpcopt.compress import QSGD, ChunkedTopK
+from hpcopt.compress.codec import CodecConfig
+from hpcopt.exchange import AutoConfig, ExchangeConfig, NativeConfig, RingConfig, TwoPhaseConfig, VoteConfig
+from hpcopt.families import CODECS
+from hpcopt.models.nmf import FactorMlpConfig
+from hpcopt.optim import AdamWConfig, SgdConfig, SignumConfig
+from hpcopt.optim.adahessian import AdaHessianConfig
+from hpcopt.optim.any_torch import AnyTorchConfig
+from hpcopt.optim.lamb import LambConfig
+from hpcopt.optim.rsg import ArsgConfig, RsgConfig
+from hpcopt.optim.svag import MSvagConfig, SvagConfig
+from hpcopt.shapes import SolverConfig
+from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
+from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
+from hpcopt.solvers.data_parallel import DataParallelConfig
+from hpcopt.solvers.gossip import GossipConfig
+from hpcopt.solvers.kaisa.solver import KaisaConfig
+from hpcopt.solvers.leader.solver import LeaderConfig
+from hpcopt.solvers.local.solver import LocalConfig
+from hpcopt.solvers.mixing import MixingConfig
+from hpcopt.solvers.snvrg import SnvrgConfig
+from hpcopt.solvers.splitting.altmin import AltMinConfig
+from hpcopt.solvers.splitting.bcd import BcdConfig
+from hpcopt.solvers.splitting.dladmm import DlAdmmConfig
+from hpcopt.testing.problem import CLASSES, FEATURES, Problem
+
+RING = RingConfig()
+
+
+class Images(nn.Module):
+    """Every kind of layer that K-FAC knows, for the problem's features as an image of 2 by 3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(5, 8)
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 8, 1, groups=2), nn.GroupNorm(2, 8)
+        )
+        self.attention, self.norm = nn.MultiheadAttention(8, 2, batch_first=True), nn.LayerNorm(8)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.convolutions(x.unflatten(1, (1, 2, 3))).flatten(2).transpose(1, 2)
+        h = h + self.words((x[:, :6] > 0).long())
+        out: Tensor = self.head(self.norm(self.attention(h, h, h, need_weights=False)[0]).mean(1))
+        return out
+
+
+def made_once(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """The same parameters at every call, on threads too."""
+
+    @cache
+    def first() -> nn.Module:
+        torch.manual_seed(0)
+        return make()
+
+    return lambda: copy.deepcopy(first())
+
+
+IMAGES = Problem(batch=12, model=made_once(Images))
+FACTORS = Problem(
+    batch=44, model=made_once(lambda: FactorMlpConfig(hidden=(24, 16), factors=6).build((FEATURES,), CLASSES))
+)
+RELU = Problem(
+    batch=44,
+    model=made_once(lambda: nn.Sequential(nn.Linear(FEATURES, 8), nn.ReLU(), nn.Linear(8, CLASSES))),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A job.
+
+    Attributes:
+        steady: whether its counts are the same at every run.
+    """
+
+    solver: SolverConfig = field(default_factory=lambda: DataParallelConfig(optimizer=SgdConfig(lr=0.05)))
+    exchange: ExchangeConfig = RING
+    problem: Problem = field(default_factory=Problem)
+    ranks: int = 2
+    steady: bool = True
+
+
+def by_a_codec(codec: type[CodecConfig], **settings: object) -> Case:
+    """Sums through a codec, by the exchange that can carry it."""
+    made = codec(**settings)
+    try:
+        return Case(exchange=RingConfig(codec=made))
+    except ValueError:
+        return Case(exchange=TwoPhaseConfig(codec=made))
+
+
+OPTIMIZERS = [
+    *(SgdConfig(), AdamWConfig(), LambConfig(), SignumConfig(), RsgConfig(), ArsgConfig(), SvagConfig()),
+    *(MSvagConfig(), AdaHessianConfig(), AnyTorchConfig(type="torch.optim:Muon", lr=0.01, others=AdamWConfig())),
+]
+KAISA = (
+    *({}, {"fraction": 0.5}, {"method": "eigen"}, {"method": "ekfac"}, {"method": "low_rank", "rank": 2}),
+    *({"fisher": "sampled"}, {"fisher": "sampled", "distribution": "bernoulli"}, {"damping_every": 1, "accumulate": 2}),
+    *({"refresh_tolerance": 0.1, "graft": True}, {"inverse_lag": 1, "factor_dtype": "bfloat16"}),
+    *({"max_size": 4, "large": "blocked"}, {"sharing": "reduce", "batch_every": 2, "position_every": 2}),
+)
+OFTEN = {"factor_every": 1, "inverse_every": 2}
+BUILTIN_CODECS = {name: codec for name, codec in CODECS.choices(CodecConfig).items() if ":" not in name}
+SETTINGS: dict[str, dict[str, object]] = {
+    "powersgd": {"rank": 1, "min_compression": 1},
+    "chunked_topk": {"bucket": 64, "k": 8},
+    "per_tensor": {"otherwise": {"name": "qsgd"}, "rules": [{"max_numel": 8, "codec": {"name": "dense"}}]},
+    **{name: {"fraction": 0.3} for name in ("topk", "random_k", "shared_topk")},
+}
+CASES: dict[str, Case] = {
+    "native": Case(exchange=NativeConfig()),
+    "three ranks": Case(ranks=3),
+    "alone": Case(ranks=1),
+    "qsgd on three ranks": Case(exchange=TwoPhaseConfig(), ranks=3),
+    "qsgd by nodes": Case(exchange=TwoPhaseConfig(by_nodes=True)),
+    "vote": Case(DataParallelConfig(optimizer=SignumConfig()), VoteConfig()),
+    "auto": Case(exchange=AutoConfig(codec=QSGD(), calibration_s=0.2), steady=False),
+    "clipped, in micro-batches": Case(DataParallelConfig(optimizer=AdamWConfig(), clip_norm=0.5, accumulate=2)),
+    "images": Case(problem=IMAGES),
+    **{f"codec {name}": by_a_codec(codec, **SETTINGS.get(name, {})) for name, codec in BUILTIN_CODECS.items()},
+    **{f"optimizer {each.name}": Case(DataParallelConfig(optimizer=each)) for each in OPTIMIZERS},
+    **{f"kaisa {settings or ''}".strip(): Case(KaisaConfig(**OFTEN, **settings), problem=IMAGES) for settings in KAISA},
+    "kaisa on three ranks": Case(KaisaConfig(**OFTEN), problem=IMAGES, ranks=3),
+    "kaisa, a plain step": Case(KaisaConfig(factor_every=9, inverse_every=9), problem=IMAGES, ranks=1),
+    "kaisa, a factor step": Case(KaisaConfig(factor_every=1, inverse_every=9), problem=IMAGES, ranks=1),
+    "kaisa, a refresh": Case(KaisaConfig(factor_every=1, inverse_every=1), problem=IMAGES, ranks=1),
+    "gossip": Case(GossipConfig()),
+    "gossip, choco": Case(GossipConfig(mixing="choco", graph="ring")),
+    "snvrg": Case(SnvrgConfig(lengths=(2, 2), restart_every=1)),
+    "local": Case(LocalConfig(every=1, optimizer=SgdConfig(lr=0.05), outer=SgdConfig(lr=1, momentum=0))),
+    "local, chunked top-k": Case(
+        LocalConfig(every=2, optimizer=AdamWConfig()), TwoPhaseConfig(codec=ChunkedTopK(bucket=64, k=8))
+    ),
+    "local, by gossip": Case(LocalConfig(every=1, gossip=MixingConfig())),
+    "leader": Case(LeaderConfig(every=1)),
+    "block_admm": Case(BlockAdmmConfig(measure_every=1), problem=RELU),
+    "block_admm, stored": Case(BlockAdmmConfig(auxiliaries="stored", in_flight=2), problem=RELU),
+    "deepfacto": Case(DeepFactoConfig(plain=0.3, code_steps=2, sweeps=2), problem=FACTORS),
+    "altmin": Case(AltMinConfig(), ranks=1),
+    "bcd": Case(BcdConfig(), problem=RELU, ranks=1),
+    "dladmm": Case(DlAdmmConfig(), problem=RELU, ranks=1),
+}

@@ -1,0 +1,174 @@
+"""A GPU that is not there: the torch device ``sim``, in pure Python.
+
+Its tensors hold values in main memory, so that results are the CPU's to the bit. What CUDA refuses is written into
+``LEDGER``: an operation on tensors of both devices (but for numbers, and for indices), a CPU generator that draws for
+the device, numpy's view of the device's memory. What starts a kernel, what makes the host wait, and what is copied is
+counted there.
+
+Registering a device is for a whole process and torch calls it experimental: import this in a process of its own.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+from tests.simulated_gpu.ledger import Ledger
+
+LEDGER = Ledger()
+INDEXING = {"index", "index_put", "_index_put_impl", "_unsafe_index"}
+COPYING = {"copy", "_copy_from", "_copy_from_and_resize", "_to_copy"}
+TO_HOST = {"_local_scalar_dense", "equal", "is_nonzero"}  # their results are the host's
+WAITING = TO_HOST | {
+    *("nonzero", "masked_select", "bincount", "unique_dim", "_unique2", "repeat_interleave"),  # sizes by values
+    *("_linalg_check_errors", "_linalg_eigh", "_linalg_svd"),  # ask whether it went well
+}
+MEMORY_ONLY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "set", "resize"}
+
+_setup_privateuseone_for_python_backend("sim")
+SIM = torch.device("sim:0")
+
+
+class SimulatedTensor(Tensor):
+    """A tensor of the device.
+
+    Attributes:
+        values: where they really are, a CPU tensor.
+    """
+
+    values: Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, values: Tensor) -> "SimulatedTensor":
+        like = {"strides": values.stride(), "storage_offset": values.storage_offset(), "dtype": values.dtype}
+        made = Tensor._make_wrapper_subclass(cls, values.size(), device=SIM, requires_grad=False, **like)
+        made.values = values
+        return made
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"SimulatedTensor({self.values!r})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        made: Tensor = SimulatedTensor(self.values.detach().clone())
+        if isinstance(self, torch.nn.Parameter):
+            made = torch.nn.Parameter(made, self.requires_grad)
+        memo[id(self)] = made
+        return made
+
+    def __getitem__(self, where: Any) -> Tensor:
+        """A list is an index tensor in main memory."""
+        parts = where if isinstance(where, tuple) else (where,)
+        return super().__getitem__(tuple(torch.tensor(part) if isinstance(part, list) else part for part in parts))
+
+    @property
+    def data(self) -> Tensor:
+        return SimulatedTensor(self.values.detach())
+
+    @data.setter
+    def data(self, new: "SimulatedTensor") -> None:
+        self.values = new.values
+
+    def data_ptr(self) -> int:
+        return self.values.data_ptr()
+
+    def new_tensor(self, data: Any, **options: Any) -> Tensor:
+        return torch.tensor(data, dtype=options.get("dtype", self.dtype)).to(SIM)
+
+    def numpy(self, **_: Any) -> Any:
+        LEDGER.note("refused", "numpy() of the device's memory")
+        return self.values.detach().numpy()
+
+    def tolist(self) -> Any:
+        LEDGER.note("waits", "tolist")
+        return self.values.detach().tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, operation: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(operation, args, kwargs or {})
+
+
+def _run(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Write an operation down and do it on the values."""
+    name = operation._schema.name.split("::")[1].rstrip("_")
+    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    device = kwargs.get("device")
+    theirs = any(isinstance(x, SimulatedTensor) for x in tensors)
+    here = theirs if device is None else torch.device(device).type == "sim"
+    if name in COPYING:
+        _count_copy(name, args, here)
+    else:
+        _check(name, args, kwargs, tensors, here)
+        _count(name, operation, args)
+    wrapped = {id(x.values): x for x in tensors if isinstance(x, SimulatedTensor)}
+    if "pin_memory" in kwargs:
+        kwargs = {**kwargs, "pin_memory": False}
+    found = operation(*tree_map(_unwrapped, args), **tree_map(_unwrapped, kwargs))
+    if not here or name in TO_HOST:
+        return found
+    hosts = {id(x) for x in tensors}  # one that was written into stays the host's
+
+    def wrap(x: Any) -> Any:
+        if not isinstance(x, Tensor) or id(x) in hosts:
+            return x
+        return wrapped[id(x)] if id(x) in wrapped else SimulatedTensor(x)
+
+    return tree_map(wrap, found)
+
+
+def _unwrapped(x: Any) -> Any:
+    if isinstance(x, SimulatedTensor):
+        return x.values
+    return torch.device("cpu") if isinstance(x, torch.device) and x.type == "sim" else x
+
+
+def _check(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor], here: bool) -> None:
+    """Refuse what CUDA does."""
+    generator = kwargs.get("generator")
+    if here and generator is not None and generator.device.type != "sim":
+        LEDGER.note("refused", f"{name} by a CPU generator")
+    if not any(isinstance(x, SimulatedTensor) for x in tensors):
+        return
+    hosts = [x for x in tensors if not isinstance(x, SimulatedTensor) and x.dim() > 0]
+    if name in INDEXING:
+        indices = [x for x in args[1] if x is not None]
+        for index in indices:
+            if not isinstance(index, SimulatedTensor):
+                LEDGER.note("copies", "index to the device")
+        hosts = [x for x in hosts if all(x is not index for index in indices)]
+    if hosts:
+        LEDGER.note("refused", f"{name} with {[tuple(x.shape) for x in hosts]} in main memory")
+
+
+def _count(name: str, operation: Any, args: tuple[Any, ...]) -> None:
+    masks = name in INDEXING and any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
+    if name in WAITING or masks:
+        LEDGER.note("waits", f"{name} by a mask" if masks else name)
+    elif name not in MEMORY_ONLY and not _is_view(operation):
+        LEDGER.note("launches", name)
+
+
+def _count_copy(name: str, args: tuple[Any, ...], here: bool) -> None:
+    if name == "_to_copy":
+        source, from_here = args[0], isinstance(args[0], SimulatedTensor)
+    else:
+        target, source = args[:2] if name == "copy" else (args[1], args[0])
+        here, from_here = isinstance(target, SimulatedTensor), isinstance(source, SimulatedTensor)
+    if here and from_here:
+        LEDGER.note("launches", "copy")
+    elif here and source.dim():  # a number travels with its kernel
+        LEDGER.note("copies", "to the device")
+    elif from_here:
+        LEDGER.note("copies", "from the device")
+        LEDGER.note("waits", "copy from the device")
+
+
+def _is_view(operation: Any) -> bool:
+    aliases = [result.alias_info for result in operation._schema.returns]
+    return bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases)
+
+
+_LIBRARY = torch.library.Library("_", "IMPL")
+_LIBRARY.fallback(lambda operation, *args, **kwargs: _run(operation, args, kwargs), "PrivateUse1")

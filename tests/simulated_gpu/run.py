@@ -1,0 +1,136 @@
+"""Train cases on the simulated device and on the CPU, and print what came out, a JSON object a case:
+
+    python -m tests.simulated_gpu.run [WORD]
+    python -m tests.simulated_gpu.run --lines [WORD]
+    python -m tests.simulated_gpu.run --budget
+
+Words choose the cases whose names have them.
+"""
+
+import argparse
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from hpcopt.comm.loopback import run_ranks
+from hpcopt.comm.staged import StagedTransport
+from hpcopt.comm.transport import Transport
+from hpcopt.comm.world import World
+from hpcopt.kernels.cuda import bits, levels, powers
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.loss import OutputLoss
+from hpcopt.shapes.solver import Task
+from hpcopt.testing.problem import flat
+from tests.simulated_gpu.cases import CASES, Case
+from tests.simulated_gpu.device import LEDGER, SIM, SimulatedTensor
+
+STEPS = 3
+BUDGET = Path(__file__).parent / "budget.json"
+CPU = torch.device("cpu")
+
+
+def train(case: Case, device: torch.device) -> tuple[list[float], dict[str, int]]:
+    """The losses of its steps, summed over the ranks, and the sum and the norm of what it ends with; and what the
+    last step asked of the device.
+    """
+    tasks = [case.problem.task() for _ in range(case.ranks)]
+
+    def program(transport: Transport) -> tuple[list[float | None], Tensor, dict[str, int]]:
+        world = World(transport if device.type == "cpu" else StagedTransport(transport))
+        context = Context(world=world, exchange=case.exchange, steps=STEPS, device=device)
+        solver = case.solver.build(moved(tasks[world.rank], device), context)
+        *first, last = case.problem.batches(solver.data_rank, solver.data_size, STEPS)
+        losses = [solver.step(batch.to(device)).loss for batch in first]
+        world.barrier()  # no rank is still in the step before, none is in the next one yet
+        LEDGER.clear()
+        world.barrier()
+        losses.append(solver.step(last.to(device)).loss)
+        world.barrier()
+        asked = LEDGER.totals()
+        world.barrier()
+        solver.gather()
+        solver.state_dict()
+        solver.rank_state_dict()
+        assert {p.device for p in solver.model.parameters()} == {device}
+        return losses, flat(solver.model).cpu().double(), asked
+
+    ranks = run_ranks(case.ranks, program)
+    known = [each for each in zip(*(losses for losses, _, _ in ranks), strict=True) if None not in each]
+    _, end, asked = ranks[0]
+    return [*map(sum, known), float(end.sum()), float(end.norm())], asked
+
+
+def moved(task: Task, device: torch.device) -> Task:
+    """A task on a device, as a workload there gives it."""
+    loss = task.loss
+    assert isinstance(loss, OutputLoss)
+    samples = task.samples
+    on = replace(samples, at=lambda indices, whole: samples.at(indices, whole).to(device))
+    return Task(task.model.to(device), replace(loss, example=loss.example.to(device)), on)
+
+
+@contextlib.contextmanager
+def interpreted_kernels() -> Iterator[None]:
+    """Triton's kernels, by its interpreter, which bears one thread, on the values."""
+    turn = threading.Lock()
+
+    def launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
+        if programs:
+            LEDGER.note("launches", kernel.fn.__name__)
+            constants.pop("num_warps", None)
+            with turn:
+                kernel[(programs,)](*(x.values if isinstance(x, SimulatedTensor) else x for x in args), **constants)
+
+    with contextlib.ExitStack() as patches:
+        for module in (bits, levels, powers):
+            patches.enter_context(mock.patch.object(module, "launch", launch))
+        yield
+
+
+def outcome(case: Case) -> dict[str, Any]:
+    """What a case gives on both devices."""
+    LEDGER.refused.clear()
+    LEDGER.clear()
+    expected, _ = train(case, CPU)
+    found, asked = train(case, SIM)
+    return {"expected": expected, "found": found, "refused": dict(LEDGER.refused), "asked": asked}
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("word", nargs="?", default="")
+    parser.add_argument("--lines", action="store_true", help="also what the last step asked of the device, by line")
+    parser.add_argument("--budget", action="store_true", help="write what every case asks for to budget.json")
+    options = parser.parse_args()
+    budget = {}
+    with interpreted_kernels():
+        for name, case in CASES.items():
+            if options.word in name:
+                found = outcome(case)
+                print(json.dumps({"case": name, **found}), flush=True)
+                if options.lines:
+                    print_lines()
+                if case.steady:
+                    budget[name] = found["asked"]
+    if options.budget:
+        BUDGET.write_text(json.dumps(budget, indent=1) + "\n")
+
+
+def print_lines() -> None:
+    """What the last step asked of the device, the most frequent first."""
+    for kind in ("waits", "copies", "launches"):
+        for what, count in getattr(LEDGER, kind).most_common(20):
+            print(f"  {kind}: {count} {what}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Everything of the house trains on a device that is not the CPU: nothing is asked of it that CUDA refuses, the results
+are the CPU's, and a step asks for no more launches, waits and copies than it used to.
+
+The budget of a case, of the last of three steps on all ranks, is in budget.json. A change that needs more says so by
+
+    python -m tests.simulated_gpu.run --budget
+
+The device is registered for a whole process, so the cases run in one of their own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpcopt.families import EXCHANGES, OPTIMIZERS, SOLVERS
+from hpcopt.family import Family
+from hpcopt.optim.config import OptimizerConfig
+from hpcopt.shapes import SolverConfig
+from tests.launching import PATIENCE_S
+from tests.simulated_gpu.cases import CASES
+
+ROOT = Path(__file__).parents[2]
+BUDGET = json.loads((Path(__file__).parent / "budget.json").read_text())
+SLACK = {"launches": 12, "waits": 1, "copies": 2}  # threads finish in another order
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, dict[str, Any]]:
+    """What each case gave."""
+    command = [sys.executable, "-m", "tests.simulated_gpu.run"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3 * PATIENCE_S)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {outcome.pop("case"): outcome for outcome in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_trains_as_on_the_cpu_within_its_budget(name, outcomes):
+    outcome = outcomes[name]
+    assert outcome["refused"] == {}
+    assert outcome["found"] == pytest.approx(outcome["expected"], rel=2e-5)
+    if CASES[name].steady:
+        for kind, count in outcome["asked"].items():
+            assert count <= BUDGET[name][kind] + SLACK[kind], f"{kind}: run the command above, and say why"
+
+
+def test_nothing_of_the_house_is_left_out():
+    cases = CASES.values()
+    optimizers = {case.solver.optimizer.name for case in cases if hasattr(case.solver, "optimizer")}
+    assert {case.solver.name for case in cases} == builtin(SOLVERS, SolverConfig)
+    assert {case.exchange.name for case in cases} == builtin(EXCHANGES, object)
+    assert optimizers == builtin(OPTIMIZERS, OptimizerConfig)
+    assert BUDGET.keys() == {name for name, case in CASES.items() if case.steady}
+
+
+def builtin(family: Family, kind: type) -> set[str]:
+    return {name for name in family.choices(kind) if ":" not in name}
