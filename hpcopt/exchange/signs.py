@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hpcopt import kernels
 from hpcopt.comm import dense, vote
 from hpcopt.comm.hierarchy import Hierarchy
+from hpcopt.comm.staged import through_main_memory
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
 from hpcopt.compress import Residuals
@@ -93,16 +94,19 @@ class VoteReducer(Reducer):
         kernels.bits.step(np.zeros(1, np.uint64), np.float32(1), np.float32(1), np.zeros(vote.WORD, np.float32))
 
     def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
-        weights = self._weights(transport.size, step)
-        values = bucket.values
-        with transport.traffic.encoding():
-            if values.dtype != torch.float32:
-                raise UnsupportedError(
-                    f'votes need float32 parameters, not {values.dtype}: use [exchange] name = "ring"'
-                ).everywhere()
-            values = ours = values.cpu()
-            if self._beta:
-                values = self._momentum_after(bucket, ours)
+        if bucket.values.dtype != torch.float32:
+            raise UnsupportedError(
+                f'votes need float32 parameters, not {bucket.values.dtype}: use [exchange] name = "ring"'
+            ).everywhere()
+        with through_main_memory(bucket.values) as values:
+            self._vote(transport, bucket, values, step)
+
+    def _vote(self, transport: Transport, bucket: Bucket, gradients: Tensor, step: int) -> None:
+        """Replace gradients, in main memory, by what is decided, unless that stays packed."""
+        weights, values = self._weights(transport.size, step), gradients
+        if self._beta:
+            with transport.traffic.encoding():
+                values = self._momentum_after(bucket, gradients)
         if bucket.index not in self._words:
             self._words[bucket.index] = torch.empty(vote.ballot_words(values.numel()), dtype=torch.int64)
         words = self._words[bucket.index]
@@ -110,9 +114,7 @@ class VoteReducer(Reducer):
         for where in self._decided(transport, values, words, weights, jury):
             if not self._packed:
                 with transport.traffic.decoding():
-                    vote.unpack(words[where], ours[vote.WORD * where.start : vote.WORD * where.stop])
-        if not self._packed and ours is not bucket.values:
-            bucket.values.copy_(ours)
+                    vote.unpack(words[where], gradients[vote.WORD * where.start : vote.WORD * where.stop])
 
     def finish_step(self, transport: Transport, buckets: Sequence[Bucket], step: int) -> None:
         """What the ranks have counted of all buckets becomes the verdict on the voters."""

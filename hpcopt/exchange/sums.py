@@ -3,6 +3,7 @@ other linear compressors, or dense by the all-reduce of MPI or Horovod.
 """
 
 from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
 from typing import Annotated, Literal
 
 import torch
@@ -10,6 +11,7 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from hpcopt.comm import dense, reductions
+from hpcopt.comm.staged import through_main_memory
 from hpcopt.comm.traffic import dense_all_reduce_bytes
 from hpcopt.comm.transport import Transport
 from hpcopt.compress import Bounded, Codec, Dense, Half, LinearRounds, RoundCompressor, RoundsConfig
@@ -114,11 +116,9 @@ class RoundsReducer(Reducer):
             dense.all_reduce(transport, bucket.values)
             return
         seed = derive(self._seed, step, EVERY_RANK if self._shared_seed else transport.rank, bucket.name)
-        here = bucket.values.is_cpu or isinstance(self._codec, Codec) or self._codec.on_device
-        values = bucket.values if here else bucket.values.cpu()
-        reductions.all_reduce(transport, values, self._compressor, bucket.layout, seed=seed)
-        if not here:
-            bucket.values.copy_(values)
+        there = isinstance(self._codec, Codec) or self._codec.on_device
+        with nullcontext(bucket.values) if there else through_main_memory(bucket.values) as values:
+            reductions.all_reduce(transport, values, self._compressor, bucket.layout, seed=seed)
 
     def warm(self, size: int, buckets: Sequence[Bucket]) -> None:
         """Goes through the rounds of the shortest bucket once."""

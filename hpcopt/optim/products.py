@@ -52,7 +52,8 @@ def gradients_and_products(
     """
     names: dict[Tensor, str] = {p: f"model.{name}" for name, p in model.named_parameters()}
     pairs = list(zip(parameters, vectors, strict=True))
-    aliases = {p: _alias(p, v) for p, v in pairs if isinstance(v, Outer)}
+    plain = Tensor, nn.Parameter  # one of a class of its own has its own ways of linear maps
+    aliases = {p: _alias(p, v) for p, v in pairs if isinstance(v, Outer) and type(p) in plain}
     work = _Work(model, lambda: _found(loss(model), pairs, aliases))
     found: tuple[Tensor, Sequence[Tensor | None], list[Tensor]] = torch.func.functional_call(
         work, {names[p]: alias for p, alias in aliases.items()}, ()
