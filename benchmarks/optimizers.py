@@ -366,7 +366,7 @@ def main() -> None:
         compare(logistic(arguments.data), methods, {}, "lower")
     elif arguments.experiment == "fashion":
         methods = {
-            "ARSG": (ARSG, [0.01, 0.02, 0.05, 0.1, 0.2]),
+            "ARSG": (ARSG, [0.005, 0.01, 0.02, 0.05, 0.1]),
             "Adam": (ADAM, [1e-3, 2e-3, 5e-3, 1e-2, 2e-2]),
         }
         compare(fashion(arguments.data), methods, {}, "lower", TUNING[:1], SEEDS[:3])
