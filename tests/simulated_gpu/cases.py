@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hpcopt.compress import QSGD, ChunkedTopK
 from hpcopt.compress.codec import CodecConfig
 from hpcopt.exchange import AutoConfig, ExchangeConfig, NativeConfig, RingConfig, TwoPhaseConfig, VoteConfig
+from hpcopt.exchange.lgc.reducer import LgcConfig
 from hpcopt.families import CODECS
 from hpcopt.models.nmf import FactorMlpConfig
 from hpcopt.optim import AdamWConfig, SgdConfig, SignumConfig
@@ -125,6 +126,7 @@ CASES: dict[str, Case] = {
     "alone": Case(ranks=1),
     "qsgd on three ranks": Case(exchange=TwoPhaseConfig(), ranks=3),
     "qsgd by nodes": Case(exchange=TwoPhaseConfig(by_nodes=True)),
+    "lgc": Case(exchange=LgcConfig(fraction=0.1, dense_steps=1, learning_steps=1, worst=1.0)),
     "vote": Case(DataParallelConfig(optimizer=SignumConfig()), VoteConfig()),
     "auto": Case(exchange=AutoConfig(codec=QSGD(), calibration_s=0.2), steady=False),
     "clipped, in micro-batches": Case(DataParallelConfig(optimizer=AdamWConfig(), clip_norm=0.5, accumulate=2)),

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from hpcopt.comm import dense, doubling
+from hpcopt.comm.staged import through_main_memory
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
 from hpcopt.compress import Residuals
@@ -86,10 +87,14 @@ class LgcReducer(Reducer):
         self._errors, self._coded = [UNKNOWN] * len(buckets), [False] * len(buckets)
 
     def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
-        values = bucket.values
-        if values.dtype != torch.float32:
-            dense.all_reduce(transport, values)
+        if bucket.values.dtype != torch.float32:
+            dense.all_reduce(transport, bucket.values)
             return
+        with through_main_memory(bucket.values) as values:
+            self._sum(transport, bucket, values, step)
+
+    def _sum(self, transport: Transport, bucket: Bucket, values: Tensor, step: int) -> None:
+        """Replace a bucket's values, in main memory, by their sum. Collective."""
         if transport.size == 1:
             self._owed.settle(values, bucket.layout)
             return
