@@ -554,3 +554,16 @@ def test_damage_is_passed_over_as_in_a_job(tmp_path, capsys):
     (tmp_path / "run/metrics.h5").unlink()
     script(tmp_path / "run", 10, fresh=True)
     assert len(list(tmp_path.glob("run.before-*"))) == 1
+
+
+def test_settings_that_differ_between_ranks_are_named(tmp_path):
+    """Else ranks would checkpoint at different steps, and wait for each other."""
+
+    def program(transport):
+        every = 3 + transport.rank
+        session = hpcopt.Session(tmp_path / "run", steps=4, checkpoint_every=every, world=World(transport))
+        with pytest.raises(JobError, match="3 on rank 0, 4 on rank 1: give all ranks the same"), session:
+            raise AssertionError
+        return not (tmp_path / "run").exists()
+
+    assert run_ranks(2, program) == [True, True]

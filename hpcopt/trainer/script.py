@@ -48,12 +48,27 @@ def _complaint(error: ErrorDetails) -> str:
 
 
 def told_by_batch_script(path: Path, run: RunConfig, world: World) -> tuple[Path, RunConfig]:
-    """The directory and the settings, unless the batch script that started this names others; rank 0's. Collective."""
+    """The directory and the settings, unless the batch script that started this names others. Collective.
+
+    Directory and seed are rank 0's. All else must be the same on all ranks, which otherwise would wait for each other.
+
+    Raises:
+        JobError: on all ranks: it is not.
+    """
     seed = os.environ.get(SEED, "")
     if seed and not re.fullmatch(r"\d{1,18}", seed):
         raise JobError(f"{SEED}={seed}: a seed is a whole number")
-    mine = {"path": os.environ.get(RUN_DIR) or str(path), "seed": int(seed) if seed else run.seed}
-    told = json.loads(world.gather_text(json.dumps(mine))[0])
+    others = run.model_dump(mode="json", exclude={"seed"})
+    mine = {"path": os.environ.get(RUN_DIR) or str(path), "seed": int(seed) if seed else run.seed, "run": others}
+    all_ranks = list(map(json.loads, world.gather_text(json.dumps(mine))))
+    told = all_ranks[0]
+    for rank, theirs in enumerate(all_ranks):
+        for key, value in told["run"].items():
+            if theirs["run"].get(key) != value:
+                raise JobError(
+                    f"Session(..., {key}=...): {value!r} on rank 0, {theirs['run'].get(key)!r} on rank {rank}: give "
+                    "all ranks the same"
+                ).everywhere()
     return Path(told["path"]), run.model_copy(update={"seed": told["seed"]})
 
 
