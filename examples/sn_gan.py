@@ -44,8 +44,8 @@ def generator(replicator: Replicator) -> nn.Module:
 
 
 def normalised(layer: nn.Module) -> nn.Module:
-    """Its weight divided by its spectral norm, which five power iterations follow at every call."""
-    layer = spectral_norm(layer, n_power_iterations=5)
+    """Its weight divided by its spectral norm, which ten power iterations follow at every call."""
+    layer = spectral_norm(layer, n_power_iterations=10)
     for _ in range(20):
         _ = layer.weight  # of new weights the iteration has a long way to go
     return layer
