@@ -4,8 +4,7 @@ The copies are made where the message is: one when it is sent, one when a receiv
 them. Tensors in main memory pass straight through.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import NoReturn
 
 import torch
@@ -17,15 +16,6 @@ from hpcopt.comm.transport import Op, Request, Transport
 def outside_main_memory(x: Tensor) -> bool:
     """Whether MPI cannot read x where it is."""
     return x.device.type != "cpu"
-
-
-@contextmanager
-def through_main_memory(x: Tensor) -> Iterator[Tensor]:
-    """Give x, or for a tensor outside main memory a copy there; what is done to it is x's in the end."""
-    host = x.cpu()
-    yield host
-    if host is not x:
-        x.copy_(host)
 
 
 class StagedTransport(Transport):

@@ -78,9 +78,8 @@ class World:
         """Add numbers up over all ranks, each by itself. Collective."""
         if self.size == 1:
             return list(map(float, numbers))
-        return self.all_reduce(
-            torch.from_numpy(np.array(numbers, float))
-        ).tolist()  # torch.tensor takes four times that
+        values = torch.from_numpy(np.array(numbers, float))  # torch.tensor takes four times that
+        return self.all_reduce(values).tolist()
 
     def broadcast(self, x: Tensor, root: int = 0) -> Tensor:
         """Replace x, contiguous, on every rank by rank root's. Collective."""

@@ -14,6 +14,8 @@ Three rules hold for every codec:
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar, Self
 
 import numpy as np
@@ -169,9 +171,8 @@ class Codec(CodecConfig, ABC):
             size = self._encode_feedback(float_array(x), float_array(residual), seed, first, room.numpy())
             return self._head(room, size)
         if not self.on_device:
-            owed = residual.cpu()
-            payload = self.encode_feedback(x.cpu(), owed, seed=seed, first=first)
-            residual.copy_(owed)
+            with through_main_memory(residual) as owed:
+                payload = self.encode_feedback(x.cpu(), owed, seed=seed, first=first)
             return _copied(payload, room)
         residual.add_(x)
         size = self._encode_on_device(residual, seed, first, room)
@@ -223,9 +224,8 @@ class Codec(CodecConfig, ABC):
         if on_host(out):
             self._decode(payload.numpy(), float_array(out), weight, add)
         elif not self.on_device:
-            values = out.cpu()
-            self._decode(payload.cpu().numpy(), float_array(values), weight, add)
-            out.detach().copy_(values)
+            with through_main_memory(out.detach()) as values:
+                self._decode(payload.cpu().numpy(), float_array(values), weight, add)
         else:
             self._decode_on_device(payload, out.detach(), weight, add)
 
@@ -250,6 +250,15 @@ class Codec(CodecConfig, ABC):
 
 def _copied(payload: Tensor, room: Tensor) -> Tensor:
     return room[: payload.numel()].copy_(payload)
+
+
+@contextmanager
+def through_main_memory(x: Tensor) -> Iterator[Tensor]:
+    """Give x, or for a tensor outside main memory a copy there; what is done to it is x's in the end."""
+    host = x.cpu()
+    yield host
+    if host is not x:
+        x.copy_(host)
 
 
 def on_host(x: Tensor) -> bool:

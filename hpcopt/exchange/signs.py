@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from hpcopt import kernels
 from hpcopt.comm import dense, vote
 from hpcopt.comm.hierarchy import Hierarchy
-from hpcopt.comm.staged import through_main_memory
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
 from hpcopt.compress import Residuals
+from hpcopt.compress.codec import through_main_memory
 from hpcopt.compress.finite import magnitude_bound
 from hpcopt.errors import CheckpointError, JobError, UnsupportedError
 from hpcopt.exchange.bucket import Bucket

@@ -11,10 +11,10 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from hpcopt.comm import dense, reductions
-from hpcopt.comm.staged import through_main_memory
 from hpcopt.comm.traffic import dense_all_reduce_bytes
 from hpcopt.comm.transport import Transport
 from hpcopt.compress import Bounded, Codec, Dense, Half, LinearRounds, RoundCompressor, RoundsConfig
+from hpcopt.compress.codec import through_main_memory
 from hpcopt.errors import UnsupportedError
 from hpcopt.exchange.bucket import Bucket
 from hpcopt.exchange.config import ExchangeConfig

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from hpcopt.comm import dense, doubling, on_grid
-from hpcopt.comm.staged import through_main_memory
 from hpcopt.comm.transport import Transport
 from hpcopt.compress.bounded import Bounded, Grid
+from hpcopt.compress.codec import through_main_memory
 from hpcopt.compress.finite import BOUND_BYTES, magnitude_bound, refuse
 from hpcopt.exchange.bucket import Bucket
 from hpcopt.exchange.reducer import Reducer

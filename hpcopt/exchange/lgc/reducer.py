@@ -15,11 +15,10 @@ from pydantic import Field
 from torch import Tensor
 
 from hpcopt.comm import dense, doubling
-from hpcopt.comm.staged import through_main_memory
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
 from hpcopt.compress import Residuals
-from hpcopt.compress.codec import float_array
+from hpcopt.compress.codec import float_array, through_main_memory
 from hpcopt.compress.finite import BOUND_BYTES, can_be_sent, refuse
 from hpcopt.compress.topk import largest
 from hpcopt.exchange.bucket import Bucket

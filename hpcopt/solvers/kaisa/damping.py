@@ -39,8 +39,9 @@ class Trial:
 
     def slope(self) -> float:
         """g^T delta."""
-        moved = {p: p.detach() - start for p, start in self.parameters.items()}
-        products = [torch.sum(g.double() * moved[p].double()) for p, g in self.gradients.items()]
+        products = [
+            torch.sum(g.double() * (p.detach() - self.parameters[p]).double()) for p, g in self.gradients.items()
+        ]
         return math.fsum(torch.stack(products).tolist()) if products else 0.0
 
     def curvature(self, layers: Sequence[Layer], averages: Mapping[int, Average]) -> float:
