@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcopt.errors import DataError
-from hpcopt.prepare import digits, fashion_mnist, fashion_segmentation, images
+from hpcopt.prepare import debian, digits, fashion_mnist, fashion_segmentation, images, wordnet
 from hpcopt.prepare.dataset import DataSet, write_whole
+from hpcopt.store import graph
 from hpcopt.store.shards import Shards
 
 if TYPE_CHECKING:
@@ -19,14 +20,21 @@ SOURCES: dict[str, Callable[[Path | None], DataSet]] = {
     "fashion-mnist": fashion_mnist.read,
     "fashion-segmentation": fashion_segmentation.read,
     "images": images.read,
+    "wordnet": wordnet.read,
+    "debian": debian.read,
 }
-SPLITS = ("train", "test")
+GRAPHS = ("wordnet", "debian")
+
+
+def splits_of(name: str) -> tuple[str, ...]:
+    """What the rows of a data set's shards are."""
+    return graph.SPLITS if name in GRAPHS else ("train", "test")
 
 
 def is_prepared(name: str, data_dir: Path) -> bool:
     """Whether data_dir/name holds all its shards, undamaged (reads every byte)."""
     try:
-        for split in SPLITS:
+        for split in splits_of(name):
             Shards(Path(data_dir) / name, split).verify()
     except DataError:
         return False

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hpcopt.any_text import print_any_text
 from hpcopt.errors import HpcoptError
-from hpcopt.prepare import SOURCES, SPLITS, arrays, is_prepared, prepare
+from hpcopt.prepare import GRAPHS, SOURCES, arrays, is_prepared, prepare, splits_of
 from hpcopt.prepare.bert import __main__ as bert
 from hpcopt.store.shards import Shards
 
@@ -40,11 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = options.data_dir / options.name
         if not there:
             prepare(options.name, options.data_dir, force=True, source=options.source)
-        rows = ", ".join(f"{len(Shards(folder, split)):,} {split}" for split in SPLITS)
+        rows = ", ".join(f"{len(Shards(folder, split)):,} {split}" for split in splits_of(options.name))
     except HpcoptError as error:
         print(f"hpcopt prepare: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"{folder}: {'already there' if there else 'prepared'}, {rows} rows")
+    print(f"{folder}: {'already there' if there else 'prepared'}, {rows}{'' if options.name in GRAPHS else ' rows'}")
     return 0
 
 
