@@ -33,7 +33,7 @@ test: SERIAL = $(PYTHON) -m pytest -m "parallel[1] and not slurm"
 test: PARALLEL = $(shell grep -rl --include='*.py' mark.parallel tests)
 test: $(VENV)/ready-to-test check
 	$(SERIAL) --numprocesses $(WORKERS) --dist loadfile || $(SERIAL) --last-failed --last-failed-no-failures none
-	for n in 2 3 4; do timeout 900 $(MPIRUN) -n $$n $(PYTHON) -m pytest -m "parallel[$$n] and not slurm" $(PARALLEL) || exit 1; done
+	for n in 2 3 4; do timeout 2700 $(MPIRUN) -n $$n $(PYTHON) -m pytest -m "parallel[$$n] and not slurm" $(PARALLEL) || exit 1; done
 	$(PYTHON) -m pytest -m slurm tests/slurm
 
 # Read from the sources alone; the warning that is switched off advertises another program.
