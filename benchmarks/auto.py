@@ -1,13 +1,14 @@
 """Auto beside the exchanges that it chooses among: seconds a step of some networks on the links that there are.
 
-    sbatch --exclusive --wrap='srun python benchmarks/auto.py --out auto.jsonl --links 100mbit'    a column of the night
-    mpirun -n 2 python benchmarks/auto.py --short                                                two networks, few turns
-    python benchmarks/auto.py --table auto.jsonl                                       what all columns say, in Markdown
+    benchmarks/auto.sh 600                          all forty set-ups, ten minutes each at most: a night
+    benchmarks/auto.sh 30                           the same in some 20 minutes, without what takes longer
+    mpirun -n 2 python benchmarks/auto.py --short   two networks on the links that there are
+    python benchmarks/auto.py --table auto.jsonl    what all set-ups say, in Markdown
 
-Five networks on two and four hosts at four rates (``python3 -m slurm.devcluster up --rate``) are the forty set-ups.
-Rows take turns of steps, each with its own copy of the network and of the data, so that all see the same machine; auto
-has measured again before its first turn that counts. A time is the median over steps of the slowest rank's. The
-denominator is the best dense ring, bfloat16 included.
+Five networks on two and four hosts at four rates of the development cluster are the forty set-ups. Rows take turns of
+steps, each with its own copy of the network and of the data, so that all see the same machine; auto has measured again
+before its first turn that counts. A time is the median over steps of the slowest rank's. The denominator is the best
+dense ring, bfloat16 included. A set-up for which the seconds given are too few is recorded as not run.
 """
 
 import argparse
@@ -26,20 +27,21 @@ from hpcopt.compress import QSGD, Bounded, Half
 from hpcopt.exchange import AutoConfig, Exchange, ExchangeConfig, NativeConfig, RingConfig, TwoPhaseConfig
 from hpcopt.models.resnet import ResNetConfig
 
-STEPS = 8  # of a turn
+STEPS, TURNS = 8, 20  # of a turn; at most
+FEWEST = 3  # turns of one step, for a median
 DENSE = ("ring", "ring bf16")
 WITHIN = 1.03  # of the best row
 
 
 def rows() -> dict[str, ExchangeConfig]:
-    """What is compared; auto may use what two of them do."""
+    """What is compared; auto may use what all of them do."""
     return {
         "ring": RingConfig(),
         "ring bf16": RingConfig(codec=Half()),
         "native": NativeConfig(),
         "two-phase qsgd": TwoPhaseConfig(codec=QSGD()),
         "bounded": RingConfig(codec=Bounded()),
-        "auto": AutoConfig(codec=QSGD(), measure_again=(1,)),
+        "auto": AutoConfig(codec=QSGD(), bounded=Bounded(), measure_again=(1,)),
     }
 
 
@@ -76,23 +78,39 @@ class Runner:
         self._exchange.finish()
         return float(self._world.all_reduce(torch.tensor([time.perf_counter() - start_s]), "max"))
 
+    @property
+    def settled(self) -> bool:
+        """Whether auto has measured again; or there was nothing to measure."""
+        choices = self._exchange.choices
+        return choices is None or self._world.size == 1 or bool(choices.news)
+
     def chosen(self) -> str:
         """What auto has chosen."""
         return self._exchange.choices.lines()[0] if self._exchange.choices else ""
 
 
-def measure(world: World, name: str, turns: int) -> dict[str, float]:
-    """Median seconds a step of each row."""
-    runners = {}
+def measure(world: World, name: str, limit_s: float) -> dict[str, float] | None:
+    """Median seconds a step of each row; None if the seconds given are too few for that."""
+    runners: dict[str, Runner] = {}
+    spent_s = 0.0
     for row, config in rows().items():
         model, inputs = networks()[name]
         runners[row] = Runner(world, model, inputs, config)
-        for _ in range(24 if row == "auto" else 2):  # its trial is over then
-            runners[row].step()
+        for _ in range(2):
+            spent_s += (step_s := runners[row].step())
+        if row == "ring" and (len(rows()) * (FEWEST + 1) + len(rows()) * 3) * step_s > limit_s:
+            return None
+    while not runners["auto"].settled:
+        spent_s += runners["auto"].step()
     times: dict[str, list[float]] = {row: [] for row in runners}
-    for _ in range(turns):
+    steps = max(1, min(STEPS, int((limit_s - spent_s) / (FEWEST * len(runners) * step_s)) - 1))
+    for turn in range(TURNS):
+        if turn >= FEWEST and spent_s > limit_s:
+            break
         for row, runner in runners.items():
-            times[row] += [runner.step() for _ in range(1 + STEPS)][1:]
+            taken = [runner.step() for _ in range(1 + steps)]
+            times[row] += taken[1:]
+            spent_s += sum(taken)
     if world.rank == 0:
         print(f"{name}: {runners['auto'].chosen()}", flush=True)
     return {row: statistics.median(taken) for row, taken in times.items()}
@@ -105,10 +123,14 @@ def table(records: list[dict[str, object]]) -> str:
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     ratios = []
     for record in records:
+        setup = f"{record['network']}, {record['hosts']} hosts, {record['links']}"
+        if record["seconds"] is None:
+            lines.append(f"| {setup} | {' | '.join(['not run'] + [''] * (len(heads) - 2))} |")
+            continue
         taken: dict[str, float] = record["seconds"]  # type: ignore[assignment]
         ratios.append((taken["auto"] / min(taken[row] for row in DENSE), taken["auto"] / min(taken.values())))
         cells = [*(f"{1e3 * taken[row]:.3g}" for row in names), *(f"{ratio:.2f}" for ratio in ratios[-1])]
-        lines.append(f"| {record['network']}, {record['hosts']} hosts, {record['links']} | {' | '.join(cells)} |")
+        lines.append(f"| {setup} | {' | '.join(cells)} |")
     slower, close = sum(dense > 1 for dense, _ in ratios), sum(best <= WITHIN for _, best in ratios)
     verdict = (
         f"auto is slower than the best dense ring in {slower} of {len(ratios)}, within 3 % of the best in {close}."
@@ -118,7 +140,8 @@ def table(records: list[dict[str, object]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="two networks, three turns")
+    parser.add_argument("--short", action="store_true", help="two networks")
+    parser.add_argument("--seconds", type=float, default=30.0, help="for a set-up, about")
     parser.add_argument("--links", default="as they are", help="what the table calls the links")
     parser.add_argument("--out", type=Path, help="file to append records to")
     parser.add_argument("--table", type=Path, help="measure nothing, print the table of such a file")
@@ -131,7 +154,7 @@ def main() -> None:
     chosen = list(networks())[:2] if options.short else list(networks())
     records: list[dict[str, object]] = []
     for name in chosen:
-        seconds = measure(world, name, turns=3 if options.short else 20)
+        seconds = measure(world, name, options.seconds)
         records.append({"network": name, "hosts": world.nodes, "links": options.links, "seconds": seconds})
     if world.rank == 0:
         print(table(records))

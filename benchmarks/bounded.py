@@ -1,6 +1,6 @@
 """Sums on a grid against float64, a thousand million values: the bound is never violated, and the bits never differ.
 
-    python benchmarks/bounded.py [--values 1e9] [--ranks 2,3,4,5,6,7]
+    python benchmarks/bounded.py [--values 1e9] [--ranks 2,3,4,5,6,7] [--first 0]
 
 Values come in pieces of half a million a rank, of every scale that float32 has, Gaussian, heavy-tailed, sparse and with
 lone huge ones; bounds from 3e-7 to 1, relative and absolute. Each piece is summed by ranks that are threads, and again
@@ -56,12 +56,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--values", type=float, default=1e9, help="of all ranks together")
     parser.add_argument("--ranks", default="2,3,4,5,6,7")
+    parser.add_argument("--first", type=int, default=0, help="piece to begin with, to go on from an earlier run")
     options = parser.parse_args()
     torch.set_num_threads(1)
     sizes = [int(size) for size in options.ranks.split(",")]
     for size in sizes:
         pieces = -(-int(options.values) // (len(sizes) * size * PIECE))
-        shares = [worst_share(size, piece) for piece in range(pieces)]
+        shares = [worst_share(size, piece) for piece in range(options.first, options.first + pieces)]
         values = pieces * size * PIECE
         print(f"{size} ranks, {values:,} values: the largest error is {max(shares):.6f} of the bound", flush=True)
         if max(shares) > 1:

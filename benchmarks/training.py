@@ -65,6 +65,7 @@ ROWS = {
         'exchange.codec={name="chunked_topk", k=256}',
         "exchange.bucket_mb=4.0",
     ],
+    "LGC, ring": [*NO_MOMENTUM, 'exchange.name="lgc"', "exchange.fraction=0.01"],
     "leader": ['solver.name="leader"', "solver.every=16", "solver.pull=0.1", 'solver.form="step"'],
     "push-sum": ['solver.name="gossip"', 'solver.mixing="push_sum"', 'solver.graph="exponential"'],
 }
@@ -72,6 +73,7 @@ ROWS = {
 
 DENSE = ("ring", "ring, bf16")
 ROUNDS = {"local": 32, "leader": 16}  # steps of a turn, where they are not eight
+LAST_PHASE = {"LGC, ring": ["exchange.dense_steps=0", "exchange.learning_steps=0"]}  # of which costs are to be told
 
 
 def settings(row: str, overlap: bool) -> list[str]:
@@ -133,9 +135,10 @@ class Turn(NamedTuple):
 class Contender:
     """A row's solver at work, with the reduction of the loss that the trainer does in each step."""
 
-    def __init__(self, world: World, row: str, overlap: bool, interface: str) -> None:
+    def __init__(self, world: World, row: str, overlap: bool, interface: str, steps: int) -> None:
         """Collective."""
-        job = read_job(JOB, settings(row, overlap))
+        job = read_job(JOB, [*settings(row, overlap), *LAST_PHASE.get(row, [])])
+        self._steps = ROUNDS.get(row, steps)
         built = build(job, world)
         self.row, self.overlap, self._world, self._interface = row, overlap, world, interface
         self._solver = built.solver
@@ -144,7 +147,7 @@ class Contender:
 
     def work(self) -> None:
         """Add a turn. Collective."""
-        steps = ROUNDS.get(self.row, 8)
+        steps = self._steps
         self._world.barrier()
         start_s, start_cpu_s, start_bytes = time.perf_counter(), time.process_time(), sent_by(self._interface) or 0
         for _ in range(steps):
@@ -162,11 +165,11 @@ class Contender:
         self._solver.gather()
 
 
-def measure_costs(rows: list[str], link: str, interface: str, rounds: int) -> None:
+def measure_costs(rows: list[str], link: str, interface: str, rounds: int, steps: int) -> None:
     """All rows take turns, so that all see the same machine; the first turn does not count."""
     torch.set_num_threads(1)
     world = connect("mpi")
-    contenders = [Contender(world, row, overlap, interface) for row in rows for overlap in (False, True)]
+    contenders = [Contender(world, row, overlap, interface, steps) for row in rows for overlap in (False, True)]
     for _ in range(1 + rounds):
         for contender in contenders:
             contender.work()
@@ -297,7 +300,10 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", default=list(ROWS), help="cost: rows, by default all; train: one")
     parser.add_argument("--link", default="memory", help="rate of the links, as it is to stand in the table")
     parser.add_argument("--interface", default="e0", help="the nodes' network interface")
-    parser.add_argument("--rounds", type=int, default=7, help="cost: turns of eight steps")
+    parser.add_argument("--rounds", type=int, default=7, help="cost: turns")
+    parser.add_argument(
+        "--steps", type=int, default=8, help="cost: of a turn; where ranks meet more seldom, of a round"
+    )
     parser.add_argument("--no-overlap", action="store_true", help="train: exchange after the backward pass")
     parser.add_argument("--set", action="append", default=[], help="train: a further change to the job")
     parser.add_argument("--flips", action="store_true", help="attacked: a rank turns its signs round")
@@ -305,7 +311,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="attacked: of the job")
     options = parser.parse_args()
     if options.what == "cost":
-        measure_costs(options.rows, options.link, options.interface, options.rounds)
+        measure_costs(options.rows, options.link, options.interface, options.rounds, options.steps)
     elif options.what == "attacked":
         changes = attacked_settings(options.flips, options.learned, options.seed)
         train_to_target(VOTE, False, options.link, options.interface, changes)

@@ -13,11 +13,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from hpcopt import kernels
+from hpcopt.comm import on_grid
 from hpcopt.comm.alpha_beta import CodecCost, Line, Machine, fit
 from hpcopt.comm.shards import grain
 from hpcopt.comm.warm_up import compile_once
 from hpcopt.comm.world import World
-from hpcopt.compress import Codec
+from hpcopt.compress import Bounded, Codec, CodecConfig
 
 MESSAGES_BYTES = (64, 64 << 10, 512 << 10)
 STREAM_BYTES, MOST_HOPS = 4 << 20, 64  # of messages in one run
@@ -26,6 +28,7 @@ SUMS_BYTES = (16 << 10, 256 << 10, 1 << 20)
 ALL_REDUCES_BYTES = (256, 8 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20)
 MOST_REPEATS = 15
 PARTS = 5  # of the budget: messages inside, messages between, sums, all-reduces, codecs
+LARGEST = 8.0  # magnitude that is reckoned with beside Gaussian values of a variance of 1: gradients have longer tails
 MEMORY_BYTES = 8 << 20  # more than a core's own cache: gradients are not in it either
 
 
@@ -43,31 +46,64 @@ def calibrate(world: World, budget_s: float = 2.0) -> Machine:
     return Machine(nodes, inside, between, _sums(world, share_s), _all_reduces(world, share_s))
 
 
-def codec_cost(world: World, codec: Codec, feedback: bool, n: int, budget_s: float) -> CodecCost:
+def codec_cost(world: World, codec: CodecConfig, feedback: bool, n: int, budget_s: float) -> CodecCost:
     """Measure a codec's kernels on Gaussian values, as many as a shard of n has, and on a quarter of that. Collective.
 
     Args:
         feedback: encode with error feedback.
     """
+    residuals = _Memory()
+    if isinstance(codec, Bounded):
+        compile_once(world, on_grid.warm)
+        return _kernels_cost(world, *_on_grid(codec, world.size), on_grid.BLOCK, n, budget_s)
+    assert isinstance(codec, Codec)
     compile_once(world, codec.warm)
-    whole = grain(codec)
+
+    def encode(x: Tensor) -> Tensor:
+        return codec.encode_feedback(x, residuals.next(x.numel()), seed=1) if feedback else codec.encode(x, seed=1)
+
+    return _kernels_cost(world, encode, codec.decode_add, grain(codec), n, budget_s)
+
+
+def _on_grid(codec: Bounded, size: int) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], object]]:
+    """Encoding and decoding of integers. How many steps an absolute bound is depends on values that nobody has seen
+    yet: it is taken for a millionth of the largest.
+    """
+    relative = codec if codec.of == "largest" else Bounded(bound=1e-6)
+    grid = relative.grid(LARGEST, size)
+
+    def encode(x: Tensor) -> Tensor:
+        room = on_grid.room_for(x.numel(), grid.own_bits)
+        return room[: kernels.grid.encode(x.numpy(), 1 / grid.step, room.numpy())]
+
+    return encode, lambda payload, out: kernels.grid.decode(payload.numpy(), grid.step, out.numpy())
+
+
+def _kernels_cost(
+    world: World,
+    encode: Callable[[Tensor], Tensor],
+    decode: Callable[[Tensor, Tensor], object],
+    whole: int,
+    n: int,
+    budget_s: float,
+) -> CodecCost:
+    """Of counts that are multiples of ``whole``. Collective."""
     longest = max(2, min(n // world.size, MEMORY_BYTES // 4) // whole) * whole
     counts = (max(1, longest // 4 // whole) * whole, longest)
-    gradients, residuals, sums = _Memory(world.rank), _Memory(), _Memory()
+    gradients, sums = _Memory(world.rank), _Memory()
     encode_s, decode_s, ratio = [], [], 1.0
     for count in counts:
 
-        def encode(count: int = count) -> Tensor:
-            x = gradients.next(count)
-            return codec.encode_feedback(x, residuals.next(count), seed=1) if feedback else codec.encode(x, seed=1)
+        def pack(count: int = count) -> Tensor:
+            return encode(gradients.next(count))
 
-        payload = encode()
+        payload = pack()
 
-        def decode(count: int = count, payload: Tensor = payload) -> None:
-            codec.decode_add(payload, sums.next(count))
+        def unpack(count: int = count, payload: Tensor = payload) -> None:
+            decode(payload, sums.next(count))
 
-        encode_s.append(seconds(world, encode, budget_s / 4))
-        decode_s.append(seconds(world, decode, budget_s / 4))
+        encode_s.append(seconds(world, pack, budget_s / 4))
+        decode_s.append(seconds(world, unpack, budget_s / 4))
         ratio = 4 * count / max(1, payload.numel())
     smallest = world.all_reduce(torch.tensor([ratio], dtype=torch.float64), "min")
     sizes = [4 * count for count in counts]

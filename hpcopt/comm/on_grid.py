@@ -42,14 +42,14 @@ def all_reduce(transport: Transport, x: Tensor, grid: Grid) -> Tensor:
     own = stretches[rank].stop - stretches[rank].start
     others = [(rank + distance) % size for distance in range(1, size)]
     sources = [(rank - distance) % size for distance in range(1, size)]
-    landing = {source: _room(own, grid.own_bits) for source in sources}
+    landing = {source: room_for(own, grid.own_bits) for source in sources}
     receives = {source: transport.receive(landing[source], source, exact=False) for source in sources}
 
     sends: list[Request] = []
     for owner in others:
         with traffic.encoding():
             shard = values[stretches[owner]]
-            room = _room(shard.size, grid.own_bits)
+            room = room_for(shard.size, grid.own_bits)
             payload = room[: kernels.grid.encode(shard, per_step, room.numpy())]
         sends.append(transport.send(payload, owner))
     with traffic.encoding():
@@ -60,10 +60,10 @@ def all_reduce(transport: Transport, x: Tensor, grid: Grid) -> Tensor:
         with traffic.decoding():
             kernels.grid.add(_whole(landing[source][:received_bytes], own), total)
 
-    landing = {source: _room(longest(stretches), grid.sum_bits) for source in sources}
+    landing = {source: room_for(longest(stretches), grid.sum_bits) for source in sources}
     receives = {source: transport.receive(landing[source], source, exact=False) for source in sources}
     with traffic.encoding():
-        room = _room(own, grid.sum_bits)
+        room = room_for(own, grid.sum_bits)
         payload = room[: kernels.grid.pack(total, own, room.numpy())]
     sends += [transport.send(payload, other) for other in others]
     with traffic.decoding():
@@ -94,7 +94,7 @@ def most_bytes(n: int, bits: int) -> int:
 
 def warm() -> None:
     """Compile the loops that this needs, or load them from the cache."""
-    values, room = np.ones(1, np.float32), _room(1, 32).numpy()
+    values, room = np.ones(1, np.float32), room_for(1, 32).numpy()
     payload = room[: kernels.grid.encode(values, 1.0, room)]
     integers = kernels.grid.quantise(values, 1.0)
     kernels.grid.add(payload[: kernels.grid.payload_bytes(payload, 1)], integers)
@@ -102,7 +102,8 @@ def warm() -> None:
     kernels.grid.decode(payload, 1.0, values)
 
 
-def _room(n: int, bits: int) -> Tensor:
+def room_for(n: int, bits: int) -> Tensor:
+    """For a payload of n integers of so many bits or fewer, shape (most_bytes(n, bits),), uint8."""
     return torch.empty(most_bytes(n, bits), dtype=torch.uint8)
 
 

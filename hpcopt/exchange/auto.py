@@ -2,8 +2,9 @@
 
 Exact sums are chosen freely among MPI_Allreduce, recursive doubling and the ring (its sums, by way of memory where all
 ranks share it). A codec, if the job names one, is used for the buckets where it saves time on this network, and for no
-other; beside it, bfloat16 around the ring. With ``measure_again`` the choice is made anew during the run, from what
-really travels (``hpcopt.exchange.trials``).
+other; beside it, bfloat16 around the ring. So are sums within a bound, if it gives one. Where signs are all that is
+asked for, a vote is one more way, and the others give the signs of sums. With ``measure_again`` the choice is made anew
+during the run, from what really travels (``hpcopt.exchange.trials``).
 
 What a bucket takes decides how its sum is rounded, so all ranks follow rank 0's choice, and a run that goes on from a
 checkpoint keeps the choice that it began with; on another number of ranks it chooses anew.
@@ -11,26 +12,40 @@ checkpoint keeps the choice that it began with; on another number of ranks it ch
 
 import math
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
-from pydantic import Field
-from torch import nn
+from pydantic import Field, model_validator
+from torch import Tensor, nn
 
 from hpcopt.comm import dense, doubling
 from hpcopt.comm.alpha_beta import CodecCost, Line, Machine
 from hpcopt.comm.calibration import calibrate, codec_cost
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
-from hpcopt.compress import Codec, Dense, Half
+from hpcopt.compress import Bounded, Codec, CodecConfig, Dense, Half, SignBits
 from hpcopt.compress.finite import BOUND_BYTES, can_be_sent
 from hpcopt.exchange.bucket import Bucket
 from hpcopt.exchange.choices import EXACT, Choice, Choices, choose, chosen_again
+from hpcopt.exchange.config import Gives
 from hpcopt.exchange.lossy import AnyCodec, Lossy, TwoPhaseConfig, TwoPhaseReducer, agreed_bound
 from hpcopt.exchange.reducer import Reducer, Tree
+from hpcopt.exchange.signs import VoteConfig, VoteReducer
 from hpcopt.exchange.trials import TRIES, Trial, decide
-from hpcopt.exchange.ways import Doubling, HalfRing, Native, Ring, TwoPhase, TwoPhaseByNodes, Way
+from hpcopt.exchange.ways import (
+    Doubling,
+    HalfRing,
+    Native,
+    Ring,
+    TwoPhase,
+    TwoPhaseByNodes,
+    Vote,
+    Way,
+    WithinBound,
+    lossy_codec,
+)
 from hpcopt.store.saved_parts import SavedParts
 
 
@@ -39,10 +54,25 @@ class AutoConfig(Lossy):
 
     name: Literal["auto"] = "auto"
     codec: AnyCodec = Field(Dense(), description="used for the buckets where it saves time; dense: sums stay exact")
+    bounded: Bounded | None = Field(None, description="sums within this bound are another way, where they save time")
+    signs: bool = Field(
+        False,
+        description="give signs, to an optimizer that steps by them: by a vote, or those of sums where they are faster",
+    )
     calibration_s: float = Field(2.0, gt=0, description="seconds for measuring, at most, about")
     measure_again: tuple[int, ...] = Field(
         (), description="steps from which on every way carries every bucket three times, and the fastest is kept"
     )
+
+    @model_validator(mode="after")
+    def _signs_are_of_exact_sums(self) -> "AutoConfig":
+        if self.signs and (self.bounded or not isinstance(self.codec, Dense)):
+            raise ValueError("signs = true leaves no use for codec and bounded: signs come by votes or of plain sums")
+        return self
+
+    @property
+    def gives(self) -> Gives:
+        return "signs" if self.signs else "sums"
 
     def build(self, seed: int) -> "AutoReducer":
         """Make the reducer."""
@@ -57,7 +87,13 @@ class AutoReducer(Reducer):
         two_phase = TwoPhaseConfig(codec=config.codec, feedback=config.feedback)
         by_nodes = TwoPhaseConfig(codec=config.codec, feedback=config.feedback, by_nodes=True)
         self._lossy = TwoPhase(TwoPhaseReducer(two_phase, seed)), TwoPhaseByNodes(TwoPhaseReducer(by_nodes, seed))
-        ways: tuple[Way, ...] = (Native(), Doubling(), Ring(), HalfRing(), *self._lossy)
+        self._votes = VoteReducer(VoteConfig()) if config.signs else None
+        ways: list[Way] = [Native(), Doubling(), Ring(), HalfRing(always=config.signs), *self._lossy]
+        if config.bounded is not None:
+            ways.append(WithinBound(config.bounded))
+        if self._votes is not None:
+            self.grain = self._votes.grain
+            ways.append(Vote(self._votes))
         self._ways = {way.name: way for way in ways}
         self._buckets: Sequence[Bucket] = ()
         self._indebted: set[int] = set()
@@ -78,6 +114,14 @@ class AutoReducer(Reducer):
         self.choices = self._measure(world)
         world.traffic.lap()
         world.traffic.add(counted)
+
+    def warm(self, size: int, buckets: Sequence[Bucket]) -> None:
+        super().warm(size, buckets)
+        if self._votes is not None:
+            self._votes.warm(size, buckets)
+
+    def packed_signs(self, momentum: float) -> Callable[[Bucket, nn.Parameter], Tensor]:
+        return super().packed_signs(momentum) if self._votes is None else self._votes.packed_signs(momentum)
 
     def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
         if bucket.index == 0 and step in self._config.measure_again and transport.size > 1 and self.choices:
@@ -120,7 +164,10 @@ class AutoReducer(Reducer):
                 if other is not way:
                     other.reducer.settle(bucket)
             self._indebted.discard(bucket.index)
-        way.carry(transport, bucket, step)
+        if self._votes is None or isinstance(way, Vote):
+            way.carry(transport, bucket, step)
+        else:
+            self._votes.by_sum(transport, bucket, partial(way.carry, transport, bucket, step))
 
     def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
         """Before anything is measured, those of the ring; with trials to come, those of the way that sends most."""
@@ -138,11 +185,12 @@ class AutoReducer(Reducer):
         return dense.planned_bytes(8 * times, size, rank) + agreements
 
     def plan(self) -> str:
-        codec = self._config.codec
-        lossy = "" if isinstance(codec, Dense) else f"; {codec.name} where it is at least a tenth faster"
+        lossy = [self._config.codec.name] * (not isinstance(self._config.codec, Dense))
+        lossy += ["bounded"] * (self._config.bounded is not None) + ["vote"] * self._config.signs
+        others = f"; {' or '.join(lossy)} where it is at least a tenth faster" if lossy else ""
         return (
             f"auto: links and kernels are measured for {self._config.calibration_s:g} s at the start, then each of "
-            f"{len(self._buckets)} buckets takes the fastest of {', '.join(EXACT)}{lossy}"
+            f"{len(self._buckets)} buckets takes the fastest of {', '.join(EXACT)}{others}"
         )
 
     def state_dict(self) -> Tree:
@@ -150,6 +198,7 @@ class AutoReducer(Reducer):
             "algorithms": [self._way(bucket).name for bucket in self._buckets],
             "values": [bucket.values.numel() for bucket in self._buckets],
             "lossy": {way.name: way.reducer.state_dict() for way in self._lossy},
+            "votes": {} if self._votes is None else self._votes.state_dict(),
         }
 
     def load_state_dict(self, parts: Sequence[Tree], rank: int, size: int) -> None:
@@ -161,6 +210,8 @@ class AutoReducer(Reducer):
             return
         for way in self._lossy:
             way.reducer.load_state_dict(SavedParts.of(parts).under("lossy", way.name), rank, size)
+        if self._votes is not None and saved.get("votes"):
+            self._votes.load_state_dict(SavedParts.of(parts).under("votes"), rank, size)
         self._indebted = {bucket.index for bucket in self._buckets}
         same = len(parts) == size and saved["values"] == [bucket.values.numel() for bucket in self._buckets]
         if same and self.choices is not None:
@@ -185,39 +236,43 @@ class AutoReducer(Reducer):
         chosen = world.broadcast_integers([names.index(choose(times)) for times in predicted])
         return Choices(
             [
-                Choice(b.nbytes, _label(b.kind) if b.kind in costs else "", names[number], times)
+                Choice(b.nbytes, self._label_of(b) if costs else "", names[number], times)
                 for b, times, number in zip(self._buckets, predicted, chosen, strict=True)
             ],
             machine,
             {_label(codec): cost for codec, cost in costs.items()},
         )
 
-    def _predicted(self, machine: Machine, bucket: Bucket, costs: dict[Codec, CodecCost]) -> dict[str, float]:
+    def _label_of(self, bucket: Bucket) -> str:
+        """Of what the bucket may travel in beside bfloat16; "" if it must stay exact."""
+        codec = lossy_codec(bucket) or self._config.bounded or (SignBits() if self._config.signs else None)
+        return "" if codec is None else _label(codec)
+
+    def _predicted(self, machine: Machine, bucket: Bucket, costs: dict[CodecConfig, CodecCost]) -> dict[str, float]:
         """Seconds of every way that can carry a bucket."""
-        own = costs.get(bucket.kind)  # type: ignore[call-overload]
-        half = None if own is None else costs.get(Half(), own if isinstance(bucket.kind, Half) else None)
-        times = {
-            name: way.predicted_s(machine, bucket, half if isinstance(way, HalfRing) else own)
-            for name, way in self._ways.items()
-        }
+        times = {}
+        for name, way in self._ways.items():
+            codec = way.codec(bucket)
+            times[name] = way.predicted_s(machine, bucket, None if codec is None else costs.get(codec))
         return {name: seconds for name, seconds in times.items() if seconds is not None}
 
-    def _codec_costs(self, world: World) -> dict[Codec, CodecCost]:
+    def _codec_costs(self, world: World) -> dict[CodecConfig, CodecCost]:
         """Measured on the longest bucket of each codec."""
-        longest: dict[Codec, int] = {}
-        for bucket in self._buckets:
-            if isinstance(codec := bucket.kind, Codec) and not isinstance(codec, Dense) and world.size > 1:
-                for each in (codec,) if isinstance(codec, Half) else (codec, Half()):
-                    longest[each] = max(longest.get(each, 0), bucket.values.numel())
+        longest: dict[CodecConfig, int] = {}
+        for bucket in self._buckets if world.size > 1 else ():
+            for way in self._ways.values():
+                if (codec := way.codec(bucket)) is not None:
+                    longest[codec] = max(longest.get(codec, 0), bucket.values.numel())
         seconds = self._config.calibration_s / 5 / max(1, len(longest))
-        keeps = self._lossy[0].reducer.keeps_residuals
-        return {
-            codec: codec_cost(world, codec, keeps(codec) and not isinstance(codec, Half), n, seconds)
-            for codec, n in longest.items()
-        }
+        return {codec: codec_cost(world, codec, self._feeds_back(codec), n, seconds) for codec, n in longest.items()}
+
+    def _feeds_back(self, codec: CodecConfig) -> bool:
+        if not isinstance(codec, Codec) or isinstance(codec, Half) or self._config.signs:
+            return False
+        return self._lossy[0].reducer.keeps_residuals(codec)
 
 
-def _label(codec: Codec) -> str:
+def _label(codec: CodecConfig) -> str:
     """The codec's name, with settings that are not the usual ones."""
     settings = codec.model_dump(exclude_defaults=True, exclude={"name"})
     return " ".join([codec.name, *(f"{key}={value}" for key, value in settings.items())])

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -14,18 +14,17 @@ Gives = Literal["sums", "signs"]  # the ranks' gradients added up, or nearly so;
 
 
 class ExchangeConfig(Choice, ABC):
-    """How gradients travel between ranks: what they become, in buckets of which size, and when those go.
-
-    Attributes:
-        gives: what a gradient becomes, for solvers to say whether they can work with it.
-    """
-
-    gives: ClassVar[Gives] = "sums"
+    """How gradients travel between ranks: what they become, in buckets of which size, and when those go."""
 
     bucket_mb: float = Field(4.0, gt=0, description="MB of gradients in one bucket, about")
     overlap: bool = Field(True, description="exchange buckets while the backward pass goes on")
     trace: Path | None = Field(None, description="folder for a timeline of every bucket, for chrome://tracing")
     adversary: AdversaryConfig | None = Field(None, description="ranks that misbehave, for experiments")
+
+    @property
+    def gives(self) -> Gives:
+        """What a gradient becomes, for solvers to say whether they can work with it."""
+        return "sums"
 
     @abstractmethod
     def build(self, seed: int) -> Reducer:

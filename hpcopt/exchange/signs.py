@@ -10,7 +10,7 @@ a run's loss rises again; so with an even number of ranks one of them, in turn, 
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,8 +35,6 @@ from hpcopt.exchange.reducer import Reducer, Tree, shared_out
 class VoteConfig(ExchangeConfig):
     """One bit a value each way: the majority of the ranks' signs."""
 
-    gives: ClassVar[Gives] = "signs"
-
     name: Literal["vote"] = "vote"
     weights: tuple[int, ...] | Literal["learned"] | None = Field(
         None,
@@ -58,6 +56,10 @@ class VoteConfig(ExchangeConfig):
                 'weights = "learned" needs by_nodes = false: nodes send counts, and nobody sees all ballots'
             )
         return self
+
+    @property
+    def gives(self) -> Gives:
+        return "signs"
 
     def build(self, seed: int) -> "VoteReducer":
         """Make the reducer; nothing is drawn."""
@@ -103,18 +105,42 @@ class VoteReducer(Reducer):
 
     def _vote(self, transport: Transport, bucket: Bucket, gradients: Tensor, step: int) -> None:
         """Replace gradients, in main memory, by what is decided, unless that stays packed."""
-        weights, values = self._weights(transport.size, step), gradients
-        if self._beta:
-            with transport.traffic.encoding():
-                values = self._momentum_after(bucket, gradients)
-        if bucket.index not in self._words:
-            self._words[bucket.index] = torch.empty(vote.ballot_words(values.numel()), dtype=torch.int64)
-        words = self._words[bucket.index]
+        weights, words = self._weights(transport.size, step), self._words_of(bucket)
+        values = self._voted_on(transport, bucket, gradients)
         jury = self._jury if self._jury is not None and self._jury.counts_at(step) else None
         for where in self._decided(transport, values, words, weights, jury):
             if not self._packed:
                 with transport.traffic.decoding():
                     vote.unpack(words[where], gradients[vote.WORD * where.start : vote.WORD * where.stop])
+
+    def by_sum(self, transport: Transport, bucket: Bucket, carry: Callable[[], object]) -> None:
+        """Decide without a vote: the outcome is the sign of the sum, over the ranks, of what they would vote on.
+
+        Args:
+            carry: replaces the bucket's values by their sum.
+        """
+        values = self._voted_on(transport, bucket, bucket.values)
+        if values is not bucket.values:
+            bucket.values.copy_(values)
+        carry()
+        with transport.traffic.decoding(), through_main_memory(bucket.values) as sums:
+            words = self._words_of(bucket)
+            vote.pack(sums, words)
+            if not self._packed:
+                vote.unpack(words, sums)
+
+    def _words_of(self, bucket: Bucket) -> Tensor:
+        """Where the bucket's outcome stays."""
+        if bucket.index not in self._words:
+            self._words[bucket.index] = torch.empty(vote.ballot_words(bucket.values.numel()), dtype=torch.int64)
+        return self._words[bucket.index]
+
+    def _voted_on(self, transport: Transport, bucket: Bucket, gradients: Tensor) -> Tensor:
+        """The values whose signs this rank votes: its momentum, if it keeps one, or the gradients themselves."""
+        if not self._beta:
+            return gradients
+        with transport.traffic.encoding():
+            return self._momentum_after(bucket, gradients)
 
     def finish_step(self, transport: Transport, buckets: Sequence[Bucket], step: int) -> None:
         """What the ranks have counted of all buckets becomes the verdict on the voters."""

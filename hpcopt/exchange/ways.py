@@ -9,11 +9,13 @@ from hpcopt.comm import alpha_beta, dense, doubling
 from hpcopt.comm.alpha_beta import CodecCost, Machine
 from hpcopt.comm.traffic import dense_all_reduce_bytes
 from hpcopt.comm.transport import Transport
-from hpcopt.compress import Half
+from hpcopt.compress import Bounded, Codec, CodecConfig, Dense, Half, SignBits
 from hpcopt.compress.finite import BOUND_BYTES
 from hpcopt.exchange.bucket import Bucket
 from hpcopt.exchange.lossy import TwoPhaseReducer
+from hpcopt.exchange.signs import VoteReducer
 from hpcopt.exchange.sums import NativeReducer
+from hpcopt.exchange.within_bound import BoundedReducer
 
 
 class Way(ABC):
@@ -25,12 +27,16 @@ class Way(ABC):
 
     name: ClassVar[str]
 
+    def codec(self, bucket: Bucket) -> CodecConfig | None:
+        """What the bucket would travel in, if that is not the values themselves."""
+        return None
+
     @abstractmethod
     def predicted_s(self, machine: Machine, bucket: Bucket, codec: CodecCost | None) -> float | None:
         """Seconds for a bucket, or None if it cannot go this way.
 
         Args:
-            codec: cost of the codec that the bucket may travel in, if any.
+            codec: cost of the way's ``codec``, if that was measured.
         """
 
     @abstractmethod
@@ -91,11 +97,18 @@ class Ring(Way):
 
 
 class HalfRing(Way):
-    """Around the ring in half precision: for buckets of codec half, and as bfloat16 for those of any other that loses
-    something. ``codec`` is here what half costs.
-    """
+    """Around the ring in half precision: for buckets of codec half, and as bfloat16 for those that may lose as much."""
 
     name = "half_ring"
+
+    def __init__(self, always: bool) -> None:
+        """With ``always``, for those too that are to travel dense."""
+        self._always = always
+
+    def codec(self, bucket: Bucket) -> CodecConfig | None:
+        if isinstance(bucket.kind, Half):
+            return bucket.kind
+        return Half() if self._always or lossy_codec(bucket) else None
 
     def predicted_s(self, machine: Machine, bucket: Bucket, codec: CodecCost | None) -> float | None:
         return None if codec is None else alpha_beta.ring_s(machine, bucket.nbytes, codec)
@@ -118,11 +131,11 @@ class TwoPhase(Way):
     def __init__(self, reducer: TwoPhaseReducer) -> None:
         self.reducer = reducer
 
+    def codec(self, bucket: Bucket) -> CodecConfig | None:
+        return None if isinstance(bucket.kind, Half) else lossy_codec(bucket)
+
     def predicted_s(self, machine: Machine, bucket: Bucket, codec: CodecCost | None) -> float | None:
-        if codec is None or isinstance(bucket.kind, Half):
-            return None
-        agree_s = alpha_beta.doubling_s(machine, BOUND_BYTES)
-        return agree_s + alpha_beta.two_phase_s(machine, bucket.nbytes, codec)
+        return _agreed_two_phase_s(machine, bucket, codec)
 
     def carry(self, transport: Transport, bucket: Bucket, step: int) -> None:
         self.reducer.reduce(transport, bucket, step)
@@ -137,7 +150,60 @@ class TwoPhaseByNodes(TwoPhase):
     name = "two_phase_by_nodes"
 
     def predicted_s(self, machine: Machine, bucket: Bucket, codec: CodecCost | None) -> float | None:
-        if codec is None or isinstance(bucket.kind, Half) or not 1 < max(machine.nodes) + 1 < machine.size:
+        if codec is None or not 1 < max(machine.nodes) + 1 < machine.size:
             return None
         agree_s = alpha_beta.doubling_s(machine, BOUND_BYTES)
         return agree_s + alpha_beta.two_phase_by_nodes_s(machine, bucket.nbytes, codec)
+
+
+class WithinBound(Way):
+    """On a grid that keeps the sum within a bound."""
+
+    name = "bounded"
+
+    def __init__(self, bounded: Bounded) -> None:
+        self._bounded, self._reducer = bounded, BoundedReducer(bounded)
+
+    def codec(self, bucket: Bucket) -> CodecConfig | None:
+        return self._bounded if bucket.values.dtype == torch.float32 else None
+
+    def predicted_s(self, machine: Machine, bucket: Bucket, codec: CodecCost | None) -> float | None:
+        return _agreed_two_phase_s(machine, bucket, codec)
+
+    def carry(self, transport: Transport, bucket: Bucket, step: int) -> None:
+        self._reducer.reduce(transport, bucket, step)
+
+    def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
+        return self._reducer.planned_bytes(bucket, size, rank)
+
+
+class Vote(Way):
+    """By the majority of the ranks' signs, where signs are all that is asked for."""
+
+    name = "vote"
+
+    def __init__(self, reducer: VoteReducer) -> None:
+        self._reducer = reducer
+
+    def codec(self, bucket: Bucket) -> CodecConfig | None:
+        return SignBits()
+
+    def predicted_s(self, machine: Machine, bucket: Bucket, codec: CodecCost | None) -> float | None:
+        return None if codec is None else alpha_beta.two_phase_s(machine, bucket.nbytes, codec)
+
+    def carry(self, transport: Transport, bucket: Bucket, step: int) -> None:
+        self._reducer.reduce(transport, bucket, step)
+
+    def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
+        return self._reducer.planned_bytes(bucket, size, rank)
+
+
+def lossy_codec(bucket: Bucket) -> Codec | None:
+    """What the job lets the bucket travel in, if that loses anything."""
+    return bucket.kind if isinstance(bucket.kind, Codec) and not isinstance(bucket.kind, Dense) else None
+
+
+def _agreed_two_phase_s(machine: Machine, bucket: Bucket, codec: CodecCost | None) -> float | None:
+    if codec is None:
+        return None
+    return alpha_beta.doubling_s(machine, BOUND_BYTES) + alpha_beta.two_phase_s(machine, bucket.nbytes, codec)

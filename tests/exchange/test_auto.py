@@ -13,10 +13,12 @@ from hpcopt.comm.alpha_beta import CodecCost, Line, Machine
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.rehearsal import RehearsalTransport
 from hpcopt.comm.world import World
-from hpcopt.compress import QSGD, Half, PerTensor, Rule, TopK
-from hpcopt.exchange import AutoConfig, Bucket, Exchange, RingConfig, TwoPhaseConfig, auto
+from hpcopt.compress import QSGD, Bounded, Half, PerTensor, Rule, TopK
+from hpcopt.exchange import AutoConfig, Bucket, Exchange, NativeConfig, RingConfig, TwoPhaseConfig, VoteConfig, auto
 from hpcopt.exchange.choices import choose
 from hpcopt.exchange.trials import TRIES, Trial, decide
+from hpcopt.optim import SignumConfig
+from hpcopt.seeds import derive
 from hpcopt.testing.problem import flat
 from tests.exchange.test_exchange import descend, network
 
@@ -63,6 +65,58 @@ def trained(size: int, config, steps: int, state=None, models=None):
 
 def algorithms(exchange: Exchange) -> list[str]:
     return [choice.algorithm for choice in exchange.choices.buckets]
+
+
+@pytest.mark.parametrize(
+    ("known", "cost", "config", "same_as", "way"),
+    [
+        (machine(3, SLOW, 10.0), FREE, {"bounded": Bounded()}, RingConfig(codec=Bounded()), "bounded"),
+        (machine(3, SLOW, 1e-9), DEAR, {"bounded": Bounded()}, NativeConfig(), "native"),
+        (machine(3, SLOW, 10.0), FREE, {"signs": True}, VoteConfig(), "vote"),
+    ],
+)
+def test_a_bound_and_a_vote_are_ways_where_they_save_time(monkeypatch, known, cost, config, same_as, way):
+    """Bit for bit what the exchange of that name gives: buckets of another grain change no sum here."""
+    given(monkeypatch, known, cost)
+    results, exchanges, _ = trained(3, AutoConfig(bucket_mb=0.002, **config), 5)
+    assert set(algorithms(exchanges[0])) == {way}
+    expected = trained(3, same_as.model_copy(update={"bucket_mb": 0.002}), 5)[0][0]
+    assert all(torch.equal(result, expected) for result in results)
+
+
+def test_where_no_vote_pays_signs_are_those_of_summed_momenta(monkeypatch):
+    """Packed for Signum, they move parameters as Signum does behind plain sums; and as ever, if they are not packed."""
+    given(monkeypatch, machine(2, SLOW, 1e-9), DEAR)
+
+    def moved(t, config):
+        world, model = World(t), network()
+        names = {p: name for name, p in model.named_parameters()}
+        exchange = Exchange(world, model.named_parameters(), config, mean=True)
+        optimizer_config = SignumConfig(lr=0.01, momentum=0.5)
+        if config.gives == "signs":
+            optimizer = optimizer_config.build_on_signs(model.parameters(), exchange.signs)
+        else:
+            optimizer = optimizer_config.build(model.parameters())
+        for step in range(4):
+            exchange.zero()
+            for bucket in exchange.buckets:
+                for p, view in bucket.views.items():
+                    seed = derive(step, 0, t.rank, names[p])
+                    view.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(seed)))
+            exchange.finish()
+            optimizer.step()
+        return flat(model)
+
+    signs = run_ranks(2, partial(moved, config=AutoConfig(signs=True, bucket_mb=0.002)))
+    sums = run_ranks(2, partial(moved, config=RingConfig(bucket_mb=0.002)))
+    assert torch.equal(signs[0], signs[1])
+    torch.testing.assert_close(signs[0], sums[0], rtol=0, atol=1e-6)
+
+
+def test_signs_leave_no_use_for_a_codec():
+    assert AutoConfig(signs=True).gives == "signs" and AutoConfig().gives == "sums"
+    with pytest.raises(ValueError, match="signs come by votes or of plain sums"):
+        AutoConfig(signs=True, codec=QSGD())
 
 
 def test_short_buckets_go_natively_and_long_ones_round_the_ring():

@@ -55,6 +55,8 @@ OURS = [
     VoteConfig(momentum=0.9, weights="learned"),
     VoteConfig(weights="learned"),
     AutoConfig(codec=TopK(fraction=0.1), calibration_s=0.02),
+    AutoConfig(signs=True, calibration_s=0.02),
+    AutoConfig(bounded=Bounded(), calibration_s=0.02),
 ]
 
 

@@ -15,6 +15,7 @@ from hpcopt.exchange import RingConfig, TwoPhaseConfig
 from hpcopt.optim import SgdConfig
 from hpcopt.shapes.context import Context
 from hpcopt.solvers.data_parallel import DataParallelConfig
+from hpcopt.solvers.local import pace
 from hpcopt.solvers.local.solver import LocalConfig
 from hpcopt.solvers.local.steps import LocalSteps, LocalStepsConfig
 from hpcopt.solvers.mixing import MixingConfig
@@ -240,6 +241,37 @@ def test_late_fragments_resume_and_reshard():
     check_resume(trial, 4)
     for after in (3, 5):
         check_other_ranks(trial, 4, after)
+
+
+def test_rounds_are_as_long_as_their_exchange_asks_for(monkeypatch):
+    """Four of one step, then what is reckoned from their times, which a resumed run keeps."""
+    asked = []
+    monkeypatch.setattr(pace, "steps_of_a_round", lambda *given: asked.append(given) or 3)
+    config = LocalStepsConfig(every=5, wait_share=0.2, outer=MEAN)
+
+    def begun(transport):
+        model = Quadratic()
+        optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+        return model, LocalSteps(model, optimizer, config, world=World(transport), exchange=RING, steps=STEPS)
+
+    def program(transport):
+        _, local = begun(transport)
+        landed = [step for step in range(1, 9) if local.step()]
+        local.collect()
+        _, again = begun(transport)
+        again.load_state_dict(local.state_dict(), [local.rank_state_dict()] * 2)
+        return landed, local.chosen, [step for step in range(9, STEPS + 1) if again.step()], again.pace.every
+
+    assert run_ranks(2, program) == [([1, 2, 3, 4, 7], False, [10, 13], 3)] * 2
+    assert asked[0] == asked[1]
+    share, exchange_s, step_s, most = asked[0]
+    assert (share, most) == (0.2, 5) and exchange_s > 0 and step_s > 0
+
+
+@pytest.mark.parametrize(("exchange_s", "step_s", "steps"), [(0.1, 0.03, 30), (1e-6, 0.03, 1), (9, 0.03, 64)])
+def test_the_fewest_steps_that_keep_the_share(exchange_s, step_s, steps):
+    assert pace.steps_of_a_round(0.1, exchange_s, step_s, 64) == steps
+    assert steps == 64 or exchange_s / (exchange_s + steps * step_s) <= 0.1 + 1e-9
 
 
 def test_the_plan_counts_the_bytes_that_travel():

@@ -27,11 +27,12 @@ JOB = """
 run = {{name = "t", steps = {steps}, checkpoint_every = 20}}
 workload = {{data = "{data}", batch = 64, model = {{name = "mlp", hidden = [32]}}}}
 """
-SOLVERS = {
+SETTINGS = {
     "local": [
         'solver={name="local", every=8, fragments=2, delay=3, optimizer={name="sgd", lr=0.1}}',
         'exchange={name="two_phase", codec={name="chunked_topk", bucket=64, k=16}}',
     ],
+    "lgc": ['exchange={name="lgc", fraction=0.05, dense_steps=5, learning_steps=10, worst=2.0}'],
     "leader": ['solver={name="leader", every=4, group=2, optimizer={name="sgd", lr=0.1}}'],
 }
 
@@ -53,9 +54,9 @@ def in_turn(*arguments):
         return BUILD(*arguments)
 
 
-def run(folder: Path, solver: str, ranks: int, name: str) -> None:
+def run(folder: Path, setting: str, ranks: int, name: str) -> None:
     """What the training command does, on threads."""
-    job = read_job(folder / "job.toml", SOLVERS[solver])
+    job = read_job(folder / "job.toml", SETTINGS[setting])
     options = argparse.Namespace(run_dir=folder / name, fresh=False, resume=(folder / name).exists())
     with mock.patch.object(MlpConfig, "build", in_turn):
         codes = run_ranks(ranks, lambda transport: train(job, World(transport), options, Deaf()))
@@ -71,10 +72,10 @@ def end(run_dir: Path) -> tuple[np.ndarray, torch.Tensor, float]:
     return losses, torch.cat([p.reshape(-1) for p in model.values()]), accuracy
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_ranks_that_work_apart_are_killed_and_go_on(tmp_path, digits, solver):
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_ranks_are_killed_and_go_on(tmp_path, digits, setting):
     (tmp_path / "job.toml").write_text(JOB.format(steps=STEPS, data=digits / "digits"))
-    killed = multiprocessing.get_context("spawn").Process(target=run, args=(tmp_path, solver, 4, "4"))
+    killed = multiprocessing.get_context("spawn").Process(target=run, args=(tmp_path, setting, 4, "4"))
     killed.start()
     patience = time.monotonic() + PATIENCE_S
     while not (tmp_path / "4" / "checkpoints" / "latest").exists():
@@ -85,10 +86,10 @@ def test_ranks_that_work_apart_are_killed_and_go_on(tmp_path, digits, solver):
     assert killed.exitcode == -9
     for ranks in (3, 5):
         shutil.copytree(tmp_path / "4", tmp_path / f"{ranks}")
-    run(tmp_path, solver, 4, "straight")
+    run(tmp_path, setting, 4, "straight")
     losses, parameters, accuracy = end(tmp_path / "straight")
     for ranks in (4, 3, 5):
-        run(tmp_path, solver, ranks, f"{ranks}")
+        run(tmp_path, setting, ranks, f"{ranks}")
         more, others, again = end(tmp_path / f"{ranks}")
         assert torch.equal(others, parameters) == np.array_equal(more, losses) == (ranks == 4)
         np.testing.assert_array_equal(more[:20], losses[:20])

@@ -174,3 +174,16 @@ def _as_many(shares: Tensor, ranks: int) -> Tensor:
     held = torch.zeros(ranks, dtype=shares.dtype)
     held[0] = shares.clamp(min=0).sum()
     return held
+
+
+def cut(parameters: Mapping[str, Tensor], parts: int) -> list[list[str]]:
+    """Names in at most so many stretches, in their order, with nearly equal numbers of values; none is empty but of no
+    parameters at all.
+    """
+    total = sum(p.numel() for p in parameters.values())
+    stretches: list[list[str]] = [[] for _ in range(parts)]
+    before = 0
+    for name, p in parameters.items():
+        stretches[min(parts - 1, int(parts * (before + p.numel() / 2) / max(1, total)))].append(name)
+        before += p.numel()
+    return [names for names in stretches if names] or [[]]

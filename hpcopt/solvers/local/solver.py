@@ -65,9 +65,12 @@ class LocalSgd(Solver):
         self._step += 1
         if self._config.not_finite == "leave_out" and not math.isfinite(loss or 0.0):
             loss = None  # of a rank that will be left out
-        tables = {}
+        tables: dict[str, Rows] = {}
         if landed and self._local.left_out:
             tables["left_out"] = LeftOut({"rank": self._local.left_out})
+        if landed and self._local.chosen and self._local.pace is not None:
+            pace = self._local.pace
+            tables["round"] = Round({"steps": [pace.every], "exchange_s": [pace.exchange_s], "step_s": [pace.step_s]})
         return StepStats(loss, lr, {}, tables)
 
     def gather(self) -> None:
@@ -99,3 +102,13 @@ class LeftOut(Rows):
     def lines(self) -> Sequence[str]:
         ranks = ", ".join(str(rank) for rank in self.values["rank"])
         return [f"warning: a round left out ranks whose parameters are not finite: {ranks}; they begin anew from it"]
+
+
+@dataclass(frozen=True)
+class Round(Rows):
+    """How long rounds are from now on, by what was measured."""
+
+    def lines(self) -> Sequence[str]:
+        steps, exchange_s, step_s = (self.values[name][0] for name in ("steps", "exchange_s", "step_s"))
+        times = f"an exchange takes {1e3 * exchange_s:.3g} ms, a step {1e3 * step_s:.3g} ms"  # type: ignore[operator]
+        return [f"local steps: rounds of {steps} steps from now on: {times}"]

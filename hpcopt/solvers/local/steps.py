@@ -35,8 +35,9 @@ from hpcopt.phases import PhaseClock
 from hpcopt.seeds import EVERY_RANK, derive
 from hpcopt.shapes.solver import Tree
 from hpcopt.solvers.aside import Aside
-from hpcopt.solvers.local.fragment import Fragment
+from hpcopt.solvers.local.fragment import Fragment, cut
 from hpcopt.solvers.local.mixed import Mixed
+from hpcopt.solvers.local.pace import Pace
 from hpcopt.solvers.mixing import MixingConfig
 from hpcopt.store.saved_parts import SavedParts
 
@@ -47,6 +48,13 @@ class LocalStepsConfig(Config):
     every: int = Field(30, ge=1, description="steps of a round: H")
     every_at_end: int | None = Field(
         None, ge=1, description="steps of a round at the end of the run, to which they grow in a straight line"
+    )
+    wait_share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="rounds of so few steps, up to every, as keep what ranks wait for below this share"
+        " of the time, measured in the first four",
     )
     outer: Annotated[OptimizerConfig, OPTIMIZERS] = Field(
         SgdConfig(lr=0.7, momentum=0.9, nesterov=True),
@@ -68,6 +76,8 @@ class LocalStepsConfig(Config):
             raise ValueError(f'outer "{self.outer.name}" needs more than a mean change')
         if self.every_at_end is not None and self.every_at_end < self.every:
             raise ValueError(f"every_at_end = {self.every_at_end}: rounds may grow over a run, not shrink")
+        if self.wait_share is not None and (self.every_at_end or self.fragments > 1 or self.delay or self.gossip):
+            raise ValueError("wait_share measures whole rounds: leave out every_at_end, fragments, delay and gossip")
         if self.fragments > self.every:
             raise ValueError(f"fragments = {self.fragments} do not fit into a round of every = {self.every} steps")
         if self.delay >= self.every:
@@ -88,6 +98,8 @@ class LocalSteps:
 
     Attributes:
         left_out: ranks that were left out when something last landed.
+        pace: chooses the length of rounds, if that is not given.
+        chosen: whether the last step chose it.
     """
 
     def __init__(
@@ -119,15 +131,16 @@ class LocalSteps:
         self._other = [b for name, b in model.named_buffers() if name in kept and not b.is_floating_point()]
         self._parts: list[Fragment | Mixed] = []
         clock = clock or PhaseClock()
-        cut = _cut(parameters, config.fragments)
-        for index, names in enumerate(cut):
+        stretches = cut(parameters, config.fragments)
+        for index, names in enumerate(stretches):
             part = {name: parameters[name] for name in names}
-            buffers = floats if index + 1 == len(cut) else {}
+            buffers = floats if index + 1 == len(stretches) else {}
             seed_of_part = derive(seed, index, EVERY_RANK, "fragment")
             self._parts.append(self._part(part, buffers, exchange, seed_of_part, clock))
         self._share = [0.0] * len(self._parts)  # of the samples since each part was sent, summed over steps
+        self.pace = None if config.wait_share is None else Pace(config.wait_share, config.every)
         self._step = self._begin = 0
-        self._length = config.length(0, steps)
+        self._length, self.chosen = self._next_length(), False
         self._pending: list[tuple[int, int]] = []  # step of landing, part; in this order
         self._aside = Aside()
         self.left_out: list[int] = []
@@ -160,6 +173,8 @@ class LocalSteps:
             DivergedError: on all ranks: a rank's parameters are not finite, and the config does not leave it out.
         """
         self.go_on()
+        if self.pace is not None:
+            self.pace.enter()
         self._step += 1
         self._share = [sum_so_far + share for sum_so_far in self._share]
         last = self._step == self._steps
@@ -169,8 +184,13 @@ class LocalSteps:
                 self._send(part)
         landed |= self._land(self._step + self._config.delay * last)
         if self._step == self._begin + self._length:
-            self._begin, self._length = self._step, self._config.length(self._step, self._steps)
+            self.chosen = self.pace is not None and self.pace.leave(self._world)
+            self._begin, self._length = self._step, self._next_length()
         return landed
+
+    def _next_length(self) -> int:
+        """Steps of the round that begins now."""
+        return self._config.length(self._step, self._steps) if self.pace is None else self.pace.length
 
     def collect(self) -> None:
         """Wait for what is under way, which still lands when it should, and note the stated values, for
@@ -208,6 +228,7 @@ class LocalSteps:
         """What a round will do, for a person: lines of (what, how much)."""
         config, round_bytes = self._config, self.planned_bytes()
         grows = f", {config.every_at_end} at the end" if config.every_at_end else ""
+        grows += ", or fewer, as measured in the first" if self.pace is not None else ""
         parts = f", in {len(self._parts)} parts" if len(self._parts) > 1 else ""
         late = f", landing {config.delay} steps after they were sent" if config.delay else ""
         return {
@@ -223,6 +244,7 @@ class LocalSteps:
             "step": self._step,
             "round": [self._begin, self._length],
             "pending": list(self._pending),
+            "pace": {} if self.pace is None else self.pace.state_dict(),
             "model": {name: self._stated.get(own, own).detach() for name, own in model.items()},
             "parts": {str(index): part.state_dict() for index, part in enumerate(self._parts)},
         }
@@ -254,6 +276,8 @@ class LocalSteps:
         self._stated = {x: x.detach().clone() for part in self._parts for x in part.own.values()}
         self._step, (self._begin, self._length) = shared["step"], shared["round"]
         self._pending = [(due, part) for due, part in shared["pending"]]
+        if self.pace is not None and shared.get("pace"):
+            self.pace.load_state_dict(shared["pace"])
         self._share = [0.0] * len(self._parts)
         if len(saved) == self._world.size:
             self._share = [float(share) for share in own["share"]]
@@ -286,16 +310,3 @@ class LocalSteps:
                 error.on_every_rank = self._config.gossip is None
                 raise error
         return landed
-
-
-def _cut(parameters: Mapping[str, Tensor], parts: int) -> list[list[str]]:
-    """Names in at most so many stretches, in their order, with nearly equal numbers of values; none is empty but of no
-    parameters at all.
-    """
-    total = sum(p.numel() for p in parameters.values())
-    stretches: list[list[str]] = [[] for _ in range(parts)]
-    before = 0
-    for name, p in parameters.items():
-        stretches[min(parts - 1, int(parts * (before + p.numel() / 2) / max(1, total)))].append(name)
-        before += p.numel()
-    return [names for names in stretches if names] or [[]]
