@@ -32,7 +32,7 @@ SETTINGS = {
         'solver={name="local", every=8, fragments=2, delay=3, optimizer={name="sgd", lr=0.1}}',
         'exchange={name="two_phase", codec={name="chunked_topk", bucket=64, k=16}}',
     ],
-    "lgc": ['exchange={name="lgc", fraction=0.05, dense_steps=5, learning_steps=10, worst=2.0}'],
+    "lgc": ['exchange={name="lgc", fraction=0.02, dense_steps=5, learning_steps=4, worst=2.0}'],
     "leader": ['solver={name="leader", every=4, group=2, optimizer={name="sgd", lr=0.1}}'],
 }
 
