@@ -236,7 +236,7 @@ class AutoReducer(Reducer):
         chosen = world.broadcast_integers([names.index(choose(times)) for times in predicted])
         return Choices(
             [
-                Choice(b.nbytes, self._label_of(b) if costs else "", names[number], times)
+                Choice(b.nbytes, self._label_of(b) if set(times) - set(EXACT) else "", names[number], times)
                 for b, times, number in zip(self._buckets, predicted, chosen, strict=True)
             ],
             machine,

@@ -96,10 +96,6 @@ class VoteReducer(Reducer):
         kernels.bits.step(np.zeros(1, np.uint64), np.float32(1), np.float32(1), np.zeros(vote.WORD, np.float32))
 
     def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
-        if bucket.values.dtype != torch.float32:
-            raise UnsupportedError(
-                f'votes need float32 parameters, not {bucket.values.dtype}: use [exchange] name = "ring"'
-            ).everywhere()
         with through_main_memory(bucket.values) as values:
             self._vote(transport, bucket, values, step)
 
@@ -137,6 +133,10 @@ class VoteReducer(Reducer):
 
     def _voted_on(self, transport: Transport, bucket: Bucket, gradients: Tensor) -> Tensor:
         """The values whose signs this rank votes: its momentum, if it keeps one, or the gradients themselves."""
+        if bucket.values.dtype != torch.float32:
+            raise UnsupportedError(
+                f'votes need float32 parameters, not {bucket.values.dtype}: use [exchange] name = "ring"'
+            ).everywhere()
         if not self._beta:
             return gradients
         with transport.traffic.encoding():

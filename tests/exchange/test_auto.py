@@ -113,6 +113,19 @@ def test_where_no_vote_pays_signs_are_those_of_summed_momenta(monkeypatch):
     torch.testing.assert_close(signs[0], sums[0], rtol=0, atol=1e-6)
 
 
+def test_what_cannot_go_within_a_bound_is_not_told_of(monkeypatch):
+    """The longest bucket is of float64, which travels exactly."""
+    given(monkeypatch, machine(2, SLOW, 1e-9), DEAR)
+
+    def program(t):
+        parameters = [("a", torch.zeros(64)), ("b", torch.zeros(1000, dtype=torch.float64))]
+        named = [(name, torch.nn.Parameter(p)) for name, p in parameters]
+        return Exchange(World(t), named, AutoConfig(bounded=Bounded())).choices.lines()
+
+    for _, *warnings in run_ranks(2, program):
+        assert len(warnings) == 1 and "codec bounded does not pay" in warnings[0] and "0.000256 MB" in warnings[0]
+
+
 def test_signs_leave_no_use_for_a_codec():
     assert AutoConfig(signs=True).gives == "signs" and AutoConfig().gives == "sums"
     with pytest.raises(ValueError, match="signs come by votes or of plain sums"):
