@@ -4,6 +4,7 @@
     mpirun -n 4 python benchmarks/training.py train ring               the same, to count steps, where no link is slow
     mpirun -n 4 python benchmarks/training.py attacked --flips --learned             a vote with a liar among the ranks
     sbatch --exclusive benchmarks/training.sh cost --link 1gbit        what a step takes and sends, overlapped and not
+    ... cost --link 1mbit --rounds 3 --steps 2 --no-overlap            a short form, for links on which steps take long
     python benchmarks/training.py table                                all of it, into docs/results/training.md
 
 How many steps a row needs is the same on any network: a run's numbers do not depend on when messages arrive. What a
@@ -165,12 +166,13 @@ class Contender:
         self._solver.gather()
 
 
-def measure_costs(rows: list[str], link: str, interface: str, rounds: int, steps: int) -> None:
+def measure_costs(options: argparse.Namespace) -> None:
     """All rows take turns, so that all see the same machine; the first turn does not count."""
+    link, interface, ways = options.link, options.interface, (False,) if options.no_overlap else (False, True)
     torch.set_num_threads(1)
     world = connect("mpi")
-    contenders = [Contender(world, row, overlap, interface, steps) for row in rows for overlap in (False, True)]
-    for _ in range(1 + rounds):
+    contenders = [Contender(world, row, way, interface, options.steps) for row in options.rows for way in ways]
+    for _ in range(1 + options.rounds):
         for contender in contenders:
             contender.work()
     for c in contenders:
@@ -179,7 +181,7 @@ def measure_costs(rows: list[str], link: str, interface: str, rounds: int, steps
         if world.rank == 0:
             told = f"{1e3 * step_s:8.1f} ms {1e3 * cpu_s:8.1f} CPU ms {sent_bytes / 1e3:9.2f} KB"
             print(f"{link:8} {c.row:26} overlap {c.overlap!s:6} {told}")
-            more = {"cpu_s": cpu_s, "sent_bytes": sent_bytes, "rounds": rounds}
+            more = {"cpu_s": cpu_s, "sent_bytes": sent_bytes, "rounds": options.rounds}
             record("cost", c.row, overlap=c.overlap, link=link, step_s=step_s, **more)
     world.close()
     leave_exit_code(0)
@@ -245,7 +247,7 @@ def seconds_to_target(
     for row in trained:
         steps, ways = steps_to_target(trained[row]), (False,) if row == "push-sum" else (False, True)
         if steps and (row, link, False) in costs:
-            found[row] = [steps * costs[row, link, way]["step_s"] for way in ways]
+            found[row] = [steps * costs[row, link, way]["step_s"] for way in ways if (row, link, way) in costs]
     return found
 
 
@@ -304,14 +306,14 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, default=8, help="cost: of a turn; where ranks meet more seldom, of a round"
     )
-    parser.add_argument("--no-overlap", action="store_true", help="train: exchange after the backward pass")
+    parser.add_argument("--no-overlap", action="store_true", help="exchange after the backward pass only")
     parser.add_argument("--set", action="append", default=[], help="train: a further change to the job")
     parser.add_argument("--flips", action="store_true", help="attacked: a rank turns its signs round")
     parser.add_argument("--learned", action="store_true", help="attacked: with learned weights")
     parser.add_argument("--seed", type=int, default=0, help="attacked: of the job")
     options = parser.parse_args()
     if options.what == "cost":
-        measure_costs(options.rows, options.link, options.interface, options.rounds, options.steps)
+        measure_costs(options)
     elif options.what == "attacked":
         changes = attacked_settings(options.flips, options.learned, options.seed)
         train_to_target(VOTE, False, options.link, options.interface, changes)

@@ -22,7 +22,7 @@ from hpcopt.trainer.signals import StopSignals
 from hpcopt.training import train
 from tests.launching import PATIENCE_S
 
-STEPS = 120
+STEPS = 80
 JOB = """
 run = {{name = "t", steps = {steps}, checkpoint_every = 20}}
 workload = {{data = "{data}", batch = 64, model = {{name = "mlp", hidden = [32]}}}}
