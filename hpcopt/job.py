@@ -91,8 +91,8 @@ class Job(Config):
             raise ValueError(
                 f"{solver} as it is here steps by {' or '.join(sorted(needs))} of gradients, and [exchange] name = "
                 f'"{self.exchange.name}" gives {self.exchange.gives}. Sums come by "ring", "two_phase", "native" and '
-                '"auto"; signs, by "vote", suit [solver] name = "data_parallel" with [solver.optimizer] name = '
-                '"signum" and without clip_norm'
+                '"auto"; signs, by "vote" or by "auto" with signs = true, suit [solver] name = "data_parallel" with '
+                '[solver.optimizer] name = "signum" and without clip_norm'
             )
         return self
 

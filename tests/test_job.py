@@ -212,6 +212,10 @@ def test_an_exchange_meets_what_the_solver_needs(path):
     with pytest.raises(JobError, match='"signum" and without clip_norm'):
         read_job(path, [*signum, "solver.clip_norm=1.0"])
     assert read_job(path, signum).exchange.name == "vote"
+    either = ["exchange.name=auto", "exchange.signs=true"]
+    with pytest.raises(JobError, match='"auto" gives signs'):
+        read_job(path, either)
+    assert read_job(path, ["solver.optimizer.name=signum", *either]).exchange.signs
 
 
 @pytest.mark.parametrize("solver", ["gossip", "altmin", "bcd", "dladmm"])
