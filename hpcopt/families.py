@@ -26,6 +26,7 @@ IMAGE_MODELS = Family(
     mlp="hpcopt.models.mlp:MlpConfig",
     resnet="hpcopt.models.resnet:ResNetConfig",
     deep_resnet="hpcopt.models.deep_resnet:DeepResNetConfig",
+    vit="hpcopt.models.vit:VitConfig",
     factor_mlp="hpcopt.models.nmf:FactorMlpConfig",
 )
 
@@ -42,11 +43,22 @@ SOLVERS = Family(
     snvrg="hpcopt.solvers.snvrg:SnvrgConfig",
     local="hpcopt.solvers.local.solver:LocalConfig",
     leader="hpcopt.solvers.leader.solver:LeaderConfig",
+    pipeline="hpcopt.solvers.pipeline.solver:PipelineConfig",
+    local_parallel="hpcopt.solvers.pipeline.local_parallel:LocalParallelConfig",
     block_admm="hpcopt.solvers.block_admm.solver:BlockAdmmConfig",
     deepfacto="hpcopt.solvers.block_admm.deepfacto:DeepFactoConfig",
     altmin="hpcopt.solvers.splitting.altmin:AltMinConfig",
     bcd="hpcopt.solvers.splitting.bcd:BcdConfig",
     dladmm="hpcopt.solvers.splitting.dladmm:DlAdmmConfig",
+)
+
+HEADS = Family(
+    "head",
+    default="auto",
+    auto="hpcopt.models.heads:AutoHeadConfig",
+    linear="hpcopt.models.heads:LinearHeadConfig",
+    pooled="hpcopt.models.heads:PooledHeadConfig",
+    tokens="hpcopt.models.heads:TokensHeadConfig",
 )
 
 OPTIMIZERS = Family(

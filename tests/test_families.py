@@ -16,6 +16,7 @@ from hpcopt.exchange import ExchangeConfig, RingConfig, TwoPhaseConfig
 from hpcopt.family import Family
 from hpcopt.job import Job, read_job, schema
 from hpcopt.models.config import ImageModelConfig, TokenModelConfig
+from hpcopt.models.heads import HeadConfig
 from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
 from hpcopt.prepare import prepare
 from hpcopt.shapes import SolverConfig, WorkloadConfig
@@ -30,6 +31,7 @@ FAMILIES = {
     "MASK_MODELS": ImageModelConfig,
     "TOKEN_MODELS": TokenModelConfig,
     "SOLVERS": SolverConfig,
+    "HEADS": HeadConfig,
     "OPTIMIZERS": OptimizerConfig,
     "SCHEDULES": ScheduleConfig,
     "EXCHANGES": ExchangeConfig,

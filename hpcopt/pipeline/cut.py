@@ -1,13 +1,13 @@
 """Where a network is cut into blocks: at named layers, into so many blocks of equal count, or of balanced cost.
 
-The unit of a cut is a layer with parameters and the layers without any that follow it (its activation). A layer without
-a useful derivative, which brings its own ``proximal``, is always a block of its own: nothing is differentiated through
-it.
+The unit of a cut is a layer with parameters and the layers without any that follow it (its activation); a residual
+block or a transformer's layer is one layer. A layer without a useful derivative, which brings its own ``proximal``, is
+always a block of its own: nothing is differentiated through it.
 """
 
 import itertools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,18 +24,16 @@ def cut(
     """Cut a sequential model into blocks that share its layers.
 
     Args:
-        model: an ``nn.Sequential``, whose inner ones are opened.
+        model: an ``nn.Sequential``, whose inner ones are opened, or what has one to give (``in_turn``).
         example: inputs of one sample, shape (1, ...); only ``balance="cost"`` looks at it.
         blocks: how many, None for one block a unit; blocks around layers with a ``proximal`` come on top of it.
         balance: make the largest block's multiply-adds, or its number of units, as small as can be.
-        at: instead, names of the layers that each begin a block, as ``model.named_modules()`` has them.
+        at: instead, names of the layers that each begin a block, as the sequence's ``named_modules()`` has them.
 
     Raises:
         JobError: the model is not sequential, or has no such layers, or not so many.
     """
-    if not isinstance(model, nn.Sequential):
-        raise JobError(f"only an nn.Sequential can be cut into blocks, not a {type(model).__name__}")
-    units = _units(_layers(model))
+    units = _units(_layers(in_turn(model)))
     if at:
         starts = _named(units, at)
     elif blocks is None:
@@ -43,16 +41,32 @@ def cut(
     else:
         if blocks > len(units):
             raise JobError(f"[solver] blocks = {blocks}, but the model has {len(units)} layers with parameters")
-        weights = _costs(model, units, example) if balance == "cost" else [1.0] * len(units)
-        starts = _balanced(weights, blocks)
+        weights = costs([_joined(unit) for unit in units], example) if balance == "cost" else [1.0] * len(units)
+        starts = set(balanced(weights, blocks))
     for index, unit in enumerate(units):
         if is_proximal(unit[0][1]):
             starts |= {index, index + 1} - {len(units)}
     edges = [*sorted(starts), len(units)]
-    groups = [list(itertools.chain(*units[a:b])) for a, b in itertools.pairwise(edges)]
-    result = [nn.Sequential(*(module for _, module in group)) for group in groups]
+    result = [_joined(list(itertools.chain(*units[a:b]))) for a, b in itertools.pairwise(edges)]
     _refuse_shared(result)
     return result
+
+
+def in_turn(model: nn.Module) -> nn.Sequential:
+    """The layers of a network that goes through them one after the other: itself, or what its own method ``in_turn``
+    gives, which shares its layers and computes the same.
+
+    Raises:
+        JobError: it is no such network.
+    """
+    given: Any = getattr(model, "in_turn", lambda: model)()
+    if not _is_plain(given):
+        raise JobError(
+            f"only an nn.Sequential can be cut into blocks, not a {type(given).__name__}: give the network a method "
+            "in_turn() -> nn.Sequential, whose layers compute the same one after the other"
+        )
+    sequence: nn.Sequential = given
+    return sequence
 
 
 def is_proximal(layer: nn.Module) -> bool:
@@ -62,22 +76,80 @@ def is_proximal(layer: nn.Module) -> bool:
 
 def output_shapes(blocks: Sequence[nn.Module], example: Tensor) -> list[torch.Size]:
     """Shape of one sample's outputs of each block."""
-    shapes = []
+    return [out.shape[1:] for out in outputs(blocks, example)]
+
+
+def outputs(blocks: Sequence[nn.Module], example: Tensor) -> list[Tensor]:
+    """What each block gives for one sample, without a graph.
+
+    Raises:
+        JobError: it is not one tensor with the samples along its first dimension.
+    """
+    given = []
     with torch.no_grad():
         x = example
-        for block in blocks:
+        for index, block in enumerate(blocks):
             training = block.training
             x = block.eval()(x)
             block.train(training)
-            shapes.append(x.shape[1:])
-    return shapes
+            if not isinstance(x, Tensor) or x.shape[:1] != example.shape[:1]:
+                what = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+                raise JobError(f"block {index} gives {what} for one sample: cut where one tensor has a row a sample")
+            given.append(x)
+    return given
+
+
+def costs(blocks: Sequence[nn.Module], example: Tensor) -> list[float]:
+    """Multiply-adds of each block for a sample: a weight's size times the places it is applied at, and the outputs."""
+    found: dict[nn.Module, float] = {}
+
+    def count(layer: nn.Module, _inputs: tuple[Tensor, ...], output: Any) -> None:
+        weight = getattr(layer, "weight", None)
+        values = output.numel() if isinstance(output, Tensor) else 0
+        applied = weight.numel() * values / weight.shape[0] if weight is not None and weight.dim() > 1 else 0
+        found[layer] = applied + values
+
+    hooks = [
+        m.register_forward_hook(count)
+        for block in blocks
+        for m in block.modules()
+        if not any(True for _ in m.children())
+    ]
+    outputs(blocks, example)
+    for hook in hooks:
+        hook.remove()
+    return [sum(found.get(m, 0) for m in block.modules()) for block in blocks]
+
+
+def balanced(weights: Sequence[float], parts: int) -> tuple[int, ...]:
+    """Starts of ``parts`` runs of consecutive weights whose largest sum is smallest, in order; the first is 0."""
+    sums = [0.0, *itertools.accumulate(weights)]
+    best: dict[tuple[int, int], tuple[float, tuple[int, ...]]] = {(0, 0): (0.0, ())}
+    for count in range(1, parts + 1):
+        for end in range(count, len(weights) + 1):
+            best[count, end] = min(
+                (max(best[count - 1, start][0], sums[end] - sums[start]), (*best[count - 1, start][1], start))
+                for start in range(count - 1, end)
+                if (count - 1, start) in best
+            )
+    return best[parts, len(weights)][1]
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether it does no more than to go through its layers."""
+    return isinstance(layer, nn.Sequential) and type(layer).forward is nn.Sequential.forward
+
+
+def _joined(layers: Layers) -> nn.Sequential:
+    return nn.Sequential(*(module for _, module in layers))
 
 
 def _layers(model: nn.Sequential, prefix: str = "") -> Layers:
     layers: Layers = []
     for name, layer in model._modules.items():  # named_children() leaves out a layer that stands in it twice
         assert layer is not None
-        if isinstance(layer, nn.Sequential):
+        if _is_plain(layer):
+            assert isinstance(layer, nn.Sequential)
             layers += _layers(layer, f"{prefix}{name}.")
         else:
             layers.append((prefix + name, layer))
@@ -107,36 +179,6 @@ def _named(units: list[Layers], at: Sequence[str]) -> set[int]:
     if unknown:
         raise JobError(f"[solver] cuts: no block can begin at {unknown}; it can at {list(first)}")
     return {0} | {first[name] for name in at}
-
-
-def _costs(model: nn.Sequential, units: list[Layers], example: Tensor) -> list[float]:
-    """Multiply-adds of each unit for one sample: a weight's size times the places it is applied at; and the outputs."""
-    costs: dict[nn.Module, float] = {}
-
-    def count(layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        weight = getattr(layer, "weight", None)
-        applied = weight.numel() * output.numel() / weight.shape[0] if weight is not None and weight.dim() > 1 else 0
-        costs[layer] = applied + output.numel()
-
-    hooks = [m.register_forward_hook(count) for m in model.modules() if not any(True for _ in m.children())]
-    output_shapes([model], example)
-    for hook in hooks:
-        hook.remove()
-    return [sum(costs.get(m, 0) for _, layer in unit for m in layer.modules()) for unit in units]
-
-
-def _balanced(weights: Sequence[float], blocks: int) -> set[int]:
-    """Starts of ``blocks`` runs of consecutive weights whose largest sum is smallest."""
-    sums = [0.0, *itertools.accumulate(weights)]
-    best: dict[tuple[int, int], tuple[float, tuple[int, ...]]] = {(0, 0): (0.0, ())}
-    for parts in range(1, blocks + 1):
-        for end in range(parts, len(weights) + 1):
-            best[parts, end] = min(
-                (max(best[parts - 1, start][0], sums[end] - sums[start]), (*best[parts - 1, start][1], start))
-                for start in range(parts - 1, end)
-                if (parts - 1, start) in best
-            )
-    return set(best[blocks, len(weights)][1])
 
 
 def _refuse_shared(blocks: Sequence[nn.Module]) -> None:

@@ -1,10 +1,13 @@
-"""Messages between the ranks of neighbouring stages: auxiliaries going up, and coming back down.
+"""Messages between the ranks of neighbouring stages: what goes up with the data, and what comes back down.
 
-Up goes the sender's prediction p = f(z) + u, down the moved auxiliary z. With a codec, down goes the encoding of z - p,
-which is small, and its receiver adds it to the p that it knows exactly.
+Nobody waits for a message to leave, and a receive can be posted before there is use for it. With a codec a message is a
+payload. A solver may name a reference that both ends know, such as an auxiliary that the receiver itself has sent up:
+then the payload is of the difference, which is small, and the receiver adds it to the reference.
 """
 
-from collections import deque
+import math
+import time
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,15 +16,22 @@ from torch import Tensor
 
 from hpcopt.comm.transport import Request
 from hpcopt.compress import Codec
+from hpcopt.errors import NonFiniteError
 from hpcopt.seeds import derive
 from hpcopt.shapes.context import Context
 
 UP = 1
 DOWN = 2
+TAKEN = 3
+_WAYS = {UP: "up", DOWN: "down"}
 
 
 class Link:
-    """This rank's end of a boundary to one neighbour."""
+    """This rank's end of a boundary to one neighbour.
+
+    Attributes:
+        waited_s: seconds for which this rank has waited for the neighbour.
+    """
 
     def __init__(self, context: Context, neighbour: int, codec: Codec | None, under_way: int) -> None:
         """Let ``under_way`` sends be pending before one is waited for; what comes lands on the context's device."""
@@ -31,10 +41,12 @@ class Link:
         self._clock, self._device, self._seed = context.clock, context.device, context.seed("link")
         self._under_way = under_way
         self._sends: deque[tuple[Request, Tensor]] = deque()
+        self._posted: defaultdict[int, deque[tuple[Request, Tensor]]] = defaultdict(deque)
+        self.waited_s = 0.0
 
     def send(self, x: Tensor, tag: int, number: int, reference: Tensor | None = None) -> None:
-        """Send the auxiliaries of batch ``number``, shape (n, ...); with a codec, what they are beyond the reference.
-        Costs one message of their bytes, with a codec a second one of eight bytes.
+        """Send what belongs to batch ``number``, of any shape; with a codec, what it is beyond the reference, without
+        a gradient. Costs one message of its bytes. Inf and NaN that a codec does not carry arrive as NaN.
         """
         self._transport.traffic.dense_bytes += x.numel() * x.element_size()
         if self._codec is None:
@@ -42,27 +54,47 @@ class Link:
             return
         with self._clock("encode"):
             flat = (x if reference is None else x - reference).detach().reshape(-1).float()
-            seed = derive(self._seed, number, self._transport.rank, "up" if tag == UP else "down")
-            payload = self._codec.encode(flat, seed=seed)
-        self._post(torch.tensor([payload.numel()]), tag)
+            seed = derive(self._seed, number, self._transport.rank, _WAYS.get(tag, str(tag)))
+            try:
+                payload = self._codec.encode(flat, seed=seed)
+            except NonFiniteError:
+                payload = torch.empty(0, dtype=torch.uint8, device=flat.device)
         self._post(payload, tag)
 
+    def expect(self, shape: Sequence[int], dtype: torch.dtype, tag: int) -> None:
+        """Post the receive of a message of this shape, which ``receive`` then waits for: it can arrive meanwhile."""
+        if self._codec is None or tag == TAKEN:
+            room = torch.empty(*shape, dtype=dtype, device=self._device)
+        else:
+            room = torch.empty(self._codec.max_bytes(math.prod(shape)), dtype=torch.uint8, device=self._device)
+        exact = self._codec is None or tag == TAKEN  # a payload may be shorter than its room
+        self._posted[tag].append((self._transport.receive(room, self._neighbour, tag, exact=exact), room))
+
     def receive(self, shape: Sequence[int], dtype: torch.dtype, tag: int, reference: Tensor | None = None) -> Tensor:
-        """Wait for auxiliaries of this shape; with a codec, add them to the reference."""
-        if self._codec is None:
-            out = torch.empty(*shape, dtype=dtype, device=self._device)
-            with self._waiting("for", tag):
-                self._transport.receive(out, self._neighbour, tag).wait()
-            return out
-        length = torch.zeros(1, dtype=torch.int64)
+        """Wait for the next message of this tag, and shape; with a codec, add it to the reference."""
+        if not self._posted[tag]:
+            self.expect(shape, dtype, tag)
+        request, room = self._posted[tag].popleft()
         with self._waiting("for", tag):
-            self._transport.receive(length, self._neighbour, tag).wait()
-            payload = torch.empty(int(length), dtype=torch.uint8, device=self._device)
-            self._transport.receive(payload, self._neighbour, tag).wait()
+            received_bytes = request.wait()
+        if self._codec is None or tag == TAKEN:
+            return room
+        values = math.prod(shape)
         with self._clock("decode"):
-            flat = self._codec.decode(payload, torch.Size(shape).numel())
+            if values and not received_bytes:
+                flat = torch.full((values,), math.nan, device=self._device)
+            else:
+                flat = self._codec.decode(room[:received_bytes], values)
         decoded = flat.view(*shape).to(dtype)
         return decoded if reference is None else reference + decoded
+
+    def tell_taken(self) -> None:
+        """Let the neighbour know that a batch of its has been taken: one byte."""
+        self._post(torch.zeros(1, dtype=torch.uint8), TAKEN)
+
+    def wait_until_taken(self) -> None:
+        """Wait until the neighbour has taken one more batch."""
+        self.receive((1,), torch.uint8, TAKEN)
 
     def flush(self) -> None:
         """Wait until nothing is under way."""
@@ -84,7 +116,9 @@ class Link:
     @contextmanager
     def _waiting(self, why: str, tag: int | None = None) -> Iterator[None]:
         """Count the body, which waits for the neighbour, and let whoever watches for stalls know of it."""
-        way = "" if tag is None else " up" if tag == UP else " down"
+        way = f" {_WAYS[tag]}" if tag in _WAYS else ""
         what = f"rank {self._ends[0]}'s wait {why} auxiliaries{way}, rank {self._ends[1]} at the other end"
+        start_s = time.perf_counter()
         with self._clock("exchange"), self._watch(what, sorted(self._ends)):
             yield
+        self.waited_s += time.perf_counter() - start_s

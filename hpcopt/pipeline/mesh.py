@@ -19,12 +19,14 @@ class Mesh:
         rank, size: of the whole job.
         blocks: number of blocks, T.
         stages: ranks that one copy of the model is spread over.
+        starts: the first block of each stage; empty: each has as many as the others.
     """
 
     rank: int
     size: int
     blocks: int
     stages: int
+    starts: tuple[int, ...] = ()
 
     @classmethod
     def choose(cls, rank: int, size: int, blocks: int, stages: int | None) -> "Mesh":
@@ -58,6 +60,9 @@ class Mesh:
 
     def owned(self, stage: int) -> range:
         """The blocks of a stage."""
+        if self.starts:
+            edges = (*self.starts, self.blocks)
+            return range(edges[stage], edges[stage + 1])
         part = torch.tensor_split(torch.arange(self.blocks), self.stages)[stage]
         return range(int(part[0]), int(part[-1]) + 1)
 

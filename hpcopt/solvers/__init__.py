@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from hpcopt.solvers.leader.solver import LeaderConfig
     from hpcopt.solvers.local.solver import LocalConfig
     from hpcopt.solvers.local.steps import LocalSteps, LocalStepsConfig
+    from hpcopt.solvers.pipeline.local_parallel import LocalParallelConfig
+    from hpcopt.solvers.pipeline.solver import PipelineConfig
     from hpcopt.solvers.snvrg import SnvrgConfig
     from hpcopt.solvers.splitting.altmin import AltMinConfig
     from hpcopt.solvers.splitting.bcd import BcdConfig
@@ -29,8 +31,10 @@ __all__ = [
     "KaisaConfig",
     "LeaderConfig",
     "LocalConfig",
+    "LocalParallelConfig",
     "LocalSteps",
     "LocalStepsConfig",
+    "PipelineConfig",
     "SnvrgConfig",
 ]
 
@@ -45,9 +49,11 @@ __getattr__ = lazily(
         "DlAdmmConfig": "splitting.dladmm",
         "GossipConfig": "gossip",
         "KaisaConfig": "kaisa.solver",
+        "PipelineConfig": "pipeline.solver",
         "SnvrgConfig": "snvrg",
         "LeaderConfig": "leader.solver",
         "LocalConfig": "local.solver",
+        "LocalParallelConfig": "pipeline.local_parallel",
         "LocalSteps": "local.steps",
         "LocalStepsConfig": "local.steps",
     },

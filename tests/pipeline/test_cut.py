@@ -9,7 +9,8 @@ from torch import nn
 from hpcopt.errors import JobError
 from hpcopt.models.nondifferentiable import Sign, TopK
 from hpcopt.models.resnet import ResNetConfig
-from hpcopt.pipeline.cut import _balanced, cut, output_shapes
+from hpcopt.models.vit import VitConfig
+from hpcopt.pipeline.cut import balanced, cut, output_shapes
 
 X = torch.randn(1, 4)
 
@@ -74,7 +75,7 @@ def test_no_cut_balances_better(blocks):
         return max(sum(weights[a:b]) for a, b in itertools.pairwise(edges))
 
     best = min(worst({0, *inner}) for inner in itertools.combinations(range(1, len(weights)), blocks - 1))
-    chosen = _balanced(weights, blocks)
+    chosen = balanced(weights, blocks)
     assert len(chosen) == blocks
     assert worst(chosen) == best
 
@@ -102,3 +103,54 @@ def test_what_cannot_be_cut_is_refused():
         cut(nn.Linear(2, 2), X)
     with pytest.raises(JobError, match="has 4 layers"):
         cut(mlp(), X, blocks=5)
+
+
+class Twice(nn.Sequential):
+    """Goes through its layers twice, and so is one unit."""
+
+    def forward(self, x):
+        return super().forward(super().forward(x))
+
+
+class Wrapped(nn.Module):
+    """No sequence, but it knows one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = mlp()
+
+    def in_turn(self) -> nn.Sequential:
+        return self.inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def test_a_sequence_with_a_forward_of_its_own_is_not_opened():
+    model = nn.Sequential(Twice(nn.Linear(4, 4), nn.Tanh()), nn.Linear(4, 3))
+    blocks = cut(model, X)
+    assert sizes(blocks) == [1, 1]
+    assert torch.equal(nn.Sequential(*blocks)(X), model(X))
+    with pytest.raises(JobError, match=r"in_turn\(\)"):
+        cut(Twice(nn.Linear(4, 4)), X)
+
+
+def test_a_network_that_gives_its_layers_in_turn_is_cut():
+    model = Wrapped()
+    blocks = cut(model, X, blocks=2)
+    assert len(blocks) == 2
+    assert torch.equal(nn.Sequential(*blocks)(X), model(X))
+
+
+def test_a_transformer_is_cut_between_its_layers():
+    model = VitConfig(patch=4, layers=3, width=8, heads=2).build((1, 8, 8), 10)
+    example = torch.zeros(1, 1, 8, 8)
+    blocks = cut(model, example)
+    assert output_shapes(blocks, example) == [(4, 8)] * 4 + [(8,)] + [(10,)]
+    with pytest.raises(ValueError, match="does not divide images"):
+        VitConfig(patch=3).build((1, 8, 8), 10)
+
+
+def test_blocks_that_give_no_row_a_sample_are_refused():
+    with pytest.raises(JobError, match="block 0 gives shape"):
+        output_shapes([nn.Flatten(0)], X)

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from hpcopt.compress import QSGD, ChunkedTopK
+from hpcopt.compress import QSGD, ChunkedTopK, Half
 from hpcopt.compress.codec import CodecConfig
 from hpcopt.exchange import AutoConfig, ExchangeConfig, NativeConfig, RingConfig, TwoPhaseConfig, VoteConfig
 from hpcopt.exchange.lgc.reducer import LgcConfig
@@ -29,6 +29,8 @@ from hpcopt.solvers.kaisa.solver import KaisaConfig
 from hpcopt.solvers.leader.solver import LeaderConfig
 from hpcopt.solvers.local.solver import LocalConfig
 from hpcopt.solvers.mixing import MixingConfig
+from hpcopt.solvers.pipeline.local_parallel import LocalParallelConfig
+from hpcopt.solvers.pipeline.solver import PipelineConfig
 from hpcopt.solvers.snvrg import SnvrgConfig
 from hpcopt.solvers.splitting.altmin import AltMinConfig
 from hpcopt.solvers.splitting.bcd import BcdConfig
@@ -147,6 +149,10 @@ CASES: dict[str, Case] = {
     ),
     "local, by gossip": Case(LocalConfig(every=1, gossip=MixingConfig())),
     "leader": Case(LeaderConfig(every=1)),
+    "pipeline": Case(PipelineConfig(accumulate=2)),
+    "pipeline, half precision": Case(PipelineConfig(accumulate=2, codec=Half())),
+    "local_parallel": Case(LocalParallelConfig()),
+    "local_parallel, late": Case(LocalParallelConfig(reach=2, staleness=1)),
     "block_admm": Case(BlockAdmmConfig(measure_every=1), problem=RELU),
     "block_admm, stored": Case(BlockAdmmConfig(auxiliaries="stored", in_flight=2), problem=RELU),
     "deepfacto": Case(DeepFactoConfig(plain=0.3, code_steps=2, sweeps=2), problem=FACTORS),

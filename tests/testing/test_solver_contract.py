@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hpcopt.comm import dense
-from hpcopt.compress import ChunkedTopK
+from hpcopt.compress import QSGD, ChunkedTopK
 from hpcopt.exchange import TwoPhaseConfig, VoteConfig
 from hpcopt.families import SOLVERS
 from hpcopt.models.nmf import FactorMlpConfig
@@ -23,6 +23,8 @@ from hpcopt.solvers.kaisa.solver import KaisaConfig
 from hpcopt.solvers.leader.solver import LeaderConfig
 from hpcopt.solvers.local.solver import LocalConfig
 from hpcopt.solvers.mixing import MixingConfig
+from hpcopt.solvers.pipeline.local_parallel import LocalParallelConfig
+from hpcopt.solvers.pipeline.solver import PipelineConfig
 from hpcopt.solvers.snvrg import SnvrgConfig
 from hpcopt.solvers.splitting.altmin import AltMinConfig
 from hpcopt.solvers.splitting.bcd import BcdConfig
@@ -57,6 +59,21 @@ CASES: dict[str, list[tuple[SolverConfig, dict[str, Any]]]] = {
     "kaisa": [
         (KaisaConfig(factor_every=1, inverse_every=2), {}),
         (KaisaConfig(factor_every=1, inverse_every=2), {"problem": Problem(batch=2), "ranks": (1, 3)}),
+    ],
+    "pipeline": [
+        (PipelineConfig(), {}),
+        (
+            PipelineConfig(optimizer=AdamWConfig(eps=1e-3), order="gpipe", accumulate=2, clip_norm=0.5),
+            {"ranks": (2, 4)},
+        ),
+        (PipelineConfig(stages=1), {"problem": Problem(batch=2), "ranks": (1, 3)}),  # a rank without samples
+        (PipelineConfig(codec=QSGD(bits=8)), {"ranks": (2,), "same_curve": False}),
+    ],
+    "local_parallel": [
+        (LocalParallelConfig(), {}),
+        (LocalParallelConfig(reach=2, accumulate=2, optimizer=AdamWConfig(eps=1e-3)), {"ranks": (1, 3)}),
+        (LocalParallelConfig(reach=2, staleness=2), {"ranks": (2, 3)}),
+        (LocalParallelConfig(reach=3, stages=1), {"problem": Problem(batch=2), "ranks": (1, 3)}),
     ],
     "block_admm": [(BlockAdmmConfig(), {})],
     "deepfacto": [(DeepFactoConfig(), {"problem": FACTORS, "ranks": (1, 2), "same_curve": False})],

@@ -1,0 +1,172 @@
+"""A network spread over ranks: its blocks, the run of them that this rank holds, and its links to the neighbours.
+
+Ranks of one data group hold one copy of the network between them and take the same part of every batch. Every rank also
+has the modules of the others, whose parameters are as of the last ``gather``: no gradients, no optimizer, no outputs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from hpcopt.compress import Codec
+from hpcopt.config import Config
+from hpcopt.families import CODECS
+from hpcopt.pipeline.cut import Balance, balanced, costs, cut, outputs
+from hpcopt.pipeline.link import Link
+from hpcopt.pipeline.mesh import Mesh
+from hpcopt.shapes.context import Context
+
+
+class SpreadConfig(Config):
+    """Where a network is cut, and how many ranks a copy of it stands on."""
+
+    blocks: int | None = Field(
+        None, ge=1, description="blocks that the model is cut into; by default every layer with parameters is one"
+    )
+    balance: Balance = Field("cost", description="what blocks have as much of as each other: multiply-adds, or layers")
+    cuts: tuple[str, ...] = Field((), description="instead of blocks: names of the layers that each begin one")
+    stages: int | None = Field(
+        None, ge=1, description="ranks that one copy of the model is spread over; by default as many as fit"
+    )
+    codec: Annotated[Codec, CODECS] | None = Field(
+        None, description="what the messages between stages are encoded with"
+    )
+
+
+class Spread:
+    """One rank's place.
+
+    Attributes:
+        blocks: of the whole network, in turn.
+        mesh: which rank holds which.
+        owned: those that this rank holds.
+        peers: the ranks that hold the same ones.
+        examples: one sample's inputs of every block, and the network's outputs.
+        below, above: links to the neighbours, if there are any.
+        costs: multiply-adds of each block for a sample, forward; or 1 each, as ``balance`` says.
+    """
+
+    def __init__(
+        self, config: SpreadConfig, model: nn.Module, example: Tensor, context: Context, *, under_way: int
+    ) -> None:
+        """Start from rank 0's parameters. Collective.
+
+        Args:
+            config: says where to cut.
+            model: the network.
+            example: inputs of one sample, shape (1, ...).
+            context: of the solver.
+            under_way: messages that each link may have pending.
+
+        Raises:
+            JobError: model or ranks cannot be cut as asked.
+        """
+        world, dtype = context.world, next((p.dtype for p in model.parameters()), example.dtype)
+        example = example.to(dtype) if example.is_floating_point() else example
+        self._world = world
+        self.blocks = cut(model, example, blocks=config.blocks, balance=config.balance, at=config.cuts)
+        self.costs = costs(self.blocks, example) if config.balance == "cost" else [1.0] * len(self.blocks)
+        mesh = Mesh.choose(world.rank, world.size, len(self.blocks), config.stages)
+        self.mesh = mesh = replace(mesh, starts=balanced(self.costs, mesh.stages))
+        self.owned = mesh.owned(mesh.stage)
+        for tensor in model.state_dict().values():
+            world.broadcast(tensor)
+        self.peers = world if mesh.stages == 1 else world.split(mesh.stage, world.rank)
+        self.examples = [example, *outputs(self.blocks, example)]
+        self.below = None if mesh.stage == 0 else Link(context, world.rank - 1, config.codec, under_way)
+        last = mesh.stage == mesh.stages - 1
+        self.above = None if last else Link(context, world.rank + 1, config.codec, under_way)
+
+    @property
+    def links(self) -> list[Link]:
+        """Those that there are."""
+        return [link for link in (self.below, self.above) if link is not None]
+
+    def at(self, boundary: int, samples: int) -> tuple[tuple[int, ...], torch.dtype]:
+        """Shape and dtype of what block ``boundary`` gets, or the one before it gives, for so many samples."""
+        example = self.examples[boundary]
+        return (samples, *example.shape[1:]), example.dtype
+
+    def waited_s(self) -> float:
+        """Seconds since the last call for which this rank has waited for its neighbours."""
+        waited_s = sum(link.waited_s for link in self.links)
+        for link in self.links:
+            link.waited_s = 0.0
+        return waited_s
+
+    def gather(self) -> None:
+        """Wait until no message is under way; then every block goes from its rank to all others. Collective."""
+        for link in self.links:
+            link.flush()
+        if self.mesh.stages > 1:
+            for t, block in enumerate(self.blocks):
+                for tensor in block.state_dict().values():
+                    self._world.broadcast(tensor, self.mesh.owner(t))
+
+    def boundary_bytes(self, boundary: int) -> int:
+        """Of one sample's values there."""
+        example = self.examples[boundary]
+        return example.numel() * example.element_size()
+
+    def plan(self) -> dict[str, str]:
+        """For a person: who holds what, and what a boundary carries for each sample."""
+        mesh = self.mesh
+        total, lines = sum(self.costs), []
+        for stage in range(mesh.stages):
+            own = mesh.owned(stage)
+            share = sum(self.costs[t] for t in own) / total
+            parameters = sum(p.numel() for t in own for p in self.blocks[t].parameters())
+            lines.append(f"blocks {own[0]} to {own[-1]}: {parameters:,} parameters, {share:.0%} of the multiply-adds")
+        inner = [mesh.owned(stage)[0] for stage in range(1, mesh.stages)]
+        carried = ", ".join(f"{self.boundary_bytes(t):,}" for t in inner)
+        boundaries = {"boundaries": f"{carried} bytes a sample and way, before a codec"} if inner else {}
+        return {
+            "blocks": f"{len(self.blocks)} on {mesh.stages} ranks, {mesh.groups} data groups of those",
+            "stages": "\n".join(lines),
+            **boundaries,
+        }
+
+    def saved(self) -> list[int]:
+        """What ``holders`` needs to know of this run: ranks, stages, and each stage's first block."""
+        return [self.mesh.size, self.mesh.stages, *self.mesh.starts]
+
+    def holders(self, saved: Sequence[int], block: int) -> range:
+        """The ranks of a saved run, in the order of their data groups, that held a block."""
+        size, stages, *starts = saved
+        return range(Mesh(0, size, len(self.blocks), stages, tuple(starts)).owner(block), size, stages)
+
+
+def memory_bytes(tensors: Sequence[Tensor]) -> int:
+    """What tensors take."""
+    return sum(x.numel() * x.element_size() for x in tensors)
+
+
+def kept_bytes(layers: nn.Module, example: Tensor) -> int:
+    """What autograd keeps of one sample's way through layers in training, beside their parameters; 0 if they cannot be
+    trained on one sample.
+    """
+    own = {p.data_ptr() for p in layers.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        if x.data_ptr() not in own:
+            kept[x.data_ptr()] = x.numel() * x.element_size()
+        return x
+
+    buffers = [b.clone() for b in layers.buffers()]
+    x = example.detach()
+    try:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            held = layers(x.requires_grad_() if x.is_floating_point() else x)
+            del held
+    except ValueError:  # batch normalisation takes no single sample
+        return 0
+    finally:
+        with torch.no_grad():
+            for b, value in zip(layers.buffers(), buffers, strict=True):
+                b.copy_(value)
+    return sum(kept.values())

@@ -1,0 +1,1 @@
+"""A network over ranks, trained by gradients: all the way back, or a part of it."""
