@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from hpcopt.comm.agreement import differences
+from hpcopt.comm.device import clock_of
 from hpcopt.comm.world import World
 from hpcopt.errors import DataError, JobError
 from hpcopt.held import require_attributes
 from hpcopt.job import Job
-from hpcopt.phases import PhaseClock
 from hpcopt.plugins import LOADED
 from hpcopt.randomness import draws_kept, seed_all
 from hpcopt.shapes.batch import require_batch
@@ -47,7 +47,7 @@ def build(job: Job, world: World, device: torch.device = CPU, *, verify: bool = 
     Raises:
         DataError, JobError: the data, the ranks or the sections do not suit each other.
     """
-    clock = PhaseClock(job.solver.phases)
+    clock = clock_of(device, job.solver.phases)
     context = Context(world=world, exchange=job.exchange, device=device, clock=clock, run_seed=job.run.seed)
     with world.together():
         workload = job.workload.build(context)

@@ -4,6 +4,9 @@ A rank that stays on the CPU never touches CUDA: a context costs some hundred MB
 for each of 128 ranks.
 """
 
+import os
+from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -12,6 +15,7 @@ from hpcopt.comm.launch import gpu_of
 from hpcopt.comm.staged import StagedTransport
 from hpcopt.comm.world import World
 from hpcopt.errors import JobError
+from hpcopt.phases import PhaseClock, Timeline
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 
@@ -52,6 +56,22 @@ def device_of(choice: DeviceChoice, local_rank: int) -> torch.device:
 def device_name(device: torch.device) -> str:
     """For people and metrics: "cpu", or the card's own name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def clock_of(device: torch.device, more: Sequence[str] = ()) -> PhaseClock:
+    """A clock of PHASES and more, by the device's own time. Under Nsight Systems, which sets the variable, it shows
+    the phases too.
+    """
+    if device.type != "cuda":
+        return PhaseClock(more)
+    ranges = torch.cuda.nvtx.range if "NVTX_INJECTION64_PATH" in os.environ else None
+    event = partial(torch.cuda.Event, enable_timing=True)
+    return PhaseClock(more, Timeline(event, ranges))
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """The most memory of a GPU that this rank's tensors have taken; None on the CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def planned_device(choice: DeviceChoice) -> str:

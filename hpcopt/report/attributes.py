@@ -22,6 +22,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "threads_per_core": (float, int),
     "oversubscribed": (bool, int),
     "peak_memory_bytes": (np.ndarray, int),
+    "device_peak_memory_bytes": (np.ndarray, int),
     "energy_of": (str,),
 }
 SECTIONS = ("run", "workload", "solver", "exchange")

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from hpcopt.comm.device import clock_of
 from hpcopt.comm.world import World, connect
 from hpcopt.errors import EXIT_DONE
-from hpcopt.phases import PhaseClock
 from hpcopt.randomness import seed_all, set_all_random_states
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Tree
@@ -84,7 +84,9 @@ class Start:
         self.services = Services(self.run, world, directory, path.name)
         self.open.enter_context(self.services)
         self.device, self.job = self.services.device, job_of(self.run, self._settings)
-        self.context = Context(world=world, device=self.device, clock=PhaseClock((BODY,)), run_seed=self.run.seed)
+        self.context = Context(
+            world=world, device=self.device, clock=clock_of(self.device, (BODY,)), run_seed=self.run.seed
+        )
         seed_all(self.run.seed)  # models that ranks make alike begin alike
         self.kept = Kept(world, self.services.progress.say)
         self.position = self.services.resume(self.kept, self.job, required=self._required, go_on=self._note_random)

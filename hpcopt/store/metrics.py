@@ -198,13 +198,15 @@ class MetricsFile:
         exit_code: int,
         peak_memory_bytes: np.ndarray | None = None,
         elapsed_s: float | None = None,
+        device_peak_memory_bytes: np.ndarray | None = None,
     ) -> None:
-        """Note that the run has ended, and why, the most memory that each rank used, (ranks,), and the seconds that all
-        of the run took.
+        """Note that the run has ended, and why, the most memory that each rank used, (ranks,), also of its GPU, and the
+        seconds that all of the run took.
         """
         end = {"outcome": outcome, "exit_code": exit_code, "date_finished": _now(), "elapsed_s": elapsed_s}
         with self._changing() as file:
-            hdf5.set_attributes(file, {**end, "peak_memory_bytes": peak_memory_bytes})
+            peaks = {"peak_memory_bytes": peak_memory_bytes, "device_peak_memory_bytes": device_peak_memory_bytes}
+            hdf5.set_attributes(file, {**end, **peaks})
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[h5py.File]:

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from hpcopt.comm.device import peak_bytes as device_peak_bytes
 from hpcopt.comm.world import World
 from hpcopt.errors import MetricsError
-from hpcopt.phases import PhaseClock
+from hpcopt.phases import Lap, PhaseClock
 from hpcopt.shapes.stats import Columns, StepStats, Table
 from hpcopt.shapes.workload import Better
 from hpcopt.store import step_times
@@ -28,6 +29,7 @@ SHARED = ("step", "epoch", "time_s", "step_s", "learning_rate", "samples")  # co
 ENERGY = "energy_j"  # at the last step of each block, since the block before it
 OURS = (*SHARED, "loss", ENERGY, *BY_RANK)  # tables of the steps
 LATEST = 16  # steps whose seconds are at hand
+CPU = torch.device("cpu")
 BLOCK_STEPS = 512  # for 128 ranks, an append then costs .05 ms of processor time a step; one of 64 steps .17 ms
 
 
@@ -37,12 +39,19 @@ class Recorder:
     """
 
     def __init__(
-        self, world: World, file: MetricsFile, clock: PhaseClock, elapsed_s: float, energy: Energy | None = None
+        self,
+        world: World,
+        file: MetricsFile,
+        clock: PhaseClock,
+        elapsed_s: float,
+        energy: Energy | None = None,
+        device: torch.device = CPU,
     ) -> None:
         """Start counting; ``elapsed_s`` are the seconds that earlier parts of the run took, and ``energy`` counts."""
-        self._world, self._file, self._clock, self._energy = world, file, clock, energy
+        self._world, self._file, self._clock, self._energy, self._device = world, file, clock, energy, device
         self._shared: list[tuple[float | None, ...]] = []  # of SHARED: a row a step
-        self._mine: list[list[float]] = []  # phases, bytes sent, bytes dense: a row a step
+        self._mine: list[tuple[Lap, int, int]] = []  # phases, bytes sent, bytes dense: a row a step
+        self._before = Lap(dict.fromkeys(clock.phases, 0.0), None, ())
         self._start_s = time.monotonic() - elapsed_s
         self._last_step_s = self._last_flush_s = time.monotonic()
         self._scalars = Scalars(name for name in OURS if name != "loss")
@@ -64,14 +73,15 @@ class Recorder:
         return bool(self._mine) and time.monotonic() - self._last_flush_s > every_s
 
     def step(self, step: int, epoch: float, samples: int | None, stats: StepStats) -> dict[str, float]:
-        """Take one finished step, after so many samples if somebody knows; give its phases' seconds.
+        """Take one finished step, after so many samples if somebody knows; give its phases' seconds, or those of the
+        step before, where a GPU may still be at it.
 
         Raises:
             MetricsError: a scalar or a table cannot be called that.
         """
         now_s = time.monotonic()
         step_s, self._last_step_s = now_s - self._last_step_s, now_s
-        phases, traffic = self._clock.lap(), self._world.traffic.lap()
+        lap, traffic = self._clock.cut(), self._world.traffic.lap()
         rate = math.nan if stats.learning_rate is None else stats.learning_rate
         self._shared.append((step, epoch, now_s - self._start_s, step_s, rate, samples))
         if "loss" in stats.scalars:
@@ -79,7 +89,9 @@ class Recorder:
         self._scalars.put(len(self._mine), "loss", math.nan if stats.loss is None else stats.loss, "sum")
         if stats.scalars:
             self._scalars.add(len(self._mine), stats.scalars)
-        self._mine.append([*phases.values(), traffic.sent_bytes, traffic.dense_bytes])
+        self._mine.append((lap, traffic.sent_bytes, traffic.dense_bytes))
+        before, self._before = self._before, lap  # whose marks a device has passed by now
+        phases = (lap if lap.known else before).seconds()
         for name, table in stats.tables.items():
             if name in OWN_TABLES or not usable(name):
                 raise MetricsError(f"a table cannot be called {name!r}: the name stands for something else")
@@ -95,13 +107,13 @@ class Recorder:
     def flush(self) -> None:
         """Write what is buffered. Collective."""
         if self._mine:
-            everyones = self._world.gather_bytes(packed(np.array(self._mine)))
+            mine = np.array([[*lap.seconds().values(), *counts] for lap, *counts in self._mine])
+            everyones = self._world.gather_bytes(packed(mine))
             if self._energy is not None and (joules := self._energy.lap()) is not None:
                 self._scalars.put(len(self._mine) - 1, ENERGY, joules, "sum")
             scalars = self._scalars.put_together(self._world, len(self._mine))
             if self._world.rank == 0:
-                shape = len(self._mine), len(self._mine[0])
-                shared, rows = self._columns(), np.stack([unpacked(theirs, *shape) for theirs in everyones], 1)
+                shared, rows = self._columns(), np.stack([unpacked(theirs, *mine.shape) for theirs in everyones], 1)
                 self._training.append(self._trained(shared, rows))
                 self._append({**shared, **scalars}, rows)
             self._shared, self._mine = [], []
@@ -119,9 +131,10 @@ class Recorder:
         self.flush()
         self.ended_s = self.elapsed_s
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        peaks_bytes = self._world.all_gather(torch.tensor([peak_bytes])).numpy().ravel()
+        peaks = self._world.all_gather(torch.tensor([peak_bytes, device_peak_bytes(self._device) or 0])).numpy()
         if self._world.rank == 0:
-            self._file.finish(outcome, exit_code, peaks_bytes, self.ended_s)
+            on_gpus = peaks[:, 1] if peaks[:, 1].any() else None
+            self._file.finish(outcome, exit_code, peaks[:, 0], self.ended_s, device_peak_memory_bytes=on_gpus)
 
     def typical(self) -> tuple[float, float]:
         """Median seconds of the warm steps of this start, and the mean bytes that all ranks sent in them; NaN without

@@ -123,7 +123,7 @@ class Services:
                     file.restart(position.step, world.size, attributes, phases=clock.phases)
                 else:
                     file.create(world.size, clock.phases, attributes, step=position.step, time_s=position.elapsed_s)
-        return Recorder(world, file, clock, position.elapsed_s, energy)
+        return Recorder(world, file, clock, position.elapsed_s, energy, self.device)
 
     def _attributes(self, job: Mapping[str, Any], threads_per_core: float) -> dict[str, Any]:
         """What a run's records say of it: the job, the machine, the software and what was plugged in."""

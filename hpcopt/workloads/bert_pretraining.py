@@ -141,7 +141,7 @@ class BertPretraining(Workload):
     def _predict(self, model: nn.Module, batch: TensorBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of the masked words (k, v), what the words are (k,), and logits of the sentence head (n, 2)."""
         t = batch.tensors
-        there = t["masked_ids"] != NO_TOKEN
+        there = (t["masked_ids"] != NO_TOKEN).nonzero(as_tuple=True)  # asked once: its length is data
         device = t["input_ids"].device
         places = t["masked_positions"] + torch.arange(len(batch), device=device)[:, None] * t["input_ids"].shape[1]
         with torch.autocast(device.type, torch.bfloat16, enabled=self._bfloat16):

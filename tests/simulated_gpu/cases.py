@@ -21,6 +21,7 @@ from hpcopt.optim.lamb import LambConfig
 from hpcopt.optim.rsg import ArsgConfig, RsgConfig
 from hpcopt.optim.svag import MSvagConfig, SvagConfig
 from hpcopt.shapes import SolverConfig
+from hpcopt.shapes.workload import Workload
 from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
@@ -36,6 +37,7 @@ from hpcopt.solvers.splitting.altmin import AltMinConfig
 from hpcopt.solvers.splitting.bcd import BcdConfig
 from hpcopt.solvers.splitting.dladmm import DlAdmmConfig
 from hpcopt.testing.problem import CLASSES, FEATURES, Problem
+from tests.simulated_gpu.workloads import MODELS, WORKLOADS, OfHouse, OfProblem
 
 RING = RingConfig()
 
@@ -90,9 +92,13 @@ class Case:
 
     solver: SolverConfig = field(default_factory=lambda: DataParallelConfig(optimizer=SgdConfig(lr=0.05)))
     exchange: ExchangeConfig = RING
-    problem: Problem = field(default_factory=Problem)
+    problem: Problem | OfHouse = field(default_factory=Problem)
     ranks: int = 2
     steady: bool = True
+
+    def workload(self) -> Workload:
+        """What is trained, anew, the same at every call."""
+        return OfProblem(self.problem) if isinstance(self.problem, Problem) else self.problem()
 
 
 def by_a_codec(codec: type[CodecConfig], **settings: object) -> Case:
@@ -136,6 +142,12 @@ CASES: dict[str, Case] = {
     **{f"codec {name}": by_a_codec(codec, **SETTINGS.get(name, {})) for name, codec in BUILTIN_CODECS.items()},
     **{f"optimizer {each.name}": Case(DataParallelConfig(optimizer=each)) for each in OPTIMIZERS},
     **{f"kaisa {settings or ''}".strip(): Case(KaisaConfig(**OFTEN, **settings), problem=IMAGES) for settings in KAISA},
+    **{f"model {name}": Case(problem=workload, ranks=1) for name, workload in MODELS.items()},
+    **{
+        f"workload {name} on {ranks}": Case(problem=workload, ranks=ranks)
+        for name, workload in WORKLOADS.items()
+        for ranks in (1, 2, 3)
+    },
     "kaisa on three ranks": Case(KaisaConfig(**OFTEN), problem=IMAGES, ranks=3),
     "kaisa, a plain step": Case(KaisaConfig(factor_every=9, inverse_every=9), problem=IMAGES, ranks=1),
     "kaisa, a factor step": Case(KaisaConfig(factor_every=1, inverse_every=9), problem=IMAGES, ranks=1),

@@ -29,6 +29,7 @@ MEMORY_ONLY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_s
 
 _setup_privateuseone_for_python_backend("sim")
 SIM = torch.device("sim:0")
+torch.sim.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]  # type: ignore[attr-defined]
 
 
 class SimulatedTensor(Tensor):

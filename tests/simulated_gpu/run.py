@@ -2,7 +2,7 @@
 
     python -m tests.simulated_gpu.run [WORD]
     python -m tests.simulated_gpu.run --lines [WORD]
-    python -m tests.simulated_gpu.run --budget
+    python -m tests.simulated_gpu.run --budget [WORD]
 
 Words choose the cases whose names have them.
 """
@@ -12,7 +12,6 @@ import contextlib
 import json
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,9 +25,10 @@ from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
 from hpcopt.kernels.cuda import bits, levels, powers
 from hpcopt.shapes.context import Context
-from hpcopt.shapes.loss import OutputLoss
 from hpcopt.shapes.solver import Task
 from hpcopt.testing.problem import flat
+from hpcopt.trainer.loop import evaluate
+from hpcopt.workloads.on_device import on_device
 from tests.simulated_gpu.cases import CASES, Case
 from tests.simulated_gpu.device import LEDGER, SIM, SimulatedTensor
 
@@ -38,21 +38,23 @@ CPU = torch.device("cpu")
 
 
 def train(case: Case, device: torch.device) -> tuple[list[float], dict[str, int]]:
-    """The losses of its steps, summed over the ranks, and the sum and the norm of what it ends with; and what the
-    last step asked of the device.
+    """The losses of its steps, summed over the ranks, its scores, and the sum and the norm of what it ends with; and
+    what the last step asked of the device.
     """
-    tasks = [case.problem.task() for _ in range(case.ranks)]
+    workloads = [on_device(case.workload(), device) for _ in range(case.ranks)]
 
-    def program(transport: Transport) -> tuple[list[float | None], Tensor, dict[str, int]]:
+    def program(transport: Transport) -> tuple[list[float | None], list[float], Tensor, dict[str, int]]:
         world = World(transport if device.type == "cpu" else StagedTransport(transport))
         context = Context(world=world, exchange=case.exchange, steps=STEPS, device=device)
-        solver = case.solver.build(moved(tasks[world.rank], device), context)
-        *first, last = case.problem.batches(solver.data_rank, solver.data_size, STEPS)
-        losses = [solver.step(batch.to(device)).loss for batch in first]
+        workload = workloads[world.rank]
+        solver = case.solver.build(Task(workload.model, workload.loss, workload.by_index()), context)
+        batches = workload.train_batches(solver.data_rank, solver.data_size, 0)
+        losses = [solver.step(next(batches)).loss for _ in range(STEPS - 1)]
+        last = next(batches)
         world.barrier()  # no rank is still in the step before, none is in the next one yet
         LEDGER.clear()
         world.barrier()
-        losses.append(solver.step(last.to(device)).loss)
+        losses.append(solver.step(last).loss)
         world.barrier()
         asked = LEDGER.totals()
         world.barrier()
@@ -60,21 +62,13 @@ def train(case: Case, device: torch.device) -> tuple[list[float], dict[str, int]
         solver.state_dict()
         solver.rank_state_dict()
         assert {p.device for p in solver.model.parameters()} == {device}
-        return losses, flat(solver.model).cpu().double(), asked
+        scores = evaluate(world, workload, solver.model) if workload.scores else {}
+        return losses, [*scores.values()], flat(solver.model).cpu().double(), asked
 
     ranks = run_ranks(case.ranks, program)
-    known = [each for each in zip(*(losses for losses, _, _ in ranks), strict=True) if None not in each]
-    _, end, asked = ranks[0]
-    return [*map(sum, known), float(end.sum()), float(end.norm())], asked
-
-
-def moved(task: Task, device: torch.device) -> Task:
-    """A task on a device, as a workload there gives it."""
-    loss = task.loss
-    assert isinstance(loss, OutputLoss)
-    samples = task.samples
-    on = replace(samples, at=lambda indices, whole: samples.at(indices, whole).to(device))
-    return Task(task.model.to(device), replace(loss, example=loss.example.to(device)), on)
+    known = [each for each in zip(*(losses for losses, *_ in ranks), strict=True) if None not in each]
+    _, scores, end, asked = ranks[0]
+    return [*map(sum, known), *scores, float(end.sum()), float(end.norm())], asked
 
 
 @contextlib.contextmanager
@@ -122,6 +116,8 @@ def main() -> None:
                 if case.steady:
                     budget[name] = found["asked"]
     if options.budget:
+        before = json.loads(BUDGET.read_text())
+        budget = {name: budget.get(name) or before[name] for name, case in CASES.items() if case.steady}
         BUDGET.write_text(json.dumps(budget, indent=1) + "\n")
 
 

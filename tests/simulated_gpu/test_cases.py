@@ -1,5 +1,5 @@
-"""Everything of the house trains on a device that is not the CPU: nothing is asked of it that CUDA refuses, the results
-are the CPU's, and a step asks for no more launches, waits and copies than it used to.
+"""Everything of the house trains, and is scored, on a device that is not the CPU: nothing is asked of it that CUDA
+refuses, the results are the CPU's, and a step asks for no more launches, waits and copies than it used to.
 
 The budget of a case, of the last of three steps on all ranks, is in budget.json. A change that needs more says so by
 
@@ -17,12 +17,23 @@ from typing import Any
 
 import pytest
 
-from hpcopt.families import EXCHANGES, OPTIMIZERS, SOLVERS
+from hpcopt.families import (
+    EXCHANGES,
+    IMAGE_MODELS,
+    MASK_MODELS,
+    OPTIMIZERS,
+    SOLVERS,
+    TOKEN_MODELS,
+    WORKLOADS,
+)
 from hpcopt.family import Family
+from hpcopt.models.config import ImageModelConfig, TokenModelConfig
 from hpcopt.optim.config import OptimizerConfig
 from hpcopt.shapes import SolverConfig
+from hpcopt.shapes.workload import WorkloadConfig
 from tests.launching import PATIENCE_S
 from tests.simulated_gpu.cases import CASES
+from tests.simulated_gpu.workloads import OfHouse
 
 ROOT = Path(__file__).parents[2]
 BUDGET = json.loads((Path(__file__).parent / "budget.json").read_text())
@@ -55,6 +66,11 @@ def test_nothing_of_the_house_is_left_out():
     assert {case.solver.name for case in cases} == builtin(SOLVERS, SolverConfig)
     assert {case.exchange.name for case in cases} == builtin(EXCHANGES, object)
     assert optimizers == builtin(OPTIMIZERS, OptimizerConfig)
+    workloads = [case.problem.config(Path()) for case in cases if isinstance(case.problem, OfHouse)]
+    assert {workload.name for workload in workloads} == builtin(WORKLOADS, WorkloadConfig)
+    models = {workload.model.name for workload in workloads if hasattr(workload, "model")}
+    families = (IMAGE_MODELS, ImageModelConfig), (MASK_MODELS, ImageModelConfig), (TOKEN_MODELS, TokenModelConfig)
+    assert models == set().union(*(builtin(*family) for family in families))
     assert BUDGET.keys() == {name for name, case in CASES.items() if case.steady}
 
 

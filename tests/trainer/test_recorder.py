@@ -9,10 +9,11 @@ import pytest
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World, alone
 from hpcopt.errors import MetricsError
-from hpcopt.phases import PhaseClock
+from hpcopt.phases import PhaseClock, Timeline
 from hpcopt.shapes.stats import Rows, Scalar, StepStats
 from hpcopt.store.metrics import MetricsFile, read
 from hpcopt.trainer.recorder import Recorder, joined
+from tests.test_phases import Queue
 
 MORE = ("rollout",)
 
@@ -185,3 +186,22 @@ def test_parts_of_a_table_are_joined():
     assert steps.tolist() == [4, 6, 6]
     assert every["a"].tolist() == [1, 2, 3]
     assert every["t"].tolist() == ["x", "", ""]
+
+
+def test_phases_of_a_device_are_read_a_step_late_and_stand_beside_their_own_step(tmp_path):
+    queue, world = Queue(), alone()
+    clock = PhaseClock(timeline=Timeline(queue.event, None), more=MORE)
+    file = created(tmp_path / "metrics.h5", 1)
+    recorder = Recorder(world, file, clock, 0.0)
+    told = []
+    for step in (1, 2, 3):
+        queue.catch_up()  # the loss of the step before was read
+        with clock("backward"):
+            queue.work(1000 * step)
+        told.append(recorder.step(step, 0.0, None, StepStats(0.0))["backward"])
+    assert told == [0, 1, 2] and queue.waits == 0
+    recorder.finish("done", 0)
+    with h5py.File(file.path) as written:
+        place = list(clock.phases).index("backward")
+        assert written["steps/phase_s"][:, 0, place].tolist() == [1, 2, 3]
+        assert "device_peak_memory_bytes" not in written.attrs

@@ -11,13 +11,13 @@ null space of a factor of few rows, the basis is arbitrary, and S with it: anoth
 otherwise, then finds another P.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from hpcopt.comm.world import World
-from hpcopt.solvers.kaisa.factors import Failures, Work
+from hpcopt.solvers.kaisa.factors import TOGETHER_BYTES, Failures, Work
 from hpcopt.solvers.kaisa.inverse import Eigen
 from hpcopt.solvers.kaisa.layers.conv import Conv
 from hpcopt.solvers.kaisa.layers.layer import Layer, memory_of
@@ -49,20 +49,19 @@ class Ekfac(Eigen):
         """S, a view."""
         return kept[-1 - layer.numel : -1].view(layer.batch, layer.g.features, layer.a.features)
 
-    def add(self, layer: Layer, kept: Tensor, batch: Tensor, decay: float) -> None:
-        """Average in a batch's second moments, flat."""
-        if torch.isfinite(batch).all():
-            kept[-1] += 1
-            new = 1 - min(1 - 1 / float(kept[-1]), decay)
-            self.moments(layer, kept).view(-1).lerp_(batch.to(kept.dtype), new)
+    def add(self, layer: Layer, kept: Tensor, batch: Tensor, decay: float, averaged: float) -> None:
+        """Average in a batch's second moments, flat, after ``averaged`` others."""
+        kept[-1] += 1
+        new = 1 - min(1 - 1 / (averaged + 1), decay)
+        self.moments(layer, kept).view(-1).lerp_(batch.to(kept.dtype), new)
 
     def second_moments(self, layer: Layer, kept: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
         """Sum over samples of the squared gradient in the layer's basis, flat, from one use of it."""
         (q_a, _), (q_g, _) = self.pairs(layer, kept)
         total = torch.zeros(layer.batch, layer.g.features, layer.a.features, dtype=layer.dtype, device=x.device)
         for a, g in _samples(layer, x.detach(), gradient.detach()):
-            own = (g @ q_g.to(g.dtype)).transpose(1, 2) @ (a @ q_a.to(a.dtype))
-            total += own.square()
+            squares = ((g @ q_g.to(g.dtype)).transpose(2, 3) @ (a @ q_a.to(a.dtype))).square()
+            total += squares[0] if len(squares) == 1 else squares.sum(0)
         return total.flatten()
 
 
@@ -90,10 +89,13 @@ class BatchMoments:
         if flat is None:
             flat = self._zeros()
         world.all_reduce(flat.mul_(scale))
-        for i, layer in enumerate(self._layers):
-            batch = flat[self._buffer.pieces[i]]
-            if has_moments(layer) and batch.any():
-                self._method.add(layer, self._inverses.of(i), batch, decay)
+        there = [i for i, layer in enumerate(self._layers) if has_moments(layer)]
+        batches, kept = [flat[self._buffer.pieces[i]] for i in there], [self._inverses.of(i) for i in there]
+        looks = [torch.stack([x.any(), x.isfinite().all(), own[-1]]) for x, own in zip(batches, kept, strict=True)]
+        seen = torch.stack(looks).tolist() if looks else []  # one question for all layers
+        for i, batch, own, (used, finite, averaged) in zip(there, batches, kept, seen, strict=True):
+            if used and finite:
+                self._method.add(self._layers[i], own, batch, decay, averaged)
 
     def _zeros(self) -> Tensor:
         dtype, device = memory_of(self._layers)
@@ -105,14 +107,18 @@ def has_moments(layer: Layer) -> bool:
     return type(layer) in (Layer, Conv) and layer.a.blocks == layer.g.blocks == 1
 
 
-def _samples(layer: Layer, x: Tensor, gradient: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """For each sample: its inputs, shape (batch, positions, inputs), and gradients, (batch, positions, outputs)."""
-    if isinstance(layer, Conv):
-        rows = [layer.rows(part, g) for part, g in zip(torch.split(x, 1), torch.split(gradient, 1), strict=True)]
-    else:
-        dim = layer.options.batch_dim if x.ndim > 2 else 0
-        parts = zip(x.unbind(dim), gradient.unbind(dim), strict=True)
-        rows = [(a.reshape(1, -1, a.shape[-1]), g.reshape(1, -1, g.shape[-1])) for a, g in parts]
-    if layer.bias is not None:
-        rows = [(torch.cat([a, a.new_ones(*a.shape[:2], 1)], 2), g) for a, g in rows]
-    return [(a.to(layer.dtype), g.to(layer.dtype)) for a, g in rows]
+def _samples(layer: Layer, x: Tensor, gradient: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some samples at a time: their inputs, shape (samples, batch, positions, inputs), and gradients, (samples, batch,
+    positions, outputs). In main memory one after the other, on a GPU as many as may be held at once.
+    """
+    dim = layer.options.batch_dim if x.ndim > 2 and not isinstance(layer, Conv) else 0
+    together = 1 if x.is_cpu else max(1, TOGETHER_BYTES // (layer.numel * layer.dtype.itemsize))
+    for a, g in zip(torch.split(x, together, dim), torch.split(gradient, together, dim), strict=True):
+        if isinstance(layer, Conv):
+            n, rows = len(a), layer.rows(a, g)
+            a, g = (row.view(len(row), n, -1, row.shape[2]).transpose(0, 1) for row in rows)
+        else:
+            a, g = (rows.movedim(dim, 0).reshape(rows.shape[dim], 1, -1, rows.shape[-1]) for rows in (a, g))
+        if layer.bias is not None:
+            a = torch.cat([a, a.new_ones(*a.shape[:3], 1)], 3)
+        yield a.to(layer.dtype), g.to(layer.dtype)

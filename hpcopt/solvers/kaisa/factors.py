@@ -70,7 +70,7 @@ def factored_dampings(work: Sequence[Work]) -> list[tuple[float, float]]:
 
 def invert_factors(factors: Sequence[Factor], failures: Failures) -> None:
     """Fill every ``out``, packed as the factor, with the inverses of ``packed + damping``."""
-    for group in _together(factors):
+    for group in together(factors):
         if len(group) == 1:
             invert_packed(group[0], failures)
         else:
@@ -79,8 +79,8 @@ def invert_factors(factors: Sequence[Factor], failures: Failures) -> None:
 
 def decompose_factors(factors: Sequence[Factor], failures: Failures) -> None:
     """Fill every ``out``, (matrices, size + 1, size), with eigenvectors, in columns, and eigenvalues under them."""
-    for group in _together(factors):
-        values, vectors = eigh(_unpacked(group), failures)
+    for group in together(factors):
+        values, vectors = eigh(unpacked(group), failures)
         counts = [len(factor.packed) for factor in group]
         for factor, d, q in zip(group, torch.split(values, counts), torch.split(vectors, counts), strict=True):
             factor.out[:, :-1].copy_(q)
@@ -92,7 +92,7 @@ def invert_packed(factor: Factor, failures: Failures) -> None:
     and counted.
     """
     out, damping = factor.out, factor.damping
-    full = _unpacked([factor])
+    full = unpacked([factor])
     diagonal = full.diagonal(dim1=1, dim2=2)
     diagonal += damping
     if factor.size == 1:
@@ -119,7 +119,7 @@ def eigh(full: Tensor, failures: Failures) -> tuple[Tensor, Tensor]:
     return values, vectors
 
 
-def _together(factors: Sequence[Factor]) -> Iterator[list[Factor]]:
+def together(factors: Sequence[Factor]) -> Iterator[list[Factor]]:
     """Factors to be worked on at once."""
     groups: dict[object, list[Factor]] = {}
     for number, factor in enumerate(factors):
@@ -132,7 +132,7 @@ def _together(factors: Sequence[Factor]) -> Iterator[list[Factor]]:
 
 def _invert_group(group: Sequence[Factor], failures: Failures) -> None:
     """Factors of one size, with one question to the device; those that fail are tried again one by one."""
-    full = _unpacked(group)
+    full = unpacked(group)
     counts = [len(factor.packed) for factor in group]
     dampings = torch.tensor([factor.damping for factor in group], dtype=full.dtype)
     full.diagonal(dim1=1, dim2=2).add_(dampings.repeat_interleave(torch.tensor(counts)).to(full.device)[:, None])
@@ -160,7 +160,8 @@ def _invert(full: Tensor, out: Tensor) -> bool:
     return True
 
 
-def _unpacked(group: Sequence[Factor]) -> Tensor:
+def unpacked(group: Sequence[Factor]) -> Tensor:
+    """All matrices of factors of one size, shape (matrices, size, size), of single precision at least."""
     packed = group[0].packed if len(group) == 1 else torch.cat([factor.packed for factor in group])
     return symmetric.unpack(packed, group[0].size, torch.promote_types(packed.dtype, torch.float32))
 

@@ -11,14 +11,22 @@ U comes from subspace iteration, which starts at the U before. A product with W,
 factor of at most ``2 rank`` rows, for which that is no gain, is inverted whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from hpcopt.seeds import EVERY_RANK, derive
 from hpcopt.solvers.kaisa import symmetric
-from hpcopt.solvers.kaisa.factors import Factor, Failures, Work, factored_dampings, invert_factors
+from hpcopt.solvers.kaisa.factors import (
+    Factor,
+    Failures,
+    Work,
+    factored_dampings,
+    invert_factors,
+    together,
+    unpacked,
+)
 from hpcopt.solvers.kaisa.inverse import apply_left
 from hpcopt.solvers.kaisa.layers.layer import FactorShape, Layer
 from hpcopt.solvers.kaisa.products import times_transposed
@@ -46,7 +54,7 @@ class LowRank:
         return 2 * self._rank if self._cut(size) else size
 
     def invert(self, work: Sequence[Work], failures: Failures) -> None:
-        whole = []
+        whole, cut, names = [], [], []
         for w, dampings in zip(work, factored_dampings(work), strict=True):
             shapes = w.layer.a, w.layer.g
             kept = torch.split(w.out, [self._numel(shape) for shape in shapes])
@@ -54,9 +62,13 @@ class LowRank:
                 if shape.blocks:
                     factor = Factor(packed, shape.size, damping, part.view(shape.matrices, -1))
                     if self._cut(shape.size):
-                        self._decompose(f"{w.layer.name}.{which}", factor)
+                        cut.append(factor)
+                        names.append(f"{w.layer.name}.{which}")
                     else:
                         whole.append(factor)
+        starts = dict(zip(map(id, cut), self._starts(cut, names), strict=True))
+        for group in together(cut):
+            self._decompose(group, [starts[id(factor)] for factor in group])
         invert_factors(whole, failures)
 
     def apply(self, layer: Layer, kept: Tensor, w: Tensor, damping: float) -> Tensor:
@@ -77,22 +89,35 @@ class LowRank:
         n = self._rank * size
         return rows[:, :n].view(-1, self._rank, size), rows[:, n:-1].unsqueeze(2), rows[:, -1:].unsqueeze(2)
 
-    def _decompose(self, name: str, factor: Factor) -> None:
-        packed, size, damping, rows = factor.packed, factor.size, factor.damping, factor.out
-        full = symmetric.unpack(packed, size, torch.promote_types(packed.dtype, torch.float32))
-        kept_u, coefficients, scales = self._parts(rows, size)
-        basis = kept_u.transpose(1, 2).to(full.dtype)
-        if not basis.any():
-            generator = torch.Generator().manual_seed(derive(self._seed, 0, EVERY_RANK, name))
-            basis = torch.randn(basis.shape, generator=generator, dtype=torch.float64).to(full)
+    def _starts(self, factors: Sequence[Factor], names: Sequence[str]) -> Iterator[Tensor]:
+        """The subspaces before, or those to begin with, each of shape (matrices, size, rank)."""
+        before = [self._parts(factor.out, factor.size)[0].transpose(1, 2) for factor in factors]
+        there = torch.stack([basis.any() for basis in before]).tolist() if before else []
+        for factor, name, basis, begun in zip(factors, names, before, there, strict=True):
+            dtype = torch.promote_types(factor.packed.dtype, torch.float32)
+            if begun:
+                yield basis.to(dtype)
+            else:
+                generator = torch.Generator().manual_seed(derive(self._seed, 0, EVERY_RANK, name))
+                first = torch.randn(basis.shape, generator=generator, dtype=torch.float64)
+                yield first.to(basis.device, dtype)
+
+    def _decompose(self, group: Sequence[Factor], starts: Sequence[Tensor]) -> None:
+        """Factors of one size."""
+        full, size = unpacked(group), group[0].size
+        counts = [len(factor.packed) for factor in group]
+        kept = [self._parts(factor.out, size) for factor in group]
+        basis = starts[0] if len(starts) == 1 else torch.cat([*starts])
         for _ in range(ITERATIONS):
             basis = torch.linalg.qr(full @ basis).Q
         d, v = torch.linalg.eigh(basis.transpose(1, 2) @ (full @ basis))
         trace = full.diagonal(dim1=1, dim2=2).sum(1)
         mean = ((trace - d.sum(1)) / (size - self._rank)).clamp(min=0).unsqueeze(1)
-        kept_u.copy_((basis @ v).transpose(1, 2))
-        coefficients.copy_(((d - mean) / (d + damping)).unsqueeze(2))
-        scales.copy_((1 / (mean + damping)).unsqueeze(2))
+        found = (torch.split(x, counts) for x in (d, mean, (basis @ v).transpose(1, 2)))
+        for factor, (u, coefficients, scales), d_i, mean_i, u_i in zip(group, kept, *found, strict=True):
+            u.copy_(u_i)
+            coefficients.copy_(((d_i - mean_i) / (d_i + factor.damping)).unsqueeze(2))
+            scales.copy_((1 / (mean_i + factor.damping)).unsqueeze(2))
 
     def _multiply(self, shape: FactorShape, kept: Tensor, x: Tensor) -> Tensor:
         rows = kept.view(shape.matrices, -1)

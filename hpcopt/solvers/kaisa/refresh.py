@@ -148,18 +148,19 @@ class Refresher:
         """The own layers to invert; their sketches are brought up to date."""
         if self.tolerance == 0:
             return self.plan.owned
-        changed = []
-        for i in self.plan.owned:
-            sketch = self._sketch(i, damping)
-            old = self._sketches.get(i)
-            if old is None or any(
-                (new - kept).norm() > self.tolerance * kept.norm()
-                for new, kept in zip(self._pieces(i, sketch), self._pieces(i, old), strict=True)
-            ):
-                self._sketches[i] = sketch
-                changed.append(i)
+        sketches = {i: self._sketch(i, damping) for i in self.plan.owned}
+        known = [i for i in self.plan.owned if i in self._sketches]
+        looks = [self._has_moved(i, sketches[i], self._sketches[i]) for i in known]
+        moved = dict(zip(known, torch.stack(looks).tolist() if looks else [], strict=True))  # one question for all
+        changed = [i for i in self.plan.owned if moved.get(i, True)]
+        self._sketches.update((i, sketches[i]) for i in changed)
         self.skipped += len(self.plan.owned) - len(changed)
         return changed
+
+    def _has_moved(self, i: int, new: Tensor, old: Tensor) -> Tensor:
+        """Whether A, G or the damping has changed by more than the tolerance, as a scalar."""
+        pairs = zip(self._pieces(i, new), self._pieces(i, old), strict=True)
+        return torch.stack([(now - then).norm() > self.tolerance * then.norm() for now, then in pairs]).any()
 
     def _sketch(self, i: int, damping: float) -> Tensor:
         layer, average = self.layers[i], self.averages.of[i]

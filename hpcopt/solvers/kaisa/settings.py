@@ -76,6 +76,14 @@ class KaisaSettings(Config):
             raise ValueError("damping follows either damping_every or damping_final, not both")
         return self
 
+    @model_validator(mode="after")
+    def _eigenvectors_are_float32(self) -> "KaisaSettings":
+        if self.method in ("eigen", "ekfac") and self.inverse_dtype != "float32":
+            raise ValueError(
+                f'method = "{self.method}" keeps eigenvectors, in float32: leave inverse_dtype, or use cholesky'
+            )
+        return self
+
     def options(self) -> Options:
         """Those of the statistics."""
         every, narrow = (self.batch_every, self.position_every), self.factor_dtype == "bfloat16"

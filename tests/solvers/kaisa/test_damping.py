@@ -187,3 +187,6 @@ def test_what_does_not_go_together_is_refused():
         Kaisa(nn.Linear(2, 2), alone(), damping_every=5, damping_final=0.1, total_steps=10)
     with pytest.raises(JobError, match="total_steps"):
         Kaisa(nn.Linear(2, 2), alone(), damping_final=0.1)
+    for method in ("eigen", "ekfac"):
+        with pytest.raises(ValidationError, match="leave inverse_dtype"):
+            Kaisa(nn.Linear(2, 2), alone(), method=method, inverse_dtype="bfloat16")
