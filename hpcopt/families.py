@@ -17,6 +17,9 @@ WORKLOADS = Family(
     image_classification="hpcopt.workloads.image_classification:ImageClassificationConfig",
     segmentation="hpcopt.workloads.segmentation:SegmentationConfig",
     bert_pretraining="hpcopt.workloads.bert_pretraining:BertPretrainingConfig",
+    list_reduction="hpcopt.workloads.list_reduction:ListReductionConfig",
+    arithmetic_trees="hpcopt.workloads.arithmetic_trees:ArithmeticTreesConfig",
+    graph_distance="hpcopt.workloads.graph_distance:GraphDistanceConfig",
     torch="hpcopt.workloads.own.workload:TorchConfig",
 )
 
@@ -47,6 +50,7 @@ SOLVERS = Family(
     local_parallel="hpcopt.solvers.pipeline.local_parallel:LocalParallelConfig",
     block_admm="hpcopt.solvers.block_admm.solver:BlockAdmmConfig",
     deepfacto="hpcopt.solvers.block_admm.deepfacto:DeepFactoConfig",
+    amp="hpcopt.solvers.amp.solver:AmpConfig",
     altmin="hpcopt.solvers.splitting.altmin:AltMinConfig",
     bcd="hpcopt.solvers.splitting.bcd:BcdConfig",
     dladmm="hpcopt.solvers.splitting.dladmm:DlAdmmConfig",

@@ -27,6 +27,7 @@ FLOORS = [
     {"exchange"},
     {"comm"},
     {"models", "optim", "compress", "store"},
+    {"dataflow"},
     {"families"},
     {"family"},
     {

@@ -33,6 +33,7 @@ class LoopbackHub:
         self._lock = threading.Lock()
         self._mailboxes: defaultdict[tuple[int, int, int], SimpleQueue[Any]] = defaultdict(SimpleQueue)
         self._subgroups: list[LoopbackHub] = []
+        self.arrivals = [threading.Condition() for _ in range(size)]
 
     def mailbox(self, source: int, to: int, tag: int) -> "SimpleQueue[Any]":
         """The queue of messages from source to ``to`` with this tag, in the order they were sent."""
@@ -40,6 +41,11 @@ class LoopbackHub:
             if self.failed and (source, to, tag) not in self._mailboxes:
                 self._mailboxes[source, to, tag].put(_GONE)
             return self._mailboxes[source, to, tag]
+
+    def announce(self, to: int) -> None:
+        """Wake a rank that waits for a message from anybody."""
+        with self.arrivals[to]:
+            self.arrivals[to].notify_all()
 
     def subgroup(self, size: int) -> "LoopbackHub":
         """A new hub that fails when this one does."""
@@ -56,6 +62,8 @@ class LoopbackHub:
         self.barrier.abort()
         for mailbox in mailboxes:
             mailbox.put(_GONE)
+        for to in range(self.size):
+            self.announce(to)
         for hub in subgroups:
             hub.fail()
 
@@ -72,14 +80,36 @@ class LoopbackTransport(Transport):
         self.size = hub.size
         self.traffic = traffic or Traffic()
         self._shared: _Shared | None = None
+        self._turn = 0
 
     def send(self, x: Tensor, to: int, tag: int = 0) -> Request:
         self.traffic.sent_bytes += x.numel() * x.element_size()
         self._hub.mailbox(self.rank, to, tag).put(x.detach().clone())
+        self._hub.announce(to)
         return _Done(x.numel() * x.element_size())
 
     def receive(self, out: Tensor, source: int, tag: int = 0, *, exact: bool = True) -> Request:
         return _Receive(self._hub.mailbox(source, self.rank, tag), out, source, exact)
+
+    def take(self, tag: int = 0, *, wait: bool = False) -> tuple[int, Tensor] | None:
+        arrivals = self._hub.arrivals[self.rank]
+        with arrivals:
+            while (found := self._waiting(tag)) is None and wait:
+                arrivals.wait()
+        return found
+
+    def _waiting(self, tag: int) -> tuple[int, Tensor] | None:
+        """The first message of a tag from any rank; another rank at each call has the first turn."""
+        self._turn += 1
+        for source in ((self._turn + k) % self.size for k in range(self.size)):
+            mailbox = self._hub.mailbox(source, self.rank, tag)
+            if not mailbox.empty():
+                message = mailbox.get()
+                if message is _GONE:
+                    mailbox.put(_GONE)
+                    raise PeerError(f"rank {source} failed before it sent")
+                return source, message.view(-1).view(torch.uint8)
+        return None
 
     def all_reduce(self, x: Tensor, op: Op = "sum") -> None:
         self._count("all_reduce", x)

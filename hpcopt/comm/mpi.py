@@ -1,6 +1,7 @@
 """mpi4py as a transport: buffers only, never pickled objects, so counts may pass 2**31 and nothing is copied twice."""
 
 import os
+import time
 from typing import Any, NoReturn
 
 import torch
@@ -13,6 +14,7 @@ from hpcopt.comm.transport import LINE_BYTES, SHARED_BYTES, Op, Request, SharedM
 from hpcopt.errors import PeerError, UnsupportedError
 
 _SHORT = (torch.bfloat16, torch.float16)
+_EAGER_LOOKS, _NAP_S = 100, 2e-5  # of a rank that waits for a message from anybody
 _OPS = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
 
 
@@ -41,6 +43,20 @@ class MpiTransport(Transport):
     def receive(self, out: Tensor, source: int, tag: int = 0, *, exact: bool = True) -> Request:
         expected = out.numel() * out.element_size() if exact else None
         return _MpiRequest(self._comm.Irecv(_bytes(out), source, tag), out, expected, source)
+
+    def take(self, tag: int = 0, *, wait: bool = False) -> tuple[int, Tensor] | None:
+        status, looks = MPI.Status(), 0
+        while (message := self._comm.Improbe(MPI.ANY_SOURCE, tag, status)) is None:
+            if not wait:
+                return None
+            looks += 1
+            if looks < _EAGER_LOOKS:
+                os.sched_yield()
+            else:  # nobody knows for how long: others may have the core
+                time.sleep(_NAP_S)
+        out = torch.empty(status.Get_count(MPI.BYTE), dtype=torch.uint8)
+        message.Recv(_bytes(out))
+        return status.Get_source(), out
 
     def all_reduce(self, x: Tensor, op: Op = "sum") -> None:
         if x.dtype in _SHORT:  # MPI does not know them

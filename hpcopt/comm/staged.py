@@ -36,6 +36,9 @@ class StagedTransport(Transport):
         landing = _room(out)
         return _Landing(self._inner.receive(landing, source, tag, exact=exact), landing, out)
 
+    def take(self, tag: int = 0, *, wait: bool = False) -> tuple[int, Tensor] | None:
+        return self._inner.take(tag, wait=wait)
+
     def all_reduce(self, x: Tensor, op: Op = "sum") -> None:
         host = self._copied(x)
         self._inner.all_reduce(host, op)

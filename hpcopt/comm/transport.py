@@ -81,6 +81,12 @@ class Transport:
         """
         self._refuse("point-to-point messages")
 
+    def take(self, tag: int = 0, *, wait: bool = False) -> tuple[int, Tensor] | None:
+        """Receive a message of this tag from whichever rank it has come: the rank, and the bytes, uint8. None if there
+        is none yet, unless it is to ``wait`` for one. Those of one rank come in order.
+        """
+        self._refuse("messages from any rank")
+
     def all_reduce(self, x: Tensor, op: Op = "sum") -> None:
         """Replace x on every rank by its sum, maximum or minimum over the ranks."""
         self._refuse("all_reduce")

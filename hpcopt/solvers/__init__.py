@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from hpcopt.lazily import lazily
 
 if TYPE_CHECKING:
+    from hpcopt.solvers.amp.solver import AmpConfig
     from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
     from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
     from hpcopt.solvers.data_parallel import DataParallelConfig
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AltMinConfig",
+    "AmpConfig",
     "BcdConfig",
     "BlockAdmmConfig",
     "DataParallelConfig",
@@ -42,6 +44,7 @@ __getattr__ = lazily(
     __name__,
     {
         "AltMinConfig": "splitting.altmin",
+        "AmpConfig": "amp.solver",
         "BcdConfig": "splitting.bcd",
         "BlockAdmmConfig": "block_admm.solver",
         "DataParallelConfig": "data_parallel",

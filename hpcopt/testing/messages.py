@@ -27,6 +27,7 @@ def check_messages(transport: Transport, patience_s: float = PATIENCE_S) -> None
     check_values(transport)
     check_buffers(transport)
     check_sizes(transport)
+    check_any_source(transport)
 
 
 def neighbours(transport: Transport) -> tuple[int, int]:
@@ -115,6 +116,32 @@ def check_sizes(transport: Transport) -> None:
             send.wait()
             continue
         raise AssertionError(f"{transport.name}: {n} values where 5 were expected (exact={exact}) are no PeerError")
+
+
+def check_any_source(transport: Transport) -> None:
+    """Messages of a tag are taken from whichever rank they come, each once, those of one rank in order; or the call is
+    refused by the transport's name.
+    """
+    who, size, turns = transport.name, transport.size, 3
+    try:
+        none = transport.take(9)
+    except UnsupportedError as refusal:
+        assert who in str(refusal), f"{who}: messages from any rank are refused without its name"
+        return
+    assert none is None, f"{who}: of a tag that nobody sent with, {none} is taken"
+    transport.barrier()
+    lengths = [turns * transport.rank + turn for turn in range(turns)]
+    sends = [transport.send(_values(n, n, torch.float32), to, 9) for n in lengths for to in range(size)]
+    came: list[list[int]] = [[] for _ in range(size)]
+    for _ in range(size * turns):
+        taken = transport.take(9, wait=True)
+        assert taken is not None, f"{who}: waiting for a message ended without one"
+        source, values = taken[0], taken[1].view(torch.float32)
+        came[source].append(len(values))
+        assert torch.equal(values, _values(len(values), len(values), torch.float32)), f"{who}: took {values}"
+    assert came == [[turns * source + turn for turn in range(turns)] for source in range(size)], f"{who}: took {came}"
+    for send in sends:
+        send.wait()
 
 
 def in_time(transport: Transport, patience_s: float, body: Callable[[], None]) -> None:

@@ -5,15 +5,21 @@ from typing import TYPE_CHECKING
 from hpcopt.lazily import lazily
 
 if TYPE_CHECKING:
+    from hpcopt.workloads.arithmetic_trees import ArithmeticTreesConfig
     from hpcopt.workloads.bert_pretraining import BertPretrainingConfig
+    from hpcopt.workloads.graph_distance import GraphDistanceConfig
     from hpcopt.workloads.image_classification import ImageClassificationConfig
+    from hpcopt.workloads.list_reduction import ListReductionConfig
     from hpcopt.workloads.order import TrainOrder, share
     from hpcopt.workloads.own.workload import TorchConfig
     from hpcopt.workloads.segmentation import SegmentationConfig
 
 __all__ = [
+    "ArithmeticTreesConfig",
     "BertPretrainingConfig",
+    "GraphDistanceConfig",
     "ImageClassificationConfig",
+    "ListReductionConfig",
     "SegmentationConfig",
     "TorchConfig",
     "TrainOrder",
@@ -23,8 +29,11 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
+        "ArithmeticTreesConfig": "arithmetic_trees",
         "BertPretrainingConfig": "bert_pretraining",
+        "GraphDistanceConfig": "graph_distance",
         "ImageClassificationConfig": "image_classification",
+        "ListReductionConfig": "list_reduction",
         "SegmentationConfig": "segmentation",
         "TorchConfig": "own.workload",
         "TrainOrder": "order",

@@ -22,6 +22,7 @@ from hpcopt.optim.rsg import ArsgConfig, RsgConfig
 from hpcopt.optim.svag import MSvagConfig, SvagConfig
 from hpcopt.shapes import SolverConfig
 from hpcopt.shapes.workload import Workload
+from hpcopt.solvers.amp.solver import AmpConfig
 from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
@@ -168,6 +169,7 @@ CASES: dict[str, Case] = {
     "block_admm": Case(BlockAdmmConfig(measure_every=1), problem=RELU),
     "block_admm, stored": Case(BlockAdmmConfig(auxiliaries="stored", in_flight=2), problem=RELU),
     "deepfacto": Case(DeepFactoConfig(plain=0.3, code_steps=2, sweeps=2), problem=FACTORS),
+    "amp": Case(AmpConfig(max_active_keys=2)),
     "altmin": Case(AltMinConfig(), ranks=1),
     "bcd": Case(BcdConfig(), problem=RELU, ranks=1),
     "dladmm": Case(DlAdmmConfig(), problem=RELU, ranks=1),

@@ -15,6 +15,7 @@ from hpcopt.families import SOLVERS
 from hpcopt.models.nmf import FactorMlpConfig
 from hpcopt.optim import AdamWConfig, SgdConfig, SignumConfig
 from hpcopt.shapes import Context, Solver, SolverConfig, Task
+from hpcopt.solvers.amp.solver import AmpConfig
 from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.solvers.data_parallel import DataParallel, DataParallelConfig
@@ -91,6 +92,7 @@ CASES: dict[str, list[tuple[SolverConfig, dict[str, Any]]]] = {
         (LocalConfig(every=2, gossip=MixingConfig()), {"ranks": (1, 2), "same_curve": False}),
     ],
     "leader": [(LeaderConfig(every=2), {"same_curve": False})],
+    "amp": [(AmpConfig(max_active_keys=1, min_update_frequency=3), {"ranks": (1, 3)})],
     "altmin": [(AltMinConfig(), {"ranks": (1,)})],
     "bcd": [(BcdConfig(), {"problem": WHOLE, "ranks": (1,)})],
     "dladmm": [(DlAdmmConfig(), {"problem": WHOLE, "ranks": (1,)})],
