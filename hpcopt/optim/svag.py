@@ -72,30 +72,30 @@ class Svag(CountedRule):
         torch._foreach_lerp_(m, g, 1 - beta)
         torch._foreach_mul_(v, beta)
         torch._foreach_addcmul_(v, g, g, value=1 - beta)
-        whole = self._whole(step, beta, parameters, averaged=group["momentum"])
-        if group["momentum"]:
-            torch._foreach_addcdiv_(parameters, torch._foreach_pow(m, 3), whole, value=-lr / (1 - beta**step))
-        else:
-            short = torch._foreach_mul(m, m)
-            torch._foreach_mul_(short, g)
-            torch._foreach_addcdiv_(parameters, short, whole, value=-lr)
+        moved, size = (m, lr / (1 - beta**step)) if group["momentum"] else (g, lr)
+        times, over = self._shortened(step, beta, parameters, averaged=group["momentum"])
+        torch._foreach_addcdiv_(parameters, moved, over, value=-size * times)
 
     def factors(self, step: int, beta: float, parameters: list[Tensor], *, averaged: bool) -> list[Tensor]:
         """What shortens each value, in [0, 1] but for rounding; 0 where no gradient was ever given."""
-        found = torch._foreach_pow(self.states("m", parameters), 2)
-        torch._foreach_div_(found, self._whole(step, beta, parameters, averaged=averaged))
-        return list(found)
+        times, over = self._shortened(step, beta, parameters, averaged=averaged)
+        return list(torch._foreach_mul(torch._foreach_reciprocal(over), times))
 
-    def _whole(self, step: int, beta: float, parameters: list[Tensor], *, averaged: bool) -> list[Tensor]:
-        """What m^2, as it is kept, is a share of.
+    def _shortened(
+        self, step: int, beta: float, parameters: list[Tensor], *, averaged: bool
+    ) -> tuple[float, list[Tensor]]:
+        """The factors, as a number and what it is to be divided by, which is infinite where m is 0.
 
-        The bias corrections stand out of it: with c the ratio of the variance that counts to ``v - m^2``, and m and v
-        as they are kept, it is ``(1 - c) m^2 + c (1 - beta^t) v``.
+        The bias corrections stand in the number: with c the ratio of the variance that counts to ``v - m^2``, and m and
+        v as they are kept, a factor is ``m^2 / ((1 - c) m^2 + c (1 - beta^t) v)``. Neither m^2 nor m^3 is made of an m:
+        of a small one they would be too small for a float's full precision, and slow.
         """
         m, v = self.states("m", parameters), self.states("v", parameters)
         rho = min((1 - beta) * (1 + beta**step) / ((1 + beta) * (1 - beta**step)), 0.9999)
         c = (rho if averaged else 1.0) / (1 - rho)
-        whole = torch._foreach_mul(v, c * (1 - beta**step))
-        torch._foreach_addcmul_(whole, m, m, value=1 - c)
-        torch._foreach_clamp_min_(whole, torch.finfo(m[0].dtype).tiny)
-        return list(whole)
+        times = c * (1 - beta**step)
+        over = torch._foreach_clamp_min(v, torch.finfo(m[0].dtype).tiny)
+        torch._foreach_div_(over, m)
+        torch._foreach_div_(over, m)
+        torch._foreach_add_(over, (1 - c) / times)
+        return 1 / times, list(over)
