@@ -62,24 +62,30 @@ def require_same_optimizer(theirs: str, optimizer: Optimizer) -> None:
         )
 
 
-def _load(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+def _load(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """As torch's ``load_state_dict``, which turns text in a state into something else, and all dtypes into the
     parameter's; counts stay in main memory unless the optimizer wants them beside the parameter.
     """
     if type(optimizer).load_state_dict is not Optimizer.load_state_dict:
-        optimizer.load_state_dict(dict(state))
+        optimizer.load_state_dict(state)
         return
-    groups, states = [], defaultdict[Tensor, dict[str, Any]](dict)
+    for hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
+        state = hook(optimizer, state) or state
+    groups, places = [], dict[Any, tuple[Tensor, bool]]()
     for mine, group in zip(optimizer.param_groups, state["param_groups"], strict=True):
-        for p, index in zip(mine["params"], group["params"], strict=True):
-            if index in state["state"]:
-                on_device = mine.get("fused") or mine.get("capturable")
-                states[p] = {
-                    key: value if key == "step" and not on_device else _beside(value, p)
-                    for key, value in state["state"][index].items()
-                }
+        on_device = bool(mine.get("fused") or mine.get("capturable"))
+        places.update((i, (p, on_device)) for p, i in zip(mine["params"], group["params"], strict=True))
         groups.append({**group, "params": mine["params"]})
+    states = defaultdict[Any, Any](dict)
+    for index, own in state["state"].items():
+        if index in places:
+            p, on_device = places[index]
+            states[p] = {k: v if k == "step" and not on_device else _beside(v, p) for k, v in own.items()}
+        else:
+            states[index] = own  # of no parameter
     optimizer.__setstate__({"state": states, "param_groups": groups})
+    for told in optimizer._optimizer_load_state_dict_post_hooks.values():
+        told(optimizer)
 
 
 def _beside(value: Any, p: Tensor) -> Any:

@@ -67,3 +67,30 @@ def test_what_is_no_state_is_refused(saved):
     optimizer = torch.optim.SGD([torch.ones(2, requires_grad=True)], lr=0.1)
     with pytest.raises(CheckpointError, match="does not fit"):
         restore_optimizer(optimizer, saved)
+
+
+class Counting(torch.optim.SGD):
+    """It keeps what is of no parameter, as torch allows."""
+
+    def step(self, closure=None):
+        self.state["all"]["steps"] = self.state["all"].get("steps", 0) + 1
+        return super().step(closure)
+
+
+def test_what_is_of_no_parameter_comes_back_and_hooks_are_called():
+    x, called = torch.ones(2, 3, requires_grad=True), []
+    saved = copy.deepcopy(optimizer_state(stepped(Counting, {"lr": 0.1, "momentum": 0.9}, x, 3)))
+    resumed = Counting([x], lr=0.1, momentum=0.9)
+    resumed.register_load_state_dict_pre_hook(lambda _, state: called.append(sorted(state)))
+    resumed.register_load_state_dict_post_hook(lambda own: called.append(own.state["all"]["steps"]))
+    restore_optimizer(resumed, saved)
+    assert called == [["param_groups", "state"], 3]
+    assert resumed.state["all"] == {"steps": 3}
+    assert torch.equal(resumed.state[x]["momentum_buffer"], saved["state"][0]["momentum_buffer"])
+
+
+def test_a_state_for_another_number_of_parameters_is_refused():
+    x, y = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    saved = optimizer_state(stepped(torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}, x, 1))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        restore_optimizer(torch.optim.SGD([x, y], lr=0.1, momentum=0.9), saved)
