@@ -20,6 +20,7 @@ def test_the_plan(tmp_path):
     prepare("digits", tmp_path)
     said = plan(read_job(ROOT / "jobs/quickstart.toml", [f"workload.data={tmp_path}/digits"]), 128)
     shown = (ROOT / "docs/tutorial.md").read_text().partition("    plan\n")[2].partition("\n\n")[0]
+    assert len(shown.splitlines()) > 5
     for line in shown.splitlines():
         if "device" not in line:  # this machine may have a GPU
             assert line.removeprefix("    ") in said.splitlines()

@@ -225,6 +225,7 @@ def test_planned_bytes_are_what_is_sent(config):
         return world.traffic.lap(), exchange.planned_bytes()
 
     for counts, planned in run_ranks(3, program):
+        assert counts.dense_bytes > 0
         if config.name == "native":
             continue  # loopback's own all-reduce sends no messages
         # adacomp's payloads vary; loopback's own broadcast, which shared_topk uses, sends no messages; ballots are
@@ -233,7 +234,6 @@ def test_planned_bytes_are_what_is_sent(config):
         variable = learned or (config.name != "vote" and config.codec.name in ("adacomp", "shared_topk"))
         assert counts.sent_bytes <= planned + 8
         assert variable or counts.sent_bytes == pytest.approx(planned, abs=8)
-        assert counts.dense_bytes > 0
 
 
 def test_ranks_with_unlike_models_are_told_at_once():
@@ -253,7 +253,7 @@ def test_a_timeline_has_every_bucket_of_every_step(tmp_path):
         events = json.loads(lines)
         assert [e["args"]["step"] for e in events if e["name"] == "finish"] == [0, 1, 2]
         buckets = [(e["args"]["step"], e["name"]) for e in events if e["tid"] == "exchange"]
-        assert len(buckets) == len(set(buckets)) >= 6
+        assert sorted(buckets) == [(step, f"bucket {index}") for step in range(3) for index in range(2)]
         assert all(e["dur"] >= 0 and e["pid"] == rank for e in events)
 
 

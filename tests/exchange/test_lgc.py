@@ -165,6 +165,9 @@ def test_decoders_of_new_ranks_begin_as_the_first():
     one, more = Autoencoder(1, seed=3), Autoencoder(3, seed=4)
     one.learn(one.decode(one.encode(torch.ones(40)), 40).square().sum())
     more.load(one.tensors())
-    first = list(one.decoders[0].parameters())
+    learned = list(one.decoders[0].parameters())
+    assert len(more.decoders) == 3
     for decoder in more.decoders:
-        assert all(torch.equal(p, q) for p, q in zip(decoder.parameters(), first, strict=True))
+        assert all(torch.equal(p, q) for p, q in zip(decoder.parameters(), learned, strict=True))
+    new = Autoencoder(1, seed=4).decoders[0].parameters()
+    assert not all(torch.equal(p, q) for p, q in zip(new, learned, strict=True))

@@ -229,7 +229,7 @@ def test_buffers_are_averaged_and_an_evaluation_changes_nothing(gossip):
         assert torch.equal(end, same)
         assert all(torch.equal(value, looked[0][1][name]) for name, value in stated.items())
         assert not torch.equal(own["1.running_mean"], stated["1.running_mean"])
-        assert int(stated["1.num_batches_tracked"]) == 5 and then is not None
+        assert (int(then["1.num_batches_tracked"]), int(stated["1.num_batches_tracked"])) == (4, 5)
     mean = sum(own["1.running_var"] for own, _, _ in seldom) / 3
     torch.testing.assert_close(seldom[0][1]["1.running_var"], mean)
 
