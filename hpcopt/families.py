@@ -16,6 +16,7 @@ WORKLOADS = Family(
     default="image_classification",
     image_classification="hpcopt.workloads.image_classification:ImageClassificationConfig",
     segmentation="hpcopt.workloads.segmentation:SegmentationConfig",
+    node_classification="hpcopt.workloads.node_classification:NodeClassificationConfig",
     bert_pretraining="hpcopt.workloads.bert_pretraining:BertPretrainingConfig",
     list_reduction="hpcopt.workloads.list_reduction:ListReductionConfig",
     arithmetic_trees="hpcopt.workloads.arithmetic_trees:ArithmeticTreesConfig",
@@ -35,6 +36,15 @@ IMAGE_MODELS = Family(
 
 MASK_MODELS = Family("model", default="unet", unet="hpcopt.models.unet:UNetConfig")
 
+GRAPH_MODELS = Family(
+    "model",
+    default="gcn",
+    gcn="hpcopt.models.graph.networks:GcnConfig",
+    graphsage="hpcopt.models.graph.networks:GraphSageConfig",
+    gat="hpcopt.models.graph.networks:GatConfig",
+    node_mlp="hpcopt.models.graph.networks:NodeMlpConfig",
+)
+
 TOKEN_MODELS = Family("model", default="bert", bert="hpcopt.models.bert:BertConfig")
 
 SOLVERS = Family(
@@ -48,6 +58,7 @@ SOLVERS = Family(
     leader="hpcopt.solvers.leader.solver:LeaderConfig",
     pipeline="hpcopt.solvers.pipeline.solver:PipelineConfig",
     local_parallel="hpcopt.solvers.pipeline.local_parallel:LocalParallelConfig",
+    gist="hpcopt.solvers.gist.solver:GistConfig",
     block_admm="hpcopt.solvers.block_admm.solver:BlockAdmmConfig",
     deepfacto="hpcopt.solvers.block_admm.deepfacto:DeepFactoConfig",
     amp="hpcopt.solvers.amp.solver:AmpConfig",

@@ -15,7 +15,7 @@ from hpcopt.errors import JobError
 from hpcopt.exchange import ExchangeConfig, RingConfig, TwoPhaseConfig
 from hpcopt.family import Family
 from hpcopt.job import Job, read_job, schema
-from hpcopt.models.config import ImageModelConfig, TokenModelConfig
+from hpcopt.models.config import GraphModelConfig, ImageModelConfig, TokenModelConfig
 from hpcopt.models.heads import HeadConfig
 from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
 from hpcopt.prepare import prepare
@@ -29,6 +29,7 @@ FAMILIES = {
     "WORKLOADS": WorkloadConfig,
     "IMAGE_MODELS": ImageModelConfig,
     "MASK_MODELS": ImageModelConfig,
+    "GRAPH_MODELS": GraphModelConfig,
     "TOKEN_MODELS": TokenModelConfig,
     "SOLVERS": SolverConfig,
     "HEADS": HeadConfig,

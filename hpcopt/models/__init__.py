@@ -6,8 +6,9 @@ from hpcopt.lazily import lazily
 
 if TYPE_CHECKING:
     from hpcopt.models.bert import BertConfig
-    from hpcopt.models.config import ImageModelConfig, TokenModelConfig
+    from hpcopt.models.config import GraphModelConfig, ImageModelConfig, TokenModelConfig
     from hpcopt.models.deep_resnet import DeepResNetConfig
+    from hpcopt.models.graph.networks import GatConfig, GcnConfig, GraphSageConfig, NodeMlpConfig
     from hpcopt.models.heads import HeadConfig
     from hpcopt.models.mlp import MlpConfig
     from hpcopt.models.nmf import FactorMlpConfig
@@ -19,9 +20,14 @@ __all__ = [
     "BertConfig",
     "DeepResNetConfig",
     "FactorMlpConfig",
+    "GatConfig",
+    "GcnConfig",
+    "GraphModelConfig",
+    "GraphSageConfig",
     "HeadConfig",
     "ImageModelConfig",
     "MlpConfig",
+    "NodeMlpConfig",
     "ResNetConfig",
     "TokenModelConfig",
     "UNetConfig",
@@ -35,8 +41,13 @@ __getattr__ = lazily(
         "DeepResNetConfig": "deep_resnet",
         "FactorMlpConfig": "nmf",
         "HeadConfig": "heads",
+        "GatConfig": "graph.networks",
+        "GcnConfig": "graph.networks",
+        "GraphModelConfig": "config",
+        "GraphSageConfig": "graph.networks",
         "ImageModelConfig": "config",
         "MlpConfig": "mlp",
+        "NodeMlpConfig": "graph.networks",
         "ResNetConfig": "resnet",
         "TokenModelConfig": "config",
         "UNetConfig": "unet",

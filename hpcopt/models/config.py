@@ -15,6 +15,16 @@ class TokenModelConfig(Choice, ABC):
         """Make the network for a vocabulary of so many words."""
 
 
+class GraphModelConfig(Choice, ABC):
+    """A network on a graph."""
+
+    @abstractmethod
+    def build(self, features: int, classes: int) -> nn.Module:
+        """Make the network: called with a ``hpcopt.models.graph.graph.Graph`` and what its rows have, (n, features), it
+        gives (n, classes).
+        """
+
+
 class ImageModelConfig(Choice, ABC):
     """A network from images to outputs."""
 

@@ -2,6 +2,7 @@
 
 from hpcopt.shapes.batch import Batch, TensorBatch
 from hpcopt.shapes.context import Context
+from hpcopt.shapes.graph_batch import GraphBatch
 from hpcopt.shapes.loss import Loss, OutputLoss
 from hpcopt.shapes.samples import Samples
 from hpcopt.shapes.solver import Solver, SolverConfig, Task, Tree
@@ -12,6 +13,7 @@ __all__ = [
     "Batch",
     "Better",
     "Context",
+    "GraphBatch",
     "Loss",
     "OutputLoss",
     "Rows",

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
     from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
     from hpcopt.solvers.data_parallel import DataParallelConfig
+    from hpcopt.solvers.gist.solver import GistConfig
     from hpcopt.solvers.gossip import GossipConfig
     from hpcopt.solvers.kaisa.solver import KaisaConfig
     from hpcopt.solvers.leader.solver import LeaderConfig
@@ -29,6 +30,7 @@ __all__ = [
     "DataParallelConfig",
     "DeepFactoConfig",
     "DlAdmmConfig",
+    "GistConfig",
     "GossipConfig",
     "KaisaConfig",
     "LeaderConfig",
@@ -50,6 +52,7 @@ __getattr__ = lazily(
         "DataParallelConfig": "data_parallel",
         "DeepFactoConfig": "block_admm.deepfacto",
         "DlAdmmConfig": "splitting.dladmm",
+        "GistConfig": "gist.solver",
         "GossipConfig": "gossip",
         "KaisaConfig": "kaisa.solver",
         "PipelineConfig": "pipeline.solver",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hpcopt.workloads.graph_distance import GraphDistanceConfig
     from hpcopt.workloads.image_classification import ImageClassificationConfig
     from hpcopt.workloads.list_reduction import ListReductionConfig
+    from hpcopt.workloads.node_classification import NodeClassificationConfig
     from hpcopt.workloads.order import TrainOrder, share
     from hpcopt.workloads.own.workload import TorchConfig
     from hpcopt.workloads.segmentation import SegmentationConfig
@@ -20,6 +21,7 @@ __all__ = [
     "GraphDistanceConfig",
     "ImageClassificationConfig",
     "ListReductionConfig",
+    "NodeClassificationConfig",
     "SegmentationConfig",
     "TorchConfig",
     "TrainOrder",
@@ -34,6 +36,7 @@ __getattr__ = lazily(
         "GraphDistanceConfig": "graph_distance",
         "ImageClassificationConfig": "image_classification",
         "ListReductionConfig": "list_reduction",
+        "NodeClassificationConfig": "node_classification",
         "SegmentationConfig": "segmentation",
         "TorchConfig": "own.workload",
         "TrainOrder": "order",

@@ -26,6 +26,7 @@ from hpcopt.solvers.amp.solver import AmpConfig
 from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
+from hpcopt.solvers.gist.solver import GistConfig
 from hpcopt.solvers.gossip import GossipConfig
 from hpcopt.solvers.kaisa.solver import KaisaConfig
 from hpcopt.solvers.leader.solver import LeaderConfig
@@ -166,6 +167,7 @@ CASES: dict[str, Case] = {
     "pipeline, half precision": Case(PipelineConfig(accumulate=2, codec=Half())),
     "local_parallel": Case(LocalParallelConfig()),
     "local_parallel, late": Case(LocalParallelConfig(reach=2, staleness=1)),
+    "gist": Case(GistConfig(every=1, optimizer=AdamWConfig()), problem=RELU),
     "block_admm": Case(BlockAdmmConfig(measure_every=1), problem=RELU),
     "block_admm, stored": Case(BlockAdmmConfig(auxiliaries="stored", in_flight=2), problem=RELU),
     "deepfacto": Case(DeepFactoConfig(plain=0.3, code_steps=2, sweeps=2), problem=FACTORS),

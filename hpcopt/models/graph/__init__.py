@@ -1,0 +1,1 @@
+"""Networks on graphs, and the graphs that they run on."""
