@@ -7,6 +7,7 @@ from hpcopt.dataflow.control import Cond, Isu, Phi
 from hpcopt.dataflow.graph import Graph, Wire
 from hpcopt.dataflow.many import Flatmap, Group, Place
 from hpcopt.dataflow.message import State
+from hpcopt.models.gated_unit import GatedUnit
 
 
 class GatedGraph(nn.Module):
@@ -19,7 +20,7 @@ class GatedGraph(nn.Module):
         self.rounds = rounds
         self.embed = nn.Embedding(marks, hidden)
         self.along = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(kinds))
-        self.update = nn.GRUCell(hidden, hidden)
+        self.update = GatedUnit(hidden)
         self.head = nn.Linear(hidden, classes)
 
     def forward(self, marks: Tensor, edges: Tensor) -> Tensor:

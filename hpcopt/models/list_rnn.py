@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from hpcopt.models.gated_unit import GatedUnit
+
 
 class ListRnn(nn.Module):
     """A gated recurrent unit over tokens; its last state decides the class."""
@@ -10,7 +12,7 @@ class ListRnn(nn.Module):
         super().__init__()
         self.hidden = hidden
         self.embed = nn.Embedding(words, hidden)
-        self.cell = nn.GRUCell(hidden, hidden)
+        self.cell = GatedUnit(hidden)
         self.head = nn.Linear(hidden, classes)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class TreeLstm(nn.Module):
         logits, (1, classes).
         """
         states = list(self.leaf(leaves))
-        for operator, left, right in inner:
+        for operator, (left, right) in zip(inner[:, 0], inner[:, 1:].tolist(), strict=True):
             states.append(self.compose(operator, states[left], states[right]))
         logits: Tensor = self.head(states[-1][None])
         return logits

@@ -171,7 +171,7 @@ CASES: dict[str, Case] = {
     "block_admm": Case(BlockAdmmConfig(measure_every=1), problem=RELU),
     "block_admm, stored": Case(BlockAdmmConfig(auxiliaries="stored", in_flight=2), problem=RELU),
     "deepfacto": Case(DeepFactoConfig(plain=0.3, code_steps=2, sweeps=2), problem=FACTORS),
-    "amp": Case(AmpConfig(max_active_keys=2)),
+    "amp": Case(AmpConfig(max_active_keys=1)),
     "altmin": Case(AltMinConfig(), ranks=1),
     "bcd": Case(BcdConfig(), problem=RELU, ranks=1),
     "dladmm": Case(DlAdmmConfig(), problem=RELU, ranks=1),

@@ -24,8 +24,12 @@ from hpcopt.shapes.workload import Better, Workload, WorkloadConfig
 from hpcopt.store.sentence_pairs import write_pairs
 from hpcopt.store.shards import write_shards
 from hpcopt.testing.problem import Problem
+from hpcopt.workloads.arithmetic_trees import ArithmeticTreesConfig
 from hpcopt.workloads.bert_pretraining import BertPretrainingConfig
+from hpcopt.workloads.graph_distance import GraphDistanceConfig
 from hpcopt.workloads.image_classification import ImageClassificationConfig
+from hpcopt.workloads.instances import InstanceConfig
+from hpcopt.workloads.list_reduction import ListReductionConfig
 from hpcopt.workloads.own.workload import TorchConfig
 from hpcopt.workloads.segmentation import SegmentationConfig
 
@@ -109,6 +113,11 @@ def images(model: ImageModelConfig, **settings: Any) -> OfHouse:
     return OfHouse(lambda folder: ImageClassificationConfig(data=folder, batch=BATCH, model=model, **settings))
 
 
+def instances(config: type[InstanceConfig]) -> OfHouse:
+    """Of one kind."""
+    return OfHouse(lambda folder: config(batch=BATCH, train=4 * BATCH, test=BATCH, hidden=4))
+
+
 NETWORKS = (ResNetConfig(blocks=1, width=4), DeepResNetConfig(depth=18), FactorMlpConfig(hidden=(8,), factors=4))
 MODELS = {network.name: images(network) for network in NETWORKS}
 WORKLOADS: dict[str, OfHouse] = {
@@ -121,6 +130,9 @@ WORKLOADS: dict[str, OfHouse] = {
             data=folder / "pairs", batch=BATCH, model=BertConfig(size="tiny", dropout=0)
         )
     ),
+    "list_reduction": instances(ListReductionConfig),
+    "arithmetic_trees": instances(ArithmeticTreesConfig),
+    "graph_distance": instances(GraphDistanceConfig),
     "torch": OfHouse(
         lambda folder: TorchConfig(
             network=f"{MINE}:Net", train=f"{MINE}:Table", test=f"{MINE}:Table", batch=BATCH, scores=("accuracy",)

@@ -8,7 +8,6 @@ import torch
 
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World, connect
-from hpcopt.dataflow.transform import Transform
 from hpcopt.errors import CheckpointError, JobError
 from hpcopt.optim import SgdConfig
 from hpcopt.shapes.context import Context
@@ -139,22 +138,6 @@ def test_a_loss_that_needs_more_than_outputs_is_refused():
     problem = Problem()
     with pytest.raises(JobError, match="function of the outputs"):
         AmpConfig().build(Task(problem.model(), lambda model, batch: model.weight.sum()), Context(steps=1))
-
-
-def test_a_rank_whose_node_fails_ends_the_others(monkeypatch):
-    class BrokenError(Exception):
-        pass
-
-    forward = Transform.forward
-
-    def failing(self, port, message):
-        if self.name == "cell" and message.state.instance == 7:
-            raise BrokenError
-        return forward(self, port, message)
-
-    monkeypatch.setattr(Transform, "forward", failing)
-    with pytest.raises(BrokenError):
-        trained(AmpConfig(place={"cell": 1}), LISTS, 3)
 
 
 @pytest.mark.parallel([2, 3])
