@@ -15,4 +15,5 @@ class GatedUnit(nn.Module):
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """From an input and a state, both (..., width), to a state."""
         z, r = self.gates(torch.cat([x, h], -1)).sigmoid().chunk(2, -1)
-        return h + z * (self.candidate(torch.cat([x, r * h], -1)).tanh() - h)
+        moved: Tensor = h + z * (self.candidate(torch.cat([x, r * h], -1)).tanh() - h)
+        return moved
