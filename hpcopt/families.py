@@ -58,6 +58,7 @@ SOLVERS = Family(
     leader="hpcopt.solvers.leader.solver:LeaderConfig",
     pipeline="hpcopt.solvers.pipeline.solver:PipelineConfig",
     local_parallel="hpcopt.solvers.pipeline.local_parallel:LocalParallelConfig",
+    full_graph="hpcopt.solvers.full_graph.solver:FullGraphConfig",
     gist="hpcopt.solvers.gist.solver:GistConfig",
     block_admm="hpcopt.solvers.block_admm.solver:BlockAdmmConfig",
     deepfacto="hpcopt.solvers.block_admm.deepfacto:DeepFactoConfig",

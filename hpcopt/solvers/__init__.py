@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
     from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
     from hpcopt.solvers.data_parallel import DataParallelConfig
+    from hpcopt.solvers.full_graph.solver import FullGraphConfig
     from hpcopt.solvers.gist.solver import GistConfig
     from hpcopt.solvers.gossip import GossipConfig
     from hpcopt.solvers.kaisa.solver import KaisaConfig
@@ -30,6 +31,7 @@ __all__ = [
     "DataParallelConfig",
     "DeepFactoConfig",
     "DlAdmmConfig",
+    "FullGraphConfig",
     "GistConfig",
     "GossipConfig",
     "KaisaConfig",
@@ -52,6 +54,7 @@ __getattr__ = lazily(
         "DataParallelConfig": "data_parallel",
         "DeepFactoConfig": "block_admm.deepfacto",
         "DlAdmmConfig": "splitting.dladmm",
+        "FullGraphConfig": "full_graph.solver",
         "GistConfig": "gist.solver",
         "GossipConfig": "gossip",
         "KaisaConfig": "kaisa.solver",
