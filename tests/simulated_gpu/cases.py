@@ -26,6 +26,7 @@ from hpcopt.solvers.amp.solver import AmpConfig
 from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
+from hpcopt.solvers.full_graph.solver import FullGraphConfig, HaloConfig
 from hpcopt.solvers.gist.solver import GistConfig
 from hpcopt.solvers.gossip import GossipConfig
 from hpcopt.solvers.kaisa.solver import KaisaConfig
@@ -39,7 +40,7 @@ from hpcopt.solvers.splitting.altmin import AltMinConfig
 from hpcopt.solvers.splitting.bcd import BcdConfig
 from hpcopt.solvers.splitting.dladmm import DlAdmmConfig
 from hpcopt.testing.problem import CLASSES, FEATURES, Problem
-from tests.simulated_gpu.workloads import MODELS, WORKLOADS, OfHouse, OfProblem
+from tests.simulated_gpu.workloads import GRAPHS, MODELS, WORKLOADS, OfHouse, OfProblem
 
 RING = RingConfig()
 
@@ -167,6 +168,9 @@ CASES: dict[str, Case] = {
     "pipeline, half precision": Case(PipelineConfig(accumulate=2, codec=Half())),
     "local_parallel": Case(LocalParallelConfig()),
     "local_parallel, late": Case(LocalParallelConfig(reach=2, staleness=1)),
+    **{f"graph {name}": Case(problem=graph) for name, graph in GRAPHS.items()},
+    "full_graph": Case(FullGraphConfig(), problem=GRAPHS["graphsage"]),
+    "full_graph, in a codec": Case(FullGraphConfig(halo=HaloConfig(codec=QSGD())), problem=GRAPHS["graphsage"]),
     "gist": Case(GistConfig(every=1, optimizer=AdamWConfig()), problem=RELU),
     "block_admm": Case(BlockAdmmConfig(measure_every=1), problem=RELU),
     "block_admm, stored": Case(BlockAdmmConfig(auxiliaries="stored", in_flight=2), problem=RELU),

@@ -19,6 +19,7 @@ import pytest
 
 from hpcopt.families import (
     EXCHANGES,
+    GRAPH_MODELS,
     IMAGE_MODELS,
     MASK_MODELS,
     OPTIMIZERS,
@@ -27,7 +28,7 @@ from hpcopt.families import (
     WORKLOADS,
 )
 from hpcopt.family import Family
-from hpcopt.models.config import ImageModelConfig, TokenModelConfig
+from hpcopt.models.config import GraphModelConfig, ImageModelConfig, TokenModelConfig
 from hpcopt.optim.config import OptimizerConfig
 from hpcopt.shapes import SolverConfig
 from hpcopt.shapes.workload import WorkloadConfig
@@ -69,7 +70,8 @@ def test_nothing_of_the_house_is_left_out():
     workloads = [case.problem.config(Path()) for case in cases if isinstance(case.problem, OfHouse)]
     assert {workload.name for workload in workloads} == builtin(WORKLOADS, WorkloadConfig)
     models = {workload.model.name for workload in workloads if hasattr(workload, "model")}
-    families = (IMAGE_MODELS, ImageModelConfig), (MASK_MODELS, ImageModelConfig), (TOKEN_MODELS, TokenModelConfig)
+    images = [(IMAGE_MODELS, ImageModelConfig), (MASK_MODELS, ImageModelConfig)]
+    families = [*images, (TOKEN_MODELS, TokenModelConfig), (GRAPH_MODELS, GraphModelConfig)]
     assert models == set().union(*(builtin(*family) for family in families))
     assert BUDGET.keys() == {name for name, case in CASES.items() if case.steady}
 

@@ -11,8 +11,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from hpcopt.models.bert import BertConfig
-from hpcopt.models.config import ImageModelConfig
+from hpcopt.models.config import GraphModelConfig, ImageModelConfig
 from hpcopt.models.deep_resnet import DeepResNetConfig
+from hpcopt.models.graph.networks import GatConfig, GcnConfig, GraphSageConfig, NodeMlpConfig
 from hpcopt.models.mlp import MlpConfig
 from hpcopt.models.nmf import FactorMlpConfig
 from hpcopt.models.resnet import ResNetConfig
@@ -30,8 +31,10 @@ from hpcopt.workloads.graph_distance import GraphDistanceConfig
 from hpcopt.workloads.image_classification import ImageClassificationConfig
 from hpcopt.workloads.instances import InstanceConfig
 from hpcopt.workloads.list_reduction import ListReductionConfig
+from hpcopt.workloads.node_classification import NodeClassificationConfig
 from hpcopt.workloads.own.workload import TorchConfig
 from hpcopt.workloads.segmentation import SegmentationConfig
+from tests.graph_data import write_graph
 
 SIDE, CLASSES, WORDS, TOKENS = 8, 12, 30, 32  # so many classes that there is a top-5 score
 BATCH = 6
@@ -100,6 +103,7 @@ def data() -> Path:
         }
         (folder / "pairs" / split).mkdir(parents=True)
         write_pairs(folder / "pairs" / split / "0.hdf5", pairs, {})
+    write_graph(folder / "graph", nodes=60)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{n}" for n in range(WORDS - 5))]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     return folder
@@ -118,6 +122,13 @@ def instances(config: type[InstanceConfig]) -> OfHouse:
     return OfHouse(lambda folder: config(batch=BATCH, train=4 * BATCH, test=BATCH, hidden=4))
 
 
+def nodes(model: GraphModelConfig, **settings: Any) -> OfHouse:
+    """Of a graph, by one network."""
+    return OfHouse(lambda folder: NodeClassificationConfig(data=folder / "graph", model=model, **settings))
+
+
+GRAPH_NETWORKS = (GraphSageConfig(hidden=(8,)), GatConfig(hidden=(8,), heads=2), NodeMlpConfig(hidden=(8,)))
+GRAPHS = {network.name: nodes(network) for network in GRAPH_NETWORKS}
 NETWORKS = (ResNetConfig(blocks=1, width=4), DeepResNetConfig(depth=18), FactorMlpConfig(hidden=(8,), factors=4))
 MODELS = {network.name: images(network) for network in NETWORKS}
 WORKLOADS: dict[str, OfHouse] = {
@@ -133,6 +144,7 @@ WORKLOADS: dict[str, OfHouse] = {
     "list_reduction": instances(ListReductionConfig),
     "arithmetic_trees": instances(ArithmeticTreesConfig),
     "graph_distance": instances(GraphDistanceConfig),
+    "node_classification": nodes(GcnConfig(hidden=(8,)), clusters=4, batch=4),
     "torch": OfHouse(
         lambda folder: TorchConfig(
             network=f"{MINE}:Net", train=f"{MINE}:Table", test=f"{MINE}:Table", batch=BATCH, scores=("accuracy",)

@@ -1,0 +1,33 @@
+#!/bin/bash
+# Train a network on one graph, by GIST or with its nodes spread over the ranks.
+#
+#   sbatch slurm/graphs.sh [JOB.toml] [options of hpcopt train]     (default: jobs/wordnet_gist.toml)
+#
+# Submit from the folder that slurm/ stands in; what to edit, and how preemption works, is as in slurm/train.sh.
+#
+#SBATCH --job-name=graphs
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=1
+#SBATCH --time=01:00:00
+##SBATCH --account=ACCOUNT
+##SBATCH --partition=PARTITION
+##SBATCH --gpus-per-node=1
+#SBATCH --output=logs/%x-%j.out
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+set -euo pipefail
+# shellcheck source=slurm/launch.sh
+source slurm/launch.sh
+
+JOB=jobs/wordnet_gist.toml
+if [[ ${1:-} == *.toml ]]; then
+    JOB=$1
+    shift
+fi
+[[ -r $JOB ]] || refuse "there is no $JOB; name one of the jobs that train on graphs"
+RUN_DIR=${RUN_DIR:-runs/$(basename "$JOB" .toml)-$SLURM_JOB_ID}
+
+run_ranks "$RANKS" python -m hpcopt.train "$JOB" --run-dir "$RUN_DIR" "$@"
+finish
