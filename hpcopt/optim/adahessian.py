@@ -40,7 +40,7 @@ class AdaHessianConfig(OptimizerConfig):
     power: float = Field(1.0, ge=0, le=1, description="of the diagonal: 1 as Newton's, 0 leaves momentum")
     every: int = Field(1, ge=1, description="steps from one look at the Hessian to the next")
     parts: int = Field(
-        1, ge=1, description="a look takes one of so many parts of each rank's samples: cheaper, and noisier"
+        1, ge=1, description="a look takes one of so many parts of each rank's samples, at random: cheaper, and noisier"
     )
     average: Average = Field(
         "kernel", description="what of the diagonal is averaged: convolution kernels; rows of matrices, too; blocks"
@@ -122,8 +122,8 @@ class AdaHessian(CountedRule):
         """Leave the gradient, and look at the Hessian where that is due, by random signs of a seed. Collective."""
         if not self.due:
             return loss.gradient(batch)
-        vectors, part = rademacher(loss.parameters, seed), seed % self._parts
-        total, found = loss.product(batch, vectors, part=part, parts=self._parts)
+        vectors = rademacher(loss.parameters, seed)
+        total, found = loss.product(batch, vectors, part=seed, parts=self._parts)
         seen = dict(zip(loss.parameters, found, strict=True))
         self.observe([seen[p] for p in self.parameters])
         return total

@@ -44,7 +44,8 @@ class Derivatives(Protocol):
         Args:
             samples: see above.
             vectors: one; a matrix, or kernels, as an ``Outer`` take fewer products of matrices than as a tensor.
-            part, parts: the Hessian is that of this one of so many parts of each rank's share.
+            part, parts: the Hessian is that of this one of so many parts of each rank's share, as often as there are
+                parts, so that the mean over parts is that of the share. A part is counted anew after the last one.
 
         Raises:
             UnsupportedError: something in the loss has no second derivative.

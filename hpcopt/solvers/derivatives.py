@@ -98,7 +98,7 @@ class GlobalLoss:
                         loss, gradients, seen = gradients_and_products(
                             self._model, partial(self._forward, batch), self.parameters, vectors
                         )
-                        _add(self._sums, seen, whole.weight / batch.weight)
+                        _add(self._sums, seen, len(cut))  # whatever its size: the mean over parts is the whole
                     else:
                         loss = self._forward(batch, self._model)
                         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)

@@ -123,12 +123,13 @@ def share_of_twelve(loss):
     return EXACT.at(np.array_split(np.arange(12), world.size)[world.rank], 12)
 
 
-def test_products_of_the_parts_have_that_of_the_whole_for_a_mean():
+@pytest.mark.parametrize("count", [2, 4, 6], ids="{} parts of 6 samples".format)
+def test_products_of_the_parts_have_that_of_the_whole_for_a_mean(count):
     def ask(loss):
         batch, vectors = share_of_twelve(loss), [torch.ones_like(p) for p in loss.parameters]
         whole = joined(loss.product(batch, vectors)[1])
         gradient = joined([p.grad for p in loss.parameters]).clone()
-        parts = [joined(loss.product(batch, vectors, part=k, parts=2)[1]).clone() for k in range(2)]
+        parts = [joined(loss.product(batch, vectors, part=k, parts=count)[1]).clone() for k in range(count, 2 * count)]
         return whole.clone(), torch.stack(parts), gradient
 
     for (whole, parts, gradient), grads in on_ranks(2, ask):
