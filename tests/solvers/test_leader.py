@@ -135,17 +135,18 @@ def test_on_a_convex_function_a_pull_raises_no_loss_and_leaves_the_leader():
 
 
 def test_where_all_agree_a_pull_changes_nothing():
-    config = LeaderConfig(every=1, optimizer=PLAIN)
-
-    def program(transport, apart):
+    def program(transport, config):
         world = World(transport)
         solver = config.build(Task(Point(), loss), Context(world=world, steps=STEPS))
         for _ in range(60):
             solver.step(batch(0.7, transport.size))
         return flat(solver.model)
 
-    for x in run_ranks(3, lambda t: program(t, False)):
+    strong, seldom = (LeaderConfig(every=every, optimizer=PLAIN) for every in (1, 61))
+    pulled, alone = (run_ranks(3, lambda t, config=config: program(t, config)) for config in (strong, seldom))
+    for x, y in zip(pulled, alone, strict=True):
         torch.testing.assert_close(x, torch.full((3,), 0.7), rtol=0, atol=2e-3)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
