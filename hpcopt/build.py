@@ -59,7 +59,9 @@ def build(job: Job, world: World, device: torch.device = CPU, *, verify: bool = 
     if LOADED:
         with world.together():
             try_once(workload)
-    workload = on_device(workload, device)
+    workload = on_device(workload, device, job.workload.precision)
+    if job.workload.compile:
+        workload.model.compile()
     if "product" in job.solver.asks:
         with world.together():
             try_twice(workload)

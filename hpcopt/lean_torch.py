@@ -11,11 +11,12 @@ import importlib
 import sys
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 _NAME = "torch._dynamo"
+Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 
 class _DynamoStandIn(types.ModuleType):
@@ -41,6 +42,14 @@ def keep_dynamo_out() -> None:
         stand_in = _DynamoStandIn(_NAME)
         sys.modules[_NAME] = stand_in
         torch._dynamo = stand_in
+
+
+def uncompiled(hook: Hook) -> Hook:
+    """A hook that a compiler leaves alone, if there is one by now: it would compile it anew for every tensor."""
+    if _NAME not in sys.modules:
+        return hook
+    left_alone: Hook = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+    return left_alone
 
 
 def _real_dynamo() -> types.ModuleType:

@@ -21,6 +21,7 @@ from hpcopt.store import hdf5, metrics
 from hpcopt.store.checkpoint import Checkpoints
 from hpcopt.store.weights import newest_weights
 from hpcopt.trainer.run import RunDirectory
+from hpcopt.workloads.on_device import on_device
 
 
 class Run:
@@ -111,7 +112,9 @@ class Run:
         return metrics.read(self.directory.metrics, columns)
 
     def _build_workload(self) -> Workload:
-        return self.job.workload.build(Context(run_seed=self.job.run.seed))
+        config = self.job.workload
+        context = Context(run_seed=self.job.run.seed)
+        return on_device(config.build(context), context.device, config.precision)
 
 
 def open_run(path: Path | str) -> Run:

@@ -16,6 +16,7 @@ from hpcopt.shapes.samples import Samples
 from hpcopt.shapes.solver import Tree
 
 Better = Literal["higher", "lower"]
+Precision = Literal["float32", "bfloat16"]
 
 
 class Workload(Held, ABC):
@@ -91,10 +92,14 @@ class Workload(Held, ABC):
 class WorkloadConfig(Choice, ABC):
     """What is trained: a model, its data, its loss and its scores."""
 
-    may_change: ClassVar[frozenset[str]] = frozenset({"data", "model"})
+    may_change: ClassVar[frozenset[str]] = frozenset({"data", "model", "precision", "compile"})
     """Keys that do not decide which samples a step draws: a resumed run may have others."""
 
     batch: int = Field(ge=1, description="samples in one step, over all ranks")
+    precision: Precision = Field(
+        "float32", description="of matrix products in the model; parameters, norms and losses are float32"
+    )
+    compile: bool = Field(False, description="let torch.compile translate the model; takes a C++ compiler")
 
     @property
     def folder(self) -> Path | None:

@@ -48,9 +48,6 @@ class BertPretrainingConfig(WorkloadConfig):
     batch: int = Field(64, ge=1, description="sequences in one step, over all ranks")
     test_samples: int = Field(1024, ge=1, description="most test sequences to evaluate on")
     model: Annotated[TokenModelConfig, TOKEN_MODELS] = Field(BertConfig(), description="the network")
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of matrix products in the model; parameters, norms and losses are float32"
-    )
     start_from: Path | None = Field(
         None,
         description="weights to begin with: a run directory, whose newest checkpoint counts, or a safetensors file",
@@ -83,7 +80,7 @@ class BertPretraining(Workload):
         self._test = SentencePairs(_split_folder(config.data, "test"))
         if max(self._train.sequence, self._test.sequence) > POSITIONS:
             raise DataError(f"{config.data} has sequences of {self._train.sequence} tokens; BERT takes {POSITIONS}")
-        self.batch, self._seed, self._bfloat16 = config.batch, seed, config.precision == "bfloat16"
+        self.batch, self._seed = config.batch, seed
         self.train_samples, self.test_samples = len(self._train), min(len(self._test), config.test_samples)
         self._streams = Streams(self._train, self.batch, seed)
         if self._streams.steps_per_epoch == 0:
@@ -144,9 +141,8 @@ class BertPretraining(Workload):
         there = (t["masked_ids"] != NO_TOKEN).nonzero(as_tuple=True)  # asked once: its length is data
         device = t["input_ids"].device
         places = t["masked_positions"] + torch.arange(len(batch), device=device)[:, None] * t["input_ids"].shape[1]
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._bfloat16):
-            words, follows = model(t["input_ids"], t["segment_ids"], t["input_mask"], places[there])
-        return words.float(), t["masked_ids"][there], follows.float()
+        words, follows = model(t["input_ids"], t["segment_ids"], t["input_mask"], places[there])
+        return words, t["masked_ids"][there], follows
 
     def _batch(
         self, pairs: SentencePairs, rows: Rows, numbers: np.ndarray, epoch: int, global_size: int

@@ -1,4 +1,4 @@
-"""A workload whose model and batches are on another device than the one it makes them on.
+"""A workload whose model computes elsewhere or in another precision than the one that it is made for.
 
 Workloads make everything in main memory, so that parameters begin the same, and batches are the same, on any device.
 """
@@ -9,29 +9,57 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from hpcopt.shapes.batch import Batch
 from hpcopt.shapes.loss import Loss, OutputLoss
 from hpcopt.shapes.samples import Samples
 from hpcopt.shapes.solver import Tree
-from hpcopt.shapes.workload import Workload
+from hpcopt.shapes.workload import Precision, Workload
 
 
-def on_device(workload: Workload, device: torch.device) -> Workload:
-    """The workload on a device; its model moves there."""
-    return workload if device.type == "cpu" else WorkloadOnDevice(workload, device)
+def on_device(workload: Workload, device: torch.device, precision: Precision = "float32") -> Workload:
+    """The workload on a device, in a precision; its model moves there."""
+    if device.type == "cpu" and precision == "float32":
+        return workload
+    return WorkloadOnDevice(workload, device, narrow=precision == "bfloat16")
+
+
+class Narrow(nn.Module):
+    """A model whose matrix products round to bfloat16, as torch's autocast does it; its outputs are float32 again, for
+    a loss that takes them so. Its parameters are the model's.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model gives."""
+        given = (x for x in (*tree_leaves((args, kwargs)), *self.model.parameters()) if isinstance(x, Tensor))
+        with torch.autocast(next(given).device.type, torch.bfloat16):
+            outputs = self.model(*args, **kwargs)
+        return tree_map(_widened, outputs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.model, name)
 
 
 class WorkloadOnDevice(Workload):
     """The workload."""
 
-    def __init__(self, inner: Workload, device: torch.device) -> None:
-        self._inner, self._device = inner, device
+    def __init__(self, inner: Workload, device: torch.device, *, narrow: bool = False) -> None:
+        self._inner, self._device, self._narrow = inner, device, narrow
         self.model = inner.model.to(device)
         self.batch, self.scores = inner.batch, inner.scores
         self.train_samples, self.test_samples = inner.train_samples, inner.test_samples
         loss = inner.loss
         self.loss: Loss = replace(loss, example=loss.example.to(device)) if isinstance(loss, OutputLoss) else loss
+        if narrow:  # no OutputLoss: who takes a model apart would run its parts in float32
+            self.loss = lambda model, batch: loss(Narrow(model), batch)
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -53,7 +81,7 @@ class WorkloadOnDevice(Workload):
         return (batch.to(self._device) for batch in self._inner.test_batches(rank, size))
 
     def score(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        return self._inner.score(model, batch)
+        return self._inner.score(Narrow(model) if self._narrow else model, batch)
 
     def finish(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         return self._inner.finish(sums)
@@ -63,3 +91,7 @@ class WorkloadOnDevice(Workload):
 
     def load_state_dict(self, parts: Sequence[Tree]) -> None:
         self._inner.load_state_dict(parts)
+
+
+def _widened(x: Any) -> Any:
+    return x.float() if isinstance(x, Tensor) and x.dtype == torch.bfloat16 else x

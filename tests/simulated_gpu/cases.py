@@ -21,7 +21,7 @@ from hpcopt.optim.lamb import LambConfig
 from hpcopt.optim.rsg import ArsgConfig, RsgConfig
 from hpcopt.optim.svag import MSvagConfig, SvagConfig
 from hpcopt.shapes import SolverConfig
-from hpcopt.shapes.workload import Workload
+from hpcopt.shapes.workload import Precision, Workload
 from hpcopt.solvers.amp.solver import AmpConfig
 from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
@@ -98,6 +98,7 @@ class Case:
     problem: Problem | OfHouse = field(default_factory=Problem)
     ranks: int = 2
     steady: bool = True
+    precision: Precision = "float32"
 
     def workload(self) -> Workload:
         """What is trained, anew, the same at every call."""
@@ -145,6 +146,7 @@ CASES: dict[str, Case] = {
     **{f"codec {name}": by_a_codec(codec, **SETTINGS.get(name, {})) for name, codec in BUILTIN_CODECS.items()},
     **{f"optimizer {each.name}": Case(DataParallelConfig(optimizer=each)) for each in OPTIMIZERS},
     **{f"kaisa {settings or ''}".strip(): Case(KaisaConfig(**OFTEN, **settings), problem=IMAGES) for settings in KAISA},
+    "bfloat16": Case(problem=WORKLOADS["image_classification"], precision="bfloat16"),
     **{f"model {name}": Case(problem=workload, ranks=1) for name, workload in MODELS.items()},
     **{
         f"workload {name} on {ranks}": Case(problem=workload, ranks=ranks)

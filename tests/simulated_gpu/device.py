@@ -8,6 +8,7 @@ counted there.
 Registering a device is for a whole process and torch calls it experimental: import this in a process of its own.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -171,5 +172,25 @@ def _is_view(operation: Any) -> bool:
     return bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases)
 
 
+def _autocast(operation: Any) -> Callable[..., Any]:
+    """An operation that rounds its tensors to autocast's type, as CUDA's matrix products do."""
+
+    def rounded(*args: Any, **kwargs: Any) -> Any:
+        def narrow(x: Any) -> Any:
+            return x.to(torch.get_autocast_dtype("sim")) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)):
+            return operation(*tree_map(narrow, args), **tree_map(narrow, kwargs))
+
+    return rounded
+
+
+_NARROW = torch.library.Library("aten", "IMPL")
+for _name in ("linear", "matmul", "mm", "bmm", "addmm", "conv2d", "scaled_dot_product_attention"):
+    _packet = getattr(torch.ops.aten, _name)
+    for _overload in {"conv2d": ("default", "padding")}.get(_name, ("default",)):
+        _full = getattr(_packet, _overload)
+        _NARROW.impl(_full, _autocast(_full), "AutocastPrivateUse1")
 _LIBRARY = torch.library.Library("_", "IMPL")
 _LIBRARY.fallback(lambda operation, *args, **kwargs: _run(operation, args, kwargs), "PrivateUse1")
+_LIBRARY.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")

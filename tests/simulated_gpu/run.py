@@ -41,7 +41,7 @@ def train(case: Case, device: torch.device) -> tuple[list[float], dict[str, int]
     """The losses of its steps, summed over the ranks, its scores, and the sum and the norm of what it ends with; and
     what the last step asked of the device.
     """
-    workloads = [on_device(case.workload(), device) for _ in range(case.ranks)]
+    workloads = [on_device(case.workload(), device, case.precision) for _ in range(case.ranks)]
 
     def program(transport: Transport) -> tuple[list[float | None], list[float], Tensor, dict[str, int]]:
         world = World(transport if device.type == "cpu" else StagedTransport(transport))

@@ -14,6 +14,7 @@ from hpcopt.store.sentence_pairs import write_pairs
 from hpcopt.train import main
 from hpcopt.workloads.bert_pretraining import BertPretrainingConfig
 from hpcopt.workloads.masking import mask_tokens
+from hpcopt.workloads.on_device import on_device
 
 WORDS = 60
 
@@ -125,7 +126,7 @@ def test_masks_at_run_time_change_with_the_epoch(data):
 
 
 def test_bfloat16_is_near(data):
-    wide, narrow = workload(data), workload(data, precision="bfloat16")
+    wide, narrow = workload(data), on_device(workload(data), torch.device("cpu"), "bfloat16")
     batch = first_batch(wide)
     exact, rounded = wide.loss(wide.model, batch).detach(), narrow.loss(narrow.model, batch)
     assert rounded.dtype == torch.float32

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
+from hpcopt.lean_torch import uncompiled
 from hpcopt.solvers.kaisa import fresh
 from hpcopt.solvers.kaisa.averages import split
 from hpcopt.solvers.kaisa.layers.find import Layers, add
@@ -42,8 +43,8 @@ class Recorder:
         self._accumulated = False
         self.also: Callable[[Layer, Tensor, Tensor], None] | None = None
         self._handles = layers.watch(self._active, self._used)
-        self._handles.append(model.register_forward_pre_hook(self._begin))
-        self._handles.append(model.register_forward_hook(self._count, with_kwargs=True))
+        self._handles.append(model.register_forward_pre_hook(uncompiled(self._begin)))
+        self._handles.append(model.register_forward_hook(uncompiled(self._count), with_kwargs=True))
         self._listen(layers.found)
 
     @property

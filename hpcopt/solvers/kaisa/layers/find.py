@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from hpcopt.lean_torch import uncompiled
 from hpcopt.solvers.kaisa.layers.attention import PackedProjection, WatchedAttention
 from hpcopt.solvers.kaisa.layers.embedding import AS_OUTPUT, Embedding
 from hpcopt.solvers.kaisa.layers.follow import Parameters
@@ -95,7 +96,7 @@ class Layers:
                 handles += watched.watch(active, on_use)
             else:
                 module, layer = watched
-                hook = _hook(module, layer, self._free, active, on_use)
+                hook = uncompiled(_hook(module, layer, self._free, active, on_use))
                 handles.append(module.register_forward_hook(hook, prepend=True, with_kwargs=True))
         if self._free.layers:
             handles += self._free.watch(self._model, active, on_use)
