@@ -103,6 +103,8 @@ class Family:
             made = found.model_validate({key: value for key, value in section.items() if key != "name"})
         except PydanticUserError as error:  # of somebody's class: an annotation that names nothing
             raise ValueError(str(error.message)) from None
+        except TypeError as error:  # a method that is asked for is missing, or __init__ is no ordinary one
+            raise ValueError(f"{found.__qualname__} cannot be made: {error}") from error
         if lacking := [key for key in found.model_fields if not hasattr(made, key)]:
             raise ValueError(f"{found.__qualname__}.__init__ sets no {', '.join(lacking)}: leave it to pydantic")
         return made

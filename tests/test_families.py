@@ -51,6 +51,7 @@ strength = 3
 
 SOLVER = """
 from pydantic import Field
+from hpcopt.shapes import SolverConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
 
 class MySolver(DataParallelConfig):
@@ -59,6 +60,13 @@ class MySolver(DataParallelConfig):
 
 class Unfinished(DataParallelConfig):
     odd: "Nowhere"
+
+class Abstract(SolverConfig):
+    pass
+
+class Returning(DataParallelConfig):
+    def __init__(self, **settings):
+        return 3
 
 class Other:
     pass
@@ -119,6 +127,8 @@ def test_the_resolved_job_names_it_and_is_a_job_again(package, path, tmp_path):
         ("solver.strength=9", "--set: solver.strength: Input should be less than or equal to 5"),
         ("solver.strength=much", "--set: solver.strength: Input should be a valid integer"),
         ("solver.name=mine.solver:Unfinished", "`Unfinished` is not fully defined; you should define `Nowhere`"),
+        ("solver.name=mine.solver:Abstract", "Abstract cannot be made: Can't instantiate abstract class Abstract"),
+        ("solver.name=mine.solver:Returning", "Returning cannot be made: __init__() should return None"),
         ("solver.optimizer.beta=1", 'unknown key "solver.optimizer.beta"'),
         ("solver.name=mine.solver:MySolvr", '--set: solver.name: "mine.solver:MySolvr": mine.solver has no MySolvr'),
         ("solver.name=mine.solver:Other", "not a subclass of hpcopt.config:Choice"),
