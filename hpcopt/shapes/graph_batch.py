@@ -41,6 +41,6 @@ class GraphBatch:
         return [replace(self, targets=targets, labels=labels) for targets, labels in pairs if len(targets)]
 
     def to(self, device: torch.device) -> Self:
-        """The batch on a device."""
-        moved = {name: getattr(self, name).to(device) for name in ("features", "targets", "labels")}
-        return replace(self, graph=self.graph.to(device), **moved)
+        """The batch on a device; a graph and features that come again are moved once."""
+        graph, targets, labels = self.graph.to(device), self.targets.to(device), self.labels.to(device)
+        return replace(self, graph=graph, features=graph.beside(self.features), targets=targets, labels=labels)

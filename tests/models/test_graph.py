@@ -63,6 +63,14 @@ def test_inputs_without_a_gradient_are_summed_once(dense):
     assert graph.smooth(x.clone()) is not graph.smooth(x)
 
 
+def test_a_graph_moves_to_a_device_once(dense):
+    graph, x = graph_of(dense), inputs()
+    moved = graph.to(torch.device("meta"))
+    assert moved is graph.to(torch.device("meta")) and moved is moved.to(torch.device("meta"))
+    assert graph.beside(x) is x and moved.beside(x).is_meta and moved.beside(x) is moved.beside(x)
+    assert moved.beside(x.clone()) is not moved.beside(x)
+
+
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("kind", [Convolution, Sage])
 def test_layers_are_what_their_papers_say(dense, kind, first):

@@ -26,7 +26,7 @@ from hpcopt.solvers.amp.solver import AmpConfig
 from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
-from hpcopt.solvers.full_graph.solver import FullGraphConfig, HaloConfig
+from hpcopt.solvers.full_graph.solver import FullGraphConfig
 from hpcopt.solvers.gist.solver import GistConfig
 from hpcopt.solvers.gossip import GossipConfig
 from hpcopt.solvers.kaisa.solver import KaisaConfig
@@ -171,8 +171,8 @@ CASES: dict[str, Case] = {
     "local_parallel": Case(LocalParallelConfig()),
     "local_parallel, late": Case(LocalParallelConfig(reach=2, staleness=1)),
     **{f"graph {name}": Case(problem=graph) for name, graph in GRAPHS.items()},
-    "full_graph": Case(FullGraphConfig(), problem=GRAPHS["graphsage"]),
-    "full_graph, in a codec": Case(FullGraphConfig(halo=HaloConfig(codec=QSGD())), problem=GRAPHS["graphsage"]),
+    # one rank: ranks here are threads with one backward thread of the device for all, in which halos would wait
+    "full_graph": Case(FullGraphConfig(), problem=GRAPHS["graphsage"], ranks=1),
     "gist": Case(GistConfig(every=1, optimizer=AdamWConfig()), problem=RELU),
     "block_admm": Case(BlockAdmmConfig(measure_every=1), problem=RELU),
     "block_admm, stored": Case(BlockAdmmConfig(auxiliaries="stored", in_flight=2), problem=RELU),

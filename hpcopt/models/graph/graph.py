@@ -34,17 +34,29 @@ class Graph:
         self.degrees = indptr.diff().float()[:, None]
         self._kept: dict[str, tuple[Tensor, Tensor]] = {}
         self._edges: tuple[Tensor, Tensor] | None = None
+        self._moved: dict[torch.device, Self] = {}
 
     def __len__(self) -> int:
         """Rows."""
         return len(self.indptr) - 1
 
     def to(self, device: torch.device) -> Self:
-        """The graph on a device."""
+        """The graph on a device: the same one at every call."""
         if self.indptr.device == device:
             return self
-        moved = [x.to(device) for x in (self.indptr, self.indices, *self._turned)]
-        return type(self)(moved[0], moved[1], (moved[2], moved[3]))
+        if device not in self._moved:
+            moved = [x.to(device) for x in (self.indptr, self.indices, *self._turned)]
+            self._moved[device] = type(self)(moved[0], moved[1], (moved[2], moved[3]))
+        return self._moved[device]
+
+    def beside(self, x: Tensor) -> Tensor:
+        """What nodes have, where the graph is: moved once, if the same tensor comes again."""
+        if x.device == self.indptr.device:
+            return x
+        kept = self._kept.get("beside")
+        if kept is None or kept[0] is not x:
+            kept = self._kept["beside"] = (x, x.to(self.indptr.device))
+        return kept[1]
 
     def sources(self, x: Tensor) -> Tensor:
         """What neighbours have, shape (m, d), from what the rows have, (n, d)."""
