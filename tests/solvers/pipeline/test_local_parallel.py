@@ -12,7 +12,7 @@ from torch import nn
 
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.rehearsal import RehearsalTransport
-from hpcopt.comm.world import World, alone
+from hpcopt.comm.world import World, alone, connect
 from hpcopt.compress import Half
 from hpcopt.errors import JobError
 from hpcopt.exchange import RingConfig
@@ -23,8 +23,9 @@ from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.solvers.data_parallel import DataParallelConfig
 from hpcopt.solvers.pipeline.local_parallel import LocalParallelConfig
+from hpcopt.solvers.pipeline.solver import PipelineConfig
 from hpcopt.testing.problem import CLASSES, FEATURES, Problem, flat
-from hpcopt.testing.solver import Trial
+from hpcopt.testing.solver import AFTER, Trial
 from tests.solvers.pipeline.test_pipeline import ADAM, DEEP, NORMED, STEPS, TRANSFORMER, deep
 
 BLOCKS = 5
@@ -285,3 +286,21 @@ def test_the_plan_tells_of_heads_and_of_what_is_kept():
     plan = build(LocalParallelConfig(reach=2), World(RehearsalTransport(3))).plan(1.0)
     assert plan["heads"] == "4, of 99 parameters, dropped from the model"
     assert plan["gradients"].startswith("from above those of 1 blocks above, 0 batches late")
+
+
+@pytest.mark.parallel([2, 3])
+def test_mpi_ranks_have_the_bits_of_one_process():
+    """All the way back, and by late gradients from one block above."""
+    world = connect()
+    for config in (
+        PipelineConfig(optimizer=ADAM, accumulate=2),
+        LocalParallelConfig(optimizer=ADAM),
+        LocalParallelConfig(optimizer=ADAM, reach=2, staleness=1),
+    ):
+        one = Trial(config, DEEP).first(1)[0]
+        solver = build(config.model_copy(update={"stages": world.size}), world, steps=STEPS + AFTER)
+        for batch in DEEP.batches(0, 1, STEPS):
+            solver.step(batch)
+        solver.gather()
+        assert torch.equal(flat(solver.model), one.parameters)
+    world.close()
