@@ -102,8 +102,6 @@ def speed(method: str, kind: str, train: Images, size: int, steps: int, world: W
             continue
         told = solver.step(batch).scalars
         idle += sum(value.value for name, value in told.items() if name.startswith("idle")) * (step >= WARM_STEPS)
-    if hasattr(solver, "_flights"):
-        solver.gather()
     own_s, sent = time.perf_counter() - start_s, world.traffic.lap().sent_bytes
     world.barrier()
     elapsed_s = time.perf_counter() - start_s
