@@ -44,9 +44,9 @@ def keep_dynamo_out() -> None:
         torch._dynamo = stand_in
 
 
-def uncompiled(hook: Hook) -> Hook:
-    """A hook that a compiler leaves alone, if there is one by now: it would compile it anew for every tensor."""
-    if _NAME not in sys.modules:
+def uncompiled(hook: Hook, model: torch.nn.Module) -> Hook:
+    """A hook that the compiler of a model leaves alone, if it has one: it would compile it anew for every tensor."""
+    if not any(m._compiled_call_impl or type(m).__name__ == "OptimizedModule" for m in model.modules()):
         return hook
     left_alone: Hook = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
     return left_alone

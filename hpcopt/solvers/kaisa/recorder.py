@@ -43,8 +43,8 @@ class Recorder:
         self._accumulated = False
         self.also: Callable[[Layer, Tensor, Tensor], None] | None = None
         self._handles = layers.watch(self._active, self._used)
-        self._handles.append(model.register_forward_pre_hook(uncompiled(self._begin)))
-        self._handles.append(model.register_forward_hook(uncompiled(self._count), with_kwargs=True))
+        self._handles.append(model.register_forward_pre_hook(uncompiled(self._begin, model)))
+        self._handles.append(model.register_forward_hook(uncompiled(self._count, model), with_kwargs=True))
         self._listen(layers.found)
 
     @property

@@ -96,7 +96,7 @@ class Layers:
                 handles += watched.watch(active, on_use)
             else:
                 module, layer = watched
-                hook = uncompiled(_hook(module, layer, self._free, active, on_use))
+                hook = uncompiled(_hook(module, layer, self._free, active, on_use), self._model)
                 handles.append(module.register_forward_hook(hook, prepend=True, with_kwargs=True))
         if self._free.layers:
             handles += self._free.watch(self._model, active, on_use)
