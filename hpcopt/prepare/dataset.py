@@ -12,6 +12,7 @@ import numpy as np
 
 from hpcopt import __version__
 from hpcopt.errors import DataError
+from hpcopt.store.files import remove
 from hpcopt.store.shards import About, write_shards
 
 
@@ -51,7 +52,7 @@ def write_whole(folder: Path, data: DataSet, may_replace: Callable[[], bool]) ->
             fresh.rename(folder)
         except OSError:  # there is one, perhaps of another job that was first and reads it already
             if may_replace():
-                shutil.rmtree(folder)
+                remove(folder)
                 fresh.rename(folder)
     except OSError as cause:
         raise DataError(f"cannot write {folder} ({cause}): name a writable folder with --data-dir") from cause

@@ -15,7 +15,6 @@ file, and only rank 0 makes, renames and removes folders. The class knows no ran
 
 import json
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 from hpcopt import __version__
 from hpcopt.errors import CheckpointError
 from hpcopt.store import hdf5
-from hpcopt.store.files import read_plain, replace_text
+from hpcopt.store.files import read_plain, remove, replace_text
 from hpcopt.store.parallel import write_trees
 from hpcopt.store.saved_parts import SavedParts
 from hpcopt.store.tree import REMEDY, pack, read_tree, tree_checksum, verify_tree, write_tree
@@ -71,7 +70,7 @@ class Checkpoints:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for stale in self.folder.glob("step_*.tmp"):
-                shutil.rmtree(stale)
+                remove(stale)
             self._unfinished(step).mkdir()
         except OSError as cause:
             raise CheckpointError(f"cannot write to {self.folder} ({cause}): name a writable --run-dir") from cause
@@ -235,9 +234,9 @@ class Checkpoints:
         for step in self.steps()[self.keep :]:
             doomed = self.path(step).with_suffix(".old.tmp")  # no longer a checkpoint, even if interrupted here
             self.path(step).rename(doomed)
-            shutil.rmtree(doomed)
+            remove(doomed)
         for replaced in self.folder.glob("*.old.tmp"):
-            shutil.rmtree(replaced)
+            remove(replaced)
 
 
 def _require_manifest(manifest: Any, step: int) -> None:

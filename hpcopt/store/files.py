@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import TextIO
@@ -40,6 +41,18 @@ def require_plain(path: Path, *, links: bool = False) -> os.stat_result:
     if kind != stat.S_IFREG:
         raise NotPlainError(f"{path} is {KINDS.get(kind, 'no plain file')}")
     return status
+
+
+def remove(path: Path) -> None:
+    """Remove a folder and all that is in it, or whatever is there instead, or nothing: `rmtree` would wait at a FIFO.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def require_filled(status: os.stat_result) -> None:

@@ -1,6 +1,7 @@
 """A checkpoint counts when all of it is there; damage, kills and full folders never yield a wrong one."""
 
 import json
+import os
 import random
 
 import pytest
@@ -78,6 +79,15 @@ def test_the_same_step_again_replaces(checkpoints):
     assert checkpoints.read_part(4, SHARED) == "second"
     assert checkpoints.parts(4) == [SHARED]
     assert len(list(checkpoints.folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["step_00000001", "step_00000002", "step_00000002.tmp", "step_00000002.old.tmp"])
+def test_a_fifo_for_a_folder_is_removed_like_one(checkpoints, name):
+    checkpoints.folder.mkdir(parents=True)
+    os.mkfifo(checkpoints.folder / name)
+    for step in (2, 3):
+        save(checkpoints, step)
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == [LATEST, "step_00000002", "step_00000003"]
 
 
 def test_an_unknown_part(checkpoints):

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from hpcopt.store.files import NotPlainError, open_to_append, read_plain, replace_text, require_plain, unused
+from hpcopt.store.files import NotPlainError, open_to_append, read_plain, remove, replace_text, require_plain, unused
 
 
 def put(path, kind, elsewhere):
@@ -28,6 +28,15 @@ def elsewhere(tmp_path):
     path = tmp_path / "elsewhere.txt"
     path.write_text("mine")
     return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_is_there_is_removed_and_what_a_link_leads_to_is_not(tmp_path, elsewhere, kind):
+    path = tmp_path / "folder"
+    remove(path)
+    put(path, kind, elsewhere.parent)
+    remove(path)
+    assert list(tmp_path.iterdir()) == [elsewhere]
 
 
 @pytest.mark.parametrize("kind", KINDS)

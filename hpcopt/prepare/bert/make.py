@@ -3,7 +3,6 @@ numbers, so the bytes are the same at any number of ranks.
 """
 
 import hashlib
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from hpcopt.errors import DataError
 from hpcopt.prepare.bert import words as vocabulary
 from hpcopt.prepare.bert.pairs import Pair, Sentences, pairs
 from hpcopt.prepare.bert.text import documents
+from hpcopt.store.files import remove
 from hpcopt.store.hdf5 import CONVENTIONS
 from hpcopt.store.sentence_pairs import write_pairs
 from hpcopt.workloads.masking import mask_tokens
@@ -78,12 +78,12 @@ def make(recipe: Recipe, folder: Path, world: World) -> None:
                         raise DataError(
                             f"the text is too short for a {split} split: give more of it, or fewer --shards"
                         )
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
             fresh.rename(folder)
 
 
 def _start(recipe: Recipe, fresh: Path) -> None:
-    shutil.rmtree(fresh, ignore_errors=True)
+    remove(fresh)
     if recipe.vocabulary is not None:
         pieces = vocabulary.read(recipe.vocabulary)
     else:
