@@ -31,7 +31,7 @@ class GatedGraph(nn.Module):
         ends = [edges[edges[:, 1] == kind] for kind in range(len(self.along))]
         for _ in range(self.rounds):
             sent = torch.cat([along(h[own[:, 0]]) for along, own in zip(self.along, ends, strict=True)])
-            came = torch.zeros_like(h).index_add(0, torch.cat([own[:, 2] for own in ends]), sent)
+            came = torch.zeros_like(h).index_add(0, torch.cat([own[:, 2] for own in ends]), sent.to(h.dtype))
             h = self.update(came, h)
         logits: Tensor = self.head(h[-1:])
         return logits
@@ -65,7 +65,7 @@ class GatedGraph(nn.Module):
         return [((state.at[0], k), (h[edges[edges[:, 1] == k][:, 0]],)) for k in range(len(self.along))]
 
     def _updated(self, state: State, sent: Tensor, h: Tensor) -> Tensor:
-        came = torch.zeros_like(h).index_add(0, _edges(state, h)[:, 2], sent)
+        came = torch.zeros_like(h).index_add(0, _edges(state, h)[:, 2], sent.to(h.dtype))
         moved: Tensor = self.update(came, h)
         return moved
 

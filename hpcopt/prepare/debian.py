@@ -92,7 +92,7 @@ def _text(path: Path) -> str:
     """The text of a list, which apt may have compressed in one of half a dozen ways."""
     try:
         if path.suffix == "":
-            return path.read_text(errors="replace")
+            return path.read_text(encoding="utf-8", errors="replace")
         done = subprocess.run([_APT, "cat-file", str(path)], capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError) as cause:
         raise DataError(f"{path} cannot be read ({cause}): run `apt-get update` again") from cause

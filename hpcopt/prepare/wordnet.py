@@ -106,7 +106,7 @@ def synset(line: str, letter: str) -> Synset:
 
 def _file(path: Path) -> Iterator[Synset]:
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as cause:
         raise DataError(
             f"{path} is missing: `apt-get install wordnet-base`, or name the folder of WordNet's data files with "

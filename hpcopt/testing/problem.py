@@ -1,7 +1,8 @@
 """A small classification problem, cut into batches as the trainer does."""
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class Problem:
     Attributes:
         batch: samples in a global batch; 11 is ragged on any number of ranks.
         samples: in all; every batch takes the next ones, round and round.
-        model: makes the network, the same parameters at every call.
+        model: makes the network; called once, before there are ranks: as threads they would share torch's generator.
         dtype: of parameters and features.
     """
 
@@ -43,6 +44,10 @@ class Problem:
     samples: int = 44
     model: Callable[[], nn.Module] = network
     dtype: torch.dtype = torch.float32
+    _network: nn.Module = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_network", self.model())
 
     def task(self) -> Task:
         """A fresh model and the loss, cross-entropy."""
@@ -51,7 +56,7 @@ class Problem:
             criterion=lambda logits, batch: F.cross_entropy(logits, batch.tensors["labels"]),
             example=torch.zeros(1, FEATURES, dtype=self.dtype),
         )
-        return Task(self.model().to(self.dtype), loss, Samples(self.samples, self.batch, self.at))
+        return Task(copy.deepcopy(self._network).to(self.dtype), loss, Samples(self.samples, self.batch, self.at))
 
     def at(self, indices: np.ndarray, whole: int) -> TensorBatch:
         """Samples by number, as a part of a batch of ``whole``."""

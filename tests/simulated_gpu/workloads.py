@@ -18,6 +18,7 @@ from hpcopt.models.mlp import MlpConfig
 from hpcopt.models.nmf import FactorMlpConfig
 from hpcopt.models.resnet import ResNetConfig
 from hpcopt.models.unet import UNetConfig
+from hpcopt.models.vit import VitConfig
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.samples import Samples
@@ -129,7 +130,12 @@ def nodes(model: GraphModelConfig, **settings: Any) -> OfHouse:
 
 GRAPH_NETWORKS = (GraphSageConfig(hidden=(8,)), GatConfig(hidden=(8,), heads=2), NodeMlpConfig(hidden=(8,)))
 GRAPHS = {network.name: nodes(network) for network in GRAPH_NETWORKS}
-NETWORKS = (ResNetConfig(blocks=1, width=4), DeepResNetConfig(depth=18), FactorMlpConfig(hidden=(8,), factors=4))
+NETWORKS = (
+    ResNetConfig(blocks=1, width=4),
+    DeepResNetConfig(depth=18),
+    FactorMlpConfig(hidden=(8,), factors=4),
+    VitConfig(patch=4, layers=1, width=8, heads=2),
+)
 MODELS = {network.name: images(network) for network in NETWORKS}
 WORKLOADS: dict[str, OfHouse] = {
     "image_classification": images(MlpConfig(hidden=(8,)), labelled=0.5),

@@ -244,9 +244,9 @@ class LocalSteps:
             "step": self._step,
             "round": [self._begin, self._length],
             "pending": list(self._pending),
-            "pace": {} if self.pace is None else self.pace.state_dict(),
             "model": {name: self._stated.get(own, own).detach() for name, own in model.items()},
             "parts": {str(index): part.state_dict() for index, part in enumerate(self._parts)},
+            **({} if self.pace is None else {"pace": self.pace.state_dict()}),
         }
 
     def rank_state_dict(self) -> Tree:
@@ -276,7 +276,7 @@ class LocalSteps:
         self._stated = {x: x.detach().clone() for part in self._parts for x in part.own.values()}
         self._step, (self._begin, self._length) = shared["step"], shared["round"]
         self._pending = [(due, part) for due, part in shared["pending"]]
-        if self.pace is not None and shared.get("pace"):
+        if self.pace is not None and "pace" in shared:  # else what was saved had rounds of a given length
             self.pace.load_state_dict(shared["pace"])
         self._share = [0.0] * len(self._parts)
         if len(saved) == self._world.size:
