@@ -74,7 +74,6 @@ def main(arguments: list[str] | None = None) -> int:
         with StopSignals() as signals:  # from here on: one that comes while torch is imported must not kill the job
             return guarded(options, signals)
     finally:
-        gc.unfreeze()  # for a caller that goes on: at the interpreter's end what is frozen would never be freed
         gc.enable()
 
 

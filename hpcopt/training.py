@@ -44,7 +44,10 @@ def train(job: Job, world: World, options: argparse.Namespace, signals: StopSign
         gc.collect()
         gc.freeze()
         gc.enable()
-        return trainer.train().exit_code
+        try:
+            return trainer.train().exit_code
+        finally:
+            gc.unfreeze()  # for a caller that goes on: at the interpreter's end what is frozen would never be freed
 
 
 def say_plugins(progress: Progress) -> None:
