@@ -102,7 +102,7 @@ def no_sweep() -> Iterator[None]:
     """A training goes through all objects once, to put them out of the collector's way. In this process, with all that
     tests import, that would be half of its time.
     """
-    unmoved = SimpleNamespace(collect=lambda: 0, freeze=lambda: None, enable=gc.enable)
+    unmoved = SimpleNamespace(collect=lambda: 0, freeze=lambda: None, unfreeze=lambda: None, enable=gc.enable)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "gc", unmoved)
         yield
