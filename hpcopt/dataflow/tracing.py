@@ -15,6 +15,7 @@ import builtins
 import copy
 import inspect
 import textwrap
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from types import CodeType
@@ -29,6 +30,8 @@ from hpcopt.dataflow.many import Ungroup
 from hpcopt.dataflow.message import State
 from hpcopt.dataflow.transform import Function
 from hpcopt.errors import JobError
+
+_ALONE = threading.Lock()  # Python 3.11's parser counts its depth for all threads together, and ranks may be threads
 
 
 def graph_of(models: Sequence[nn.Module], criterion: Function) -> Graph:
@@ -51,9 +54,10 @@ def trace(model: nn.Module, graph: Graph) -> Wire:
     Raises:
         JobError: its ``forward`` has no source, or does something that no nodes do; the message has the line.
     """
-    rehearsal = _Tracer(model, Graph(), Counter())
-    rehearsal.run()
-    return _Tracer(model, graph, rehearsal.sites).run()
+    with _ALONE:
+        rehearsal = _Tracer(model, Graph(), Counter())
+        rehearsal.run()
+        return _Tracer(model, graph, rehearsal.sites).run()
 
 
 class _Tracer:

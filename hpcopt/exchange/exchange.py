@@ -29,6 +29,7 @@ from hpcopt.comm.agreement import require_same_call
 from hpcopt.comm.traffic import dense_all_reduce_bytes
 from hpcopt.comm.warm_up import compile_once
 from hpcopt.comm.world import World
+from hpcopt.config import Config
 from hpcopt.errors import HpcoptError, PeerError, UnsupportedError
 from hpcopt.exchange.bucket import Bucket, make_buckets
 from hpcopt.exchange.choices import Choices
@@ -204,7 +205,10 @@ class Exchange:
 
     def _require_same_schedule(self) -> None:
         """Ranks that would run other collectives than rank 0 must say so now, and not hang later. Collective."""
-        schedule = [f"{b.name}: {b.values.dtype}, {b.kind}, {dict(b.layout)}" for b in self.buckets]
+        kinds = [b.kind.model_dump() if isinstance(b.kind, Config) else b.kind for b in self.buckets]
+        schedule = [
+            f"{b.name}: {b.values.dtype}, {kind}, {dict(b.layout)}" for b, kind in zip(self.buckets, kinds, strict=True)
+        ]
         digest = hashlib.blake2b("\n".join(schedule).encode(), digest_size=8).hexdigest()
         digests = self._world.gather_text(digest)
         different = [rank for rank, theirs in enumerate(digests) if theirs != digests[0]]

@@ -372,3 +372,12 @@ def test_a_grain_of_nothing_is_refused():
 
     with pytest.raises(UnsupportedError, match="grain is a number of values, at least 1, not 0"):
         make_buckets(list(network().named_parameters()), 1000, Odd(None).kind, Odd(None).grain)
+
+
+class Mute(Half):
+    __str__ = None
+
+
+def test_a_codec_is_known_by_its_settings_whatever_its_text():
+    exchange = Exchange(alone(), nn.Linear(2, 2), TwoPhaseConfig(codec=Mute()))
+    assert exchange.buckets
