@@ -1,5 +1,6 @@
 """Nodes that route, join and copy messages, and compute nothing."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Container, Hashable, Sequence
 from typing import Any
 
@@ -65,8 +66,8 @@ class Isu(Node):
         return len(self._before)
 
 
-class Bcast(Node):
-    """Sends copies to all outputs, and answers with the sum of their gradients."""
+class FanOut(Node):
+    """Sends something by each output for every message, and answers once all of it is answered."""
 
     def __init__(self, outputs: int) -> None:
         self.outputs = outputs
@@ -75,7 +76,7 @@ class Bcast(Node):
     def forward(self, port: int, message: Message) -> Sequence[Hop]:
         require_new(self, message.state, self._answers)
         self._answers[message.state] = {}
-        return [Hop(False, out, message) for out in range(self.outputs)]
+        return self._sent(message)
 
     def backward(self, port: int, message: Message) -> Sequence[Hop]:
         answers = self._answers[message.state]
@@ -83,12 +84,30 @@ class Bcast(Node):
         if len(answers) < self.outputs:
             return ()
         del self._answers[message.state]
-        values = zip(*(answers[out] for out in reversed(range(self.outputs))), strict=True)  # as autograd adds them
-        return (back(0, message.state, tuple(total(gradients) for gradients in values)),)
+        return (back(0, message.state, self._answer([answers[out] for out in range(self.outputs)])),)
+
+    @abstractmethod
+    def _sent(self, message: Message) -> Sequence[Hop]:
+        """What leaves by the outputs."""
+
+    @abstractmethod
+    def _answer(self, answers: Sequence[Payload]) -> Payload:
+        """The answer to the message, from those to what was sent, by output."""
 
     @property
     def remembered(self) -> int:
         return len(self._answers)
+
+
+class Bcast(FanOut):
+    """Sends copies to all outputs, and answers with the sum of their gradients."""
+
+    def _sent(self, message: Message) -> Sequence[Hop]:
+        return [Hop(False, out, message) for out in range(self.outputs)]
+
+    def _answer(self, answers: Sequence[Payload]) -> Payload:
+        values = zip(*reversed(answers), strict=True)  # as autograd adds them
+        return tuple(total(gradients) for gradients in values)
 
 
 class Concat(Node):
@@ -129,29 +148,14 @@ class Concat(Node):
         return len(self._waiting) + len(self._joined)
 
 
-class Split(Node):
+class Split(FanOut):
     """Sends each of a message's values by an output of its own."""
 
-    def __init__(self, outputs: int) -> None:
-        self.outputs = outputs
-        self._answers: dict[State, dict[int, Payload]] = {}
-
-    def forward(self, port: int, message: Message) -> Sequence[Hop]:
-        require_new(self, message.state, self._answers)
-        self._answers[message.state] = {}
+    def _sent(self, message: Message) -> Sequence[Hop]:
         return [ahead(out, message.state, (x,)) for out, x in enumerate(message.payload)]
 
-    def backward(self, port: int, message: Message) -> Sequence[Hop]:
-        answers = self._answers[message.state]
-        answers[port] = message.payload
-        if len(answers) < self.outputs:
-            return ()
-        del self._answers[message.state]
-        return (back(0, message.state, tuple(answers[out][0] for out in range(self.outputs))),)
-
-    @property
-    def remembered(self) -> int:
-        return len(self._answers)
+    def _answer(self, answers: Sequence[Payload]) -> Payload:
+        return tuple(gradient for (gradient,) in answers)
 
 
 class Drop(Node):

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from hpcopt.comm.world import World
 from hpcopt.compress import Codec
 from hpcopt.config import Config
 from hpcopt.families import CODECS
@@ -102,10 +103,7 @@ class Spread:
         """Wait until no message is under way; then every block goes from its rank to all others. Collective."""
         for link in self.links:
             link.flush()
-        if self.mesh.stages > 1:
-            for t, block in enumerate(self.blocks):
-                for tensor in block.state_dict().values():
-                    self._world.broadcast(tensor, self.mesh.owner(t))
+        share_blocks(self._world, self.mesh, self.blocks)
 
     def boundary_bytes(self, boundary: int) -> int:
         """Of one sample's values there."""
@@ -138,6 +136,14 @@ class Spread:
         """The ranks of a saved run, in the order of their data groups, that held a block."""
         size, stages, *starts = saved
         return range(Mesh(0, size, len(self.blocks), stages, tuple(starts)).owner(block), size, stages)
+
+
+def share_blocks(world: World, mesh: Mesh, blocks: Sequence[nn.Module]) -> None:
+    """Every block's values go from its rank to all others. Collective."""
+    if mesh.stages > 1:
+        for t, block in enumerate(blocks):
+            for tensor in block.state_dict().values():
+                world.broadcast(tensor, mesh.owner(t))
 
 
 def memory_bytes(tensors: Sequence[Tensor]) -> int:

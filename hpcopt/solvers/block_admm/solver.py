@@ -8,17 +8,16 @@ for pipelined back-propagation).
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 
-from hpcopt.compress import Codec
 from hpcopt.errors import JobError, fitting
-from hpcopt.families import CODECS
-from hpcopt.pipeline.cut import Balance, cut
+from hpcopt.pipeline.cut import cut
 from hpcopt.pipeline.link import DOWN, UP, Link
 from hpcopt.pipeline.mesh import Mesh
+from hpcopt.pipeline.spread import SpreadConfig, share_blocks
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import OutputLoss
@@ -30,24 +29,13 @@ from hpcopt.solvers.block_admm.stage import AdmmConfig, Flight, Stage
 from hpcopt.store.saved_parts import SavedParts
 
 
-class BlockAdmmConfig(SolverConfig, AdmmConfig):
+class BlockAdmmConfig(SolverConfig, AdmmConfig, SpreadConfig):
     """Stochastic Block-ADMM: no gradient crosses from one block of the model into another."""
 
     name: Literal["block_admm"] = "block_admm"
-    blocks: int | None = Field(
-        None, ge=1, description="blocks that the model is cut into; by default every layer with parameters is one"
-    )
-    balance: Balance = Field("cost", description="what blocks have as much of as each other: multiply-adds, or layers")
-    cuts: tuple[str, ...] = Field((), description="instead of blocks: names of the layers that each begin one")
-    stages: int | None = Field(
-        None, ge=1, description="ranks that one copy of the model is spread over; by default as many as fit"
-    )
     in_flight: int = Field(1, ge=1, description="batches under way through the stages at a time; 1 waits for each")
     accumulate: int = Field(
         1, ge=1, description="micro-batches of a batch that are under way at a time, for one update of the weights"
-    )
-    codec: Annotated[Codec, CODECS] | None = Field(
-        None, description="what the messages between stages are encoded with"
     )
 
     def build(self, task: Task, context: Context) -> "BlockAdmm":
@@ -119,10 +107,7 @@ class BlockAdmm(Solver):
         for link in (self._below, self._above):
             if link:
                 link.flush()
-        if self._mesh.stages > 1:
-            for t, block in enumerate(self._all):
-                for tensor in block.state_dict().values():
-                    self._world.broadcast(tensor, self._mesh.owner(t))
+        share_blocks(self._world, self._mesh, self._all)
 
     def _up(self, flight: Flight) -> None:
         """Seed the auxiliaries of a batch and send the last ones on. The batches in flight before it will each have

@@ -113,7 +113,7 @@ class LocalParallel(SplitSolver):
         visits: dict[int, list[Visit]] = {t: [] for t in spread.owned}
         losses = dict.fromkeys(spread.owned, 0.0)
         for part, micro in enumerate(micros):
-            self._up(micro, self._message(part), visits, losses)
+            self._up(micro, self.message(part), visits, losses)
         for t in reversed(spread.owned):
             if self._above_of[t]:
                 self._from_above(t, visits)
@@ -189,7 +189,7 @@ class LocalParallel(SplitSolver):
             with self._clock("backward"):
                 self._through(visit, slopes)
             if t == self.spread.owned[0] and self.spread.below and len(visit.slopes) > 1:
-                self.spread.below.send(torch.stack(visit.slopes[1:]), PASSED, self._message(part))
+                self.spread.below.send(torch.stack(visit.slopes[1:]), PASSED, self.message(part))
 
     def _through(self, visit: Visit, slopes: Sequence[Tensor]) -> None:
         """One loss after the other: each goes on from here by itself, or ends here."""
@@ -210,9 +210,6 @@ class LocalParallel(SplitSolver):
         shape, dtype = self.spread.at(t + 1, samples)
         first = above.receive(shape, dtype, DOWN)
         return [first, *above.receive((count - 1, *shape), dtype, PASSED)] if count > 1 else [first]
-
-    def _message(self, part: int) -> int:
-        return self._step * self._config.accumulate + part
 
     def gather(self) -> None:
         """Take in what still comes from above, to use when it is due; then as ever. Collective."""

@@ -51,7 +51,7 @@ class Pipeline(SplitSolver):
     def __init__(self, config: PipelineConfig, task: Task, context: Context) -> None:
         """Start from rank 0's parameters. Collective."""
         super().__init__(config, task, context)
-        self._order, self._accumulate = config.order, config.accumulate
+        self._order = config.order
         mesh = self.spread.mesh
         self._group = context.world
         if config.clip_norm is not None and 1 < mesh.stages < mesh.size:
@@ -62,7 +62,7 @@ class Pipeline(SplitSolver):
     def step(self, batch: TensorBatch) -> StepStats:
         start_s, spread = time.perf_counter(), self.spread
         spread.waited_s()
-        micros, losses = batch.split(self._accumulate), list[Tensor]()
+        micros, losses = batch.split(self._config.accumulate), list[Tensor]()
         for piece in self.pieces:
             piece.begin(len(micros))
         ops = order(self._order, spread.mesh.stage, spread.mesh.stages, len(micros))
@@ -100,7 +100,7 @@ class Pipeline(SplitSolver):
                 out = self._loss.criterion(out, micro) * micro.weight
         self._begun[part] = x, out
         if spread.above:
-            spread.above.send(out, UP, self._message(part))
+            spread.above.send(out, UP, self.message(part))
 
     def _backward(self, part: int, micro: TensorBatch) -> None:
         """Take it down: gradients add up in the parameters, and that of the inputs goes on."""
@@ -111,10 +111,7 @@ class Pipeline(SplitSolver):
             if out.requires_grad:
                 torch.autograd.backward(out, slope)
         if spread.below:
-            spread.below.send(torch.zeros_like(x) if x.grad is None else x.grad, DOWN, self._message(part))
-
-    def _message(self, part: int) -> int:
-        return self._step * self._accumulate + part
+            spread.below.send(torch.zeros_like(x) if x.grad is None else x.grad, DOWN, self.message(part))
 
     def clip(self) -> None:
         """By the norm over all stages. Collective over the group's, if the job clips."""
@@ -129,7 +126,7 @@ class Pipeline(SplitSolver):
 
     def plan(self, flops: float) -> dict[str, str]:
         spread = self.spread
-        mesh, parts = spread.mesh, self._accumulate
+        mesh, parts = spread.mesh, self._config.accumulate
         orders = [order(self._order, stage, mesh.stages, parts) for stage in range(mesh.stages)]
         shares = idle(orders, [sum(spread.costs[t] for t in mesh.owned(stage)) for stage in range(mesh.stages)])
         inputs = [spread.examples[mesh.owned(stage)[0]] for stage in range(mesh.stages)]

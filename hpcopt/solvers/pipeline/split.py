@@ -70,6 +70,10 @@ class SplitSolver(Solver):
         """What the first block gets."""
         return self._loss.inputs(batch)
 
+    def message(self, part: int) -> int:
+        """Number of this step's messages of a micro-batch, which decides what a codec draws."""
+        return self._step * self._config.accumulate + part
+
     def update(self) -> float:
         """Exchange what is not yet exchanged and step; give the learning rate. Collective over the peers."""
         for piece in self.pieces:
