@@ -244,10 +244,16 @@ def run_ranks(size: int, program: Callable[[Transport], Result]) -> list[Result]
             hub.fail()
 
     threads = [threading.Thread(target=rank_main, args=(rank,), name=f"rank{rank}") for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.start()
+    except RuntimeError:  # there are as many threads as the system allows: those that wait for the others end
+        hub.fail()
+        raise
+    finally:
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
     own = [failure for failure in failures if not isinstance(failure, PeerError)]
     if failures:
         raise (own or failures)[0]

@@ -37,6 +37,7 @@ from hpcopt.exchange.config import ExchangeConfig
 from hpcopt.exchange.follow import Named, Parameters
 from hpcopt.exchange.reducer import Tree
 from hpcopt.exchange.trace import Trace
+from hpcopt.hooks import after_accumulation
 from hpcopt.phases import PhaseClock
 from hpcopt.store.saved_parts import SavedParts
 
@@ -221,7 +222,7 @@ class Exchange:
     def _watch(self, p: nn.Parameter) -> None:
         """Learn when its gradient is complete, if anything is to go before ``finish``."""
         if self._thread is not None:
-            self._hooks[p] = p.register_post_accumulate_grad_hook(self._ready)  # type: ignore[no-untyped-call]
+            self._hooks[p] = after_accumulation(p, self._ready)
 
     def _rearm(self, backwards: int) -> None:
         self._passes_left = dict.fromkeys(self._bucket_of, backwards)

@@ -9,7 +9,9 @@ Ranks are threads of this process.
 """
 
 import copy
+import gc
 import math
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -128,6 +130,7 @@ def check_solver(
             if before != after:
                 check_other_ranks(trial, before, after)
     check_plan(trial, sizes[-1])
+    check_let_go(trial, sizes[-1])
 
 
 def check_same_curve(trial: Trial, sizes: Sequence[int]) -> None:
@@ -206,6 +209,25 @@ def check_plan(trial: Trial, size: int) -> None:
     world = World(RehearsalTransport(size))
     plan: dict[str, Any] = trial.config.build(trial.problem.task(), trial.context(world, STEPS)).plan(1e6)
     assert plan and all(isinstance(part, str) for line in plan.items() for part in line), f"a plan of {plan}"
+
+
+def check_let_go(trial: Trial, size: int) -> None:
+    """Whoever trains one network after another has memory for one: a solver goes with its network when it is let go."""
+    tasks = [trial.problem.task() for _ in range(size)]
+
+    def program(transport: Transport) -> list[weakref.ref[Any]]:
+        world = World(transport)
+        solver = trial.config.build(tasks[world.rank], trial.context(world, STEPS))
+        for batch in trial.problem.batches(solver.data_rank, solver.data_size, 1, 0):
+            solver.step(batch)
+        return [weakref.ref(solver), weakref.ref(solver.model)]
+
+    kept = run_ranks(size, program)
+    tasks.clear()
+    gc.collect()
+    assert not any(of_solver() or of_model() for of_solver, of_model in kept), (
+        f"{trial.config.name}: a solver that is used no more stays in memory: do hooks of its parameters hold it?"
+    )
 
 
 def summed(world: World, losses: Sequence[float | None]) -> list[float]:

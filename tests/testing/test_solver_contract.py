@@ -31,7 +31,15 @@ from hpcopt.solvers.splitting.altmin import AltMinConfig
 from hpcopt.solvers.splitting.bcd import BcdConfig
 from hpcopt.solvers.splitting.dladmm import DlAdmmConfig
 from hpcopt.testing.problem import CLASSES, FEATURES, Problem
-from hpcopt.testing.solver import Trial, check_bytes, check_damage, check_equal_on_all_ranks, check_resume, check_solver
+from hpcopt.testing.solver import (
+    Trial,
+    check_bytes,
+    check_damage,
+    check_equal_on_all_ranks,
+    check_let_go,
+    check_resume,
+    check_solver,
+)
 
 
 @cache
@@ -167,6 +175,18 @@ class Twice(DataParallel):
         return stats
 
 
+class Kept(DataParallel):
+    """Listens to a parameter."""
+
+    def __init__(self, config, task, context):
+        super().__init__(config, task, context)
+        for p in self.model.parameters():
+            p.register_post_accumulate_grad_hook(self._note)
+
+    def _note(self, p):
+        pass
+
+
 class Wrong(DataParallelConfig):
     """Builds one of the above."""
 
@@ -176,7 +196,7 @@ class Wrong(DataParallelConfig):
         return WRONG[self.kind](self, task, context)
 
 
-WRONG = {"forgetful": Forgetful, "careless": Careless, "apart": Apart, "untold": Untold, "twice": Twice}
+WRONG = {"forgetful": Forgetful, "careless": Careless, "apart": Apart, "untold": Untold, "twice": Twice, "kept": Kept}
 
 
 @pytest.mark.parametrize(
@@ -187,6 +207,7 @@ WRONG = {"forgetful": Forgetful, "careless": Careless, "apart": Apart, "untold":
         ("apart", check_equal_on_all_ranks, 2, "rank 1 of 2 differs"),
         ("untold", check_bytes, 2, "rank 0 of 2 sent .* and recorded"),
         ("twice", check_bytes, 3, "rank 0 of 3 sent .* and recorded"),
+        ("kept", check_let_go, 2, "stays in memory"),
     ],
 )
 def test_what_breaks_the_contract_is_noticed(kind, check, size, complaint):

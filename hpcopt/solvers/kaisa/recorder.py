@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
+from hpcopt.hooks import after_accumulation
 from hpcopt.lean_torch import uncompiled
 from hpcopt.solvers.kaisa import fresh
 from hpcopt.solvers.kaisa.averages import split
@@ -115,8 +116,7 @@ class Recorder:
 
     def _listen(self, layers: Iterable[Layer]) -> None:
         for layer in layers:
-            handle = layer.weight.register_post_accumulate_grad_hook(self._note)  # type: ignore[no-untyped-call]
-            self._handles.append(handle)
+            self._handles.append(after_accumulation(layer.weight, self._note))
 
     def _note(self, _parameter: nn.Parameter) -> None:
         self._accumulated = True
