@@ -43,7 +43,7 @@ FLOORS = [
         "seeds",
         "shipped",
     },
-    {"held"},
+    {"held", "hooks"},
     {"errors"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
