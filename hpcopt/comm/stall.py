@@ -10,6 +10,7 @@ Python still tells its stack, one that is stopped, dead or stuck in a C call tha
 silence. As long as nothing stalls, nothing is written.
 """
 
+import gc
 import json
 import sys
 import threading
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Self, TextIO
 
 LOOKS = 4  # in the time that a collective may take
@@ -26,6 +28,7 @@ SILENCE = 2  # times what a collective may take: who has not told of itself unti
 FRAMES = 6  # innermost ones of a stack
 STALL_S = 60.0  # that a collective may take, unless something else is said
 CLOSE = "close"  # a rank's last collective
+_COLLECTING = threading.Lock()  # where ranks are threads, one at a time keeps the collector off
 
 
 States = dict[int, dict[str, Any] | None]  # by rank; of one that gives no sign of life, None
@@ -177,7 +180,7 @@ class StallWatch:
 
     def _stacks(self) -> list[str]:
         """Innermost frames of this rank's threads, that of the training first."""
-        frames = sys._current_frames()
+        frames = _frames_of_threads()
         stacks = [traceback.format_stack(frames[thread])[-FRAMES:] for thread in self._threads if thread in frames]
         return [line for stack in stacks for entry in stack for line in entry.splitlines()]
 
@@ -185,6 +188,21 @@ class StallWatch:
         for file in (self._alarm, self._state):
             with suppress(OSError):
                 file.unlink(missing_ok=True)
+
+
+def _frames_of_threads() -> dict[int, FrameType]:
+    """The innermost frame of each thread. Python holds a lock meanwhile that threads start and end with: a garbage
+    collection would run finalizers under it, and one that lets another thread go on may wait for ever (CPython's
+    issue 106883).
+    """
+    with _COLLECTING:
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            return sys._current_frames()
+        finally:
+            if collects:
+                gc.enable()
 
 
 def _whereabouts(state: dict[str, Any] | None) -> str:

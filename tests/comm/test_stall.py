@@ -1,7 +1,9 @@
 """A collective that does not end: who is missing from it, and where that rank is instead."""
 
+import gc
 import io
 import re
+import sys
 import threading
 import time
 from pathlib import Path
@@ -63,6 +65,20 @@ def test_a_rank_that_hangs_in_python_is_named_with_its_stack(tmp_path):
     assert re.search(r"went on: call \d+ of all ranks: all_reduce", first)
     assert (tmp_path / "stalls" / "report.txt").read_text().count("Z stall: ") == 1
     assert [p.name for p in (tmp_path / "stalls").iterdir()] == ["report.txt"]  # nobody is left marked as stalled
+
+
+def test_no_garbage_is_collected_while_threads_are_looked_at(tmp_path, monkeypatch):
+    """A collection there can stop the process for ever."""
+    frames, collects = sys._current_frames, []
+    monkeypatch.setattr(sys, "_current_frames", lambda: collects.append(gc.isenabled()) or frames())
+
+    def program(world, said):
+        be_late_where_nobody_would_look(world, 1, said, "stall: .*missing: 1\n")
+        world.barrier()
+
+    reports(2, tmp_path, program)
+    assert collects and not any(collects)
+    assert gc.isenabled()
 
 
 def test_the_lowest_rank_that_waits_speaks(tmp_path):
