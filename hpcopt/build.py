@@ -1,16 +1,17 @@
 """From a job to the objects that train: the one way, for training, the dry run, benchmarks and tests."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hpcopt.comm.agreement import differences
 from hpcopt.comm.device import clock_of
 from hpcopt.comm.world import World
 from hpcopt.errors import DataError, JobError
-from hpcopt.held import require_attributes
+from hpcopt.held import require_attributes, require_methods
 from hpcopt.job import Job
 from hpcopt.plugins import LOADED
 from hpcopt.randomness import draws_kept, seed_all
@@ -58,6 +59,7 @@ def build(job: Job, world: World, device: torch.device = CPU, *, verify: bool = 
     require_same_data(world, workload)
     if LOADED:
         with world.together():
+            require_network(workload.model)
             try_once(workload)
     workload = on_device(workload, device, job.workload.precision)
     if job.workload.compile:
@@ -82,6 +84,21 @@ def one_sample(workload: Workload) -> Any:
     if not len(batch):
         raise DataError("the workload has no test samples")
     return batch.split(len(batch))[0]
+
+
+def require_network(model: nn.Module) -> None:
+    """Hold somebody's network to what others ask of it.
+
+    Raises:
+        JobError: a method is none, or ``state_dict`` gives no tensors by name.
+    """
+    require_methods(model, nn.Module)
+    for module in model.modules():
+        require_methods(module, nn.Module)
+    with theirs("state_dict of the network", JobError):
+        state = model.state_dict()
+    if not isinstance(state, Mapping):
+        raise JobError(f"state_dict of the network gave {type(state).__name__}, not tensors by name")
 
 
 def try_once(workload: Workload) -> None:

@@ -30,7 +30,7 @@ class Held:
             )
             what = f"{cls.__module__}:{cls.__qualname__}.{name}"
             if name == "__init__" or inspect.isfunction(promise):
-                if not callable(own) and not isinstance(own, staticmethod | classmethod):
+                if not _is_method(own):
                     raise TypeError(f"{what} is {_short(own)}, not a method")
                 if inspect.isfunction(own) and promise is not None:
                     setattr(cls, name, _held(own, promise, f"{what}() gave"))
@@ -41,6 +41,20 @@ class Held:
                     setattr(cls, name, property(_held(own.fget, promise.fget, f"{what} is")))
                 elif not isinstance(own, property) and not fits(own, kind := _promised(promise.fget)):
                     raise TypeError(f"{what} is {_short(own)}, not {_words(kind)}")
+            elif isinstance(own, property) and inspect.isfunction(getattr(super(cls, cls), name, None)):
+                raise TypeError(f"{what} is {_short(own)}, not a method")  # of a library's class, as pydantic's
+
+
+def require_methods(thing: object, base: type) -> None:
+    """Hold an object to the methods of a base that is a library's: each must still be one.
+
+    Raises:
+        JobError: one is something that cannot be called.
+    """
+    for cls in type(thing).__mro__[: type(thing).__mro__.index(base)]:
+        for name, own in vars(cls).items():
+            if inspect.isfunction(getattr(base, name, None)) and not _is_method(own):
+                raise JobError(f"{cls.__module__}:{cls.__qualname__}.{name} is {_short(own)}, not a method")
 
 
 def require_attributes(thing: Held, base: type[Held]) -> None:
@@ -93,6 +107,10 @@ def fitting_to(kind: Any) -> Callable[[Any], bool]:
         return not isinstance(value, Collection) or all(map(first, value))
 
     return check
+
+
+def _is_method(own: Any) -> bool:
+    return callable(own) or isinstance(own, staticmethod | classmethod)
 
 
 def _python_calls(name: str) -> bool:

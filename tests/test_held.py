@@ -7,14 +7,17 @@ import pytest
 import torch
 from torch import nn
 
+from hpcopt.build import require_network
 from hpcopt.comm.shards import grain
+from hpcopt.comm.world import alone
 from hpcopt.compress import Codec, Half
 from hpcopt.errors import DataError, JobError, UnsupportedError
-from hpcopt.exchange import ExchangeConfig
-from hpcopt.held import fits, require_attributes
+from hpcopt.exchange import Exchange, ExchangeConfig, RingConfig
+from hpcopt.held import fits, require_attributes, require_methods
 from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
 from hpcopt.shapes import Scalar, Solver, SolverConfig, StepStats, Workload
 from hpcopt.shapes.batch import require_batch
+from hpcopt.shapes.stats import Rows
 
 
 def test_a_method_that_gives_something_else_is_one_message():
@@ -160,3 +163,43 @@ def test_a_codec_stays_in_its_buffer(most, used):
 
     with pytest.raises(UnsupportedError, match=r"Mine.*(no size of a payload|_encode used)"):
         Mine().encode(torch.ones(2), seed=0)
+
+
+def test_what_a_librarys_class_calls_stays_a_method():
+    with pytest.raises(TypeError, match=r"Mine\.model_dump is .*property.*, not a method"):
+        type("Mine", (SolverConfig,), {"model_dump": property(lambda self: {}), "__module__": "somebodys"})
+
+    class Mine(nn.Module):
+        named_parameters = None
+
+    require_methods(nn.Linear(1, 1), nn.Module)
+    with pytest.raises(JobError, match=r"Mine\.named_parameters is None, not a method"):
+        require_methods(Mine(), nn.Module)
+
+
+def test_a_networks_state_is_tensors_by_name():
+    class Mine(nn.Module):
+        def state_dict(self, *place, **named):
+            return None
+
+    require_network(nn.Linear(1, 1))
+    with pytest.raises(JobError, match="state_dict of the network gave NoneType, not tensors by name"):
+        require_network(Mine())
+
+
+def test_a_steps_tables_are_tables():
+    StepStats(0.1, tables={"t": Rows({"a": [1.0]})})
+    with pytest.raises(TypeError, match=r"StepStats: tables is \{.t.: 1\}"):
+        StepStats(0.1, tables={"t": 1})
+
+
+def test_a_reducers_attributes_are_those_that_are_asked_for():
+    class Mine(RingConfig):
+        def build(self, seed):
+            reducer = super().build(seed)
+            theirs = type("Mine", (type(reducer),), {"choices": 3, "__module__": "somebodys"})
+            reducer.__class__ = theirs
+            return reducer
+
+    with pytest.raises(JobError, match=r"somebodys:Mine\.choices is 3, not"):
+        Exchange(alone(), nn.Linear(1, 1), Mine())

@@ -35,8 +35,9 @@ from hpcopt.exchange.bucket import Bucket, make_buckets
 from hpcopt.exchange.choices import Choices
 from hpcopt.exchange.config import ExchangeConfig
 from hpcopt.exchange.follow import Named, Parameters
-from hpcopt.exchange.reducer import Tree
+from hpcopt.exchange.reducer import Reducer, Tree
 from hpcopt.exchange.trace import Trace
+from hpcopt.held import require_attributes
 from hpcopt.hooks import after_accumulation
 from hpcopt.phases import PhaseClock
 from hpcopt.store.saved_parts import SavedParts
@@ -76,6 +77,7 @@ class Exchange:
         self._world, self._mean, self._clock = world, mean and config.gives == "sums", clock or PhaseClock()
         self._operation, self._adversary, self._seed = config.name, config.adversary, seed
         self._reducer = config.build(seed)
+        require_attributes(self._reducer, Reducer)
         self._trace = Trace(config.trace, world.rank)
         self._parameters = Parameters(model)
         trained = self._parameters.trained

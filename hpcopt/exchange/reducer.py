@@ -25,7 +25,7 @@ class Reducer(Held, ABC):
         choices: what each bucket takes, if that was measured.
     """
 
-    grain = 1
+    grain: int = 1
     choices: Choices | None = None
 
     def kind(self, name: str, parameter: nn.Parameter) -> Hashable:

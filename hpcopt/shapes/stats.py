@@ -90,11 +90,15 @@ class StepStats:
                 raise TypeError(f"StepStats: {name} is {value!r}")
         if not _named(self.scalars, (Scalar, *_NUMBER)):
             raise TypeError(f"StepStats: scalars is {self.scalars!r}")
-        if not _named(self.tables, object):
+        if not _named(self.tables, object) or not all(map(_is_table, self.tables.values())):
             raise TypeError(f"StepStats: tables is {self.tables!r}")
 
 
 _NUMBER, _MAPPING = (float, Real), (dict, Mapping)  # the usual first: a protocol takes far longer to ask
+
+
+def _is_table(thing: object) -> bool:
+    return all(hasattr(thing, name) for name in ("lasting", "columns", "attributes", "lines"))
 
 
 def _named(things: Mapping[str, object], kind: type | tuple[type, ...]) -> bool:

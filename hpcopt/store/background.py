@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.store.checkpoint import Checkpoints
+from hpcopt.store.tree import has_values
 
 
 class Snapshot:
@@ -46,7 +47,7 @@ class Snapshot:
 
     def _copy(self, node: Any) -> Any:
         match node:
-            case Tensor() if node.layout == torch.strided:  # write_tree refuses others, by name
+            case Tensor() if has_values(node):  # write_tree refuses others, by name
                 buffer = self._buffer(node)
                 if _place(node) in self._still:
                     self._later.append((buffer, node.detach()))

@@ -88,8 +88,8 @@ class SentencePairs:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._files = sorted(folder.rglob("*.hdf5"))
+        self.folder = folder.absolute()  # a part of a job may change the working directory
+        self._files = sorted(self.folder.rglob("*.hdf5"))
         if not self._files:
             raise DataError(
                 f"no *.hdf5 in {folder}: make them with `python -m hpcopt.prepare bert`, or name another folder"

@@ -112,7 +112,7 @@ class Shards:
     """
 
     def __init__(self, folder: Path, split: str) -> None:
-        self.folder, self.split = Path(folder), split
+        self.folder, self.split = Path(folder).absolute(), split  # a part of a job may change the working directory
         command = f"python -m hpcopt.prepare {self.folder.name} --data-dir {self.folder.parent}"
         self._remedy = f"prepare it again with `{command} --force`"
         first = shard_path(self.folder, split, 0)

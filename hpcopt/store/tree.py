@@ -206,6 +206,11 @@ def _reading(path: Path, part: str) -> Iterator[h5py.Group]:
         yield group
 
 
+def has_values(tensor: Tensor) -> bool:
+    """Whether it is numbers side by side, as a file can hold: neither sparse, nor on the meta device, without any."""
+    return tensor.layout == torch.strided and not tensor.is_meta
+
+
 def _pack(node: Any, place: str, leaves: list[Tensor | np.ndarray]) -> Any:
     """Turn a node into JSON: an object has one key, which says what it stands for; everything else is itself."""
     match node:
@@ -222,7 +227,7 @@ def _pack(node: Any, place: str, leaves: list[Tensor | np.ndarray]) -> Any:
                 raise CheckpointError(f"{place}: a checkpoint's keys are str or int, not {wrong[0]!r}")
             return {"dict": [[key, _pack(value, f"{place}[{key!r}]", leaves)] for key, value in node.items()]}
         case Tensor() | np.ndarray():
-            if _dtype_name(node) not in STORED_AS or (isinstance(node, Tensor) and node.layout != torch.strided):
+            if _dtype_name(node) not in STORED_AS or (isinstance(node, Tensor) and not has_values(node)):
                 raise CheckpointError(f"{place}: a checkpoint cannot hold {type(node).__name__} of {node.dtype}")
             leaves.append(node)
             return {"array": len(leaves) - 1}

@@ -128,7 +128,7 @@ class RunDirectory:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path = path.absolute()  # a part of the job may change the working directory
         self.job = path / "job.toml"
         self.metrics = path / "metrics.h5"
         self.checkpoints = path / "checkpoints"

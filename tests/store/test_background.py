@@ -108,10 +108,11 @@ def test_snapshots_equal_their_trees():
         assert same(tree, snapshot.take(tree))
 
 
-def test_a_sparse_tensor_is_left_to_what_refuses_it(checkpoints):
+@pytest.mark.parametrize("tensor", [torch.eye(3).to_sparse(), torch.ones(2, device="meta")])
+def test_a_tensor_without_values_in_a_row_is_left_to_what_refuses_it(checkpoints, tensor):
     checkpoints.begin(7)
     writer = BackgroundWriter(checkpoints)
-    writer.write(7, {"shared": {"mine": torch.eye(3).to_sparse()}})
+    writer.write(7, {"shared": {"mine": tensor}})
     with pytest.raises(CheckpointError, match=r"tree\['mine'\]: a checkpoint cannot hold Tensor"):
         writer.wait()
 

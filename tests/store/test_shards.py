@@ -2,6 +2,8 @@
 wrong value.
 """
 
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
@@ -32,6 +34,14 @@ def test_rows_are_those_of_the_arrays(folder, arrays, indices):
     for name, values in arrays.items():
         np.testing.assert_array_equal(rows[name], values[np.array(indices, np.int64)])
         assert rows[name].dtype == values.dtype
+
+
+def test_rows_are_found_from_wherever_the_program_has_gone(folder, arrays, monkeypatch, tmp_path):
+    monkeypatch.chdir(folder.parent)
+    shards = Shards(Path(folder.name), "train")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    np.testing.assert_array_equal(shards.rows(np.arange(ROWS))["labels"], arrays["labels"])
 
 
 def test_opening_tells_fields_and_attributes(folder):

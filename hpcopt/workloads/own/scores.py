@@ -11,7 +11,7 @@ from torch import Tensor
 from hpcopt.errors import JobError
 from hpcopt.shapes.score import Score
 from hpcopt.shapes.workload import Better
-from hpcopt.workloads.own.user_code import function
+from hpcopt.workloads.own.user_code import function, theirs
 
 BINS = 4096  # of network outputs between 0 and 1, for the area under a curve
 
@@ -103,8 +103,9 @@ def scores_of(names: tuple[str, ...]) -> dict[str, Score]:
     """
     found: dict[str, Score] = {}
     for name in names:
-        score = BUILTIN[name]() if name in BUILTIN else own_score(name)
-        printed = f"test_{getattr(score, 'name', '') or name.rpartition(':')[2].rpartition('.')[2].lower()}"
+        with theirs(f'[workload] scores: "{name}"', JobError):
+            score = BUILTIN[name]() if name in BUILTIN else own_score(name)
+            printed = f"test_{getattr(score, 'name', '') or name.rpartition(':')[2].rpartition('.')[2].lower()}"
         if printed in found or printed == "test_loss":
             raise JobError(f'[workload] scores: two are called {printed}; give "{name}" a `name` of its own')
         found[printed] = score

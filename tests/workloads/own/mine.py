@@ -196,6 +196,19 @@ def silent(outputs, targets):
     return squares(outputs, targets)
 
 
+class Untold:
+    """Whatever it lacks cannot be asked for."""
+
+    better = "higher"
+    __getattr__ = None
+
+    def update(self, outputs, targets):
+        return {}
+
+    def finish(self, sums):
+        return 0.0
+
+
 class WorstSample:
     """A score that is no mean over samples: the share of the class that is hit least."""
 

@@ -256,6 +256,7 @@ def test_scores_need_not_be_means():
         ({"loss": "mse_loss"}, r"loss = .* target size .* different to the input size"),
         ({f"{part}_arguments": {"kind": "doubles"} for part in ("train", "test")}, r"numpy makes float64.* dtype"),
         ({"scores": ("mine:silent",)}, r"does not say which way it improves"),
+        ({"scores": ("mine:Untold",)}, r'scores: "mine:Untold" raised TypeError'),
         ({"scores": ("accuracy", "accuracy")}, r"two are called test_accuracy"),
     ],
 )
