@@ -133,6 +133,8 @@ def _held(own: Callable[..., Any], promise: Any, what: str) -> Callable[..., Any
         kind = _promised(promise)
         if kind is not type(None) and not fits(given, kind):
             raise JobError(f"{what} {_short(given)}, not {_words(kind)}")
+        if kind in type(given).__mro__:  # of a library, as networks and optimizers are
+            require_methods(given, kind)
         return given
 
     return held

@@ -177,6 +177,18 @@ def test_what_a_librarys_class_calls_stays_a_method():
         require_methods(Mine(), nn.Module)
 
 
+def test_what_is_built_has_the_methods_of_its_kind():
+    class Theirs(torch.optim.SGD):
+        load_state_dict = 3
+
+    class Mine(OptimizerConfig):
+        def build(self, parameters):
+            return Theirs(parameters, lr=0.1)
+
+    with pytest.raises(JobError, match=r"Theirs\.load_state_dict is 3, not a method"):
+        Mine(lr=0.1).build([nn.Parameter(torch.ones(1))])
+
+
 def test_a_networks_state_is_tensors_by_name():
     class Mine(nn.Module):
         def state_dict(self, *place, **named):
