@@ -1,6 +1,6 @@
 """Auto beside the exchanges that it chooses among: seconds a step of some networks on the links that there are.
 
-    benchmarks/auto.sh 600                          all forty set-ups, ten minutes each at most: a night
+    benchmarks/auto.sh 1300                         all forty set-ups: a night, by reckoning some eight hours
     benchmarks/auto.sh 30                           the same in some 20 minutes, without what takes longer
     mpirun -n 2 python benchmarks/auto.py --short   two networks on the links that there are
     python benchmarks/auto.py --table auto.jsonl    what all set-ups say, in Markdown
@@ -8,7 +8,8 @@
 Five networks on two and four hosts at four rates of the development cluster are the forty set-ups. Rows take turns of
 steps, each with its own copy of the network and of the data, so that all see the same machine; auto has measured again
 before its first turn that counts. A time is the median over steps of the slowest rank's. The denominator is the best
-dense ring, bfloat16 included. A set-up for which the seconds given are too few is recorded as not run.
+dense ring, bfloat16 included. A set-up for which the seconds given are too few is recorded as not run: at 1 Mbit/s and
+on four hosts a step of 0.7 million float32 values takes half a minute, and forty of them are the least.
 """
 
 import argparse
@@ -50,13 +51,13 @@ def networks() -> dict[str, tuple[nn.Module, Tensor]]:
     """Each with a batch of inputs for 10 classes."""
     torch.manual_seed(0)
     images = torch.randn(16, 1, 28, 28)
-    wide = [nn.Flatten(), nn.Linear(784, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 10)]
+    wide = [nn.Flatten(), nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)]
     deep = [layer for _ in range(30) for layer in (nn.Linear(64, 64), nn.ReLU())]
-    words = nn.Sequential(nn.EmbeddingBag(20_000, 128), nn.Linear(128, 10))
+    words = nn.Sequential(nn.EmbeddingBag(20_000, 32), nn.Linear(32, 10))
     return {
         "resnet-8": (ResNetConfig(width=16).build((1, 28, 28), 10), images),
         "deep mlp": (nn.Sequential(nn.Flatten(), nn.Linear(784, 64), *deep, nn.Linear(64, 10)), images),
-        "resnet-8, wide": (ResNetConfig(width=64).build((1, 28, 28), 10), images[:4]),
+        "resnet-8, wide": (ResNetConfig(width=32).build((1, 28, 28), 10), images[:4]),
         "wide mlp": (nn.Sequential(*wide), images),
         "words": (words, torch.randint(20_000, (16, 50))),
     }
