@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticSerializationError
 
 from hpcopt.comm.launch import launch_from
 from hpcopt.config import OFF, Config
@@ -105,8 +105,16 @@ class Job(Config):
             ).everywhere()
 
     def as_dict(self) -> dict[str, Any]:
-        """Every setting as plain data, without those that are off."""
-        return self.model_dump(mode="json", exclude_none=True)
+        """Every setting as plain data, without those that are off.
+
+        Raises:
+            JobError: a section of somebody's gives none.
+        """
+        try:
+            return self.model_dump(mode="json", exclude_none=True)
+        except PydanticSerializationError as cause:
+            said = str(cause).rpartition("JobError: ")[2]
+            raise JobError(f"a section of the job cannot be written: {said}") from cause
 
     def as_toml(self) -> str:
         """Every setting as a job file."""

@@ -68,6 +68,10 @@ class Returning(DataParallelConfig):
     def __init__(self, **settings):
         return 3
 
+class Unwritten(DataParallelConfig):
+    def model_dump(self, **settings):
+        return 3
+
 class Other:
     pass
 """
@@ -94,6 +98,12 @@ def path(tmp_path):
     file = tmp_path / "job.toml"
     file.write_text(JOB)
     return file
+
+
+def test_a_section_that_gives_no_data_is_a_sentence(package, path):
+    job = read_job(path, ["solver.name=mine.solver:Unwritten"])
+    with pytest.raises(JobError, match=r"cannot be written: Unwritten\.model_dump\(\) gave int, not a dictionary$"):
+        job.as_dict()
 
 
 def test_every_family_is_listed_here():
