@@ -110,6 +110,9 @@ run_ranks() {
     elif ((EXIT_CODE == 0)); then
         echo "launch: $LAUNCHER reports success, but the ranks did not come to their end" >&2
         EXIT_CODE=$EXIT_PEER
+    elif ((EXIT_CODE > 128 || (EXIT_CODE > 3 && EXIT_CODE < 16))); then # MPICH's mpirun gives the signal itself
+        echo "launch: $LAUNCHER lost a rank to a signal, exit code $EXIT_CODE, and ended the others" >&2
+        EXIT_CODE=$EXIT_PEER
     fi
 }
 

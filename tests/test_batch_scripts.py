@@ -177,6 +177,14 @@ def test_a_site_file_may_read_variables_that_are_not_set(allocation, tmp_path):
     assert (code, "conda: \n" in said) == (0, True), said
 
 
+@pytest.mark.parametrize(("launched", "told"), [(9, 70), (11, 70), (137, 70), (143, 70), (1, 1), (2, 2), (127, 127)])
+def test_a_rank_that_the_system_killed_is_a_lost_one(allocation, tmp_path, launched, told):
+    """No rank could leave its exit code: MPICH's mpirun gives the signal, srun and Open MPI's 128 more."""
+    (tmp_path / "bin" / "srun").write_text(f"#!/bin/bash\nexit {launched}\n")
+    code, said = run("slurm/train.sh", "jobs/quickstart.toml", **allocation)
+    assert (code, "lost a rank to a signal" in said) == (told, told == 70), said
+
+
 @pytest.mark.parametrize(
     ("script", "environment", "message"),
     [

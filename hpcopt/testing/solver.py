@@ -13,6 +13,7 @@ import gc
 import math
 import weakref
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.rehearsal import RehearsalTransport
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
-from hpcopt.errors import CheckpointError
+from hpcopt.errors import CheckpointError, PeerError
 from hpcopt.exchange import ExchangeConfig, RingConfig
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import SolverConfig, Tree
@@ -131,6 +132,7 @@ def check_solver(
                 check_other_ranks(trial, before, after)
     check_plan(trial, sizes[-1])
     check_let_go(trial, sizes[-1])
+    check_lost_rank(trial, sizes[-1])
 
 
 def check_same_curve(trial: Trial, sizes: Sequence[int]) -> None:
@@ -228,6 +230,33 @@ def check_let_go(trial: Trial, size: int) -> None:
     assert not any(of_solver() or of_model() for of_solver, of_model in kept), (
         f"{trial.config.name}: a solver that is used no more stays in memory: do hooks of its parameters hold it?"
     )
+
+
+def check_lost_rank(trial: Trial, size: int) -> None:
+    """A rank that fails in the midst leaves none waiting: all others end with PeerError, wherever they wait for it."""
+    tasks, noticed = [trial.problem.task() for _ in range(size)], list[int]()
+
+    def program(transport: Transport) -> None:
+        world = World(transport)
+        solver = trial.config.build(tasks[world.rank], trial.context(world, STEPS + AFTER))
+        batches = trial.problem.batches(solver.data_rank, solver.data_size, STEPS + AFTER, 0)
+        try:
+            for step, batch in enumerate(batches):
+                if step == 2 and world.rank == size - 1:
+                    raise _LostError
+                solver.step(batch)
+            solver.gather()
+        except PeerError:
+            noticed.append(world.rank)
+
+    with suppress(_LostError):
+        run_ranks(size, program)
+    missed = sorted(set(range(size - 1)) - set(noticed))
+    assert not missed, f"{trial.config.name}: ranks {missed} come to their end without rank {size - 1}, which failed"
+
+
+class _LostError(Exception):
+    """What no solver knows."""
 
 
 def summed(world: World, losses: Sequence[float | None]) -> list[float]:

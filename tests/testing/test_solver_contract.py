@@ -1,6 +1,7 @@
 """Every solver of the house keeps the solvers' contract, and the contract notices those that do not."""
 
 import copy
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from hpcopt.comm import dense
 from hpcopt.compress import QSGD, ChunkedTopK
+from hpcopt.errors import PeerError
 from hpcopt.exchange import TwoPhaseConfig, VoteConfig
 from hpcopt.families import SOLVERS
 from hpcopt.models.nmf import FactorMlpConfig
@@ -37,6 +39,7 @@ from hpcopt.testing.solver import (
     check_damage,
     check_equal_on_all_ranks,
     check_let_go,
+    check_lost_rank,
     check_resume,
     check_solver,
 )
@@ -187,6 +190,17 @@ class Kept(DataParallel):
         pass
 
 
+class Stubborn(DataParallel):
+    """Goes on alone."""
+
+    def step(self, batch):
+        with suppress(PeerError):
+            return super().step(batch)
+
+    def gather(self):
+        pass
+
+
 class Wrong(DataParallelConfig):
     """Builds one of the above."""
 
@@ -196,7 +210,15 @@ class Wrong(DataParallelConfig):
         return WRONG[self.kind](self, task, context)
 
 
-WRONG = {"forgetful": Forgetful, "careless": Careless, "apart": Apart, "untold": Untold, "twice": Twice, "kept": Kept}
+WRONG = {
+    "forgetful": Forgetful,
+    "careless": Careless,
+    "apart": Apart,
+    "untold": Untold,
+    "twice": Twice,
+    "kept": Kept,
+    "stubborn": Stubborn,
+}
 
 
 @pytest.mark.parametrize(
@@ -208,6 +230,7 @@ WRONG = {"forgetful": Forgetful, "careless": Careless, "apart": Apart, "untold":
         ("untold", check_bytes, 2, "rank 0 of 2 sent .* and recorded"),
         ("twice", check_bytes, 3, "rank 0 of 3 sent .* and recorded"),
         ("kept", check_let_go, 2, "stays in memory"),
+        ("stubborn", check_lost_rank, 3, r"ranks \[0, 1\] come to their end without rank 2"),
     ],
 )
 def test_what_breaks_the_contract_is_noticed(kind, check, size, complaint):
