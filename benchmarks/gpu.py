@@ -1,105 +1,144 @@
-"""Codecs on a GPU: whether payloads have the bytes of the CPU's, and rates of encoding and decoding as ratios to a copy
-of the same array on the device in the same run.
+"""What a GPU shows that a CPU cannot, in at most 470 s: the machine and its ceilings, codecs' bytes and rates, K-FAC's
+steps and memory, ranks that share the card, sanitizers, a run that goes on. ``docs/howto/measure_gpu.md`` tells how.
 
-    python benchmarks/gpu.py [--mb 256] [--only qsgd]
-    python benchmarks/gpu.py --device cpu --mb 4      a dry check where there is no card: the CPU's loops
+    python benchmarks/gpu.py --all --out FOLDER
+    python benchmarks/gpu.py machine rates --out FOLDER
+    python benchmarks/gpu.py --all --device cpu --out FOLDER     a rehearsal, in which figures mean nothing
 
-A ratio of 1 means as many bytes of float32 a second as a copy. Times are by CUDA events (on the CPU by the wall clock),
-medians of alternating repeats of copy and codec. What ``encode`` waits for is in them.
+Each part is a process of its own with its own limit, and writes a line of JSON for each thing that it finds, at once,
+into FOLDER/gpu.jsonl: what is there when the time is up stays there. What it says besides goes to gpu.log; in the end
+there is a table, gpu.md.
 """
 
 import argparse
-import statistics
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
+ROOT = Path(__file__).parents[1]
+TOTAL_S = 470.0
 
-from hpcopt.comm.device import device_name
-from hpcopt.compress import (
-    QSGD,
-    BiasedRounding,
-    Codec,
-    Dense,
-    ExponentialDithering,
-    Half,
-    Natural,
-    RandomK,
-    Sign,
-    SignBits,
-    TernGrad,
-    TopK,
-)
 
-TARGETS: dict[Codec, float | None] = {
-    Dense(): None,
-    Half(): None,
-    SignBits(): 0.5,
-    Sign(): 0.5,
-    QSGD(bits=4): 0.4,
-    QSGD(bits=8): None,
-    QSGD(norm="l2"): None,
-    TernGrad(): None,
-    TernGrad(clip=2.5): None,
-    Natural(): None,
-    BiasedRounding(): None,
-    ExponentialDithering(): None,
-    TopK(): None,
-    TopK(threshold="sampled"): 0.15,
-    RandomK(): None,
+class Limit(NamedTuple):
+    """Of a part.
+
+    Attributes:
+        seconds: that it may take.
+        ranks: processes that it wants.
+    """
+
+    seconds: float
+    ranks: int = 1
+
+
+LIMITS = {
+    "machine": Limit(25),
+    "payloads": Limit(90),
+    "rates": Limit(60),
+    "kfac": Limit(135),
+    "two_ranks": Limit(45, ranks=2),
+    "four_ranks": Limit(50, ranks=4),
+    "sanitizer": Limit(35),
+    "resume": Limit(30),
 }
-REPEATS = 21
 
 
-def milliseconds(run: Callable[[], object], device: torch.device) -> float:
-    """One run's time."""
-    if device.type == "cpu":
-        start_s = time.perf_counter()
-        run()
-        return 1e3 * (time.perf_counter() - start_s)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    run()
-    end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end))
+class Record:
+    """The folder that everything goes to."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._rows, self._log, self._table = (folder / f"gpu.{kind}" for kind in ("jsonl", "log", "md"))
+        self._rows.write_text("")
+
+    def run(self, part: str, command: list[str], limit_s: float) -> str:
+        """Run a part, and say how it ended; what it leaves running, and the part when its time is up, is killed."""
+        start_s = time.monotonic()
+        with self._rows.open("a") as rows, self._log.open("a") as log:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=_environment(), stdout=rows, stderr=log, start_new_session=True
+            )
+            code = None
+            try:
+                code = process.wait(limit_s)
+                ended = "done" if code == 0 else f"failed with exit code {code}: see gpu.log"
+            except subprocess.TimeoutExpired:
+                ended = f"stopped after its {limit_s:.0f} s"
+            finally:
+                kill_all_of(process)
+        ended += f", after {time.monotonic() - start_s:.1f} s"
+        with self._rows.open("a") as rows:
+            rows.write("\n" + json.dumps({"part": part, "what": "ended", "found": ended, "held": code == 0}) + "\n")
+        return ended
+
+    def table(self) -> str:
+        """Write the rows as a table, and give it; a line in which a part was killed is no row."""
+        lines = ["part | what | found | goal | held", "--- | --- | --- | --- | ---"]
+        for row in filter(None, map(parsed, self._rows.read_text().splitlines())):
+            found = row["found"] if isinstance(row["found"], str) else f"{row['found']:.4g} {row.get('unit', '')}"
+            held = {True: "yes", False: "NO", None: ""}[row.get("held")]
+            lines.append(" | ".join([row["part"], row["what"], found.strip(), row.get("goal", ""), held]))
+        self._table.write_text("\n".join(lines) + "\n")
+        return "\n".join(lines)
 
 
-def beside_copies(run: Callable[[], object], copy: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """Median milliseconds of a run, and of the copies made between its repeats."""
-    run()
-    pairs = [(milliseconds(run, device), milliseconds(copy, device)) for _ in range(REPEATS)]
-    return statistics.median(t for t, _ in pairs), statistics.median(t for _, t in pairs)
+def parsed(line: str) -> dict[str, Any]:
+    """A row, empty if the line is none."""
+    try:
+        row: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return {}
+    return row
 
 
-def row(codec: Codec, target: float | None, x: Tensor, expected: Tensor) -> str:
-    device, n = x.device, x.numel()
-    slot = torch.zeros(codec.max_bytes(n), dtype=torch.uint8, device=device)
-    out, other = torch.zeros_like(x), torch.empty_like(x)
-    payload = codec.encode(x, seed=1, out=slot)
-    same = torch.equal(payload.cpu(), expected)
-    cells = [codec.name + str(codec.model_dump(exclude_defaults=True, exclude={"name"}) or ""), "yes" if same else "NO"]
-    for run in (lambda: codec.encode(x, seed=1, out=slot), lambda: codec.decode_add(payload, out)):
-        took_ms, copy_ms = beside_copies(run, lambda: other.copy_(x), device)
-        cells += [f"{4e-6 * n / took_ms:.1f}", f"{copy_ms / took_ms:.2f}"]
-    return " | ".join([*cells, "" if target is None else f"{target:g}"])
+def kill_all_of(process: subprocess.Popen[bytes]) -> None:
+    """End a process and whatever it has started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    process.wait()
+
+
+def command_of(part: str, limit: Limit, device: str) -> list[str]:
+    """What runs a part: as many processes as it wants ranks, where there is MPI."""
+    launcher = []
+    if limit.ranks > 1 and device != "sim" and shutil.which("mpiexec"):
+        launcher = ["mpiexec", "-n", str(limit.ranks)]
+    return [*launcher, sys.executable, "-m", "benchmarks.on_gpu", part, "--device", device]
+
+
+def _environment() -> dict[str, str]:
+    """With our packages in reach of a child, and Open MPI willing to run as root and with more ranks than cores."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    willing = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    willing |= {"OMPI_MCA_rmaps_base_oversubscribe": "1", "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}
+    return {**os.environ, **willing, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 def main() -> None:
+    """The command."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--device", default="cuda", help="cuda, or cpu for a dry check")
-    p.add_argument("--mb", type=float, default=256, help="float32 values; more than the card's caches hold")
-    p.add_argument("--only", default="", help="codecs whose name has this in it")
+    p.add_argument("parts", nargs="*", metavar="PART", help=", ".join(LIMITS))
+    p.add_argument("--all", action="store_true", help="all parts")
+    p.add_argument("--out", type=Path, required=True, help="folder for what is found")
+    p.add_argument("--device", default="cuda", help="cuda; cpu or sim, the simulated device of the tests, to rehearse")
     options = p.parse_args()
-    device = torch.device(options.device)
-    host = torch.randn(int(options.mb * 1e6) // 4, generator=torch.Generator().manual_seed(0))
-    print(f"{device_name(device)}, {options.mb:g} MB, torch {torch.__version__}\n")
-    print("codec | bytes equal | encode GB/s | ratio | decode GB/s | ratio | goal")
-    print("--- | --- | --- | --- | --- | --- | ---")
-    for codec, target in TARGETS.items():
-        if options.only in codec.name:
-            print(row(codec, target, host.to(device), codec.encode(host, seed=1)), flush=True)
+    if not (options.all or options.parts) or not set(options.parts) <= LIMITS.keys():
+        p.error(f"name --all, or some of {', '.join(LIMITS)}")
+    record, end_s = Record(options.out), time.monotonic() + TOTAL_S
+    for part in LIMITS if options.all else options.parts:
+        limit = LIMITS[part]
+        left_s = min(limit.seconds, end_s - time.monotonic())
+        ended = record.run(part, command_of(part, limit, options.device), max(1.0, left_s))
+        print(f"{part}: {ended}", flush=True)
+    print(record.table())
 
 
 if __name__ == "__main__":
