@@ -136,12 +136,12 @@ class Turn(NamedTuple):
 class Contender:
     """A row's solver at work, with the reduction of the loss that the trainer does in each step."""
 
-    def __init__(self, world: World, row: str, overlap: bool, interface: str, steps: int) -> None:
+    def __init__(self, world: World, row: str, overlap: bool, options: argparse.Namespace) -> None:
         """Collective."""
-        job = read_job(JOB, [*settings(row, overlap), *LAST_PHASE.get(row, [])])
-        self._steps = ROUNDS.get(row, steps)
+        job = read_job(JOB, [*settings(row, overlap), *LAST_PHASE.get(row, []), *options.set])
+        self._steps = ROUNDS.get(row, options.steps)
         built = build(job, world)
-        self.row, self.overlap, self._world, self._interface = row, overlap, world, interface
+        self.row, self.overlap, self._world, self._interface = row, overlap, world, options.interface
         self._solver = built.solver
         self._batches = built.workload.train_batches(self._solver.data_rank, self._solver.data_size, 0)
         self.turns: list[Turn] = []
@@ -168,10 +168,10 @@ class Contender:
 
 def measure_costs(options: argparse.Namespace) -> None:
     """All rows take turns, so that all see the same machine; the first turn does not count."""
-    link, interface, ways = options.link, options.interface, (False,) if options.no_overlap else (False, True)
+    link, ways = options.link, (False,) if options.no_overlap else (False, True)
     torch.set_num_threads(1)
     world = connect("mpi")
-    contenders = [Contender(world, row, way, interface, options.steps) for row in options.rows for way in ways]
+    contenders = [Contender(world, row, way, options) for row in options.rows for way in ways]
     for _ in range(1 + options.rounds):
         for contender in contenders:
             contender.work()
@@ -182,7 +182,8 @@ def measure_costs(options: argparse.Namespace) -> None:
             told = f"{1e3 * step_s:8.1f} ms {1e3 * cpu_s:8.1f} CPU ms {sent_bytes / 1e3:9.2f} KB"
             print(f"{link:8} {c.row:26} overlap {c.overlap!s:6} {told}")
             more = {"cpu_s": cpu_s, "sent_bytes": sent_bytes, "rounds": options.rounds}
-            record("cost", c.row, overlap=c.overlap, link=link, step_s=step_s, **more)
+            if not options.set:
+                record("cost", c.row, overlap=c.overlap, link=link, step_s=step_s, **more)
     world.close()
     leave_exit_code(0)
 
@@ -307,7 +308,9 @@ def main() -> None:
         "--steps", type=int, default=8, help="cost: of a turn; where ranks meet more seldom, of a round"
     )
     parser.add_argument("--no-overlap", action="store_true", help="exchange after the backward pass only")
-    parser.add_argument("--set", action="append", default=[], help="train: a further change to the job")
+    parser.add_argument(
+        "--set", action="append", default=[], help="train, cost: a further change; then no costs are recorded"
+    )
     parser.add_argument("--flips", action="store_true", help="attacked: a rank turns its signs round")
     parser.add_argument("--learned", action="store_true", help="attacked: with learned weights")
     parser.add_argument("--seed", type=int, default=0, help="attacked: of the job")
