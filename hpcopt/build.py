@@ -97,6 +97,8 @@ def require_network(model: nn.Module) -> None:
         require_methods(module, nn.Module)
     with theirs("state_dict of the network", JobError):
         state = model.state_dict()
+    with theirs("parameters and buffers of the network", JobError):
+        _ = list(model.parameters()), list(model.named_parameters()), list(model.buffers()), list(model.named_modules())
     if not isinstance(state, Mapping):
         raise JobError(f"state_dict of the network gave {type(state).__name__}, not tensors by name")
 

@@ -33,6 +33,8 @@ class Held:
                 if not _is_method(own):
                     raise TypeError(f"{what} is {_short(own)}, not a method")
                 if inspect.isfunction(own) and promise is not None:
+                    if name != "__init__":
+                        _require_same_call(own, promise, what)
                     setattr(cls, name, _held(own, promise, f"{what}() gave"))
             elif _python_calls(name) and callable(getattr(super(cls, cls), name, None)) and _is_plain(own):
                 raise TypeError(f"{what} is {_short(own)}, not a method")
@@ -107,6 +109,17 @@ def fitting_to(kind: Any) -> Callable[[Any], bool]:
         return not isinstance(value, Collection) or all(map(first, value))
 
     return check
+
+
+def _require_same_call(own: Callable[..., Any], promise: Callable[..., Any], what: str) -> None:
+    """Raise TypeError if a method cannot be called with all that its base's takes."""
+    takes, asked = inspect.signature(own), inspect.signature(promise)
+    places = [p for p in asked.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names = [name for name, p in asked.parameters.items() if p.kind is p.KEYWORD_ONLY]
+    try:
+        takes.bind(*places, **dict.fromkeys(names))
+    except TypeError as error:
+        raise TypeError(f"{what}{takes} cannot be called with {asked}: {error}") from None
 
 
 def _is_method(own: Any) -> bool:

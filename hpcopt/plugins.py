@@ -8,6 +8,7 @@ import io
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -58,6 +59,8 @@ def import_object(name: str) -> Any:
         raise
     except BaseException as error:  # whatever stands in somebody's module: SystemExit too
         raise ValueError(f'"{name}": importing {module_name} failed: {type(error).__name__}: {error}') from None
+    if not isinstance(module, ModuleType):  # it has put something else in its place
+        raise ValueError(f'"{name}": importing {module_name} gave {type(module).__name__}, not a module')
     found: Any = module
     for part in place.split("."):
         if not hasattr(found, part):

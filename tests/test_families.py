@@ -100,6 +100,12 @@ def path(tmp_path):
     return file
 
 
+def test_a_module_that_puts_something_else_in_its_place_is_a_sentence(package):
+    (package / "gone.py").write_text("import sys\nsys.modules[__name__] = None\n")
+    with pytest.raises(ValueError, match=r'"mine.gone:Mine": importing mine.gone gave NoneType, not a module'):
+        plugins.import_object("mine.gone:Mine")
+
+
 def test_a_section_that_gives_no_data_is_a_sentence(package, path):
     job = read_job(path, ["solver.name=mine.solver:Unwritten"])
     with pytest.raises(JobError, match=r"cannot be written: Unwritten\.model_dump\(\) gave int, not a dictionary$"):

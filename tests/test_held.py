@@ -1,10 +1,11 @@
 """Classes of anybody's are held to what the methods and attributes of their base promise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from hpcopt.build import require_network
@@ -98,7 +99,7 @@ def test_properties_are_held_too():
 
 def test_attributes_are_there_and_of_their_kind():
     def made(**attributes):
-        methods = dict.fromkeys(Solver.__abstractmethods__, lambda self: None)
+        methods = dict.fromkeys(Solver.__abstractmethods__, lambda self, *given: None)
         return type("Mine", (Solver,), {**methods, "__module__": "somebodys", **attributes})()
 
     good = {"model": nn.Linear(1, 1), "data_rank": 0, "data_size": np.int64(1)}
@@ -187,6 +188,37 @@ def test_what_is_built_has_the_methods_of_its_kind():
 
     with pytest.raises(JobError, match=r"Theirs\.load_state_dict is 3, not a method"):
         Mine(lr=0.1).build([nn.Parameter(torch.ones(1))])
+
+
+def test_a_method_takes_what_its_base_takes():
+    class Mine(Half):
+        def gain(self, *numbers):
+            return 2.0
+
+    assert Mine().gain(3) == 2
+    with pytest.raises(TypeError, match=r"Other\.gain\(self\) cannot be called with \(self, n.*: too many positional"):
+
+        class Other(Half):
+            def gain(self):
+                return 2.0
+
+
+def test_a_codecs_settings_can_be_told_apart():
+    class Mine(Half):
+        levels: Sequence[int] = [1, 2]
+
+    with pytest.raises(ValidationError, match="compared by their hash: unhashable type: 'list'; take a tuple"):
+        Mine()
+    Mine(levels=(1, 2))
+
+
+def test_a_networks_parameters_are_asked_for_once():
+    class Mine(nn.Module):
+        def named_parameters(self):
+            return []
+
+    with pytest.raises(JobError, match=r"parameters and buffers of the network raised TypeError: .* 'recurse'"):
+        require_network(Mine())
 
 
 def test_a_networks_state_is_tensors_by_name():

@@ -16,7 +16,7 @@ Three rules hold for every codec:
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -65,6 +65,13 @@ class Codec(CodecConfig, ABC):
     wire_version: ClassVar[int] = 1  # of the payload's layout (docs/concepts/codecs.md); another layout, a new version
     linear: ClassVar[bool] = False  # payloads may be summed on the way: their decoded sum is the sum of the decoded
     shared_seed: ClassVar[bool] = False  # all ranks must encode with the same seed
+
+    def model_post_init(self, _context: Any) -> None:
+        """Raise ValueError, for pydantic, if its settings cannot tell it apart from another."""
+        try:
+            hash(self)
+        except TypeError as error:
+            raise ValueError(f"a codec's settings are compared by their hash: {error}; take a tuple") from None
 
     @property
     def unbiased(self) -> bool:

@@ -4,6 +4,8 @@ ranks.
 
 import numpy as np
 
+from hpcopt.errors import DataError
+
 
 def epoch_order(samples: int, batch: int, seed: int, epoch: int) -> np.ndarray:
     """The global batches of an epoch, shape (samples // batch, batch), int64.
@@ -11,10 +13,16 @@ def epoch_order(samples: int, batch: int, seed: int, epoch: int) -> np.ndarray:
     The samples are cut into ``batch`` strata of consecutive ones, and every batch has one of each, in a new random
     order each epoch: place j of a batch always holds a sample of stratum j. So a sample comes back to the same rank in
     every epoch, where a solver may keep a state of its own for it, and a rank reads one part of the data only.
+
+    Raises:
+        DataError: there is no memory for it.
     """
     generator = np.random.default_rng([seed, epoch])
-    strata = np.array_split(np.arange(samples), batch)
-    return np.stack([generator.permutation(stratum)[: samples // batch] for stratum in strata], axis=1)
+    try:
+        strata = np.array_split(np.arange(samples), batch)
+        return np.stack([generator.permutation(stratum)[: samples // batch] for stratum in strata], axis=1)
+    except (MemoryError, ValueError) as cause:  # the latter from 2^60 samples on
+        raise DataError(f"there is no memory for an order of {samples} samples") from cause
 
 
 def share(items: np.ndarray, rank: int, size: int) -> np.ndarray:

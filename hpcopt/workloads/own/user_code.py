@@ -72,4 +72,6 @@ def function(name: str, arguments: Mapping[str, Any], what: str, kind: type[Hpco
     if isinstance(found, type):
         with theirs(what, kind):
             return found(**arguments)
+    if not callable(found):
+        raise kind(f"{what} is {type(found).__name__}, not a function")
     return partial(found, **arguments) if arguments else found

@@ -196,6 +196,9 @@ def silent(outputs, targets):
     return squares(outputs, targets)
 
 
+TABLE = {1: 2}
+
+
 class Untold:
     """Whatever it lacks cannot be asked for."""
 
