@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Union, cast, get_args, get_origin, ge
 from hpcopt.errors import JobError
 
 _HOUSE = __name__.partition(".")[0]
+_ASKED = {"__getattr__", "__getattribute__", "__setattr__"}  # None takes other methods away, and nothing can be without
 _NUMBERS: dict[Any, tuple[type, ...]] = {int: (int, Integral), float: (float, Real)}  # numpy's, too; the usual first
 
 
@@ -36,8 +37,11 @@ class Held:
                     if name != "__init__":
                         _require_same_call(own, promise, what)
                     setattr(cls, name, _held(own, promise, f"{what}() gave"))
-            elif _python_calls(name) and callable(getattr(super(cls, cls), name, None)) and _is_plain(own):
-                raise TypeError(f"{what} is {_short(own)}, not a method")
+            elif _python_calls(name) and callable(inherited := getattr(super(cls, cls), name, None)):
+                if _is_plain(own) or (own is None and name in _ASKED):
+                    raise TypeError(f"{what} is {_short(own)}, not a method")
+                if inspect.isfunction(own) and inspect.isfunction(inherited):
+                    _require_same_call(own, inherited, what)
             elif isinstance(promise, property):
                 if isinstance(own, property) and own.fget is not None:
                     setattr(cls, name, property(_held(own.fget, promise.fget, f"{what} is")))

@@ -77,6 +77,12 @@ def test_a_codecs_buckets_have_a_length(value):
         grain(Mine())
 
 
+@pytest.mark.parametrize("wrong", [None, lambda self: 3])
+def test_attributes_can_be_asked_for(wrong):
+    with pytest.raises(TypeError, match=r"Mine\.__getattr__(\(self\) cannot be called| is None, not a method)"):
+        type("Mine", (Half,), {"__getattr__": wrong, "__module__": "somebodys"})
+
+
 @pytest.mark.parametrize("method", ["__str__", "__eq__", "__setattr__"])
 def test_nor_can_something_stand_where_python_calls(method):
     with pytest.raises(TypeError, match=rf"Mine\.{method} is 3, not a method"):
