@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from hpcopt.workloads.order import TrainOrder, share
+from hpcopt.errors import DataError
+from hpcopt.workloads.order import TrainOrder, epoch_order, share
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
@@ -46,3 +47,8 @@ def test_any_step_can_be_the_first():
 def test_shares_differ_by_at_most_one():
     lengths = [len(share(np.arange(10), rank, 4)) for rank in range(4)]
     assert lengths == [3, 3, 2, 2]
+
+
+def test_an_order_that_no_memory_holds_is_a_sentence():
+    with pytest.raises(DataError, match="no memory for an order of 4611686018427387904 samples"):
+        epoch_order(2**62, 4, seed=0, epoch=0)
