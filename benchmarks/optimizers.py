@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpcopt.exchange import RingConfig
+from hpcopt.kept_memory import keep_memory
 from hpcopt.optim import (
     AdaHessian,
     AdaHessianConfig,
@@ -311,6 +312,7 @@ def network() -> nn.Module:
 
 def cost(rounds: int = 60, samples: int = 256) -> None:
     """CPU seconds of a step of a network of .9 million parameters, in a job's solver on one rank: medians, in turns."""
+    keep_memory()  # as a job does
     configs: dict[str, OptimizerConfig] = {
         "SGD": SgdConfig(lr=1e-4, momentum=0.9),
         "Adam": AnyTorchConfig(type="torch.optim:Adam", lr=1e-4, arguments={"foreach": True}),
@@ -349,45 +351,59 @@ def in_turns(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list
     return seconds
 
 
+# Of each experiment: the optimizers, and the rates that each is tuned over.
+METHODS: dict[str, dict[str, tuple[Make, list[float]]]] = {
+    "digits": {
+        "AdaHessian": (ADAHESSIAN, [0.03, 0.1, 0.15, 0.3, 0.5]),
+        "Muon": (muon, [0.003, 0.01, 0.03, 0.1, 0.3]),
+        "SOAP": (soap, [1e-3, 3e-3, 1e-2, 3e-2, 1e-1]),
+        "Adam": (ADAM, [1e-3, 3e-3, 1e-2, 3e-2, 1e-1]),
+        "SGD": (SGD, [0.03, 0.1, 0.3, 0.5, 1.0]),
+    },
+    "separable": {
+        "SGD": (SGD, [0.003, 0.01, 0.03, 0.1, 0.3]),
+        "M-SVAG": (M_SVAG, [0.03, 0.1, 0.3, 1.0, 3.0]),
+        "Adam": (ADAM, [1e-3, 3e-3, 1e-2, 3e-2, 1e-1]),
+        "M-SSD": (SIGNS, [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]),
+    },
+    "logistic": {
+        "ARSG": (ARSG, [0.005, 0.01, 0.02, 0.05, 0.1]),
+        "RSG": (RSG, [0.3, 1.0, 3.0, 10.0, 30.0]),
+        "Adam": (ADAM, [5e-3, 1e-2, 2e-2, 5e-2, 1e-1]),
+    },
+    "fashion": {
+        "ARSG": (ARSG, [0.005, 0.01, 0.02, 0.05, 0.1]),
+        "Adam": (ADAM, [1e-3, 2e-3, 5e-3, 1e-2, 2e-2]),
+    },
+}
+DEFAULTS = {"AdaHessian": 0.15, "Adam": 1e-3}  # measured too, on digits
+
+
+def trial_of(experiment: str, folder: Path) -> tuple[Trial, dict[str, float], str]:
+    """What an experiment tries, default rates that it tries beside the best, and whether a lower score is better."""
+    if experiment == "digits":
+        return digits, DEFAULTS, "lower"
+    if experiment == "separable":
+        return separable, {}, "higher"
+    return {"logistic": logistic, "fashion": fashion}[experiment](folder), {}, "lower"
+
+
 def main() -> None:
     """Run one experiment."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("experiment", choices=["digits", "separable", "logistic", "fashion", "cost", "snvrg"])
     p.add_argument("--draws", type=int, default=10, help="of snvrg's noise")
+    p.add_argument(
+        "--only", nargs="+", metavar="NAME", help="of the optimizers of digits, separable, logistic, fashion"
+    )
     p.add_argument("--data", type=Path, default=Path("data/fashion-mnist"))
     arguments = p.parse_args()
     torch.set_num_threads(1)
-    adam: tuple[Any, list[float]] = (ADAM, [1e-3, 3e-3, 1e-2, 3e-2, 1e-1])
-    if arguments.experiment == "digits":
-        methods = {
-            "AdaHessian": (ADAHESSIAN, [0.03, 0.1, 0.15, 0.3, 0.5]),
-            "Muon": (muon, [0.003, 0.01, 0.03, 0.1, 0.3]),
-            "SOAP": (soap, adam[1]),
-            "Adam": adam,
-            "SGD": (SGD, [0.03, 0.1, 0.3, 0.5, 1.0]),
-        }
-        compare(digits, methods, {"AdaHessian": 0.15, "Adam": 1e-3}, "lower")
-    elif arguments.experiment == "separable":
-        methods = {
-            "SGD": (SGD, [0.003, 0.01, 0.03, 0.1, 0.3]),
-            "M-SVAG": (M_SVAG, [0.03, 0.1, 0.3, 1.0, 3.0]),
-            "Adam": adam,
-            "M-SSD": (SIGNS, [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]),
-        }
-        compare(separable, methods, {}, "higher")
-    elif arguments.experiment == "logistic":
-        methods = {
-            "ARSG": (ARSG, [0.005, 0.01, 0.02, 0.05, 0.1]),
-            "RSG": (RSG, [0.3, 1.0, 3.0, 10.0, 30.0]),
-            "Adam": (ADAM, [5e-3, 1e-2, 2e-2, 5e-2, 1e-1]),
-        }
-        compare(logistic(arguments.data), methods, {}, "lower")
-    elif arguments.experiment == "fashion":
-        methods = {
-            "ARSG": (ARSG, [0.005, 0.01, 0.02, 0.05, 0.1]),
-            "Adam": (ADAM, [1e-3, 2e-3, 5e-3, 1e-2, 2e-2]),
-        }
-        compare(fashion(arguments.data), methods, {}, "lower")
+    if arguments.experiment in METHODS:
+        methods = METHODS[arguments.experiment]
+        only = {name: methods[name] for name in arguments.only or methods}
+        trial, defaults, better = trial_of(arguments.experiment, arguments.data)
+        compare(trial, only, defaults, better)
     elif arguments.experiment == "snvrg":
         noise(FiniteSum(arguments.data, lambda margins: 1 - margins.tanh()), 0.02, arguments.draws)
         gradient_norms(FiniteSum(arguments.data, lambda margins: F.softplus(-margins), 4000))

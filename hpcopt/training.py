@@ -8,6 +8,7 @@ from hpcopt.build import build
 from hpcopt.comm.world import World
 from hpcopt.errors import JobError, printable
 from hpcopt.job import Job
+from hpcopt.kept_memory import keep_memory
 from hpcopt.plugins import LOADED
 from hpcopt.prepare import prepare_if_missing
 from hpcopt.shapes.workload import Workload
@@ -44,6 +45,7 @@ def train(job: Job, world: World, options: argparse.Namespace, signals: StopSign
         gc.collect()
         gc.freeze()
         gc.enable()
+        keep_memory()
         try:
             return trainer.train().exit_code
         finally:

@@ -35,6 +35,7 @@ FLOORS = [
         "config",
         "kernels",
         "lazily",
+        "kept_memory",
         "lean_torch",
         "phases",
         "plugins",

@@ -177,8 +177,8 @@ class GlobalLoss:
     def _begin_second(self, samples: Any) -> tuple[Exchange, list[Piece]]:
         assert self._second is not None
         pieces = self._pieces(samples)
-        self.exchange.zero(backwards=len(pieces))
-        self._second.zero()
+        self.exchange.begin(backwards=len(pieces))
+        self._second.begin()
         return self._second, pieces
 
     def _finish_second(self, second: Exchange) -> list[Tensor]:
@@ -189,11 +189,11 @@ class GlobalLoss:
 
 @torch.no_grad()
 def _add(places: Sequence[Tensor], found: Sequence[Tensor | None], times: float = 1.0) -> None:
-    """To the gradients of places, what was found of them."""
+    """To the gradients of places, what was found of them. What was found may be of several places."""
     for place, value in zip(places, found, strict=True):
         if value is not None:
-            assert place.grad is not None
-            place.grad.add_(value, alpha=times)
+            own = value if times == 1.0 else value * times
+            place.grad = own if place.grad is None else place.grad + own
 
 
 def _given(batch: Batch) -> Batch:

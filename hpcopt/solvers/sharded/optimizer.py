@@ -109,7 +109,7 @@ class ShardedOptimizer:
             {**{k: v for k, v in group.items() if k != "params"}, "pieces": len(group["params"])}
             for group in self.optimizer.param_groups
         ]
-        return {"pieces": pieces, "groups": groups}
+        return {"pieces": pieces, "groups": groups, "others": _others(self.optimizer.state)}
 
     def load_state_dict(self, shared: Mapping[str, Any], parts: SavedParts) -> None:
         """Take over what ranks have saved, in shards or, before, in whole.
@@ -120,9 +120,10 @@ class ShardedOptimizer:
         """
         require_same_optimizer(shared["optimizer"], self.optimizer)
         if "sharded" in shared:
-            pieces, groups = saved.of_parts(parts), saved.groups_of(parts)
+            pieces, groups, others = saved.of_parts(parts), saved.groups_of(parts), saved.others_of_parts(parts)
         else:
             pieces, groups = saved.of_whole(shared, self._order, self._shapes), shared["param_groups"]
+            others = saved.others_of_whole(shared)
         own = {piece: p for p, piece in self._pieces.items()}
         state: dict[int, Any] = {}
         kept: list[dict[str, Any]] = []
@@ -132,9 +133,8 @@ class ShardedOptimizer:
             for piece in group["params"]:
                 p = own[piece]
                 state[len(state)] = saved.state_of(pieces, self._names[p], self._part(p), piece.shape, cut=self._cut[p])
-        restore_optimizer(
-            self.optimizer, {"optimizer": shared["optimizer"], "state": _known(state), "param_groups": kept}
-        )
+        known = {**others, **_known(state)}
+        restore_optimizer(self.optimizer, {"optimizer": shared["optimizer"], "state": known, "param_groups": kept})
 
     def _lay_out(self, parameters: Sequence[nn.Parameter], cut: bool) -> None:
         """Put the parameters of one optimizer side by side, those of each dtype and device."""
@@ -156,9 +156,10 @@ class ShardedOptimizer:
         return nn.Parameter(p.detach().view(-1)[self._part(p)]) if self._cut[p] else p
 
     def _localise(self) -> None:
-        """Leave this rank's pieces to the optimizer, with what it keeps of them from the start."""
+        """Leave this rank's pieces to the optimizer, with what it keeps of them from the start, and of no parameter."""
         states = dict(self.optimizer.state)
         self.optimizer.state.clear()
+        self.optimizer.state.update(_others(states))
         for p, piece in self._pieces.items():
             if p in states:
                 part, cut = self._part(p), self._cut[p]
@@ -194,11 +195,16 @@ def joined(optimizer: Optimizer, named: Sequence[tuple[str, nn.Parameter]], part
         for p in group["params"]:
             whole = slice(0, p.numel())
             state[len(state)] = saved.state_of(pieces, names[p], whole, p.shape, cut=by_value[p]) if p.numel() else {}
-    return {"optimizer": name, "state": _known(state), "param_groups": groups}
+    return {"optimizer": name, "state": {**saved.others_of_parts(parts), **_known(state)}, "param_groups": groups}
 
 
 def _known(state: Mapping[int, Any]) -> dict[int, Any]:
     return {index: own for index, own in state.items() if own}
+
+
+def _others(states: Mapping[Any, Any]) -> dict[Any, Any]:
+    """What of an optimizer's state is of no parameter, and so the same on all ranks."""
+    return {key: own for key, own in states.items() if not isinstance(key, Tensor)}
 
 
 def _own(value: Any, p: nn.Parameter, part: slice) -> Any:

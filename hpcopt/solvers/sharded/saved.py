@@ -42,6 +42,17 @@ def of_whole(saved: Mapping[str, Any], order: Sequence[Sequence[str]], shapes: M
     return pieces
 
 
+def others_of_parts(parts: SavedParts) -> dict[Any, Any]:
+    """What ranks have saved that is of no parameter, and the same on all of them."""
+    return dict(next(iter(parts)).get("others", {}))
+
+
+def others_of_whole(saved: Mapping[str, Any]) -> dict[Any, Any]:
+    """The same, of an ``optimizer_state`` that all ranks shared."""
+    indices = {index for group in saved["param_groups"] for index in group["params"]}
+    return {key: own for key, own in saved["state"].items() if key not in indices}
+
+
 def groups_of(parts: SavedParts) -> list[dict[str, Any]]:
     """Settings and counts of the groups, each from a rank that had parameters in it: only there were they counted."""
     saved = list(parts)

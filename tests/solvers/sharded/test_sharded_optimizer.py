@@ -20,6 +20,21 @@ from hpcopt.solvers.sharded.optimizer import state_bytes
 from hpcopt.testing.problem import Problem
 from hpcopt.testing.solver import RING, Trial, check_bytes, check_damage
 
+
+class Warming(torch.optim.SGD):
+    """Its steps grow by a count of them that is of no parameter, and there from the start."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr=lr, momentum=0.5)
+        self.state["all"]["steps"] = 0
+
+    def step(self, closure=None):
+        self.state["all"]["steps"] += 1
+        for group in self.param_groups:
+            group["lr"] *= self.state["all"]["steps"]
+        return super().step(closure)
+
+
 MUON = AnyTorchConfig(type="torch.optim:Muon", lr=0.05, others=AdamWConfig(lr=0.01))
 GROUPS = (GroupConfig(pattern="*.bias", lr_factor=2.0), GroupConfig(pattern="4.weight", optimizer=LambConfig(lr=0.02)))
 CONFIGS = {
@@ -32,6 +47,7 @@ CONFIGS = {
     "muon": DataParallelConfig(optimizer=MUON),
     "adahessian": DataParallelConfig(optimizer=AdaHessianConfig(lr=0.05, every=2, eps=1e-2, average="row")),
     "groups": DataParallelConfig(optimizer=AdamWConfig(lr=0.01), groups=GROUPS),
+    "warming": DataParallelConfig(optimizer=AnyTorchConfig(type=f"{__name__}:Warming", lr=0.05)),
     "kaisa": KaisaConfig(optimizer=AdamWConfig(lr=0.01), damping=0.1),
 }
 
@@ -63,7 +79,7 @@ def test_there_may_be_fewer_tensors_than_ranks_and_any_exchange():
     require_same(plain.run(7, 3), shards.run(7, 3))
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon", "adahessian", "groups"])
+@pytest.mark.parametrize("name", ["adamw", "muon", "adahessian", "groups", "warming"])
 def test_other_ranks_go_on_bit_for_bit(name):
     """4, 3, then 5 ranks, beside an unsharded run that changes its ranks likewise."""
     ends = []
@@ -74,7 +90,7 @@ def test_other_ranks_go_on_bit_for_bit(name):
     require_same(*ends)
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon", "adagrad"])
+@pytest.mark.parametrize("name", ["adamw", "muon", "adagrad", "warming"])
 def test_a_run_may_be_sharded_later_and_unsharded_again(name):
     plain, shards = trials(name)
     expected = plain.run(2, 6)
