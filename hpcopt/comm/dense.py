@@ -1,11 +1,13 @@
 """Which of our all-reduces a tensor takes: recursive doubling where latency counts, the ring where bandwidth does, and
-the ring's sums by way of memory where all ranks share it.
+the ring's sums by way of memory where all ranks share it; or the transport's own, where it has better ones. What is to
+be copied to main memory is copied once.
 """
 
 import torch
 from torch import Tensor
 
 from hpcopt.comm import doubling, ring, shared
+from hpcopt.comm.staged import StagedTransport
 from hpcopt.comm.traffic import dense_all_reduce_bytes
 from hpcopt.comm.transport import Op, Transport
 
@@ -18,6 +20,13 @@ def all_reduce(transport: Transport, x: Tensor, op: Op = "sum", *, wire: torch.d
     A long tensor may travel as a shorter dtype, ``wire``; a short one travels as it is.
     """
     if transport.size == 1:
+        return x
+    if transport.sums(x):
+        transport.all_reduce(x, op)
+        return x
+    if isinstance(transport, StagedTransport) and not transport.carries(x):
+        with transport.in_main_memory(x) as (inner, host):
+            all_reduce(inner, host, op, wire=wire)
         return x
     if x.numel() * x.element_size() < SHORT_BYTES:
         return doubling.all_reduce(transport, x, op)

@@ -2,20 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 from hpcopt.compress import Codec
 from hpcopt.errors import UnsupportedError
+from hpcopt.kernels.cut import Cut
 
 
 def shards(n: int, owners: int, grain: int = 1) -> list[slice]:
     """Cut n values into one stretch an owner, nearly equal, each beginning at a multiple of ``grain``; the last ones
     may be empty.
     """
-    grains = -(-n // grain)
-    each, longer = divmod(grains, owners)
-    starts = [min(n, grain * (owner * each + min(owner, longer))) for owner in range(owners + 1)]
-    return [slice(begin, end) for begin, end in pairwise(starts)]
+    return Cut.of(n, owners, grain).stretches()
 
 
 def grain(codec: Codec) -> int:

@@ -1,103 +1,147 @@
 """Tensors of any device over a transport that reaches main memory only: each goes by way of a copy there.
 
-The copies are made where the message is: one when it is sent, one when a receive is waited for, and nothing overlaps
-them. Tensors in main memory pass straight through.
+A collective copies a tensor once each way, whatever the number of ranks. A message is copied when it is sent, and when
+a receive is waited for. The copies lie in page-locked memory that is used again (``hpcopt.comm.pinned``). Tensors in
+main memory pass straight through.
 """
 
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
-import torch
 from torch import Tensor
 
-from hpcopt.comm.transport import Op, Request, Transport
+from hpcopt.comm.pinned import Pool, Slot
+from hpcopt.comm.transport import Op, Request, SharedMemory, Transport
 
 
 def outside_main_memory(x: Tensor) -> bool:
     """Whether MPI cannot read x where it is."""
-    return x.device.type != "cpu"
+    return not x.is_cpu
 
 
 class StagedTransport(Transport):
-    """Another transport, with copies before and after it."""
+    """Another transport, with copies before and after it.
 
-    def __init__(self, inner: Transport, away: Callable[[Tensor], bool] = outside_main_memory) -> None:
+    Attributes:
+        inner: what carries the copies.
+        slots: where they lie.
+    """
+
+    def __init__(
+        self, inner: Transport, away: Callable[[Tensor], bool] = outside_main_memory, slots: Pool | None = None
+    ) -> None:
         """Copy the tensors for which ``away`` holds."""
-        self._inner, self._away = inner, away
+        self.inner, self._away, self.slots = inner, away, slots or Pool()
         self.name, self.point_to_point, self.threaded = inner.name, inner.point_to_point, inner.threaded
         self.rank, self.size, self.traffic = inner.rank, inner.size, inner.traffic
 
+    def carries(self, x: Tensor) -> bool:
+        return not self._away(x)
+
+    @contextmanager
+    def in_main_memory(self, x: Tensor) -> Iterator[tuple[Transport, Tensor]]:
+        """Give the transport beneath with x, or a copy of x that is x's in the end, also where the body fails."""
+        if not self._away(x):
+            yield self.inner, x
+            return
+        slot = self.slots.fetched(x)
+        try:
+            yield self.inner, slot.host
+        finally:
+            slot.deliver(x)
+
     def send(self, x: Tensor, to: int, tag: int = 0) -> Request:
-        return self._inner.send(self._copied(x), to, tag)
+        if not self._away(x):
+            return self.inner.send(x, to, tag)
+        slot = self.slots.fetched(x)
+        return _Leaving(self.inner.send(slot.host, to, tag), slot)
 
     def receive(self, out: Tensor, source: int, tag: int = 0, *, exact: bool = True) -> Request:
         if not self._away(out):
-            return self._inner.receive(out, source, tag, exact=exact)
-        landing = _room(out)
-        return _Landing(self._inner.receive(landing, source, tag, exact=exact), landing, out)
+            return self.inner.receive(out, source, tag, exact=exact)
+        slot = self.slots.lend(out)
+        return _Landing(self.inner.receive(slot.host, source, tag, exact=exact), slot, out)
 
     def take(self, tag: int = 0, *, wait: bool = False) -> tuple[int, Tensor] | None:
-        return self._inner.take(tag, wait=wait)
+        return self.inner.take(tag, wait=wait)
 
     def all_reduce(self, x: Tensor, op: Op = "sum") -> None:
-        host = self._copied(x)
-        self._inner.all_reduce(host, op)
-        self._put_back(host, x)
+        with self.in_main_memory(x) as (inner, host):
+            inner.all_reduce(host, op)
 
     def broadcast(self, x: Tensor, root: int = 0) -> None:
-        host = self._copied(x)
-        self._inner.broadcast(host, root)
-        self._put_back(host, x)
+        with self.in_main_memory(x) as (inner, host):
+            inner.broadcast(host, root)
 
     def all_gather(self, x: Tensor, out: Tensor) -> None:
-        landing = _room(out) if self._away(out) else out
-        self._inner.all_gather(self._copied(x), landing)
-        self._put_back(landing, out)
+        self._moved(self.inner.all_gather, x, out)
 
     def all_to_all(self, x: Tensor, out: Tensor) -> None:
-        landing = _room(out) if self._away(out) else out
-        self._inner.all_to_all(self._copied(x), landing)
-        self._put_back(landing, out)
+        self._moved(self.inner.all_to_all, x, out)
+
+    def _moved(self, move: Callable[[Tensor, Tensor], None], x: Tensor, out: Tensor) -> None:
+        """By a collective that fills out from x."""
+        leaving = self.slots.fetched(x) if self._away(x) else None
+        landing = self.slots.lend(out) if self._away(out) else None
+        move(x if leaving is None else leaving.host, out if landing is None else landing.host)
+        if leaving is not None:
+            leaving.give_back()
+        if landing is not None:
+            landing.deliver(out)
 
     def barrier(self) -> None:
-        self._inner.barrier()
+        self.inner.barrier()
 
     def split(self, color: int, key: int) -> "StagedTransport":
-        return StagedTransport(self._inner.split(color, key), self._away)
+        return StagedTransport(self.inner.split(color, key), self._away, self.slots)
 
     def duplicate(self) -> "StagedTransport":
-        return StagedTransport(self._inner.duplicate(), self._away)
+        return StagedTransport(self.inner.duplicate(), self._away, self.slots)
+
+    def shared_memory(self) -> SharedMemory | None:
+        return self.inner.shared_memory()
+
+    @property
+    def communicator(self) -> Any:
+        return self.inner.communicator
 
     def abort(self, exit_code: int) -> NoReturn:
-        self._inner.abort(exit_code)
+        self.inner.abort(exit_code)
 
     def close(self) -> None:
-        self._inner.close()
-
-    def _copied(self, x: Tensor) -> Tensor:
-        return _room(x).copy_(x.detach()) if self._away(x) else x
-
-    def _put_back(self, host: Tensor, x: Tensor) -> None:
-        if host is not x:
-            x.detach().copy_(host)
+        self.inner.close()
 
 
-def _room(like: Tensor) -> Tensor:
-    return torch.empty(like.shape, dtype=like.dtype)
+class _Leaving:
+    """A message whose copy is given back once it is sent."""
+
+    def __init__(self, request: Request, slot: Slot) -> None:
+        self._request = request
+        self._slot: Slot | None = slot
+
+    def wait(self) -> int:
+        sent_bytes = self._request.wait()
+        if self._slot is not None:
+            self._slot.give_back()
+            self._slot = None
+        return sent_bytes
+
+    def done(self) -> bool:
+        return self._request.done()
 
 
 class _Landing:
     """A receive into main memory that goes on to where it was wanted."""
 
-    def __init__(self, request: Request, landing: Tensor, out: Tensor) -> None:
-        self._request, self._landing, self._out = request, landing, out
+    def __init__(self, request: Request, slot: Slot, out: Tensor) -> None:
+        self._request, self._slot, self._out = request, slot, out
         self._received_bytes: int | None = None
 
     def wait(self) -> int:
         if self._received_bytes is None:
             self._received_bytes = self._request.wait()
-            target, source = (x.view(-1).view(torch.uint8)[: self._received_bytes] for x in (self._out, self._landing))
-            target.copy_(source)
+            self._slot.deliver(self._out, self._received_bytes)
         return self._received_bytes
 
     def done(self) -> bool:

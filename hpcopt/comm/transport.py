@@ -107,6 +107,14 @@ class Transport:
         """Return once every rank has come here."""
         self.all_reduce(torch.zeros(1))
 
+    def carries(self, x: Tensor) -> bool:
+        """Whether collectives take x where it is."""
+        return x.is_cpu or not self.host_memory_only
+
+    def sums(self, x: Tensor) -> bool:
+        """Whether its own all_reduce is the way for x, and not one of ours, by messages."""
+        return not self.point_to_point
+
     def split(self, color: int, key: int) -> "Transport":
         """Give a transport over the ranks that named the same color, ordered by (key, rank)."""
         self._refuse("split")

@@ -15,6 +15,7 @@ alpha + 2 (P - 1) / P n / (r B) + n / e + n / u + n / (P e) + n / u``.
 import torch
 from torch import Tensor
 
+from hpcopt.comm import slots
 from hpcopt.comm.shards import grain, longest, shards
 from hpcopt.comm.transport import Request, Transport, wait_all
 from hpcopt.compress import Codec
@@ -57,6 +58,8 @@ def all_reduce(
         sender_residual[mine] = 0
     if size == 1:
         return x
+    if transport.sums(x) or not (x.is_cpu and transport.carries(x)):
+        return slots.all_reduce(transport, x, codec, sender_seed, owner_seed, sender_residual, owner_residual, first)
     # Nearest rank first, on all ranks alike: at every moment each link has one sender.
     others = [(rank + distance) % size for distance in range(1, size)]
     sources = [(rank - distance) % size for distance in range(1, size)]

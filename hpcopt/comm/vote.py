@@ -24,6 +24,8 @@ from torch import Tensor
 from hpcopt import kernels
 from hpcopt.comm.shards import shards
 from hpcopt.comm.transport import Request, Transport, wait_all
+from hpcopt.kernels import cuda
+from hpcopt.kernels.cut import Cut
 
 WORD = 64  # elections in a word
 GRAIN = 8  # words that the counting loops take at once
@@ -59,6 +61,25 @@ def vote(
         weights: votes of each rank, integers of at least 0, the same on all ranks; by default one each.
         see: is shown all ranks' ballots in the elections that this rank decides, shape (P, words), int64.
     """
+
+    def pack_stretch(stretch: slice, ballot: Tensor) -> None:
+        pack(x[WORD * stretch.start : WORD * stretch.stop], ballot)
+
+    yield from elect(transport, pack_stretch, words, weights, see)
+
+
+def elect(
+    transport: Transport,
+    pack_stretch: Callable[[slice, Tensor], object],
+    words: Tensor,
+    weights: Sequence[int] | None = None,
+    see: Callable[[Tensor], object] | None = None,
+) -> Iterator[slice]:
+    """As ``vote``, with ballots from elsewhere.
+
+    Args:
+        pack_stretch: fills a stretch of this rank's ballot, as ``pack`` would; asked for each stretch once.
+    """
     size, rank, traffic = transport.size, transport.rank, transport.traffic
     stretches = shards(words.numel(), size, GRAIN)
     others = [(rank + distance) % size for distance in range(1, size)]
@@ -70,10 +91,10 @@ def vote(
     sends: list[Request] = []
     for owner in others:  # each part is packed while the one before it is on the wire
         with traffic.encoding():
-            _pack_stretch(x, stretches[owner], ballot)
+            pack_stretch(stretches[owner], ballot[stretches[owner]])
         sends.append(transport.send(ballot[stretches[owner]], owner))
     with traffic.encoding():
-        _pack_stretch(x, mine, ballot)
+        pack_stretch(mine, ballot[mine])
         votes[rank] = ballot[mine]
     with traffic.waiting():
         wait_all(receives)
@@ -102,12 +123,19 @@ def count(votes: Tensor, weights: Sequence[int] | None, outcome: Tensor) -> None
 
 
 def pack(x: Tensor, words: Tensor) -> None:
-    """Fill a ballot, shape (ballot_words(n),), int64, from x, shape (n,), float32."""
+    """Fill a ballot, shape (ballot_words(n),), int64, from x, shape (n,), float32, where they are."""
+    if not x.is_cpu:
+        worst = torch.zeros(1, dtype=torch.int32, device=x.device)  # whatever is not finite votes, too
+        cuda.bits.pack(x.detach(), Cut.rows(1, x.numel()), words.view(1, -1).view(torch.uint8), worst)
+        return
     kernels.bits.pack(x.detach().numpy(), unsigned(words))
 
 
 def unpack(words: Tensor, out: Tensor) -> None:
-    """Fill out, shape (n,), float32, with +1 and -1."""
+    """Fill out, shape (n,), float32, with +1 and -1, where they are."""
+    if not out.is_cpu:
+        cuda.bits.unpack(words.view(1, -1).view(torch.uint8), Cut.rows(1, out.numel()), 1.0, False, out)
+        return
     kernels.bits.unpack(unsigned(words), np.float32(1), False, out.numpy())
 
 
@@ -137,7 +165,3 @@ def planned_bytes(n: int, size: int, rank: int) -> int:
     mine = shards(words, size, GRAIN)[rank]
     own: int = mine.stop - mine.start
     return 8 * (words - own + (size - 1) * own)
-
-
-def _pack_stretch(x: Tensor, stretch: slice, ballot: Tensor) -> None:
-    pack(x[WORD * stretch.start : WORD * stretch.stop], ballot[stretch])

@@ -22,7 +22,7 @@ from hpcopt.comm.traffic import Traffic
 from hpcopt.comm.transport import Op, Transport
 from hpcopt.errors import HpcoptError, LaunchError, PeerError
 
-Backend = Literal["mpi", "horovod"]
+Backend = Literal["mpi", "horovod", "nccl"]
 
 
 class World:
@@ -68,10 +68,7 @@ class World:
         if self.size == 1:
             return x
         with self._collective(f"all_reduce ({op})", x):
-            if self.transport.point_to_point:
-                dense.all_reduce(self.transport, x, op)
-            else:
-                self.transport.all_reduce(x, op)
+            dense.all_reduce(self.transport, x, op)
         return x
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
@@ -255,6 +252,10 @@ def connect(backend: Backend = "mpi", debug: bool = False, stall_s: float = STAL
         )
     if backend == "horovod":
         world = _over_horovod(world, debug)
+    elif backend == "nccl":
+        from hpcopt.comm.nccl import over_nccl
+
+        world.transport = over_nccl(world)
     if world.size > 1:
         watch_over(world, stall_s)
     return world

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from hpcopt.config import Choice
 from hpcopt.errors import NonFiniteError, PayloadError, UnsupportedError
+from hpcopt.kernels.cut import Cut
 
 ALIGNMENT = 8  # bytes; where a payload may begin in a larger buffer
 LARGEST_PAYLOAD = 1 << 48  # bytes; no machine has as many
@@ -57,8 +58,8 @@ class Codec(CodecConfig, ABC):
 
     It says what else is true of it: ``variance`` if it is unbiased, ``contraction``, ``gain`` if it enlarges,
     ``linear`` with ``summable``, ``shared_seed``. A field ``bucket`` has tensors cut at its multiples. Optional are
-    ``_encode_feedback``, error feedback in one sweep, and with ``on_device`` also ``_encode_on_device`` and
-    ``_decode_on_device``, for GPUs.
+    ``_encode_feedback``, error feedback in one sweep, and with ``on_device``, for GPUs, ``_encode_on_device`` and
+    ``_decode_on_device``, or with ``in_parts`` ``_encode_parts`` and ``_decode_parts``.
     ``hpcopt.testing.codec.check_codec`` holds a codec to all this; docs/concepts/codecs.md has an example.
     """
 
@@ -72,6 +73,13 @@ class Codec(CodecConfig, ABC):
             hash(self)
         except TypeError as error:
             raise ValueError(f"a codec's settings are compared by their hash: {error}; take a tuple") from None
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether, on a GPU, it works on all parts of a tensor at once (``hpcopt.compress.parts``). Payloads then are
+        ``max_bytes`` long.
+        """
+        return False
 
     @property
     def unbiased(self) -> bool:
@@ -217,10 +225,27 @@ class Codec(CodecConfig, ABC):
 
     def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
         """As ``_encode``, the same bytes, for tensors outside main memory, if ``on_device``."""
-        raise NotImplementedError
+        worst = torch.zeros(1, dtype=torch.int32, device=x.device)
+        self._encode_parts(x, Cut.rows(1, x.numel()), _as_slot(payload), seed, first, worst)
+        if not self.carries_not_finite:
+            require_finite(NOT_FINITE if int(worst) else 0, self)
+        return payload.numel()
 
     def _decode_on_device(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
         """As ``_decode``, for tensors outside main memory, if ``on_device``."""
+        size = self.max_bytes(out.numel())
+        require_bytes(payload, size, self)
+        self._decode_parts(_as_slot(payload[:size]), Cut.rows(1, out.numel()), out, weight, add)
+
+    def _encode_parts(self, x: Tensor, cut: Cut, slots: Tensor, seed: int, first: int, worst: Tensor) -> None:
+        """Fill the head of each slot, of slots, (parts, stride), uint8, with the payload of its part of x, in so many
+        launches whatever the number of parts; if ``in_parts``. worst, (1,), int32, becomes positive if there is Inf or
+        NaN in x.
+        """
+        raise NotImplementedError
+
+    def _decode_parts(self, slots: Tensor, cut: Cut, out: Tensor, weight: float, add: bool) -> None:
+        """Write (or add) weight times each slot's decoded values to its part of out."""
         raise NotImplementedError
 
     def _decode_anywhere(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
@@ -253,6 +278,12 @@ class Codec(CodecConfig, ABC):
         if not 0 <= size <= room.numel():
             raise UnsupportedError(f"codec {self.name!r}: _encode used {size} of {room.numel()} bytes")
         return room[:size]
+
+
+def _as_slot(payload: Tensor) -> Tensor:
+    """As the one of a row of slots, shape (1, bytes)."""
+    stride = ALIGNMENT * -(-payload.numel() // ALIGNMENT)
+    return payload.as_strided((1, payload.numel()), (stride, 1), payload.storage_offset())
 
 
 def _copied(payload: Tensor, room: Tensor) -> Tensor:

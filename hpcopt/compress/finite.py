@@ -33,8 +33,8 @@ def magnitude_bound(*terms: Tensor) -> Tensor:
     bound = 0.0
     for term in terms:
         if term.numel():
-            low, high = torch.aminmax(term)  # NaN if there is one
-            bound += max(-float(low), float(high))
+            low, high = torch.stack(torch.aminmax(term)).tolist()  # NaN if there is one
+            bound += max(-low, high)
     return torch.tensor([bound if bound < math.inf else math.inf], dtype=torch.float64)
 
 

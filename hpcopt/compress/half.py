@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hpcopt import kernels
 from hpcopt.compress.codec import Bytes, Codec, Floats, require_bytes
+from hpcopt.kernels.cut import Cut
 
 
 class Half(Codec):
@@ -29,6 +30,10 @@ class Half(Codec):
 
     linear: ClassVar[bool] = True
     carries_not_finite: ClassVar[bool] = True
+
+    @property
+    def in_parts(self) -> bool:
+        return True
 
     @property
     def dtype(self) -> torch.dtype:
@@ -62,22 +67,25 @@ class Half(Codec):
         return payload.size
 
     def _decode(self, payload: Bytes, out: Floats, weight: float, add: bool) -> None:
-        self._decode_on_device(torch.from_numpy(payload), torch.from_numpy(out), weight, add)
+        require_bytes(payload, 2 * out.size, self)
+        self._read(torch.from_numpy(payload[: 2 * out.size]).view(self.dtype), torch.from_numpy(out), weight, add)
 
-    def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
-        values = payload.view(self.dtype)
-        values.copy_(x)
-        self._saturate(x, values)
-        return payload.numel()
+    def _encode_parts(self, x: Tensor, cut: Cut, slots: Tensor, seed: int, first: int, worst: Tensor) -> None:
+        for parts, where, length in cut.groups():
+            values = slots[parts, : 2 * length].view(self.dtype)
+            values.copy_(x[where].view(-1, length))
+            self._saturate(x[where].view(-1, length), values)
+
+    def _decode_parts(self, slots: Tensor, cut: Cut, out: Tensor, weight: float, add: bool) -> None:
+        for parts, where, length in cut.groups():
+            self._read(slots[parts, : 2 * length].view(self.dtype), out[where].view(-1, length), weight, add)
 
     def _saturate(self, x: Tensor, values: Tensor) -> None:
         """Put the largest of the format where rounding a finite x has made Inf."""
         top = torch.finfo(self.dtype).max
         values.copy_(torch.where(x.isfinite(), values.clamp(-top, top), values))
 
-    def _decode_on_device(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
-        require_bytes(payload, 2 * out.numel(), self)
-        values = payload[: 2 * out.numel()].view(self.dtype)
+    def _read(self, values: Tensor, out: Tensor, weight: float, add: bool) -> None:
         if add:
             out.add_(values, alpha=weight)
         else:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.compress.codec import Bytes, Codec, Floats, require_bytes
+from hpcopt.kernels.cut import Cut
 
 
 class Dense(Codec):
@@ -21,6 +22,10 @@ class Dense(Codec):
 
     linear: ClassVar[bool] = True
     carries_not_finite: ClassVar[bool] = True
+
+    @property
+    def in_parts(self) -> bool:
+        return True
 
     def variance(self, n: int) -> float:
         """None at all."""
@@ -48,11 +53,11 @@ class Dense(Codec):
         else:
             np.multiply(values, np.float32(weight), out=out)
 
-    def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
-        payload.view(torch.float32).copy_(x)
-        return payload.numel()
+    def _encode_parts(self, x: Tensor, cut: Cut, slots: Tensor, seed: int, first: int, worst: Tensor) -> None:
+        for parts, where, length in cut.groups():
+            slots[parts, : 4 * length].view(torch.float32).copy_(x[where].view(-1, length))
 
-    def _decode_on_device(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
-        require_bytes(payload, 4 * out.numel(), self)
-        values = payload[: 4 * out.numel()].view(torch.float32) * weight
-        out.copy_(out + values if add else values)
+    def _decode_parts(self, slots: Tensor, cut: Cut, out: Tensor, weight: float, add: bool) -> None:
+        for parts, where, length in cut.groups():
+            values, target = slots[parts, : 4 * length].view(torch.float32) * weight, out[where].view(-1, length)
+            target.copy_(target + values if add else values)

@@ -11,7 +11,7 @@ then the sign bits packed (``kernels.packing``): 9 bits a value. The last writes
 packed codes: the level from 0 to s, and above it a sign bit.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -21,6 +21,7 @@ from hpcopt import kernels
 from hpcopt.compress.codec import Bytes, Codec, Floats, require_bytes, require_finite
 from hpcopt.compress.scaled_codes import BLOCK, ScaledCodes, packed_bytes, small_value_variance
 from hpcopt.kernels import cuda
+from hpcopt.kernels.cut import Cut
 
 POWER_127 = 0x7F000000  # the bits of 2^127: magnitudes from there on could round up to Inf
 
@@ -31,6 +32,10 @@ class _PowersOfTwo(Codec):
     """
 
     on_device: ClassVar[bool] = True
+
+    @property
+    def in_parts(self) -> bool:
+        return True
 
     def max_bytes(self, n: int) -> int:
         """Exact."""
@@ -48,13 +53,8 @@ class _PowersOfTwo(Codec):
         require_bytes(payload, self.max_bytes(out.size), self)
         kernels.powers.decode(payload, np.float32(weight), add, out)
 
-    def _round_on_device(self, x: Tensor, nearest: bool, seed: int, first: int, payload: Tensor) -> int:
-        require_finite(cuda.powers.encode(x, nearest, seed, first, payload), self, POWER_127)
-        return payload.numel()
-
-    def _decode_on_device(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
-        require_bytes(payload, self.max_bytes(out.numel()), self)
-        cuda.powers.decode(payload, weight, add, out)
+    def _decode_parts(self, slots: Tensor, cut: Cut, out: Tensor, weight: float, add: bool) -> None:
+        cuda.powers.decode(slots, cut, weight, add, out)
 
 
 class Natural(_PowersOfTwo):
@@ -69,8 +69,8 @@ class Natural(_PowersOfTwo):
     def _encode(self, x: Floats, seed: int, first: int, payload: Bytes) -> int:
         return self._round(x, False, seed, first, payload)
 
-    def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
-        return self._round_on_device(x, False, seed, first, payload)
+    def _encode_parts(self, x: Tensor, cut: Cut, slots: Tensor, seed: int, first: int, worst: Tensor) -> None:
+        cuda.powers.encode(x, cut, slots, False, seed, first, worst)
 
 
 class BiasedRounding(_PowersOfTwo):
@@ -85,8 +85,8 @@ class BiasedRounding(_PowersOfTwo):
     def _encode(self, x: Floats, seed: int, first: int, payload: Bytes) -> int:
         return self._round(x, True, seed, first, payload)
 
-    def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
-        return self._round_on_device(x, True, seed, first, payload)
+    def _encode_parts(self, x: Tensor, cut: Cut, slots: Tensor, seed: int, first: int, worst: Tensor) -> None:
+        cuda.powers.encode(x, cut, slots, True, seed, first, worst)
 
 
 class ExponentialDithering(ScaledCodes):
@@ -104,9 +104,15 @@ class ExponentialDithering(ScaledCodes):
     def _layout(self) -> tuple[int, int]:
         return self.bucket, self.bits
 
-    def _fill(self, loops: Any, x: Any, seed: int, first: int, scales: Any, codes: Any) -> int:
-        worst: int = loops.powers.dither(x, *self._layout(), seed, first, scales, codes)
+    def _fill(self, x: Floats, seed: int, first: int, scales: Floats, codes: Bytes) -> int:
+        worst: int = kernels.powers.dither(x, *self._layout(), seed, first, scales, codes)
         return worst
 
-    def _read(self, loops: Any, scales: Any, codes: Any, weight: float, add: bool, out: Any) -> None:
-        loops.powers.undither(scales, codes, *self._layout(), np.float32(weight), add, out)
+    def _read(self, scales: Floats, codes: Bytes, weight: float, add: bool, out: Floats) -> None:
+        kernels.powers.undither(scales, codes, *self._layout(), np.float32(weight), add, out)
+
+    def _encode_parts(self, x: Tensor, cut: Cut, slots: Tensor, seed: int, first: int, worst: Tensor) -> None:
+        cuda.powers.dither(x, cut, slots, *self._layout(), seed, first, worst)
+
+    def _decode_parts(self, slots: Tensor, cut: Cut, out: Tensor, weight: float, add: bool) -> None:
+        cuda.powers.undither(slots, cut, *self._layout(), weight, add, out)

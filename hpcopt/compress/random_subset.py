@@ -23,6 +23,7 @@ from hpcopt import kernels
 from hpcopt.compress.codec import Bytes, Codec, Floats, require_bytes, require_finite
 from hpcopt.errors import PayloadError
 from hpcopt.kernels import cuda
+from hpcopt.kernels.cut import Cut
 
 
 class RandomK(Codec):
@@ -37,6 +38,10 @@ class RandomK(Codec):
     wire_version: ClassVar[int] = 2
     linear: ClassVar[bool] = True
     shared_seed: ClassVar[bool] = True
+
+    @property
+    def in_parts(self) -> bool:
+        return True
 
     def k(self, n: int) -> int:
         """Values sent of n."""
@@ -83,25 +88,26 @@ class RandomK(Codec):
         values = payload[16 : self.max_bytes(out.size)].view(np.float32)
         kernels.sparse.scatter(values, places, np.float32(weight), out)
 
-    def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
-        values = payload[16:].view(torch.float32)
-        torch.mul(
-            x[self._places_on_device(x, seed, first)], self._stretch(x.numel()) if self.scaled else 1.0, out=values
-        )
-        require_finite(cuda.levels.worst(torch.cat([x, values])), self)
-        payload[:16].view(torch.int64).copy_(torch.tensor([seed, first]))
-        return payload.numel()
+    def _encode_parts(self, x: Tensor, cut: Cut, slots: Tensor, seed: int, first: int, worst: Tensor) -> None:
+        for parts, where, length in cut.groups():
+            rows, slot = x[where].view(-1, length), slots[parts, : self.max_bytes(length)]
+            head = slot[:, :16].view(torch.int64)
+            head[:, 0] = seed
+            torch.arange(first + where.start, first + where.stop, length, out=head[:, 1])
+            places = cuda.sampling.one_in_each(length, self.k(length), seed, head[:, 1:])
+            values = rows.gather(1, places) * (self._stretch(length) if self.scaled else 1.0)
+            slot[:, 16:].view(torch.float32).copy_(values)
+            for tensor in (rows, values):
+                torch.maximum(worst, cuda.select.not_finite(tensor), out=worst)
 
-    def _decode_on_device(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
-        require_bytes(payload, self.max_bytes(out.numel()), self)
-        seed, first = payload[:16].view(torch.int64).tolist()
-        if not add:
-            out.zero_()
-        values = payload[16 : self.max_bytes(out.numel())].view(torch.float32)
-        out.index_add_(0, self._places_on_device(out, seed, first), values * weight)
-
-    def _places_on_device(self, x: Tensor, seed: int, first: int) -> Tensor:
-        return cuda.sampling.one_in_each(x.numel(), self.k(x.numel()), seed, first, x.device)
+    def _decode_parts(self, slots: Tensor, cut: Cut, out: Tensor, weight: float, add: bool) -> None:
+        for parts, where, length in cut.groups():
+            rows, slot = out[where].view(-1, length), slots[parts, : self.max_bytes(length)]
+            head = slot[:, :16].view(torch.int64)
+            if not add:
+                rows.zero_()
+            places = cuda.sampling.one_in_each(length, self.k(length), head[:, :1], head[:, 1:])
+            rows.scatter_add_(1, places, slot[:, 16:].view(torch.float32) * weight)
 
     def _places(self, n: int, seed: int, first: int) -> NDArray[np.int64]:
         """The places drawn, all different."""

@@ -11,7 +11,6 @@ is below zero. Zero of either sign is plus.
 from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
@@ -19,6 +18,7 @@ from torch import Tensor
 from hpcopt import kernels
 from hpcopt.compress.codec import Bytes, Codec, Floats, require_bytes, require_finite
 from hpcopt.kernels import cuda
+from hpcopt.kernels.cut import Cut
 
 
 class SignBits(Codec):
@@ -27,6 +27,10 @@ class SignBits(Codec):
     on_device: ClassVar[bool] = True
 
     name: Literal["sign_bits"] = "sign_bits"
+
+    @property
+    def in_parts(self) -> bool:
+        return True
 
     def max_bytes(self, n: int) -> int:
         """Exact."""
@@ -41,14 +45,11 @@ class SignBits(Codec):
         require_bytes(payload, size, self)
         kernels.bits.unpack(payload[:size].view(np.uint64), np.float32(weight), add, out)
 
-    def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
-        require_finite(cuda.bits.pack(x, payload.view(torch.int32)), self)
-        return payload.numel()
+    def _encode_parts(self, x: Tensor, cut: Cut, slots: Tensor, seed: int, first: int, worst: Tensor) -> None:
+        cuda.bits.pack(x, cut, slots, worst)
 
-    def _decode_on_device(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
-        size = self.max_bytes(out.numel())
-        require_bytes(payload, size, self)
-        cuda.bits.unpack(payload[:size].view(torch.int32), weight, add, out)
+    def _decode_parts(self, slots: Tensor, cut: Cut, out: Tensor, weight: float, add: bool) -> None:
+        cuda.bits.unpack(slots, cut, weight, add, out)
 
 
 class Sign(Codec):
@@ -60,6 +61,10 @@ class Sign(Codec):
 
     name: Literal["sign"] = "sign"
     bucket: int = Field(512, gt=0, multiple_of=512, description="values that share a scale")
+
+    @property
+    def in_parts(self) -> bool:
+        return True
 
     def contraction(self, n: int) -> float:
         """One in the bucket's size; typical tensors do far better (2 / pi for Gaussian values)."""
@@ -84,20 +89,11 @@ class Sign(Codec):
         require_finite(kernels.bits.encode_feedback(x, residual, self.bucket, scales, words), self)
         return payload.size
 
-    def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
-        scales, words = self._parts_on_device(payload, x.numel())
-        payload[4 * len(scales) : self._scale_bytes(x.numel())] = 0
-        require_finite(cuda.bits.encode(x, self.bucket, scales, words), self)
-        return payload.numel()
+    def _encode_parts(self, x: Tensor, cut: Cut, slots: Tensor, seed: int, first: int, worst: Tensor) -> None:
+        cuda.bits.encode(x, cut, slots, self.bucket, worst)
 
-    def _decode_on_device(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
-        require_bytes(payload, self.max_bytes(out.numel()), self)
-        scales, words = self._parts_on_device(payload, out.numel())
-        cuda.bits.decode(scales, words, self.bucket, weight, add, out)
-
-    def _parts_on_device(self, payload: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        split, scales = self._scale_bytes(n), -(-n // self.bucket)
-        return payload[: 4 * scales].view(torch.float32), payload[split : self.max_bytes(n)].view(torch.int32)
+    def _decode_parts(self, slots: Tensor, cut: Cut, out: Tensor, weight: float, add: bool) -> None:
+        cuda.bits.decode(slots, cut, self.bucket, weight, add, out)
 
     def _scale_bytes(self, n: int) -> int:
         return 8 * -(-4 * -(-n // self.bucket) // 8)

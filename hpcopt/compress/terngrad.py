@@ -13,17 +13,19 @@ int8 or int16 (to be summed).
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from hpcopt import kernels
-from hpcopt.compress.codec import float_array
+from hpcopt.compress.codec import Bytes, Floats, float_array
 from hpcopt.compress.residuals import Layout, views
 from hpcopt.compress.rounds import Reduction, RoundsConfig, agree
 from hpcopt.compress.scaled_codes import BLOCK, ScaledCodes, small_value_variance
+from hpcopt.kernels import cuda
+from hpcopt.kernels.cut import Cut
 
 BITS = 2
 
@@ -42,12 +44,18 @@ class TernGrad(ScaledCodes):
     def _layout(self) -> tuple[int, int]:
         return self.bucket, BITS
 
-    def _fill(self, loops: Any, x: Any, seed: int, first: int, scales: Any, codes: Any) -> int:
-        worst: int = loops.levels.encode(x, *self._layout(), False, self.clip or 0.0, seed, first, scales, codes)
+    def _fill(self, x: Floats, seed: int, first: int, scales: Floats, codes: Bytes) -> int:
+        worst: int = kernels.levels.encode(x, *self._layout(), False, self.clip or 0.0, seed, first, scales, codes)
         return worst
 
-    def _read(self, loops: Any, scales: Any, codes: Any, weight: float, add: bool, out: Any) -> None:
-        loops.levels.decode(scales, codes, *self._layout(), weight, add, out)
+    def _read(self, scales: Floats, codes: Bytes, weight: float, add: bool, out: Floats) -> None:
+        kernels.levels.decode(scales, codes, *self._layout(), weight, add, out)
+
+    def _encode_parts(self, x: Tensor, cut: Cut, slots: Tensor, seed: int, first: int, worst: Tensor) -> None:
+        cuda.levels.encode(x, cut, slots, *self._layout(), False, self.clip or 0.0, seed, first, worst)
+
+    def _decode_parts(self, slots: Tensor, cut: Cut, out: Tensor, weight: float, add: bool) -> None:
+        cuda.levels.decode(slots, cut, *self._layout(), weight, add, out)
 
 
 class SharedTernGrad(RoundsConfig):

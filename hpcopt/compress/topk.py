@@ -34,6 +34,7 @@ from hpcopt.compress.sign import Sign
 from hpcopt.compress.terngrad import TernGrad
 from hpcopt.errors import PayloadError
 from hpcopt.kernels import cuda
+from hpcopt.kernels.cut import Cut
 
 RUN = 16  # sampled neighbours: a cache line
 SAMPLED_HITS = 600  # sampled values above the threshold: it is then off by 4 % or so
@@ -155,7 +156,34 @@ class TopK(Codec):
                 f"codec {self.name!r}: a place in the payload is beyond the {out.size} values of the tensor"
             )
 
+    @property
+    def in_parts(self) -> bool:
+        """How many values a sampled threshold selects, the host has to wait for."""
+        return self.threshold == "exact" and self.values is None
+
+    def _encode_parts(self, x: Tensor, cut: Cut, slots: Tensor, seed: int, first: int, worst: Tensor) -> None:
+        for parts, where, length in cut.groups():
+            rows, k = x[where].view(-1, length), self.k(length)
+            places = cuda.select.largest_of_rows(cuda.select.magnitudes(rows), k)
+            values, slot, end = rows.gather(1, places), slots[parts], _places_end(k)
+            torch.maximum(worst, cuda.select.not_finite(values), out=worst)
+            words = slot[:, : end + 4 * k].view(torch.int32)
+            words[:, 0], words[:, 1], words[:, 2 + k : end // 4] = k, 0, 0
+            words[:, 2 : 2 + k].copy_(places)
+            words[:, end // 4 :].view(torch.float32).copy_(values)
+
+    def _decode_parts(self, slots: Tensor, cut: Cut, out: Tensor, weight: float, add: bool) -> None:
+        for parts, where, length in cut.groups():
+            rows, k = out[where].view(-1, length), self.k(length)
+            words = slots[parts, : _places_end(k) + 4 * k].view(torch.int32)
+            if not add:
+                rows.zero_()
+            places = words[:, 2 : 2 + k].long().clamp(0, length - 1)  # of a damaged payload
+            rows.scatter_add_(1, places, words[:, _places_end(k) // 4 :].view(torch.float32) * weight)
+
     def _encode_on_device(self, x: Tensor, seed: int, first: int, payload: Tensor) -> int:
+        if self.in_parts:
+            return super()._encode_on_device(x, seed, first, payload)
         places = self._places_on_device(x)
         selected, count = x[places], len(places)
         require_finite(cuda.levels.worst(selected), self)
@@ -185,6 +213,9 @@ class TopK(Codec):
         return cuda.select.count_out(magnitudes, k)
 
     def _decode_on_device(self, payload: Tensor, out: Tensor, weight: float, add: bool) -> None:
+        if self.in_parts:
+            super()._decode_on_device(payload, out, weight, add)
+            return
         require_bytes(payload, 8, self)
         count = int(payload[:4].view(torch.int32)) & 0xFFFFFFFF
         end = _places_end(count)

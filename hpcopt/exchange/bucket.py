@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,11 @@ class Bucket:
             items = [(new if p is old else p, value) for p, value in table.items()]
             table.clear()
             table.update(items)  # type: ignore[arg-type]
+
+    def at(self, values: Tensor) -> "Bucket":
+        """The same bucket, whose values lie elsewhere, shape (n,)."""
+        ends = [(p, begin, begin + p.numel()) for p, begin in self.offsets.items()]
+        return replace(self, values=values, views={p: values[begin:end].view(p.shape) for p, begin, end in ends})
 
     def _view(self, p: nn.Parameter) -> Tensor:
         return self.values[self.offsets[p] : self.offsets[p] + p.numel()].view(p.shape)

@@ -35,6 +35,7 @@ from hpcopt.exchange.bucket import Bucket, make_buckets
 from hpcopt.exchange.choices import Choices
 from hpcopt.exchange.config import ExchangeConfig
 from hpcopt.exchange.follow import Named, Parameters
+from hpcopt.exchange.lane import lane_for
 from hpcopt.exchange.reducer import Reducer, Tree
 from hpcopt.exchange.trace import Trace
 from hpcopt.held import require_attributes
@@ -92,8 +93,12 @@ class Exchange:
         self._bucket_of = {p: bucket for bucket in self.buckets for p in bucket.views}
         self._transport = world.transport.duplicate()
         self._reducer.prepare(world, self._transport, self.buckets)
+        self._lane, self._sum, seen = lane_for(self.buckets), self._reducer.reduce, self.buckets
+        if self._lane is not None:
+            self._sum = partial(self._lane.reduce, self._reducer)
+            seen = self._lane.seen(self._reducer, self._transport, self.buckets)
         if self._transport.point_to_point:  # this is no rehearsal
-            compile_once(world, partial(self._reducer.warm, world.size, self.buckets))
+            compile_once(world, partial(self._reducer.warm, world.size, seen))
         world.traffic.add(self._transport.traffic.lap())  # of getting ready, not of a step
         self._seconds = [0.0] * len(self.buckets)
         self._thread = ThreadPoolExecutor(1, "exchange") if config.overlap and self._transport.threaded else None
@@ -119,6 +124,7 @@ class Exchange:
             bucket.values.zero_()
             for p, view in bucket.views.items():
                 p.grad = view
+        self._note()
 
     def begin(self, backwards: int = 1) -> None:
         """As ``zero``, with no gradients, which count as zero; those that are given come to their place."""
@@ -211,6 +217,7 @@ class Exchange:
             rank, size = self._world.rank, self._world.size
             self._step = parts[rank % len(parts)]["step"]
             self._reducer.load_state_dict(SavedParts.of(parts).under("reducer"), rank, size)
+            self._note()
 
     def _require_same_schedule(self) -> None:
         """Ranks that would run other collectives than rank 0 must say so now, and not hang later. Collective."""
@@ -244,6 +251,7 @@ class Exchange:
         if not bucket.fits(p):
             return  # finish says so
         bucket.take(p)
+        self._note()
         self._passes_left[p] -= 1
         if self._passes_left[p] < 0:
             raise HpcoptError(
@@ -266,7 +274,13 @@ class Exchange:
                 bucket.take(p)
             elif p.grad is not None and p.grad is not bucket.views[p]:
                 return UnsupportedError("a gradient was replaced after it was sent: change gradients after finish()")
+        self._note()
         return None
+
+    def _note(self) -> None:
+        """The current stream of a device has changed gradients."""
+        if self._lane is not None:
+            self._lane.note()
 
     def _take_over(self, old: nn.Parameter, new: nn.Parameter) -> None:
         bucket = self._bucket_of[old]
@@ -288,6 +302,8 @@ class Exchange:
                 wait(self._under_way)
             raise
         finally:
+            if self._lane is not None:
+                self._lane.join()
             self._step += 1
             self._rearm(1)
 
@@ -304,6 +320,7 @@ class Exchange:
             self._run(partial(self._reduce, bucket))
 
     def _run(self, work: Callable[[], None]) -> None:
+        work = work if self._lane is None else self._lane.behind(work)
         if self._thread is None:
             work()
         else:
@@ -321,7 +338,7 @@ class Exchange:
             if self._world.debug:
                 require_same_call(self._transport, what)
             start_s = time.perf_counter()
-            self._reducer.reduce(self._transport, bucket, self._step)
+            self._sum(self._transport, bucket, self._step)
             self._seconds[bucket.index] = time.perf_counter() - start_s
         if self._mean:
             bucket.values.div_(self._world.size)

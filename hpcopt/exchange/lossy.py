@@ -92,6 +92,11 @@ class TwoPhaseReducer(Reducer):
             owner_residual=owed_of_sum,
         )
 
+    def on_device(self, transport: Transport, bucket: Bucket) -> bool:
+        codec = bucket.kind
+        able = isinstance(codec, Codec) and codec.on_device and not isinstance(codec, Dense)
+        return (able or transport.size == 1) and self._hierarchy is None
+
     def _agree(self, transport: Transport, bucket: Bucket, codec: Codec, *owed: Tensor | None) -> bool:
         """Whether all ranks can send what they have; if not, the values become NaN. Both encodings may enlarge them,
         and what they leave in residuals.
@@ -148,7 +153,7 @@ class TwoPhaseReducer(Reducer):
 
 def agreed_bound(transport: Transport, *terms: Tensor) -> float:
     """No magnitude in the sum of all ranks' terms is above this; Inf if one holds Inf or NaN. Collective."""
-    return float(doubling.all_reduce(transport, magnitude_bound(*terms)))
+    return float(dense.all_reduce(transport, magnitude_bound(*terms)))
 
 
 def by_nodes_bytes(hierarchy: Hierarchy | None, n: int, size: int, codec: Codec) -> int:

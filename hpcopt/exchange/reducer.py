@@ -47,6 +47,10 @@ class Reducer(Held, ABC):
         for codec in {bucket.kind for bucket in buckets if isinstance(bucket.kind, Codec) and bucket.values.is_cpu}:
             codec.warm()
 
+    def on_device(self, transport: Transport, bucket: Bucket) -> bool:
+        """Whether ``reduce`` can work where a bucket outside main memory is; if not, it is given a copy in it."""
+        return False
+
     @abstractmethod
     def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
         """Replace the bucket's values by their sum over the ranks, bit-equal on all of them. Collective.

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from hpcopt import kernels
 from hpcopt.comm import dense, vote
 from hpcopt.comm.hierarchy import Hierarchy
+from hpcopt.comm.staged import StagedTransport
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
 from hpcopt.compress import Residuals
-from hpcopt.compress.codec import through_main_memory
 from hpcopt.compress.finite import magnitude_bound
 from hpcopt.errors import CheckpointError, JobError, UnsupportedError
 from hpcopt.exchange.bucket import Bucket
@@ -96,18 +96,48 @@ class VoteReducer(Reducer):
         kernels.bits.step(np.zeros(1, np.uint64), np.float32(1), np.float32(1), np.zeros(vote.WORD, np.float32))
 
     def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
-        with through_main_memory(bucket.values) as values:
-            self._vote(transport, bucket, values, step)
-
-    def _vote(self, transport: Transport, bucket: Bucket, gradients: Tensor, step: int) -> None:
-        """Replace gradients, in main memory, by what is decided, unless that stays packed."""
         weights, words = self._weights(transport.size, step), self._words_of(bucket)
-        values = self._voted_on(transport, bucket, gradients)
+        values = self._voted_on(transport, bucket, bucket.values)
         jury = self._jury if self._jury is not None and self._jury.counts_at(step) else None
-        for where in self._decided(transport, values, words, weights, jury):
+        if isinstance(transport, StagedTransport) and not words.is_cpu:
+            self._on_words(transport, values, words, weights, jury)
+            if not self._packed:
+                vote.unpack(words, bucket.values)
+            return
+
+        def pack(stretch: slice, ballot: Tensor) -> None:
+            vote.pack(values[vote.WORD * stretch.start : vote.WORD * stretch.stop], ballot)
+
+        for where in self._decided(transport, pack, words, weights, jury):
             if not self._packed:
                 with transport.traffic.decoding():
-                    vote.unpack(words[where], gradients[vote.WORD * where.start : vote.WORD * where.stop])
+                    vote.unpack(words[where], bucket.values[vote.WORD * where.start : vote.WORD * where.stop])
+
+    def on_device(self, transport: Transport, bucket: Bucket) -> bool:
+        """Ballots are packed there, and outcomes unpacked; what is counted are words in main memory."""
+        messages = isinstance(transport, StagedTransport) and transport.point_to_point
+        return messages and bucket.values.dtype == torch.float32
+
+    def _on_words(
+        self,
+        transport: StagedTransport,
+        values: Tensor,
+        words: Tensor,
+        weights: Sequence[int] | None,
+        jury: Jury | None,
+    ) -> None:
+        """Vote on values of a device into words there: one copy of each way, and one launch to pack."""
+        with transport.traffic.encoding():
+            vote.pack(values, words)
+            leaving, place = transport.slots.fetched(words), transport.slots.lend(words)
+
+        def pack(stretch: slice, ballot: Tensor) -> None:
+            ballot.copy_(leaving.host[stretch])
+
+        for _ in self._decided(transport.inner, pack, place.host, weights, jury):
+            pass
+        leaving.give_back()
+        place.deliver(words)
 
     def by_sum(self, transport: Transport, bucket: Bucket, carry: Callable[[], object]) -> None:
         """Decide without a vote: the outcome is the sign of the sum, over the ranks, of what they would vote on.
@@ -119,16 +149,17 @@ class VoteReducer(Reducer):
         if values is not bucket.values:
             bucket.values.copy_(values)
         carry()
-        with transport.traffic.decoding(), through_main_memory(bucket.values) as sums:
+        with transport.traffic.decoding():
             words = self._words_of(bucket)
-            vote.pack(sums, words)
+            vote.pack(bucket.values, words)
             if not self._packed:
-                vote.unpack(words, sums)
+                vote.unpack(words, bucket.values)
 
     def _words_of(self, bucket: Bucket) -> Tensor:
         """Where the bucket's outcome stays."""
         if bucket.index not in self._words:
-            self._words[bucket.index] = torch.empty(vote.ballot_words(bucket.values.numel()), dtype=torch.int64)
+            words = vote.ballot_words(bucket.values.numel())
+            self._words[bucket.index] = torch.empty(words, dtype=torch.int64, device=bucket.values.device)
         return self._words[bucket.index]
 
     def _voted_on(self, transport: Transport, bucket: Bucket, gradients: Tensor) -> Tensor:
@@ -151,6 +182,9 @@ class VoteReducer(Reducer):
     def _momentum_after(self, bucket: Bucket, gradients: Tensor) -> Tensor:
         """This rank's momentum with the bucket's gradients; without them if they hold Inf or NaN, which would stay."""
         momentum = self._momentum.flat(bucket.layout, gradients.device)
+        if not gradients.is_cpu:  # where nobody waits to be told
+            after = (momentum * self._beta).add_(gradients, alpha=1 - self._beta)
+            return momentum.copy_(torch.where(torch.isfinite(gradients).all(), after, momentum))
         if math.isinf(float(magnitude_bound(gradients))):
             return momentum
         return momentum.mul_(self._beta).add_(gradients, alpha=1 - self._beta)
@@ -174,14 +208,19 @@ class VoteReducer(Reducer):
         return self._words[bucket.index][first : first + vote.ballot_words(parameter.numel())]
 
     def _decided(
-        self, transport: Transport, values: Tensor, words: Tensor, weights: Sequence[int] | None, jury: Jury | None
+        self,
+        transport: Transport,
+        pack: Callable[[slice, Tensor], None],
+        words: Tensor,
+        weights: Sequence[int] | None,
+        jury: Jury | None,
     ) -> Iterator[slice]:
         """Vote, and give each stretch of words once it is decided."""
         if self._hierarchy is None:
-            yield from vote.vote(transport, values, words, weights, None if jury is None else jury.see)
+            yield from vote.elect(transport, pack, words, weights, None if jury is None else jury.see)
             return
         with transport.traffic.encoding():
-            vote.pack(values, words)
+            pack(slice(0, words.numel()), words)
         self._hierarchy.majority(words, self._of_node(weights))
         yield slice(0, words.numel())
 

@@ -3,7 +3,6 @@ other linear compressors, or dense by the all-reduce of MPI or Horovod.
 """
 
 from collections.abc import Hashable, Sequence
-from contextlib import nullcontext
 from typing import Annotated, Literal
 
 import torch
@@ -14,7 +13,6 @@ from hpcopt.comm import dense, reductions
 from hpcopt.comm.traffic import dense_all_reduce_bytes
 from hpcopt.comm.transport import Transport
 from hpcopt.compress import Bounded, Codec, Dense, Half, LinearRounds, RoundCompressor, RoundsConfig
-from hpcopt.compress.codec import through_main_memory
 from hpcopt.errors import UnsupportedError
 from hpcopt.exchange.bucket import Bucket
 from hpcopt.exchange.config import ExchangeConfig
@@ -55,7 +53,7 @@ class RingConfig(ExchangeConfig):
 
 
 class NativeConfig(ExchangeConfig):
-    """Dense sums by the transport's own all-reduce: MPI_Allreduce, or Horovod under ``[run] backend = "horovod"``."""
+    """Dense sums by the transport's own all-reduce: MPI_Allreduce, or Horovod's or NCCL's under that backend."""
 
     name: Literal["native"] = "native"
 
@@ -72,6 +70,9 @@ class NativeReducer(Reducer):
         with transport.traffic.waiting():
             transport.all_reduce(torch.view_as_real(values) if values.is_complex() else values)
 
+    def on_device(self, transport: Transport, bucket: Bucket) -> bool:
+        return transport.carries(bucket.values)
+
     def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
         """Of 2-byte values 4 each: MPI sums them in float32."""
         return dense_all_reduce_bytes(bucket.values.numel() * max(4, bucket.values.element_size()), size)
@@ -86,6 +87,9 @@ class RingReducer(Reducer):
     def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
         wire = self._wire if bucket.values.dtype == torch.float32 else None
         dense.all_reduce(transport, bucket.values, wire=wire)
+
+    def on_device(self, transport: Transport, bucket: Bucket) -> bool:
+        return transport.size == 1
 
     def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
         whole_bytes = bucket.nbytes
@@ -116,9 +120,10 @@ class RoundsReducer(Reducer):
             dense.all_reduce(transport, bucket.values)
             return
         seed = derive(self._seed, step, EVERY_RANK if self._shared_seed else transport.rank, bucket.name)
-        there = isinstance(self._codec, Codec) or self._codec.on_device
-        with nullcontext(bucket.values) if there else through_main_memory(bucket.values) as values:
-            reductions.all_reduce(transport, values, self._compressor, bucket.layout, seed=seed)
+        reductions.all_reduce(transport, bucket.values, self._compressor, bucket.layout, seed=seed)
+
+    def on_device(self, transport: Transport, bucket: Bucket) -> bool:
+        return self._codec.on_device and bucket.values.dtype == torch.float32
 
     def warm(self, size: int, buckets: Sequence[Bucket]) -> None:
         """Goes through the rounds of the shortest bucket once."""

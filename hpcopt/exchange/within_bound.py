@@ -9,7 +9,6 @@ from torch import nn
 from hpcopt.comm import dense, doubling, on_grid
 from hpcopt.comm.transport import Transport
 from hpcopt.compress.bounded import Bounded, Grid
-from hpcopt.compress.codec import through_main_memory
 from hpcopt.compress.finite import BOUND_BYTES, magnitude_bound, refuse
 from hpcopt.exchange.bucket import Bucket
 from hpcopt.exchange.reducer import Reducer
@@ -37,8 +36,10 @@ class BoundedReducer(Reducer):
         largest = float(doubling.all_reduce(transport, magnitude_bound(values), "max"))
         if math.isinf(largest):
             refuse(values, self._codec)
-        with through_main_memory(values) as host:
-            on_grid.all_reduce(transport, host, self._codec.grid(largest, transport.size))
+        on_grid.all_reduce(transport, values, self._codec.grid(largest, transport.size))
+
+    def on_device(self, transport: Transport, bucket: Bucket) -> bool:
+        return transport.size == 1
 
     def warm(self, size: int, buckets: Sequence[Bucket]) -> None:
         if size > 1 and any(bucket.values.is_cpu and bucket.values.dtype == torch.float32 for bucket in buckets):

@@ -15,6 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hpcopt import kernels
+from hpcopt.kernels import cuda
+from hpcopt.kernels.cut import Cut
 from hpcopt.optim.config import OptimizerConfig, Outcome
 from hpcopt.optim.groups import decay_matrices_only
 from hpcopt.optim.rule import Rule, gradient
@@ -84,14 +86,14 @@ class Signum(Rule):
 
 
 def _move(p: Tensor, words: Tensor, lr: float, decay: float) -> None:
-    """``p <- (1 - lr decay) p -+ lr``, straight from the words, which are in main memory."""
-    if not p.is_cpu:
-        minus = words.to(p.device)[:, None] >> torch.arange(64, device=p.device) & 1
-        p.mul_(1 - lr * decay)
-        p.sub_(torch.where(minus.flatten()[: p.numel()].view(p.shape) > 0, -lr, lr))
-        return
+    """``p <- (1 - lr decay) p -+ lr``, straight from the words."""
     values = p.detach().contiguous()
-    signs = words.numpy().view(np.uint64)
-    kernels.bits.step(signs, np.float32(lr), np.float32(1 - lr * decay), values.view(-1).numpy())
+    if p.is_cpu:
+        signs = words.numpy().view(np.uint64)
+        kernels.bits.step(signs, np.float32(lr), np.float32(1 - lr * decay), values.view(-1).numpy())
+    else:
+        values.mul_(1 - lr * decay)
+        cut, slots = Cut.rows(1, p.numel()), words.to(p.device).view(1, -1).view(torch.uint8)
+        cuda.bits.unpack(slots, cut, -lr, True, values.view(-1))
     if values.data_ptr() != p.data_ptr():
         p.copy_(values)

@@ -48,10 +48,10 @@ class Scales(StagedTransport):
         super().all_to_all(x, out)
 
     def split(self, color: int, key: int) -> "Scales":
-        return Scales(self._inner.split(color, key), self._family)
+        return Scales(self.inner.split(color, key), self._family)
 
     def duplicate(self) -> "Scales":
-        return Scales(self._inner.duplicate(), self._family)
+        return Scales(self.inner.duplicate(), self._family)
 
     def _weigh(self, collective: Collective, x: Tensor, root: int = 0) -> None:
         tensor_bytes = x.numel() * x.element_size()

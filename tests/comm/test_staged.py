@@ -77,6 +77,29 @@ def test_a_message_is_what_it_was_when_it_was_sent_and_lands_when_it_is_waited_f
     assert run_ranks(1, lambda t: program(staged(t))) == [True]
 
 
+def test_copies_lie_in_memory_that_is_used_again():
+    def program(t):
+        made = []
+        for _ in range(3):
+            for algorithm in ALGORITHMS.values():
+                algorithm(t)
+            t.barrier()
+            made.append(t.slots.made)
+        return made
+
+    for first, *later in run_ranks(2, lambda t: program(staged(t))):
+        assert first and later == [first, first]
+
+
+@pytest.mark.parallel([2, 3])
+def test_what_only_mpi_has_is_there():
+    """Memory that the ranks share, and a communicator, for checkpoints in one file."""
+    world = MpiTransport()
+    assert staged(world).shared_memory() is world.shared_memory()
+    assert staged(world).communicator is world.communicator
+    world.close()
+
+
 @pytest.mark.parallel([2, 3])
 @pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS)
 def test_over_mpi(algorithm):

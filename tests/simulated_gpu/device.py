@@ -3,7 +3,7 @@
 Its tensors hold values in main memory, so that results are the CPU's to the bit. What CUDA refuses is written into
 ``LEDGER``: an operation on tensors of both devices (but for numbers, and for indices), a CPU generator that draws for
 the device, numpy's view of the device's memory. What starts a kernel, what makes the host wait, and what is copied is
-counted there.
+counted there. Streams keep an order as CUDA's do (``tests.simulated_gpu.streams``): what it leaves open is refused.
 
 Registering a device is for a whole process and torch calls it experimental: import this in a process of its own.
 """
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
-from tests.simulated_gpu.ledger import Ledger
+from tests.simulated_gpu import streams
+from tests.simulated_gpu.ledger import LEDGER
 
-LEDGER = Ledger()
 INDEXING = {"index", "index_put", "_index_put_impl", "_unsafe_index"}
 COPYING = {"copy", "_copy_from", "_copy_from_and_resize", "_to_copy"}
 TO_HOST = {"_local_scalar_dense", "equal", "is_nonzero"}  # their results are the host's
@@ -28,7 +28,15 @@ WAITING = TO_HOST | {
 }
 MEMORY_ONLY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "set", "resize"}
 
-_setup_privateuseone_for_python_backend("sim")
+
+class _Backend(_DummyBackendModule):  # type: ignore[misc]
+    """What ``torch.get_device_module`` gives."""
+
+    Stream, Event = streams.Stream, streams.Event
+    stream, current_stream = staticmethod(streams.stream), staticmethod(streams.current_stream)
+
+
+_setup_privateuseone_for_python_backend("sim", backend_module=_Backend())
 SIM = torch.device("sim:0")
 torch.sim.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]  # type: ignore[attr-defined]
 
@@ -85,6 +93,7 @@ class SimulatedTensor(Tensor):
 
     def tolist(self) -> Any:
         LEDGER.note("waits", "tolist")
+        streams.wait_for()
         return self.values.detach().tolist()
 
     @classmethod
@@ -99,15 +108,21 @@ def _run(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     device = kwargs.get("device")
     theirs = any(isinstance(x, SimulatedTensor) for x in tensors)
     here = theirs if device is None else torch.device(device).type == "sim"
+    waits = False
     if name in COPYING:
-        _count_copy(name, args, here)
+        if (copied := _copy(name, args, kwargs, here)) is not None:
+            return copied
     else:
         _check(name, args, kwargs, tensors, here)
-        _count(name, operation, args)
+        waits = _count(name, operation, args)
     wrapped = {id(x.values): x for x in tensors if isinstance(x, SimulatedTensor)}
     if "pin_memory" in kwargs:
         kwargs = {**kwargs, "pin_memory": False}
     found = operation(*tree_map(_unwrapped, args), **tree_map(_unwrapped, kwargs))
+    if name not in MEMORY_ONLY and not _is_view(operation):
+        _order(name, operation, args, kwargs, found if here and name not in TO_HOST else None)
+    if waits:
+        streams.wait_for()
     if not here or name in TO_HOST:
         return found
     hosts = {id(x) for x in tensors}  # one that was written into stays the host's
@@ -118,6 +133,20 @@ def _run(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return wrapped[id(x)] if id(x) in wrapped else SimulatedTensor(x)
 
     return tree_map(wrap, found)
+
+
+def _order(name: str, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Any) -> None:
+    """Let the current stream read and write what the operation does."""
+    arguments = operation._schema.arguments
+    given = [
+        *zip(arguments, args, strict=False),
+        *((each, kwargs[each.name]) for each in arguments[len(args) :] if each.name in kwargs),
+    ]
+    read, written = [], [x for x in tree_leaves(found) if isinstance(x, Tensor) and not isinstance(x, SimulatedTensor)]
+    for argument, value in given:
+        mine = [x.values for x in tree_leaves(value) if isinstance(x, SimulatedTensor)]
+        (written if argument.alias_info is not None and argument.alias_info.is_write else read).extend(mine)
+    streams.use(read, written, name)
 
 
 def _unwrapped(x: Any) -> Any:
@@ -139,32 +168,57 @@ def _check(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: li
         for index in indices:
             if not isinstance(index, SimulatedTensor):
                 LEDGER.note("copies", "index to the device")
+                LEDGER.note("pageable", "index to the device")
         hosts = [x for x in hosts if all(x is not index for index in indices)]
     if hosts:
         LEDGER.note("refused", f"{name} with {[tuple(x.shape) for x in hosts]} in main memory")
 
 
-def _count(name: str, operation: Any, args: tuple[Any, ...]) -> None:
+def _count(name: str, operation: Any, args: tuple[Any, ...]) -> bool:
+    """Give whether the host waits."""
     masks = name in INDEXING and any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
     if name in WAITING or masks:
         LEDGER.note("waits", f"{name} by a mask" if masks else name)
-    elif name not in MEMORY_ONLY and not _is_view(operation):
+        return True
+    if name not in MEMORY_ONLY and not _is_view(operation):
         LEDGER.note("launches", name)
+    return False
 
 
-def _count_copy(name: str, args: tuple[Any, ...], here: bool) -> None:
+def _copy(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], here: bool) -> Tensor | None:
+    """Count a copy; give what comes of it if that is not to be done at once."""
     if name == "_to_copy":
-        source, from_here = args[0], isinstance(args[0], SimulatedTensor)
+        source, from_here, target = args[0], isinstance(args[0], SimulatedTensor), None
     else:
         target, source = args[:2] if name == "copy" else (args[1], args[0])
         here, from_here = isinstance(target, SimulatedTensor), isinstance(source, SimulatedTensor)
+    beside = bool(kwargs.get("non_blocking") or args[2:3] == (True,))
     if here and from_here:
         LEDGER.note("launches", "copy")
     elif here and source.dim():  # a number travels with its kernel
         LEDGER.note("copies", "to the device")
+        if not streams.is_pinned(source):
+            LEDGER.note("pageable", "to the device")
+        elif beside:
+            streams.watch(source)
     elif from_here:
-        LEDGER.note("copies", "from the device")
-        LEDGER.note("waits", "copy from the device")
+        return _fetch(source, target, beside)
+    return None
+
+
+def _fetch(source: SimulatedTensor, target: Tensor | None, beside: bool) -> Tensor | None:
+    """A copy to main memory."""
+    LEDGER.note("copies", "from the device")
+    locked = target is not None and streams.is_pinned(target)
+    if not locked:
+        LEDGER.note("pageable", "from the device")
+    streams.use([source.values], [], "copy")
+    if locked and beside and target is not None:
+        streams.fetch_later(target, source.values)
+        return target
+    LEDGER.note("waits", "copy from the device")
+    streams.wait_for()
+    return None
 
 
 def _is_view(operation: Any) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 import hpcopt
 
 HOUSE = str(Path(hpcopt.__file__).parent)
+KINDS = ("launches", "waits", "copies", "pageable")
 
 
 @dataclass
@@ -19,13 +20,15 @@ class Ledger:
         refused: what CUDA would refuse. It is written down and the program goes on, so that one run finds all.
         launches: operations that start a kernel.
         waits: those for which the host waits until the device has come so far.
-        copies: those between main memory and the device, each of them blocking and pageable here.
+        copies: those between main memory and the device.
+        pageable: copies whose main memory is not page-locked: two copies each, for which the host waits.
     """
 
     refused: Counter[str] = field(default_factory=Counter)
     launches: Counter[str] = field(default_factory=Counter)
     waits: Counter[str] = field(default_factory=Counter)
     copies: Counter[str] = field(default_factory=Counter)
+    pageable: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, kind: str, operation: str) -> None:
@@ -37,12 +40,15 @@ class Ledger:
     def clear(self) -> None:
         """Begin anew, but for what was refused."""
         with self._lock:
-            for counter in (self.launches, self.waits, self.copies):
-                counter.clear()
+            for kind in KINDS:
+                getattr(self, kind).clear()
 
     def totals(self) -> dict[str, int]:
         """How many of each."""
-        return {kind: getattr(self, kind).total() for kind in ("launches", "waits", "copies")}
+        return {kind: getattr(self, kind).total() for kind in KINDS}
+
+
+LEDGER = Ledger()
 
 
 def _line() -> str:

@@ -19,18 +19,21 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from hpcopt.comm import pinned
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.staged import StagedTransport
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
-from hpcopt.kernels.cuda import bits, levels, powers
+from hpcopt.kernels.cuda import bits, levels, powers, sums
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Task
 from hpcopt.testing.problem import flat
 from hpcopt.trainer.loop import evaluate
 from hpcopt.workloads.on_device import on_device
+from tests.simulated_gpu import streams
 from tests.simulated_gpu.cases import CASES, Case
 from tests.simulated_gpu.device import LEDGER, SIM, SimulatedTensor
+from tests.simulated_gpu.ledger import KINDS
 
 STEPS = 3
 BUDGET = Path(__file__).parent / "budget.json"
@@ -81,11 +84,14 @@ def interpreted_kernels() -> Iterator[None]:
             LEDGER.note("launches", kernel.fn.__name__)
             constants.pop("num_warps", None)
             with turn:
+                on_device = [x.values for x in args if isinstance(x, SimulatedTensor)]
+                streams.use([], on_device, kernel.fn.__name__)
                 kernel[(programs,)](*(x.values if isinstance(x, SimulatedTensor) else x for x in args), **constants)
 
     with contextlib.ExitStack() as patches:
-        for module in (bits, levels, powers):
+        for module in (bits, levels, powers, sums):
             patches.enter_context(mock.patch.object(module, "launch", launch))
+        patches.enter_context(mock.patch.object(pinned, "page_locked", streams.pinned))
         yield
 
 
@@ -123,7 +129,7 @@ def main() -> None:
 
 def print_lines() -> None:
     """What the last step asked of the device, the most frequent first."""
-    for kind in ("waits", "copies", "launches"):
+    for kind in KINDS:
         for what, count in getattr(LEDGER, kind).most_common(20):
             print(f"  {kind}: {count} {what}")
 

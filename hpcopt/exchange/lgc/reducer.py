@@ -18,7 +18,7 @@ from hpcopt.comm import dense, doubling
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
 from hpcopt.compress import Residuals
-from hpcopt.compress.codec import float_array, through_main_memory
+from hpcopt.compress.codec import float_array
 from hpcopt.compress.finite import BOUND_BYTES, can_be_sent, refuse
 from hpcopt.compress.topk import largest
 from hpcopt.exchange.bucket import Bucket
@@ -89,11 +89,7 @@ class LgcReducer(Reducer):
         if bucket.values.dtype != torch.float32:
             dense.all_reduce(transport, bucket.values)
             return
-        with through_main_memory(bucket.values) as values:
-            self._sum(transport, bucket, values, step)
-
-    def _sum(self, transport: Transport, bucket: Bucket, values: Tensor, step: int) -> None:
-        """Replace a bucket's values, in main memory, by their sum. Collective."""
+        values = bucket.values
         if transport.size == 1:
             self._owed.settle(values, bucket.layout)
             return
@@ -110,6 +106,9 @@ class LgcReducer(Reducer):
             else:
                 index = bucket.index if role == "coded" else None
                 self._at_shared_places(transport, index, owed[where], values[where], step, bound)
+
+    def on_device(self, transport: Transport, bucket: Bucket) -> bool:
+        return transport.size == 1
 
     def _at_shared_places(
         self, transport: Transport, index: int | None, owed: Tensor, out: Tensor, step: int, bound: float

@@ -13,9 +13,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hpcopt.kernels.cuda import bits, levels, powers, sampling, select
+    from hpcopt.kernels.cuda import bits, levels, powers, sampling, select, sums
 
-__all__ = ["bits", "levels", "powers", "sampling", "select"]
+__all__ = ["bits", "levels", "powers", "sampling", "select", "sums"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -6,7 +6,9 @@ import triton.language as tl
 from torch import Tensor
 
 from hpcopt.kernels.cuda import packing, rng, sums
-from hpcopt.kernels.cuda.launch import launch, worst_of
+from hpcopt.kernels.cuda.launch import launch
+from hpcopt.kernels.cuda.parts import SIZES, bits_of, part_of, programs, seen_as, sizes
+from hpcopt.kernels.cut import Cut
 
 MAGNITUDE = tl.constexpr(0x7FFFFFFF)
 NOT_FINITE = tl.constexpr(0x7F800000)
@@ -51,13 +53,18 @@ def _codes(k, inside, x, limit, lift, factor, start, high, first, BITS: tl.const
     return ((fixed + dice) >> (32 - BITS)) + ((1 << (BITS - 1)) - 1)
 
 
-@triton.jit(do_not_specialize=["start", "high"])
+@triton.jit(do_not_specialize=[*SIZES, "start", "high"])
 def _encode(
     x,
     scales,
     packed,
     worst,
     n,
+    each,
+    longer,
+    grain,
+    stride,
+    programs,
     start,
     high,
     BUCKET: tl.constexpr,
@@ -66,10 +73,12 @@ def _encode(
     L2: tl.constexpr,
     CLIP: tl.constexpr,
 ):
-    bucket = tl.program_id(0).to(tl.int64)
+    part, bucket, begin, size = part_of(n, each, longer, grain, programs)
     first = bucket * BUCKET
-    count = tl.minimum(n - first, BUCKET).to(tl.int32)
-    x += first
+    if first >= size:
+        return
+    count = tl.minimum(size - first, BUCKET).to(tl.int32)
+    x += begin + first
     top = largest(x, count, BUCKET)
     scale = top.to(tl.float32, bitcast=True)
     if L2:
@@ -79,52 +88,84 @@ def _encode(
         mean = sums.sum_of_squares(x, count, BUCKET) / count.to(tl.float64)
         scale = tl.minimum(scale, (tl.sqrt(mean) * CLIP).to(tl.float32))
     note_worst(worst, top)
-    tl.store(scales + bucket, scale)
+    tl.store(scales + part * (stride // 4) + bucket, scale)
     lift = tl.where(scale < TINY, LIFT, 1.0)
     factor = per_scale(scale * lift, UNITS)
-    packing.put_all(_codes, (x, scale, lift, factor, start, high, first, BITS, CLIP), first, count, BITS, packed)
+    packed += part * stride + 4 * tl.cdiv(size, BUCKET)
+    args = (x, scale, lift, factor, start, high, begin + first, BITS, CLIP)
+    packing.put_all(_codes, args, first, count, BITS, packed)
 
 
 @triton.jit
-def _decode(steps, packed, out, n, BUCKET: tl.constexpr, BITS: tl.constexpr, ADD: tl.constexpr):
-    first = tl.program_id(0).to(tl.int64) * BLOCK
-    count = tl.minimum(n - first, BLOCK).to(tl.int32)
+def within(step, LEVELS: tl.constexpr):
+    """As ``hpcopt.kernels.levels.within``."""
+    bits = step.to(tl.int32, bitcast=True)
+    finite = (bits & MAGNITUDE) < NOT_FINITE
+    overflows = ((step * LEVELS).to(tl.int32, bitcast=True) & MAGNITUDE) == NOT_FINITE
+    return tl.where(overflows & finite, (bits - 1).to(tl.float32, bitcast=True), step)
+
+
+@triton.jit(do_not_specialize=[*SIZES, "weight"])
+def _decode(
+    scales,
+    packed,
+    out,
+    n,
+    each,
+    longer,
+    grain,
+    stride,
+    programs,
+    weight,
+    BUCKET: tl.constexpr,
+    BITS: tl.constexpr,
+    ADD: tl.constexpr,
+):
+    part, block, begin, size = part_of(n, each, longer, grain, programs)
+    first = block * BLOCK
+    if first >= size:
+        return
+    count = tl.minimum(size - first, BLOCK).to(tl.int32)
+    levels: tl.constexpr = (1 << (BITS - 1)) - 1
+    scale = tl.load(scales + part * (stride // 4) + first // BUCKET).to(tl.float64)
+    step = within((scale * weight.to(tl.int64).to(tl.float64, bitcast=True) / levels).to(tl.float32), levels)
+    packed += part * stride + 4 * tl.cdiv(size, BUCKET)
     k = tl.arange(0, BLOCK)
     inside = k < count
     codes = packing.get(packed + first // 8 * BITS, k, inside, count, BITS)
-    value = tl.load(steps + first // BUCKET) * (codes - ((1 << (BITS - 1)) - 1)).to(tl.float32)
+    value = step * (codes - levels).to(tl.float32)
     if ADD:
-        value = tl.load(out + first + k, mask=inside, other=0.0) + value
-    tl.store(out + first + k, value, mask=inside)
+        value = tl.load(out + begin + first + k, mask=inside, other=0.0) + value
+    tl.store(out + begin + first + k, value, mask=inside)
 
 
 def encode(
     x: Tensor,
+    cut: Cut,
+    slots: Tensor,
     bucket: int,
     bits: int,
     l2: bool,
     clip: float,
     seed: int,
     first: int,
-    scales: Tensor,
-    packed: Tensor,
-) -> int:
-    """As ``hpcopt.kernels.levels.encode``, on tensors of one device: packed is uint8. Returns the bits of the largest
-    magnitude if it is not finite, else 0; waits for the device.
+    worst: Tensor,
+) -> None:
+    """As ``hpcopt.kernels.levels.encode`` of each part: its scales, then its codes, at the head of its slot, of slots,
+    uint8, (parts, stride). worst, int32, (1,), gets the bits of the largest magnitude if that is not finite.
     """
     start, high = rng.words(seed, first)
-    worst, units = worst_of(x), float(((1 << (bits - 1)) - 1) * 2.0 ** (32 - bits))
-    launch(_encode, len(scales), x, scales, packed, worst, x.numel(), start, high, bucket, bits, units, l2, clip)
-    return int(worst)
+    units = float(((1 << (bits - 1)) - 1) * 2.0 ** (32 - bits))
+    where = sizes(cut, slots, bucket)
+    floats = seen_as(slots, torch.float32)
+    launch(_encode, programs(cut, bucket), x, floats, slots, worst, *where, start, high, bucket, bits, units, l2, clip)
 
 
-def decode(scales: Tensor, packed: Tensor, bucket: int, bits: int, weight: float, add: bool, out: Tensor) -> None:
-    """As ``hpcopt.kernels.levels.decode``."""
-    levels = (1 << (bits - 1)) - 1
-    steps = (scales.double() * weight / levels).float()
-    too_large = (steps * levels).isinf() & steps.isfinite()
-    steps = torch.where(too_large, torch.nextafter(steps, torch.zeros_like(steps)), steps)
-    launch(_decode, triton.cdiv(out.numel(), BLOCK.value), steps, packed, out, out.numel(), bucket, bits, add)
+def decode(slots: Tensor, cut: Cut, bucket: int, bits: int, weight: float, add: bool, out: Tensor) -> None:
+    """As ``hpcopt.kernels.levels.decode`` of each slot into its part of out."""
+    block = BLOCK.value
+    where, floats = sizes(cut, slots, block), seen_as(slots, torch.float32)
+    launch(_decode, programs(cut, block), floats, slots, out, *where, bits_of(weight), bucket, bits, add)
 
 
 def worst(x: Tensor) -> int:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpcopt.compress import QSGD, Codec, ExponentialDithering, TernGrad, codec
+from hpcopt.compress import QSGD, Codec, ExponentialDithering, TernGrad, codec, parts
 from hpcopt.errors import NonFiniteError
 from hpcopt.testing.values import gaussian
 from tests.compress.properties import CODECS
@@ -24,7 +24,8 @@ SEED = (5 << 40) + (3 << 31) + 17  # both words have their upper bits set
 def loops_for_a_gpu() -> Iterator[None]:
     """Codecs take the way of tensors on a GPU, wherever their tensors are."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(codec, "on_host", lambda x: False)
+        for module in (codec, parts):
+            patch.setattr(module, "on_host", lambda x: False)
         yield
 
 

@@ -11,11 +11,13 @@ PROGRAM = """
 import json
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from hpcopt.kernels.cuda import bits, levels, powers
+from hpcopt.kernels.cuda import bits, levels, powers, sums
 
 FLOATS, BYTES, WORDS = "*fp32", "*u8", "*i32"
-TYPES = {"x": FLOATS, "out": FLOATS, "scales": FLOATS, "steps": FLOATS, "packed": BYTES, "words": WORDS, "worst": WORDS}
-TYPES |= {"n": "i32", "start": "i32", "high": "i32", "weight": "fp32"}
+TYPES = {"x": FLOATS, "out": FLOATS, "scales": FLOATS, "matrix": FLOATS, "packed": BYTES, "words": WORDS}
+TYPES |= dict.fromkeys(("n", "each", "longer", "grain", "stride", "programs", "rows", "after", "start", "high"), "i32")
+TYPES |= {"worst": WORDS, "weight": "fp32"}
+WEIGHT_IN_BITS = (levels._decode, bits._unpack)
 BUCKET = {"BUCKET": 512}
 KERNELS = [
     (levels._encode, BUCKET | {"BITS": 7, "UNITS": 63 * 2.0**25, "L2": True, "CLIP": 2.3}),
@@ -28,11 +30,14 @@ KERNELS = [
     (bits._pack, {}),
     (bits._unpack, BUCKET | {"ADD": True}),
     (bits._encode, BUCKET),
+    (sums._add_rows, {}),
 ]
 CARDS = 80, 90, 100
 found = {card: {} for card in CARDS}
 for kernel, constants in KERNELS:
     types = {name: "constexpr" if name in constants else TYPES[name] for name in kernel.arg_names}
+    if kernel in WEIGHT_IN_BITS:
+        types["weight"] = "i64"
     source = ASTSource(kernel, types, constexprs=constants)
     for card in CARDS:
         made = compile(source, target=GPUTarget("cuda", card, 32), options={"enable_fp_fusion": False})
@@ -54,7 +59,7 @@ def test_kernels_compile_for_cards_and_round_as_the_cpu_does(tmp_path):
     cards = json.loads(done.stdout)
     assert list(cards) == ["80", "90", "100"]
     for card, found in cards.items():
-        assert len(found) == 10
+        assert len(found) == 11
         assert "div.rn.f32" in next(ptx for name, ptx in found.items() if "levels._encode" in name)
         for name, ptx in found.items():
             assert f".target sm_{card}" in ptx

@@ -92,12 +92,12 @@ def one_kernel_at_a_time(monkeypatch):
     monkeypatch.setattr(GridExecutor, "__call__", alone)
 
 
-@pytest.mark.parametrize("codec", [QSGD(), Sign(), TopK(fraction=0.1)], ids=label)
+@pytest.mark.parametrize("codec", [QSGD(), Sign(), Half(), *BY_TORCH[1:]], ids=label)
 def test_an_exchange_by_way_of_main_memory_has_the_bits_of_one_in_it(codec, one_kernel_at_a_time):
     def summed(transport):
-        owed = [gaussian(600, seed=9), gaussian(600, seed=10)]
+        owed = [gaussian(1300, seed=9), gaussian(1300, seed=10)]
         residuals = dict(zip(("sender_residual", "owner_residual"), owed, strict=True))
-        x = gaussian(600, seed=transport.rank)
+        x = gaussian(1300, seed=transport.rank)
         two_phase.all_reduce(transport, x, codec, sender_seed=transport.rank, owner_seed=7, **residuals)
         return torch.stack([x, *owed])
 
