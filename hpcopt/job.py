@@ -32,7 +32,7 @@ GOSSIP_IS_A_SOLVER = (
 def _default_exchange(sections: dict[str, Any]) -> ExchangeConfig | None:
     if "run" not in sections or "solver" not in sections or not sections["solver"].needs:
         return None
-    return NativeConfig() if sections["run"].backend == "horovod" else RingConfig()
+    return RingConfig() if sections["run"].backend == "mpi" else NativeConfig()
 
 
 class Job(Config):
@@ -76,6 +76,12 @@ class Job(Config):
                 f"{what} needs messages between two ranks, which Horovod lacks; "
                 'use [exchange] name = "native", or [run] backend = "mpi"'
             )
+        return self
+
+    @model_validator(mode="after")
+    def _device_fits_backend(self) -> "Job":
+        if self.run.backend == "nccl" and self.run.device == "cpu":
+            raise ValueError('[run] backend = "nccl" is for GPUs: leave device = "cpu" out, or use backend = "mpi"')
         return self
 
     @model_validator(mode="after")

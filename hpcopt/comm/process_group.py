@@ -1,4 +1,5 @@
-"""A process group of ``torch.distributed`` as a transport, for programs that have one already: gloo, or torch's MPI.
+"""A process group of ``torch.distributed`` as a transport: for programs that have one already, of gloo or torch's MPI,
+and for the collectives of ``hpcopt.comm.nccl``.
 
 A receiver may not know how long a message is, and gloo takes a receive of another length for a broken connection. So a
 message is two: its length in bytes, then the bytes. A thread for each (source, tag) takes them in turn, and a send can
@@ -89,23 +90,20 @@ class ProcessGroupTransport(Transport):
         dist.barrier(group=self._group)
 
     def split(self, color: int, key: int) -> "ProcessGroupTransport":
-        claims = torch.empty(self.size, 2, dtype=torch.int64)
-        dist.all_gather(list(claims), torch.tensor([color, key]), group=self._group)
-        members = [rank for _, rank in sorted((k, r) for r, (c, k) in enumerate(claims.tolist()) if c == color)]
-        return ProcessGroupTransport(self._among(members), self.traffic)
+        return self.among(members_of(self, color, key), self.traffic)
 
     def duplicate(self) -> "ProcessGroupTransport":
-        return ProcessGroupTransport(self._among(range(self.size)))
+        return self.among(range(self.size))
 
-    def _among(self, members: Sequence[int]) -> dist.ProcessGroup:
-        """A group of some ranks of this one, which all of them make."""
+    def among(self, members: Sequence[int], traffic: Traffic | None = None) -> "ProcessGroupTransport":
+        """Over some ranks of this one, in this order; all of them make it."""
         ranks = [dist.get_global_rank(self._group, member) for member in members]
         order: dict[str, Any] = (
             {} if ranks == sorted(ranks) else {"sort_ranks": False}
         )  # a keyword that torch 2.6 did not have
         backend = dist.get_backend(self._group)
         group: dist.ProcessGroup = dist.new_group(ranks, backend=backend, use_local_synchronization=True, **order)
-        return group
+        return ProcessGroupTransport(group, traffic)
 
     def _take(self, out: Tensor, source: int, tag: int) -> int:
         """Wait for the next message of a source and tag; give its bytes. One that does not fit is taken and dropped."""
@@ -122,6 +120,13 @@ class ProcessGroupTransport(Transport):
         if n <= out.numel() and message.data_ptr() != out.data_ptr():
             out[:n] = message
         return n
+
+
+def members_of(transport: Transport, color: int, key: int) -> list[int]:
+    """The ranks that name the same color, ordered by (key, rank). Collective."""
+    claims = torch.empty(transport.size, 2, dtype=torch.int64)
+    transport.all_gather(torch.tensor([color, key]), claims)
+    return [rank for _, rank in sorted((k, r) for r, (c, k) in enumerate(claims.tolist()) if c == color)]
 
 
 class _Sent:

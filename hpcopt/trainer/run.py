@@ -57,7 +57,11 @@ class RunConfig(Config):
     name: str = Field(
         "run", pattern=r"^[\w+-][\w.+-]*$", description="names the run directory, runs/NAME, unless --run-dir does"
     )
-    backend: Backend = Field("mpi", description="what carries collectives: mpi4py, or Horovod (dense collectives only)")
+    backend: Backend = Field(
+        "mpi",
+        description="what carries collectives: mpi4py, Horovod (dense collectives only), or NCCL between GPUs, with "
+        "mpi4py for all else",
+    )
     device: DeviceChoice = Field(
         "auto",
         description="what ranks compute on; auto: a GPU where one is visible, that of the local rank if several are",
