@@ -80,8 +80,10 @@ def halos(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     ways = {
         "dense": HaloConfig(),
         "every 20th step": HaloConfig(every=20),
+        "every 40th step": HaloConfig(every=40),
         "sign_bits": HaloConfig(codec=SignBits()),
         "topk .02": HaloConfig(codec=TopK(fraction=0.02)),
+        "topk .01": HaloConfig(codec=TopK(fraction=0.01)),
         "topk .1, every 4th step": HaloConfig(codec=TopK(fraction=0.1), every=4),
         "qsgd": HaloConfig(codec=QSGD()),
     }

@@ -11,15 +11,11 @@ Everything else is refused with its line.
 """
 
 import ast
-import builtins
 import copy
-import inspect
-import textwrap
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from types import CodeType
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -28,8 +24,8 @@ from hpcopt.dataflow.graph import Graph, Wire, Wired
 from hpcopt.dataflow.instance import Instance
 from hpcopt.dataflow.many import Ungroup
 from hpcopt.dataflow.message import State
+from hpcopt.dataflow.reading import Calls, Reading
 from hpcopt.dataflow.transform import Function
-from hpcopt.errors import JobError
 
 _ALONE = threading.Lock()  # Python 3.11's parser counts its depth for all threads together, and ranks may be threads
 
@@ -70,41 +66,29 @@ class _Tracer:
         self.sites = Counter[int]()
         self._shared: dict[int, tuple[int, int, list[Function]]] = {}
         self._names = {id(module): name for name, module in model.named_modules()}
-        self._fresh, self._depth = 0, 0
-        function: Any = inspect.unwrap(type(model).forward)
-        try:
-            lines, first = inspect.getsourcelines(function)
-        except (OSError, TypeError):
-            raise JobError(f"{type(model).__name__}.forward has no source that can be read: give it wire()") from None
-        self._file, self._first = inspect.getsourcefile(function) or "?", first
-        tree = ast.parse(textwrap.dedent("".join(lines))).body[0]
-        assert isinstance(tree, ast.FunctionDef)
-        self._tree, self._arguments = tree, list(inspect.signature(function).parameters.values())
-        self._globals = {**vars(builtins), **function.__globals__, **inspect.getclosurevars(function).nonlocals}
-        self._static: dict[str, Any] = {self._arguments[0].name: model}
-        self._wires: dict[str, Wire] = {}
+        self._code, self._depth = Reading(model), 0
 
     def run(self) -> Wire:
         """Trace the whole; give the wire of what is returned."""
-        place = 0
-        for argument in self._arguments[1:]:
+        code, place = self._code, 0
+        for argument in code.arguments[1:]:
             if argument.kind is not argument.POSITIONAL_OR_KEYWORD:
-                self._refuse(self._tree, f"{argument} is not one tensor")
+                code.refuse(code.tree, f"{argument} is not one tensor")
             if argument.default is not argument.empty:
-                self._static[argument.name] = argument.default
+                code.static[argument.name] = argument.default
                 continue
-            self._wires[argument.name] = self._graph.entry(_input(place))
+            code.wires[argument.name] = self._graph.entry(_input(place))
             place += 1
-        result = self._body(self._tree.body)
+        result = self._body(code.tree.body)
         if result is None:
-            self._refuse(self._tree, "it returns nothing")
+            code.refuse(code.tree, "it returns nothing")
         return result
 
     def _body(self, statements: Iterable[ast.stmt]) -> Wire | None:
         for statement in statements:
             if isinstance(statement, ast.Return) and statement.value is not None:
                 if self._depth:
-                    self._refuse(statement, "a return inside a loop")
+                    self._code.refuse(statement, "a return inside a loop")
                 return self._value(statement.value)
             result = self._statement(statement)
             if result is not None:
@@ -119,43 +103,39 @@ class _Tracer:
                 read = ast.copy_location(ast.Name(name, ast.Load()), target)
                 self._assign(target, ast.copy_location(ast.BinOp(read, op, value), statement))
             case ast.For(target=ast.Name(id=name), iter=rows, body=body, orelse=[]):
-                if self._is_static(rows):
-                    return self._unrolled(name, self._evaluate(rows), body)
+                if self._code.is_static(rows):
+                    return self._unrolled(name, self._code.evaluate(rows), body)
                 self._loop(name, rows, body)
-            case ast.If(test=test) if self._is_static(test):
-                return self._body(statement.body if self._evaluate(test) else statement.orelse)
+            case ast.If(test=test) if self._code.is_static(test):
+                return self._body(statement.body if self._code.evaluate(test) else statement.orelse)
             case ast.Expr(value=ast.Constant()) | ast.Pass():
                 pass
             case ast.If() | ast.While():
-                self._refuse(statement, "whether it goes on depends on a tensor's values: give the network wire()")
+                self._code.refuse(statement, "whether it goes on depends on a tensor's values: give the network wire()")
             case _:
-                self._refuse(statement, "no node does this")
+                self._code.refuse(statement, "no node does this")
         return None
 
     def _assign(self, target: ast.expr, value: ast.expr) -> None:
         if isinstance(target, ast.Name):
-            if self._is_static(value) and not isinstance(known := self._evaluate(value), Tensor):
-                self._static[target.id] = known
-                self._wires.pop(target.id, None)
+            if self._code.is_static(value) and not isinstance(known := self._code.evaluate(value), Tensor):
+                self._code.static[target.id] = known
+                self._code.wires.pop(target.id, None)
                 return
-            self._bind(target.id, self._value(value))
+            self._code.bind(target.id, self._value(value))
         elif isinstance(target, ast.Tuple) and all(isinstance(one, ast.Name) for one in target.elts):
             made = self._value(value, len(target.elts))
             split = self._graph.add(Split(len(target.elts)), made).node
             for port, one in enumerate(target.elts):
                 assert isinstance(one, ast.Name)
-                self._bind(one.id, Wire(split, port))
+                self._code.bind(one.id, Wire(split, port))
         else:
-            self._refuse(target, "only names can be set")
-
-    def _bind(self, name: str, wire: Wire) -> None:
-        self._static.pop(name, None)
-        self._wires[name] = wire
+            self._code.refuse(target, "only names can be set")
 
     def _unrolled(self, name: str, things: Iterable[Any], body: list[ast.stmt]) -> Wire | None:
         for thing in things:
-            self._static[name] = thing
-            self._wires.pop(name, None)
+            self._code.static[name] = thing
+            self._code.wires.pop(name, None)
             result = self._body(body)
             if result is not None:
                 return result
@@ -163,52 +143,52 @@ class _Tracer:
 
     def _loop(self, name: str, rows: ast.expr, body: list[ast.stmt]) -> None:
         """One pass for each row. Every variable that the body names goes round: in by a Phi, out by a Cond."""
-        graph, before = self._graph, dict(self._wires)
+        graph, before = self._graph, dict(self._code.wires)
         cut = graph.add(Ungroup(), self._value(rows)).node
         named = {node.id for statement in body for node in ast.walk(statement) if isinstance(node, ast.Name)}
-        carried = {variable: wire for variable, wire in self._wires.items() if variable in named - {name}}
+        carried = {variable: wire for variable, wire in self._code.wires.items() if variable in named - {name}}
         phis, after = {}, {}
         for variable, wire in carried.items():
             begun = graph.add(Concat([itself, _outer], lead=1), wire, Wire(cut, 1))
             phi = phis[variable] = graph.add(Phi(), begun)
             cond = graph.add(Cond(_is_over), phi).node
-            self._wires[variable] = Wire(cond, 0)
+            self._code.wires[variable] = Wire(cond, 0)
             after[variable] = graph.add(Isu(lambda state: state.at[:-2]), Wire(cond, 1))
-        self._bind(name, Wire(cut, 0))
+        self._code.bind(name, Wire(cut, 0))
         self._depth += 1
         self._body(body)
         self._depth -= 1
         for variable, phi in phis.items():
-            if variable not in self._wires:
-                self._refuse(body[0], f"{variable} is a tensor before the loop and none in it")
-            graph.connect(graph.add(Isu(_next_pass), self._wires[variable]), phi.node, 1)
-        self._wires = before | after
+            if variable not in self._code.wires:
+                self._code.refuse(body[0], f"{variable} is a tensor before the loop and none in it")
+            graph.connect(graph.add(Isu(_next_pass), self._code.wires[variable]), phi.node, 1)
+        self._code.wires = before | after
 
     def _value(self, expression: ast.expr, count: int = 1) -> Wire:
         """The wire of an expression's value, of so many tensors."""
-        calls = _Calls(self)
+        calls = Calls(self._code)
         rest = calls.visit(copy.deepcopy(expression))  # a loop that is unrolled comes here again
-        if isinstance(rest, ast.Name) and rest.id in self._wires and count == 1:
-            return self._wires[rest.id]
+        if isinstance(rest, ast.Name) and rest.id in self._code.wires and count == 1:
+            return self._code.wires[rest.id]
         if isinstance(rest, ast.Name) and rest.id in calls.made:
             return self._call(*calls.made[rest.id], count)
         for name, (module, call) in calls.made.items():
-            self._wires[name] = self._call(module, call, 1)
+            self._code.wires[name] = self._call(module, call, 1)
         return self._computed(rest, count)
 
     def _call(self, module: nn.Module, call: ast.Call, count: int) -> Wire:
         """A submodule's node, with what stands in the call's brackets worked out there too."""
-        inner = _Calls(self)
+        inner = Calls(self._code)
         call.args = [inner.visit(argument) for argument in call.args]
         call.keywords = [ast.keyword(k.arg, inner.visit(k.value)) for k in call.keywords]
         for name, (deeper, arguments) in inner.made.items():
-            self._wires[name] = self._call(deeper, arguments, 1)
+            self._code.wires[name] = self._call(deeper, arguments, 1)
         call.func = ast.copy_location(ast.Name("_module", ast.Load()), call.func)
-        names, code = self._compiled(call)
-        known = {**self._static, "_module": module}
+        names, code = self._code.compiled(call)
+        known = {**self._code.static, "_module": module}
         self.sites[id(module)] += 1
         name = self._names.get(id(module), type(module).__name__.lower())
-        function, inputs = self._function(code, names, known, count, call), self._inputs(names, call)
+        function, inputs = self._code.function(code, names, known, count, call), self._inputs(names, call)
         if self._known_sites[id(module)] > 1:
             return self._one_of_several(module, name, function, inputs)
         return self._graph.transform(name, function, *inputs, module=module)
@@ -232,100 +212,20 @@ class _Tracer:
 
     def _computed(self, expression: ast.expr, count: int) -> Wire:
         for node in ast.walk(expression):
-            if isinstance(node, ast.Attribute) and self._is_static(node):
-                found = self._evaluate(node)
+            if isinstance(node, ast.Attribute) and self._code.is_static(node):
+                found = self._code.evaluate(node)
                 if isinstance(found, nn.Parameter):
-                    self._refuse(node, "a parameter belongs to a submodule that is called")
-        names, code = self._compiled(expression)
-        function = self._function(code, names, dict(self._static), count, expression)
+                    self._code.refuse(node, "a parameter belongs to a submodule that is called")
+        names, code = self._code.compiled(expression)
+        function = self._code.function(code, names, dict(self._code.static), count, expression)
         return self._graph.transform("compute", function, *self._inputs(names, expression))
 
     def _inputs(self, names: tuple[str, ...], where: ast.expr) -> list[Wire]:
         if names:
-            return [self._wires[name] for name in names]
+            return [self._code.wires[name] for name in names]
         if self._depth:
-            self._refuse(where, "in a loop a value is made of others: make it before the loop")
+            self._code.refuse(where, "in a loop a value is made of others: make it before the loop")
         return [self._graph.entry(lambda instance: ())]
-
-    def _function(
-        self, code: CodeType, names: tuple[str, ...], known: dict[str, Any], count: int, where: ast.expr
-    ) -> Function:
-        scope, place = {**self._globals, **known}, self._where(where)
-
-        def function(*values: Tensor) -> Any:
-            made = eval(code, scope, dict(zip(names, values, strict=True)))
-            several = len(made) if isinstance(made, tuple | list) else 1
-            if several != count:
-                raise JobError(f"{place}: {several} values, where {count} are named: name each, as in h, c = ...")
-            return tuple(made) if count > 1 else made
-
-        return function
-
-    def _compiled(self, expression: ast.expr) -> tuple[tuple[str, ...], CodeType]:
-        """The names of the wires that an expression reads, and its code."""
-        named = dict.fromkeys(node.id for node in ast.walk(expression) if isinstance(node, ast.Name))
-        for node in ast.walk(expression):
-            if isinstance(node, ast.Lambda | ast.comprehension | ast.NamedExpr | ast.Await | ast.Yield):
-                self._refuse(expression, "no node does this")
-        whole = ast.fix_missing_locations(ast.Expression(expression))
-        return tuple(name for name in named if name in self._wires), compile(whole, self._file, "eval")
-
-    def _is_static(self, expression: ast.expr) -> bool:
-        """Whether it reads no tensor of the instance, and calls no submodule with parameters."""
-        if any(isinstance(node, ast.Name) and node.id in self._wires for node in ast.walk(expression)):
-            return False
-        calls = [node for node in ast.walk(expression) if isinstance(node, ast.Call)]
-        return not any(self.module_of(call) for call in calls)
-
-    def module_of(self, call: ast.Call) -> nn.Module | None:
-        """The submodule with parameters that is called, if it is one."""
-        if any(isinstance(node, ast.Name) and node.id in self._wires for node in ast.walk(call.func)):
-            return None
-        if any(isinstance(node, ast.Call) for node in ast.walk(call.func)):
-            return None
-        found = self._evaluate(call.func)
-        return found if isinstance(found, nn.Module) and any(True for _ in found.parameters()) else None
-
-    def fresh(self) -> str:
-        """A name that no source has."""
-        self._fresh += 1
-        return f"_made{self._fresh}"
-
-    def _evaluate(self, expression: ast.expr) -> Any:
-        whole = ast.fix_missing_locations(ast.Expression(expression))
-        try:
-            return eval(compile(whole, self._file, "eval"), {**self._globals, **self._static})
-        except Exception as cause:
-            self._refuse(expression, str(cause))
-
-    def _where(self, node: ast.AST) -> str:
-        line = self._first + getattr(node, "lineno", 1) - 1
-        return f"{self._file}:{line}"
-
-    def _refuse(self, node: ast.AST, why: str) -> NoReturn:
-        text = ast.unparse(node).splitlines()[0]
-        raise JobError(f"{self._where(node)}: `{text}` cannot become nodes of a graph: {why}").everywhere()
-
-
-class _Calls(ast.NodeTransformer):
-    """Puts names in place of the outermost calls of submodules with parameters.
-
-    Attributes:
-        made: the module and the call, by name.
-    """
-
-    def __init__(self, tracer: _Tracer) -> None:
-        self._tracer = tracer
-        self.made: dict[str, tuple[nn.Module, ast.Call]] = {}
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        module = self._tracer.module_of(node)
-        if module is None:
-            return self.generic_visit(node)
-        name = self._tracer.fresh()
-        copied = ast.copy_location(ast.Call(node.func, list(node.args), list(node.keywords)), node)
-        self.made[name] = (module, copied)
-        return ast.copy_location(ast.Name(name, ast.Load()), node)
 
 
 def _input(place: int) -> Callable[[Instance], tuple[Tensor, ...]]:

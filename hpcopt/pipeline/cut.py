@@ -135,6 +135,17 @@ def balanced(weights: Sequence[float], parts: int) -> tuple[int, ...]:
     return best[parts, len(weights)][1]
 
 
+def dealt(weights: Sequence[int], parts: int) -> list[int]:
+    """The part of each weight, in order, so that parts have nearly equal sums: that in which its middle lies.
+
+    >>> dealt([1, 1, 2, 4], 2), dealt([1, 9], 3)
+    ([0, 0, 0, 1], [0, 1])
+    """
+    total = max(1, sum(weights))
+    sums = itertools.accumulate(weights, initial=0)
+    return [min(parts - 1, int(parts * (before + w / 2) / total)) for before, w in zip(sums, weights, strict=False)]
+
+
 def _is_plain(layer: nn.Module) -> bool:
     """Whether it does no more than to go through its layers."""
     return isinstance(layer, nn.Sequential) and type(layer).forward is nn.Sequential.forward

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from hpcopt.dataflow.graph import Graph
 from hpcopt.errors import JobError
+from hpcopt.pipeline.cut import dealt
 
 
 def place(graph: Graph, size: int, wanted: Mapping[str, int]) -> list[int]:
@@ -36,11 +37,8 @@ def place(graph: Graph, size: int, wanted: Mapping[str, int]) -> list[int]:
     for copy in range(graph.replicas):
         own = [number for number in transforms if graph.copies[number] == copy]
         weights = [sum(p.numel() for p in transforms[number].parameters) for number in own]
-        before, total = 0, sum(weights)
-        for number, weight in zip(own, weights, strict=True):
-            dealt = min(each - 1, int(each * (before + weight / 2) / total))
-            found[number] = copy * each + wanted.get(first_name(graph.nodes[number].name), dealt)
-            before += weight
+        for number, rank in zip(own, dealt(weights, each), strict=True):
+            found[number] = copy * each + wanted.get(first_name(graph.nodes[number].name), rank)
     return [_beside(graph, number, found) for number in range(len(graph.nodes))]
 
 

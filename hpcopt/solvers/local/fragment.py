@@ -19,6 +19,7 @@ from hpcopt.exchange import Exchange, ExchangeConfig, NativeConfig, RingConfig
 from hpcopt.optim import OptimizerConfig
 from hpcopt.optim.state import optimizer_state, restore_optimizer
 from hpcopt.phases import PhaseClock
+from hpcopt.pipeline.cut import dealt
 from hpcopt.shapes.solver import Tree
 from hpcopt.store.saved_parts import SavedParts
 
@@ -180,10 +181,7 @@ def cut(parameters: Mapping[str, Tensor], parts: int) -> list[list[str]]:
     """Names in at most so many stretches, in their order, with nearly equal numbers of values; none is empty but of no
     parameters at all.
     """
-    total = sum(p.numel() for p in parameters.values())
     stretches: list[list[str]] = [[] for _ in range(parts)]
-    before = 0
-    for name, p in parameters.items():
-        stretches[min(parts - 1, int(parts * (before + p.numel() / 2) / max(1, total)))].append(name)
-        before += p.numel()
+    for name, part in zip(parameters, dealt([p.numel() for p in parameters.values()], parts), strict=True):
+        stretches[part].append(name)
     return [names for names in stretches if names] or [[]]
