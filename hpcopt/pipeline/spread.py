@@ -18,6 +18,7 @@ from hpcopt.config import Config
 from hpcopt.families import CODECS
 from hpcopt.pipeline.cut import Balance, balanced, costs, cut, outputs
 from hpcopt.pipeline.link import Link
+from hpcopt.pipeline.measured import measured_s
 from hpcopt.pipeline.mesh import Mesh
 from hpcopt.shapes.context import Context
 
@@ -48,11 +49,18 @@ class Spread:
         peers: the ranks that hold the same ones.
         examples: one sample's inputs of every block, and the network's outputs.
         below, above: links to the neighbours, if there are any.
-        costs: multiply-adds of each block for a sample, forward; or 1 each, as ``balance`` says.
+        costs: multiply-adds of each block for a sample, forward; or 1 each, as ``balance`` says; or measured seconds.
     """
 
     def __init__(
-        self, config: SpreadConfig, model: nn.Module, example: Tensor, context: Context, *, under_way: int
+        self,
+        config: SpreadConfig,
+        model: nn.Module,
+        example: Tensor,
+        context: Context,
+        *,
+        under_way: int,
+        timed: bool = False,
     ) -> None:
         """Start from rank 0's parameters. Collective.
 
@@ -62,6 +70,7 @@ class Spread:
             example: inputs of one sample, shape (1, ...).
             context: of the solver.
             under_way: messages that each link may have pending.
+            timed: balance stages by measured seconds of their blocks.
 
         Raises:
             JobError: model or ranks cannot be cut as asked.
@@ -71,13 +80,16 @@ class Spread:
         self._world = world
         self.blocks = cut(model, example, blocks=config.blocks, balance=config.balance, at=config.cuts)
         self.costs = costs(self.blocks, example) if config.balance == "cost" else [1.0] * len(self.blocks)
+        self.examples = [example, *outputs(self.blocks, example)]
+        self._timed = timed
+        if timed:
+            self.costs = measured_s(self.blocks, self.examples, world)
         mesh = Mesh.choose(world.rank, world.size, len(self.blocks), config.stages)
         self.mesh = mesh = replace(mesh, starts=balanced(self.costs, mesh.stages))
         self.owned = mesh.owned(mesh.stage)
         for tensor in model.state_dict().values():
             world.broadcast(tensor)
         self.peers = world if mesh.stages == 1 else world.split(mesh.stage, world.rank)
-        self.examples = [example, *outputs(self.blocks, example)]
         self.below = None if mesh.stage == 0 else Link(context, world.rank - 1, config.codec, under_way)
         last = mesh.stage == mesh.stages - 1
         self.above = None if last else Link(context, world.rank + 1, config.codec, under_way)
@@ -118,7 +130,8 @@ class Spread:
             own = mesh.owned(stage)
             share = sum(self.costs[t] for t in own) / total
             parameters = sum(p.numel() for t in own for p in self.blocks[t].parameters())
-            lines.append(f"blocks {own[0]} to {own[-1]}: {parameters:,} parameters, {share:.0%} of the multiply-adds")
+            what = "measured time" if self._timed else "multiply-adds"
+            lines.append(f"blocks {own[0]} to {own[-1]}: {parameters:,} parameters, {share:.0%} of the {what}")
         inner = [mesh.owned(stage)[0] for stage in range(1, mesh.stages)]
         carried = ", ".join(f"{self.boundary_bytes(t):,}" for t in inner)
         boundaries = {"boundaries": f"{carried} bytes a sample and way, before a codec"} if inner else {}
@@ -131,6 +144,16 @@ class Spread:
     def saved(self) -> list[int]:
         """What ``holders`` needs to know of this run: ranks, stages, and each stage's first block."""
         return [self.mesh.size, self.mesh.stages, *self.mesh.starts]
+
+    def place_as(self, saved: Sequence[int]) -> bool:
+        """Take up a saved run's stages, where a clock has dealt them and both have as many; says whether they move."""
+        size, stages, *starts = saved
+        now = [self.mesh.size, self.mesh.stages]
+        if not self._timed or [size, stages] != now or tuple(starts) == self.mesh.starts:
+            return False
+        self.mesh = replace(self.mesh, starts=tuple(starts))
+        self.owned = self.mesh.owned(self.mesh.stage)
+        return True
 
     def holders(self, saved: Sequence[int], block: int) -> range:
         """The ranks of a saved run, in the order of their data groups, that held a block."""

@@ -93,10 +93,15 @@ class LocalParallel(SplitSolver):
             return made.to(features.device, features.dtype)
 
         super().__init__(config, task, context, head)
-        self._own, self._reach, last = config, config.reach, len(self.spread.blocks) - 1
+        self._own, self._reach = config, config.reach
+        self._untaken = 0  # batches sent up that the rank above has not told of
+
+    def settle(self) -> None:
+        super().settle()
+        config, last = self._config, len(self.spread.blocks) - 1
+        assert isinstance(config, LocalParallelConfig)
         self._above_of = {t: min(config.reach - 1, last - t) for t in self.spread.owned}  # losses above that train t
         self._late = {t: Late(config.staleness) for t in self.spread.owned if config.staleness and self._above_of[t]}
-        self._untaken = 0  # batches sent up that the rank above has not told of
 
     def step(self, batch: TensorBatch) -> StepStats:
         start_s, spread = time.perf_counter(), self.spread

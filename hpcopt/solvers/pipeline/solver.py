@@ -56,8 +56,11 @@ class Pipeline(SplitSolver):
         self._group = context.world
         if config.clip_norm is not None and 1 < mesh.stages < mesh.size:
             self._group = context.world.split(mesh.group, context.world.rank)
-        self._layers = nn.Sequential(*(self.spread.blocks[t] for t in self.spread.owned))
         self._begun: dict[int, tuple[Tensor, Tensor]] = {}  # inputs and outputs of micro-batches that are not yet back
+
+    def settle(self) -> None:
+        super().settle()
+        self._layers = nn.Sequential(*(self.spread.blocks[t] for t in self.spread.owned))
 
     def step(self, batch: TensorBatch) -> StepStats:
         start_s, spread = time.perf_counter(), self.spread

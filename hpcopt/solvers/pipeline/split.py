@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from hpcopt.errors import JobError, fitting
@@ -20,6 +21,12 @@ from hpcopt.store.saved_parts import SavedParts
 
 class SplitConfig(SolverConfig, FirstOrder, SpreadConfig):
     """A network over ranks, trained by gradients."""
+
+    timed: bool = Field(
+        False,
+        description="balance stages by the seconds that their blocks take on rank 0 at the start, not as balance says; "
+        "a run that goes on keeps its stages",
+    )
 
 
 class SplitSolver(Solver):
@@ -53,18 +60,24 @@ class SplitSolver(Solver):
         self.model, self._loss, self._config, self._clock = task.model, task.loss, config, context.clock
         self._steps, self._step = context.total_steps, 0
         self.spread = spread = Spread(
-            config, task.model, task.loss.example, context, under_way=4 * config.accumulate + 4
+            config, task.model, task.loss.example, context, under_way=4 * config.accumulate + 4, timed=config.timed
         )
         self.data_rank, self.data_size = spread.mesh.group, spread.mesh.groups
         self._more = {t: module for t in range(len(spread.blocks)) if (module := more(spread, t)) is not None}
         names = {p: name for name, p in task.model.named_parameters()}
         names |= {p: f"heads.{t}.{name}" for t, head in self._more.items() for name, p in head.named_parameters()}
         assigned(config.groups, list(names.values()))
+        self._names, self._context = names, context
+        self.settle()
+
+    def settle(self) -> None:
+        """Make the pieces of the blocks that this rank owns. Collective over the peers."""
+        spread, names = self.spread, self._names
         self.pieces = []
         for t in spread.owned:
             modules = [spread.blocks[t], *([self._more[t]] if t in self._more else [])]
             named = [(names[p], p) for module in modules for p in module.parameters() if p.requires_grad]
-            self.pieces.append(Piece(t, named, config, spread.peers, context))
+            self.pieces.append(Piece(t, named, self._config, spread.peers, self._context))
 
     def inputs(self, batch: TensorBatch) -> Tensor:
         """What the first block gets."""
@@ -118,6 +131,8 @@ class SplitSolver(Solver):
             with torch.no_grad():
                 self.model.load_state_dict(shared["model"])
             self._step, saved = shared["step"], shared["ranks"]
+            if self.spread.place_as(saved):
+                self.settle()
             for piece in self.pieces:
                 holders = self.spread.holders(saved, piece.number)
                 self.load_piece(piece, [SavedParts.of(parts)[rank] for rank in holders])

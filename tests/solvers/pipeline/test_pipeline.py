@@ -10,16 +10,20 @@ from torch import nn
 
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.rehearsal import RehearsalTransport
-from hpcopt.comm.world import World
+from hpcopt.comm.world import World, alone
 from hpcopt.compress import Half
 from hpcopt.errors import JobError
 from hpcopt.exchange import RingConfig
 from hpcopt.models.vit import VitConfig
 from hpcopt.optim import AdamWConfig
 from hpcopt.optim.by_pattern import GroupConfig
+from hpcopt.pipeline import spread
+from hpcopt.pipeline.cut import cut, outputs
+from hpcopt.pipeline.measured import measured_s
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Task
 from hpcopt.solvers.data_parallel import DataParallelConfig
+from hpcopt.solvers.pipeline.local_parallel import LocalParallelConfig
 from hpcopt.solvers.pipeline.solver import PipelineConfig
 from hpcopt.testing.problem import CLASSES, FEATURES, Problem, flat
 from hpcopt.testing.solver import Trial
@@ -153,3 +157,32 @@ def test_another_number_of_stages_goes_on_with_each_block_s_optimizer():
     resumed = trial.run(2, 3, first=STEPS, saved=copy.deepcopy(saved))
     assert torch.equal(resumed[0].parameters, straight[0].parameters)
     assert flat(DEEP.task().model).shape == resumed[0].parameters.shape
+
+
+@pytest.mark.parametrize("config", [PipelineConfig, LocalParallelConfig], ids=["pipeline", "local parallel"])
+def test_a_run_goes_on_with_the_stages_that_a_clock_has_dealt_it(config, monkeypatch):
+    """Norms that are clipped are summed by stage, so other stages would give other bits."""
+    seconds = iter([[1.0, 1, 1, 9, 1]] * 3 + [[9.0, 1, 1, 1, 1]] * 3)
+    monkeypatch.setattr(spread, "measured_s", lambda blocks, examples, world: next(seconds))
+    clipped = {"clip_norm": 0.2} if config is PipelineConfig else {"reach": 2, "staleness": 1}
+    trial = Trial(config(optimizer=ADAM, timed=True, stages=3, **clipped), DEEP)
+    saved = trial.first(3)
+    assert saved[0].shared["ranks"] == [3, 3, 0, 3, 4]
+    resumed = trial.run(3, 4, first=5, saved=saved)
+    assert resumed[0].shared["ranks"] == [3, 3, 0, 3, 4]
+    seconds = iter([[1.0, 1, 1, 9, 1]] * 3)
+    straight = trial.run(3, 9)
+    assert torch.equal(resumed[0].parameters, straight[0].parameters)
+
+
+def test_blocks_are_measured_and_stay_as_they_are():
+    blocks = cut(normed(), torch.ones(1, FEATURES))
+    blocks[0].append(nn.Dropout(0.5))
+    before = [x.clone() for block in blocks for x in block.state_dict().values()]
+    drawn = torch.get_rng_state()
+    seconds = measured_s(blocks, [torch.ones(1, FEATURES), *outputs(blocks, torch.ones(1, FEATURES))], alone())
+    assert len(seconds) == len(blocks) and min(seconds) > 0
+    after = (x for block in blocks for x in block.state_dict().values())
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+    assert all(p.grad is None for block in blocks for p in block.parameters())
+    assert torch.equal(drawn, torch.get_rng_state()) and all(block.training for block in blocks)
