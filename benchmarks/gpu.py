@@ -57,7 +57,7 @@ class Record:
         self._rows, self._log, self._table = (folder / f"gpu.{kind}" for kind in ("jsonl", "log", "md"))
         self._rows.write_text("")
 
-    def run(self, part: str, command: list[str], limit_s: float) -> str:
+    def run(self, part: str, command: list[str], limit_s: float | None) -> str:
         """Run a part, and say how it ended; what it leaves running, and the part when its time is up, is killed."""
         start_s = time.monotonic()
         with self._rows.open("a") as rows, self._log.open("a") as log:
@@ -135,8 +135,8 @@ def main() -> None:
     record, end_s = Record(options.out), time.monotonic() + TOTAL_S
     for part in LIMITS if options.all else options.parts:
         limit = LIMITS[part]
-        left_s = min(limit.seconds, end_s - time.monotonic())
-        ended = record.run(part, command_of(part, limit, options.device), max(1.0, left_s))
+        left_s = max(1.0, min(limit.seconds, end_s - time.monotonic())) if options.device == "cuda" else None
+        ended = record.run(part, command_of(part, limit, options.device), left_s)
         print(f"{part}: {ended}", flush=True)
     print(record.table())
 

@@ -22,7 +22,11 @@ class Instance:
 
     def to(self, device: torch.device) -> "Instance":
         """The instance on a device."""
-        return Instance(tuple(x.to(device) for x in self.inputs), tuple(x.to(device) for x in self.target))
+        return self.moved(lambda x: x.to(device))
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> "Instance":
+        """As ``to``, by something that moves a tensor there."""
+        return Instance(tuple(map(move, self.inputs)), tuple(map(move, self.target)))
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,11 @@ class InstanceBatch:
     def to(self, device: torch.device) -> "InstanceBatch":
         """The batch on a device."""
         return InstanceBatch(self.indices, self.draw, self.global_size, device)
+
+    def moved(self, move: Callable[[Tensor], Tensor], device: torch.device) -> "InstanceBatch":
+        """As ``to``, by something that moves a tensor there; the instances are drawn now, and not when asked for."""
+        drawn = {index: self.draw(index).moved(move) for index in self.indices}
+        return InstanceBatch(self.indices, drawn.__getitem__, self.global_size, device)
 
 
 @dataclass(frozen=True)

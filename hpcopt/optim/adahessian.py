@@ -11,7 +11,7 @@ a step in between is one of momentum.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, SupportsFloat
 
 import torch
 from pydantic import Field
@@ -118,7 +118,7 @@ class AdaHessian(CountedRule):
     def _steps(self) -> int:
         return max(int(group["steps"]) for group in self.param_groups)
 
-    def differentiate(self, loss: Derivatives, batch: Any, seed: int) -> float:
+    def differentiate(self, loss: Derivatives, batch: Any, seed: int) -> SupportsFloat:
         """Leave the gradient, and look at the Hessian where that is due, by random signs of a seed. Collective."""
         if not self.due:
             return loss.gradient(batch)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, SupportsFloat, runtime_checkable
 
 from torch import Tensor
 
@@ -20,14 +20,14 @@ class Derivatives(Protocol):
     Attributes:
         parameters: those that are trained: all of them, also where each rank moves some only.
 
-    Each of the methods leaves the gradient in every ``grad`` and gives this rank's summand of the loss, a float.
-    Collective.
+    Each of the methods leaves the gradient in every ``grad`` and gives this rank's summand of the loss: a float, or
+    what a GPU still computes, for which ``float`` waits. Collective.
     """
 
     @property
     def parameters(self) -> Sequence[Tensor]: ...
 
-    def gradient(self, samples: Any, *, less_at: Sequence[Tensor] | None = None) -> float:
+    def gradient(self, samples: Any, *, less_at: Sequence[Tensor] | None = None) -> SupportsFloat:
         """The gradient, overlapped with the backward pass.
 
         Args:
@@ -38,7 +38,7 @@ class Derivatives(Protocol):
 
     def product(
         self, samples: Any, vectors: Sequence[Vector], *, part: int = 0, parts: int = 1
-    ) -> tuple[float, list[Tensor]]:
+    ) -> tuple[SupportsFloat, list[Tensor]]:
         """The gradient and, from the same pass forward, the Hessian times a vector.
 
         Args:
@@ -51,7 +51,7 @@ class Derivatives(Protocol):
             UnsupportedError: something in the loss has no second derivative.
         """
 
-    def variance(self, samples: Any, parts: int | None = None) -> tuple[float, list[Tensor]]:
+    def variance(self, samples: Any, parts: int | None = None) -> tuple[SupportsFloat, list[Tensor]]:
         """The gradient, and the variance of each of its values between parts of the batch, weighed by their sizes.
 
         Args:
@@ -67,7 +67,7 @@ class Derivatives(Protocol):
 class Asking(Protocol):
     """An optimizer that asks for more than gradients; its config says so, ``asks``."""
 
-    def differentiate(self, loss: Derivatives, batch: Any, seed: int) -> float:
+    def differentiate(self, loss: Derivatives, batch: Any, seed: int) -> SupportsFloat:
         """Leave the gradient in every ``grad``, take what else the coming step needs, and give the loss. Collective.
 
         Args:

@@ -1,5 +1,6 @@
 """This rank's part of one global batch: what a solver may ask of it, and its tensor form."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
@@ -8,9 +9,13 @@ from torch import Tensor
 
 from hpcopt.errors import DataError
 
+Move = Callable[[Tensor], Tensor]  # from main memory to a device
+
 
 class Batch(Protocol):
-    """Whatever a step is made of: rows of tensors, a graph, trajectories."""
+    """Whatever a step is made of: rows of tensors, a graph, trajectories. One with a method ``moved``, as TensorBatch
+    has it, travels to a GPU while the step before is computed.
+    """
 
     def __len__(self) -> int:
         """Samples in this part."""
@@ -71,4 +76,8 @@ class TensorBatch:
 
     def to(self, device: torch.device) -> "TensorBatch":
         """The batch with its tensors on a device; the indices, which choose rows of tables, stay in main memory."""
-        return replace(self, tensors={name: t.to(device) for name, t in self.tensors.items()})
+        return self.moved(lambda t: t.to(device), device)
+
+    def moved(self, move: Move, device: torch.device) -> "TensorBatch":
+        """As ``to``, by something that moves a tensor there."""
+        return replace(self, tensors={name: move(t) for name, t in self.tensors.items()})

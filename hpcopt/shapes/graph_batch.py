@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.models.graph.graph import Graph
+from hpcopt.shapes.batch import Move
 
 
 @dataclass(frozen=True)
@@ -42,5 +43,10 @@ class GraphBatch:
 
     def to(self, device: torch.device) -> Self:
         """The batch on a device; a graph and features that come again are moved once."""
-        graph, targets, labels = self.graph.to(device), self.targets.to(device), self.labels.to(device)
-        return replace(self, graph=graph, features=graph.beside(self.features), targets=targets, labels=labels)
+        return self.moved(lambda t: t.to(device), device)
+
+    def moved(self, move: Move, device: torch.device) -> Self:
+        """As ``to``, by something that moves a tensor there."""
+        graph = self.graph.moved(move, device)
+        features, targets, labels = graph.beside(self.features, move), move(self.targets), move(self.labels)
+        return replace(self, graph=graph, features=features, targets=targets, labels=labels)

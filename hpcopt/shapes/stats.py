@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Literal, Protocol
+from typing import Literal, Protocol, SupportsFloat
 
 import numpy as np
 
 from hpcopt.comm.world import World
+from hpcopt.shapes.late import Late
 
 Over = Literal["sum", "mean", "max", "rank"]
 Columns = Mapping[str, np.ndarray | Sequence[float] | Sequence[str]]
@@ -70,15 +71,15 @@ class StepStats:
     """What one step did on this rank.
 
     Attributes:
-        loss: this rank's summand of the global mean loss; None if it has none. None on all ranks: nothing landed in
-            this step.
+        loss: this rank's summand of the global mean loss, a number or ``Late``; None if it has none. None on all ranks:
+            nothing landed in this step.
         learning_rate: of this step; None if there is no such thing.
         scalars: further numbers by name. A name may come at some steps and on some ranks only. A plain number is
             ``Scalar(number)``, a mean.
         tables: further rows by name; the same names on all ranks.
     """
 
-    loss: float | None
+    loss: SupportsFloat | None
     learning_rate: float | None = None
     scalars: Mapping[str, Scalar | float] = field(default_factory=dict)
     tables: Mapping[str, Table] = field(default_factory=dict)
@@ -86,7 +87,7 @@ class StepStats:
     def __post_init__(self) -> None:
         """Raise TypeError where it is made, if a field is of another kind."""
         for name, value in (("loss", self.loss), ("learning_rate", self.learning_rate)):
-            if value is not None and not isinstance(value, _NUMBER):
+            if value is not None and not isinstance(value, (*_NUMBER, Late)):
                 raise TypeError(f"StepStats: {name} is {value!r}")
         if not _named(self.scalars, (Scalar, *_NUMBER)):
             raise TypeError(f"StepStats: scalars is {self.scalars!r}")

@@ -28,8 +28,11 @@ class Workload(Held, ABC):
         train_samples, test_samples: samples in each split, int; None if nobody knows.
         scores: which direction is better, of each figure of merit by name, in the order in which they are told.
         loss: of a model and a batch: the mean over the batch's samples.
+        ahead: whether the batches are a function of the step alone, so that where the model is on a GPU a thread may
+            make them before their steps, and another than takes them.
     """
 
+    ahead: ClassVar[bool] = False
     model: nn.Module
     batch: int
     train_samples: Any
@@ -55,7 +58,7 @@ class Workload(Held, ABC):
     @abstractmethod
     def train_batches(self, rank: int, size: int, start: int) -> Iterator[Any]:
         """Give the rank-th of size parts of every global batch, each a ``Batch``, for ever, from step ``start`` on. A
-        generator: it runs between two steps, and may look at what ``model`` has become.
+        generator: it runs between two steps, unless ``ahead``, and may look at what ``model`` has become.
         """
 
     def by_index(self) -> Samples | None:

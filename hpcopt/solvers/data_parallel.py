@@ -7,7 +7,7 @@ for which it asks; its random numbers are a function of the run's seed and the s
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -79,6 +79,7 @@ class DataParallel(Solver):
 
     def step(self, batch: Any) -> StepStats:
         self._to_training()
+        total: SupportsFloat
         if self._asking is None:
             total = self._derivatives.gradient(batch)
         else:

@@ -24,6 +24,7 @@ from hpcopt.optim.signs import Vector
 from hpcopt.randomness import random_state, replayed
 from hpcopt.shapes.batch import Batch
 from hpcopt.shapes.context import Context
+from hpcopt.shapes.late import Late, total
 from hpcopt.shapes.solver import Task
 from hpcopt.store.saved_parts import SavedParts
 
@@ -71,7 +72,7 @@ class GlobalLoss:
         seed = context.seed("products")
         self._second = Exchange(context.world, named, context.required_exchange, seed=seed, clock=context.clock)
 
-    def gradient(self, samples: Any, *, less_at: Sequence[Tensor] | None = None) -> float:
+    def gradient(self, samples: Any, *, less_at: Sequence[Tensor] | None = None) -> float | Late:
         pieces, losses = self._pieces(samples), list[Tensor]()
         self.exchange.zero(backwards=len(pieces) * (1 if less_at is None else 2))
         for piece in pieces:
@@ -82,11 +83,11 @@ class GlobalLoss:
                 with self.at(less_at), replayed(random):
                     self._backward(batch, -1.0)
         self.exchange.finish()
-        return _total(losses)
+        return total(losses)
 
     def product(
         self, samples: Any, vectors: Sequence[Vector], *, part: int = 0, parts: int = 1
-    ) -> tuple[float, list[Tensor]]:
+    ) -> tuple[float | Late, list[Tensor]]:
         losses, (second, pieces) = [], self._begin_second(samples)
         for piece in pieces:
             whole = piece()
@@ -104,9 +105,9 @@ class GlobalLoss:
                         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
                     _add(self.parameters, gradients)
                 losses.append(loss.detach())
-        return _total(losses), self._finish_second(second)
+        return total(losses), self._finish_second(second)
 
-    def variance(self, samples: Any, parts: int | None = None) -> tuple[float, list[Tensor]]:
+    def variance(self, samples: Any, parts: int | None = None) -> tuple[float | Late, list[Tensor]]:
         losses, (second, pieces) = [], self._begin_second(samples)
         for piece in pieces:
             for batch in _parts(piece(), parts):
@@ -119,7 +120,7 @@ class GlobalLoss:
                 losses.append(loss.detach() * batch.weight)
         squares = self._finish_second(second)
         means = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        return _total(losses), [(s - g.square()).clamp_(min=0) for s, g in zip(squares, means, strict=True)]
+        return total(losses), [(s - g.square()).clamp_(min=0) for s, g in zip(squares, means, strict=True)]
 
     @contextmanager
     def at(self, point: Sequence[Tensor]) -> Iterator[None]:
@@ -202,7 +203,3 @@ def _given(batch: Batch) -> Batch:
 
 def _parts(batch: Batch, parts: int | None) -> list[Any]:
     return batch.split(len(batch) if parts is None else parts)
-
-
-def _total(losses: Sequence[Tensor]) -> float:
-    return sum((loss.item() for loss in losses), 0.0)

@@ -1,11 +1,12 @@
 """A rank's step on its own samples, for solvers whose ranks exchange no gradients."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hpcopt.optim.groups import set_learning_rate
 from hpcopt.shapes.batch import Batch
 from hpcopt.shapes.context import Context
+from hpcopt.shapes.late import Late, total
 from hpcopt.shapes.solver import Task
 from hpcopt.solvers.first_order import FirstOrder
 
@@ -22,21 +23,21 @@ class OwnSteps:
         self._steps = context.total_steps
         self.optimizer: torch.optim.Optimizer = config.optimizer_of(task.model)
 
-    def backward(self, batch: Batch) -> float:
+    def backward(self, batch: Batch) -> float | Late:
         """Leave the gradient of the mean over this rank's samples in the parameters; without samples there is none.
 
         Returns:
             This rank's summand of the global batch's mean loss.
         """
         self.optimizer.zero_grad()
-        total = 0.0
+        losses = list[Tensor]()
         for micro in batch.split(self._config.accumulate):
             with self._clock("forward"):
                 loss = self._loss(self._model, micro) * (len(micro) / len(batch))
             with self._clock("backward"):
                 loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.item() * batch.weight
-        return total
+            losses.append(loss.detach())
+        return total(losses, batch.weight)
 
     def update(self, step: int) -> float:
         """Step by the gradient that was left; gives the learning rate."""

@@ -86,7 +86,8 @@ class Trial:
             world.traffic.lap()
             scales.lap()
             for batch in self.problem.batches(solver.data_rank, solver.data_size, steps, first):
-                losses.append(solver.step(batch).loss)
+                loss = solver.step(batch).loss
+                losses.append(None if loss is None else float(loss))
                 sent_bytes.append(world.traffic.lap().sent_bytes)
                 carried_bytes.append(scales.lap())
             solver.gather()

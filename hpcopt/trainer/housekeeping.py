@@ -11,6 +11,7 @@ from hpcopt.shapes.solver import Checkpointed, Tree
 from hpcopt.shapes.stats import StepStats, Table
 from hpcopt.shapes.workload import Better
 from hpcopt.store.checkpoint import Checkpoints
+from hpcopt.trainer.losses import Losses
 from hpcopt.trainer.meetings import Meetings
 from hpcopt.trainer.pace import Pace
 from hpcopt.trainer.progress import Progress
@@ -59,6 +60,7 @@ class Housekeeping:
         position: Position,
         signals: StopSignals,
         lockstep: bool = True,
+        late: bool = False,
         save_at_evaluations: bool = False,
         data: Callable[[], Tree] = lambda: None,
     ) -> None:
@@ -73,6 +75,7 @@ class Housekeeping:
             position: where the run stands; it is moved.
             signals: that may stop it.
             lockstep: see ``Meetings``.
+            late: whether losses are read a step late; the same on all ranks.
             save_at_evaluations: see ``Pace``.
             data: gives this rank's own state of the data.
         """
@@ -84,6 +87,8 @@ class Housekeeping:
         self._tables: dict[str, Table] = {}
         self._first_step = position.step
         self._verdict = Verdict(met=False, loss=None)
+        self._losses = Losses(late=late, step=position.step)
+        self._took_s = self._exchange_s = 0.0  # the newest step
         self.batch: int | None = None
         self.steps_per_epoch: int | None = None
         self.better: Mapping[str, Better] = {}
@@ -129,22 +134,33 @@ class Housekeeping:
         """Take a finished step. Collective, if the ranks meet.
 
         Raises:
-            DivergedError: the loss is no longer finite: on all ranks, if they met.
+            DivergedError: the loss, or that of the step before, is no longer finite: on all ranks, if they met.
         """
         position = self._position
         position.step += 1
         meet = self._meetings.lockstep or self._meetings.due(position.step)
-        self._verdict = verdict = self._votes.sum_up(position.step, stats.loss) if meet else Verdict(False, stats.loss)
-        self._record(verdict.loss, stats)
-        if verdict.loss is not None and not math.isfinite(verdict.loss):
-            raise self._diverged(verdict)
+        loss = self._losses.take(position.step, stats.loss)
+        self._verdict = verdict = self._votes.sum_up(position.step, loss) if meet else Verdict(False, loss)
+        self._record(stats)
+        self._heed(verdict)
         if verdict.flush:
             self._recorder.flush()
             self._votes.granted()
-        if verdict.written:
+        if verdict.written and self._saver.shown_good(self._losses.step):
             with self._clock("checkpoint"):
                 self._saver.finish()
             self._votes.granted()
+
+    def catch_up(self) -> None:
+        """Read the loss of the newest step, if that is still to be done: before the parameters are used. Collective.
+
+        Raises:
+            DivergedError: on all ranks: it is not finite.
+        """
+        if self._losses.behind:
+            loss = self._losses.rest()
+            total, landed = self._world.sum([loss or 0.0, loss is not None])
+            self._heed(Verdict(True, total if landed else None))
 
     def evaluated(self, scores: dict[str, float]) -> None:
         """Take the scores after the steps up to here, the same on all ranks. Collective."""
@@ -181,6 +197,7 @@ class Housekeeping:
 
     def save_last(self) -> None:
         """Save where the run stands, if that is not done. Collective."""
+        self.catch_up()
         self._saver.finish()
         if self._position.step != self._saver.saved_step:
             self._save()
@@ -198,14 +215,21 @@ class Housekeeping:
 
     def _diverged(self, verdict: Verdict) -> DivergedError:
         """What is wrong with a loss that is not finite: on all ranks, if they met."""
-        step = self._position.step
+        step = self._losses.step
         if verdict.met:
             self._saver.give_up(step - 1)
         error = DivergedError(f"the loss became {verdict.loss} at step {step}; {self._saver.kept()}")
         error.on_every_rank = verdict.met
         return error
 
-    def _record(self, loss: float | None, stats: StepStats) -> None:
+    def _heed(self, verdict: Verdict) -> None:
+        """Tell of a loss, and end the run if it is not finite."""
+        share = self._exchange_s / self._took_s
+        self._progress.step(self._losses.step, verdict.loss, self._took_s, self.batch, share)
+        if verdict.loss is not None and not math.isfinite(verdict.loss):
+            raise self._diverged(verdict)
+
+    def _record(self, stats: StepStats) -> None:
         step = self._position.step
         for name, table in stats.tables.items():
             if table.lasting and self._tables.get(name) is not table:
@@ -213,10 +237,10 @@ class Housekeeping:
                 self._progress.say("\n".join(table.lines()))
         epoch, samples = step / (self.steps_per_epoch or math.nan), step * self.batch if self.batch else None
         phases = self._recorder.step(step, epoch, samples, stats)
-        step_s = self._recorder.step_times_s[-1]
-        self._progress.step(step, loss, step_s, self.batch, phases["exchange"] / step_s)
+        self._took_s, self._exchange_s = self._recorder.step_times_s[-1], phases["exchange"]
 
     def _save(self) -> None:
+        self.catch_up()
         self._recorder.flush()
         self._position.elapsed_s = self._recorder.elapsed_s
         with self._clock("checkpoint"):

@@ -52,6 +52,7 @@ class Trainer:
             position=position,
             signals=signals,
             lockstep=solver.lockstep,
+            late=context.world.sum([context.device.type != "cpu"])[0] > 0,
             save_at_evaluations=solver.pipelined,
             data=workload.state_dict,
         )
@@ -88,6 +89,7 @@ class Trainer:
         return outcome
 
     def _evaluate(self) -> None:
+        self._house.catch_up()
         self._solver.gather()
         with self._clock("evaluate"):
             scores = evaluate(self._world, self._workload, self._solver.model)
@@ -124,5 +126,5 @@ def _summed(workload: Workload, model: torch.nn.Module, batches: Iterator[Any]) 
     sums: dict[str, Tensor] = {}
     for batch in batches:
         for name, value in workload.score(model, batch).items():
-            sums[name] = value.detach().cpu().double() + sums.get(name, 0.0)
-    return sums
+            sums[name] = value.detach().double() + sums.get(name, 0.0)
+    return {name: value.cpu() for name, value in sums.items()}

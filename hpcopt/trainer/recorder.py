@@ -9,6 +9,7 @@ import resource
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from typing import SupportsFloat
 
 import numpy as np
 import torch
@@ -54,6 +55,7 @@ class Recorder:
         self._before = Lap(dict.fromkeys(clock.phases, 0.0), None, ())
         self._start_s = time.monotonic() - elapsed_s
         self._last_step_s = self._last_flush_s = time.monotonic()
+        self._loss: tuple[int, SupportsFloat | None] | None = None  # of the newest row, which a GPU may still compute
         self._scalars = Scalars(name for name in OURS if name != "loss")
         self._lasting: dict[str, tuple[int, Table]] = {}  # and the step before the first that it came with
         self._rows: dict[str, list[tuple[int, Table]]] = {}  # and the step that it came with
@@ -86,7 +88,8 @@ class Recorder:
         self._shared.append((step, epoch, now_s - self._start_s, step_s, rate, samples))
         if "loss" in stats.scalars:
             raise MetricsError("a scalar cannot be called 'loss': StepStats has a place for it")
-        self._scalars.put(len(self._mine), "loss", math.nan if stats.loss is None else stats.loss, "sum")
+        self._read_loss()
+        self._loss = len(self._mine), stats.loss
         if stats.scalars:
             self._scalars.add(len(self._mine), stats.scalars)
         self._mine.append((lap, traffic.sent_bytes, traffic.dense_bytes))
@@ -106,6 +109,7 @@ class Recorder:
 
     def flush(self) -> None:
         """Write what is buffered. Collective."""
+        self._read_loss()
         if self._mine:
             mine = np.array([[*lap.seconds().values(), *counts] for lap, *counts in self._mine])
             everyones = self._world.gather_bytes(packed(mine))
@@ -145,6 +149,13 @@ class Recorder:
             return math.nan, math.nan
         rows = rows[step_times.warm(rows[:, 0], [rows[0, 0] - 1])]
         return float(np.median(rows[:, 1])), float(rows[:, 2].mean())
+
+    def _read_loss(self) -> None:
+        """Put the newest row's among the scalars, now that another row comes or it is to be written."""
+        if self._loss is not None:
+            row, loss = self._loss
+            self._scalars.put(row, "loss", math.nan if loss is None else float(loss), "sum")
+            self._loss = None
 
     def _columns(self) -> dict[str, np.ndarray]:
         """Those of SHARED that there are."""

@@ -112,6 +112,10 @@ class Saver:
         """Whether this rank is done with a checkpoint that does not count yet; finish() will not wait for it."""
         return self._pending is not None and not self._writer.busy
 
+    def shown_good(self, step: int) -> bool:
+        """Whether the losses of all steps up to this one, each of them finite, show that a checkpoint under way is."""
+        return self._pending is not None and self._pending < step
+
     def finish(self) -> None:
         """Make the checkpoint under way count, waiting for those still writing. Collective."""
         if self._pending is None:

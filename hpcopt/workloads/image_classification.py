@@ -62,7 +62,7 @@ class ImageClassification(ImageWorkload):
         if self._top5:
             self.scores = {**self.scores, "test_top5_accuracy": "higher"}
         self.loss = OutputLoss(
-            inputs=lambda batch: batch.tensors["images"],
+            inputs=self.pictures,
             criterion=lambda logits, batch: cross_entropy(logits, batch.tensors["labels"]),
             example=torch.zeros(1, *self.shape),
         )
@@ -76,7 +76,7 @@ class ImageClassification(ImageWorkload):
         return batch
 
     def score(self, model: nn.Module, batch: TensorBatch) -> dict[str, Tensor]:
-        logits, labels = model(batch.tensors["images"]), batch.tensors["labels"]
+        logits, labels = model(self.pictures(batch)), batch.tensors["labels"]
         scores = {
             "test_loss": F.cross_entropy(logits, labels, reduction="sum"),
             "test_accuracy": (logits.argmax(1) == labels).sum(),

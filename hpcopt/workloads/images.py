@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hpcopt.errors import DataError, JobError
 from hpcopt.shapes.batch import TensorBatch
@@ -14,6 +15,7 @@ from hpcopt.store.shards import Shards
 from hpcopt.workloads.order import TrainOrder, share
 
 TEST_BATCH = 256
+CPU = torch.device("cpu")
 
 
 class ImageWorkload(Workload):
@@ -26,6 +28,7 @@ class ImageWorkload(Workload):
         most_target: the largest value that a target may have.
     """
 
+    ahead = True
     most_target: int
 
     def __init__(self, folder: Path, target: str, target_dims: int, batch: int, seed: int) -> None:
@@ -56,8 +59,8 @@ class ImageWorkload(Workload):
         self._order = TrainOrder(self.train_samples, batch, seed)
         self.shape, self.attributes = self._train.fields["images"].shape, self._train.attributes
         std = torch.as_tensor(self.attributes["std"]).float().view(-1, 1, 1)
-        self._gain = float(self.attributes["scale"]) / std  # pixels to zero mean and unit variance in each channel
-        self._offset = torch.as_tensor(self.attributes["mean"]).float().view(-1, 1, 1) / std
+        gain, offset = float(self.attributes["scale"]) / std, torch.as_tensor(self.attributes["mean"]).float()
+        self._scaling = {CPU: (gain, offset.view(-1, 1, 1) / std)}  # by device
 
     @property
     def steps_per_epoch(self) -> int:
@@ -81,6 +84,17 @@ class ImageWorkload(Workload):
         """Training samples by their numbers, (n,), as a part of a global batch."""
         return self._read(self._train, indices, global_size)
 
+    def pictures(self, batch: TensorBatch) -> Tensor:
+        """A batch's images with zero mean and unit variance in each channel, (n, channels, height, width), float32.
+        Until they are where the model is they stay as they are stored, mostly a byte a value.
+        """
+        images = batch.tensors["images"]
+        if images.device not in self._scaling:
+            gain, offset = self._scaling[CPU]
+            self._scaling[images.device] = gain.to(images.device), offset.to(images.device)
+        gain, offset = self._scaling[images.device]
+        return (images.float() * gain).sub_(offset)
+
     def test_batches(self, rank: int, size: int) -> Iterator[TensorBatch]:
         mine = share(np.arange(self.test_samples), rank, size)
         for start in range(0, len(mine), TEST_BATCH):
@@ -88,7 +102,7 @@ class ImageWorkload(Workload):
 
     def _read(self, shards: Shards, indices: np.ndarray, global_size: int) -> TensorBatch:
         rows = shards.rows(indices)
-        images = torch.from_numpy(rows["images"]).float().mul_(self._gain).sub_(self._offset)
+        images = torch.from_numpy(rows["images"])
         targets = torch.from_numpy(rows[self._target].astype(np.int64))
         return TensorBatch({"images": images, self._target: targets}, torch.from_numpy(indices), global_size)
 

@@ -36,6 +36,8 @@ class InstanceConfig(WorkloadConfig):
 class InstanceWorkload(Workload):
     """The workload; the target of an instance is its class."""
 
+    ahead = True
+
     def __init__(self, config: InstanceConfig, seed: int, draw: Draw, network: Callable[[], nn.Module]) -> None:
         """Draw instances by ``draw``, and make the network.
 

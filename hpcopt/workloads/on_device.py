@@ -5,6 +5,7 @@ Workloads make everything in main memory, so that parameters begin the same, and
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from hpcopt.shapes.loss import Loss, OutputLoss
 from hpcopt.shapes.samples import Samples
 from hpcopt.shapes.solver import Tree
 from hpcopt.shapes.workload import Precision, Workload
+from hpcopt.workloads.handover import Handover
 
 
 def on_device(workload: Workload, device: torch.device, precision: Precision = "float32") -> Workload:
@@ -69,16 +71,27 @@ class WorkloadOnDevice(Workload):
         self._inner.verify(rank, size)
 
     def train_batches(self, rank: int, size: int, start: int) -> Iterator[Batch]:
-        return (batch.to(self._device) for batch in self._inner.train_batches(rank, size, start))
+        return self._there(self._inner.train_batches(rank, size, start), beside=self._inner.ahead)
 
     def by_index(self) -> Samples | None:
         inner = self._inner.by_index()
         if inner is None:
             return None
-        return replace(inner, at=lambda indices, whole: inner.at(indices, whole).to(self._device))
+        if self._device.type == "cpu":
+            return inner
+        return replace(inner, at=lambda indices, whole: self._handover.batch(inner.at(indices, whole)))
 
     def test_batches(self, rank: int, size: int) -> Iterator[Batch]:
-        return (batch.to(self._device) for batch in self._inner.test_batches(rank, size))
+        return self._there(self._inner.test_batches(rank, size), beside=False)
+
+    def _there(self, batches: Iterator[Batch], *, beside: bool) -> Iterator[Batch]:
+        if self._device.type == "cpu":
+            return batches
+        return self._handover.batches(batches, beside=beside)
+
+    @cached_property
+    def _handover(self) -> Handover:
+        return Handover(self._device)
 
     def score(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
         return self._inner.score(Narrow(model) if self._narrow else model, batch)

@@ -51,7 +51,7 @@ class Segmentation(ImageWorkload):
     def __init__(self, config: SegmentationConfig, seed: int) -> None:
         super().__init__(config.data, "masks", 2, config.batch, seed)
         self.loss = OutputLoss(
-            inputs=lambda batch: batch.tensors["images"],
+            inputs=self.pictures,
             criterion=lambda logits, batch: F.binary_cross_entropy_with_logits(logits[:, 0], _masks(batch)),
             example=torch.zeros(1, *self.shape),
         )
@@ -62,7 +62,7 @@ class Segmentation(ImageWorkload):
             raise JobError(f"[workload] model: {cause}: choose a smaller depth") from cause
 
     def score(self, model: nn.Module, batch: TensorBatch) -> dict[str, Tensor]:
-        logits, masks = model(batch.tensors["images"])[:, 0], _masks(batch)
+        logits, masks = model(self.pictures(batch))[:, 0], _masks(batch)
         losses = F.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean((1, 2))
         return {"test_loss": losses.sum(), "test_dice": dice((logits > 0).float(), masks).sum()}
 

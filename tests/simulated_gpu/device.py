@@ -91,6 +91,9 @@ class SimulatedTensor(Tensor):
         LEDGER.note("refused", "numpy() of the device's memory")
         return self.values.detach().numpy()
 
+    def record_stream(self, s: Any) -> None:
+        streams.record(self.values, s)
+
     def tolist(self) -> Any:
         LEDGER.note("waits", "tolist")
         streams.wait_for()
@@ -121,6 +124,8 @@ def _run(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     found = operation(*tree_map(_unwrapped, args), **tree_map(_unwrapped, kwargs))
     if name not in MEMORY_ONLY and not _is_view(operation):
         _order(name, operation, args, kwargs, found if here and name not in TO_HOST else None)
+    if name in MEMORY_ONLY and here:
+        streams.made(found)
     if waits:
         streams.wait_for()
     if not here or name in TO_HOST:

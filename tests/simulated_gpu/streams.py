@@ -83,8 +83,9 @@ class Event:
         (stream or current_stream()).wait_event(self)
 
     def synchronize(self) -> None:
-        LEDGER.note("waits", "event")
-        wait_for(self.clock)
+        if not self.query():
+            LEDGER.note("waits", "event")
+            wait_for(self.clock)
 
     def query(self) -> bool:
         return all(_DONE.get(number, 0) >= place for number, place in self.clock.items())
@@ -122,11 +123,13 @@ class History:
 
     def __init__(self, home: Stream) -> None:
         self.home = home
+        self.recorded: set[int] = set()  # streams after which it may be freed, whatever its home knows of them
         self.written: tuple[int, int] | None = None
         self.read: Clock = {}
 
     def __del__(self) -> None:
         uses = {**self.read, **dict([self.written] if self.written else [])}
+        uses = {number: place for number, place in uses.items() if number not in self.recorded}
         if any(not _known(self.home, number, place) for number, place in uses.items()):
             LEDGER.note("refused", "memory is freed while another stream uses it")
 
@@ -148,6 +151,16 @@ def use(read: list[Tensor], written: list[Tensor], what: str) -> None:
             if not all(_known(here, *each) for each in before):
                 LEDGER.note("refused", f"{what} writes what another stream uses")
             history.written, history.read = (here.number, place), {}
+
+
+def made(x: Tensor) -> None:
+    """Memory of the current stream, which may give it to others once it is freed."""
+    _history(x, current_stream())
+
+
+def record(x: Tensor, other: Stream) -> None:
+    """Memory that another stream uses, too, is not given to others before that is done with it."""
+    _history(x, current_stream()).recorded.add(other.number)
 
 
 def pinned(size: int) -> Tensor:

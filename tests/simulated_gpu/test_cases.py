@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from hpcopt.comm.world import alone
 from hpcopt.families import (
     EXCHANGES,
     GRAPH_MODELS,
@@ -32,8 +33,9 @@ from hpcopt.models.config import GraphModelConfig, ImageModelConfig, TokenModelC
 from hpcopt.optim.config import OptimizerConfig
 from hpcopt.shapes import SolverConfig
 from hpcopt.shapes.workload import WorkloadConfig
+from hpcopt.solvers.kaisa import Kaisa
 from tests.launching import PATIENCE_S
-from tests.simulated_gpu.cases import CASES
+from tests.simulated_gpu.cases import CASES, IMAGES
 from tests.simulated_gpu.workloads import OfHouse
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +64,26 @@ def test_trains_as_on_the_cpu_within_its_budget(name, outcomes):
     if CASES[name].steady:
         for kind, count in outcome["asked"].items():
             assert count <= BUDGET[name][kind] + SLACK[kind], f"{kind}: run the command above, and say why"
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if name.startswith("workload") and case.ranks == 1]
+)
+def test_batches_and_losses_travel_by_page_locked_memory(name, outcomes):
+    assert outcomes[name]["asked"]["pageable"] == 0
+    assert outcomes[name]["asked"]["copies"] > 1
+
+
+def test_kfac_waits_as_seldom_as_it_says(outcomes):
+    """Once a step for norms; once more where factors are summed; at a refresh twice, and once a size of factors."""
+    plain, factor, refresh = (
+        outcomes[f"kaisa, a {kind}"]["asked"]["waits"] for kind in ("plain step", "factor step", "refresh")
+    )
+    layers = Kaisa(IMAGES.task().model, alone()).layers.found
+    sizes = {shape.size for layer in layers for shape in (layer.a, layer.g)}
+    assert plain <= 1
+    assert factor <= 2
+    assert refresh <= factor + 2 + len(sizes)
 
 
 def test_nothing_of_the_house_is_left_out():

@@ -14,6 +14,7 @@ from hpcopt.report.read import read_run
 from hpcopt.report.summary import summarise
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
+from hpcopt.shapes.late import Late
 from hpcopt.shapes.stats import StepStats
 from hpcopt.shapes.workload import Workload
 from hpcopt.store.checkpoint import Checkpoints
@@ -39,6 +40,31 @@ class Telling(Idle):
         return StepStats(next(self._losses))
 
 
+class OnAGpu(Late):
+    """A loss that notes after how many steps it is read."""
+
+    def __init__(self, value: float, solver: "TellingLate") -> None:
+        self._value, self._solver = value, solver
+
+    def __float__(self) -> float:
+        self._solver.read.append(self._solver.steps)
+        return self._value
+
+
+class TellingLate(Telling):
+    """As if a GPU computed the losses."""
+
+    def __init__(self, losses: list[float | None], rank: int, size: int) -> None:
+        super().__init__(losses, rank, size)
+        self.read: list[int] = []
+        self.steps = 0
+
+    def step(self, batch):
+        self.steps += 1
+        loss = next(self._losses)
+        return StepStats(None if loss is None else OnAGpu(loss, self))
+
+
 class Work(Workload):
     """A score that falls by a tenth at every evaluation."""
 
@@ -59,21 +85,27 @@ class Work(Workload):
         return {"bits_per_char": torch.tensor(self.test_samples * self.told)}
 
 
-def trained(folder, losses: list[list[float | None]], **run) -> list[Outcome]:
+def trained(
+    folder, losses: list[list[float | None]], kind: type[Telling] = Telling, solvers: list[Telling] | None = None, **run
+) -> list[Outcome]:
     """Train on as many ranks as there are lists of losses, into a folder."""
     file = MetricsFile(folder / "metrics.h5")
     file.create(len(losses), Context().clock.phases, {"title": "told"})
 
     def program(transport):
         world = World(transport)
-        context = Context(world=world, steps=len(losses[0]))
+        device = torch.device("meta" if kind is TellingLate and world.rank == 0 else "cpu")  # one rank has a GPU
+        context = Context(world=world, steps=len(losses[0]), device=device)
+        solver = (kind if device.type == "meta" else Telling)(losses[world.rank], world.rank, world.size)
+        if solvers is not None:
+            solvers.append(solver)
         with Progress(folder / "log.txt", speaks=world.rank == 0, every_s=1e-6) as progress:
             progress.begin(len(losses[0]))
             return Trainer(
                 run=RunConfig(steps=len(losses[0]), **run),
                 context=context,
                 workload=Work(),
-                solver=Telling(losses[world.rank], world.rank, world.size),
+                solver=solver,
                 checkpoints=Checkpoints(folder / "checkpoints", 1),
                 recorder=Recorder(world, file, context.clock, 0.0),
                 progress=progress,
@@ -97,6 +129,32 @@ def test_a_loss_that_no_rank_has_is_missing_and_neither_zero_nor_a_divergence(tm
     lines = [line for line in (tmp_path / "log.txt").read_text().splitlines() if "step=" in line and "loss=" in line]
     told = [line.split("loss=")[1].split()[0] for line in lines]
     assert told[:5] == ["-", "-", "0.5", "-", "0.25"]
+
+
+def test_losses_that_are_read_a_step_late_are_those_of_their_steps(tmp_path):
+    solvers: list[Telling] = []
+    halves, quarters = [2.0**-step for step in range(6)], [0.25] * 6
+    assert trained(tmp_path, [halves, quarters], TellingLate, solvers, evaluate_every=4) == [Outcome.DONE] * 2
+    np.testing.assert_array_equal(read_run(tmp_path).columns["loss"], np.add(halves, quarters))
+    lines = [line for line in (tmp_path / "log.txt").read_text().splitlines() if "step=" in line and "loss=" in line]
+    told = {
+        line.split("step=")[1].split("/")[0]: line.split("loss=")[1].split()[0] for line in lines if "bits" not in line
+    }
+    assert told == {"0": "-"} | {str(step + 1): f"{loss + 0.25:.4g}" for step, loss in enumerate(halves)}
+    (late,) = (solver for solver in solvers if isinstance(solver, TellingLate))
+    assert list(dict.fromkeys(late.read)) == [2, 3, 4, 5, 6]  # step 4 is evaluated, and its loss is read at once
+    assert late.read[0] == 2
+
+
+@pytest.mark.parametrize("kind", [Telling, TellingLate])
+@pytest.mark.parametrize(("every", "left"), [(1, [1]), (2, []), (3, [])])
+def test_what_a_loss_shows_to_be_bad_is_not_saved(tmp_path, kind, every, left):
+    """Late or not: the checkpoint of step 2 does not count, and there is none of step 3."""
+    solvers: list[Telling] = []
+    with pytest.raises(DivergedError, match="the loss became nan at step 3"):
+        trained(tmp_path, [[1.0, 1.0, math.nan, 1.0, 1.0, 1.0], [1.0] * 6], kind, solvers, checkpoint_every=every)
+    assert Checkpoints(tmp_path / "checkpoints", 1).steps() == left
+    assert max(getattr(solver, "steps", 3) for solver in solvers) <= 4
 
 
 def test_the_last_loss_is_the_last_that_there_was(tmp_path):

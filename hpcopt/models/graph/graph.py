@@ -42,20 +42,24 @@ class Graph:
 
     def to(self, device: torch.device) -> Self:
         """The graph on a device: the same one at every call."""
+        return self.moved(lambda x: x.to(device), device)
+
+    def moved(self, move: Callable[[Tensor], Tensor], device: torch.device) -> Self:
+        """As ``to``, by something that moves a tensor there."""
         if self.indptr.device == device:
             return self
         if device not in self._moved:
-            moved = [x.to(device) for x in (self.indptr, self.indices, *self._turned)]
+            moved = [move(x) for x in (self.indptr, self.indices, *self._turned)]
             self._moved[device] = type(self)(moved[0], moved[1], (moved[2], moved[3]))
         return self._moved[device]
 
-    def beside(self, x: Tensor) -> Tensor:
+    def beside(self, x: Tensor, move: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """What nodes have, where the graph is: moved once, if the same tensor comes again."""
         if x.device == self.indptr.device:
             return x
         kept = self._kept.get("beside")
         if kept is None or kept[0] is not x:
-            kept = self._kept["beside"] = (x, x.to(self.indptr.device))
+            kept = self._kept["beside"] = (x, x.to(self.indptr.device) if move is None else move(x))
         return kept[1]
 
     def sources(self, x: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ class KaisaSolver(DataParallel):
         stats = super().step(batch)
         if random is not None:
             assert stats.loss is not None
-            self.kaisa.adapt_damping(stats.loss, self._again(batch, random))
+            self.kaisa.adapt_damping(float(stats.loss), self._again(batch, random))
         return replace(stats, scalars={**stats.scalars, **self._metrics()})
 
     def _sampling(self, model: nn.Module, batch: TensorBatch) -> Tensor:

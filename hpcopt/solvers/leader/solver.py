@@ -114,7 +114,7 @@ class LeaderSgd(Solver):
 
     def step(self, batch: Batch) -> StepStats:
         self._aside.restore()
-        loss: float | None = self._own.backward(batch)
+        loss: float | None = float(self._own.backward(batch))
         if len(batch):
             self._losses.append((loss or 0.0) / batch.weight)
         with self._clock("update"):

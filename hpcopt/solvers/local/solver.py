@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, SupportsFloat
 
 from hpcopt.shapes.batch import Batch
 from hpcopt.shapes.context import Context
@@ -58,7 +58,7 @@ class LocalSgd(Solver):
 
     def step(self, batch: Batch) -> StepStats:
         self._local.go_on()
-        loss: float | None = self._own.backward(batch)
+        loss: SupportsFloat | None = self._own.backward(batch)
         with self._clock("update"):
             lr = self._own.update(self._step)
             landed = self._local.step(batch.weight)

@@ -7,7 +7,7 @@ rank has whole parameters. Either way every value moves by the same operations a
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor, nn, optim
@@ -244,16 +244,16 @@ class _Constant:
     def __init__(self, p: nn.Parameter) -> None:
         self.parameters = [p]
 
-    def gradient(self, samples: Any, *, less_at: Sequence[Tensor] | None = None) -> float:
+    def gradient(self, samples: Any, *, less_at: Sequence[Tensor] | None = None) -> SupportsFloat:
         self.parameters[0].grad = torch.ones_like(self.parameters[0])
         return 0.0
 
     def product(
         self, samples: Any, vectors: Sequence[Vector], *, part: int = 0, parts: int = 1
-    ) -> tuple[float, list[Tensor]]:
+    ) -> tuple[SupportsFloat, list[Tensor]]:
         return self.gradient(samples), [torch.ones_like(self.parameters[0])]
 
-    def variance(self, samples: Any, parts: int | None = None) -> tuple[float, list[Tensor]]:
+    def variance(self, samples: Any, parts: int | None = None) -> tuple[SupportsFloat, list[Tensor]]:
         return self.gradient(samples), [torch.ones_like(self.parameters[0])]
 
     def at(self, point: Sequence[Tensor]) -> AbstractContextManager[None]:
