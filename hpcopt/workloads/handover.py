@@ -30,10 +30,6 @@ class Handover:
             self._home.wait_event(arrived)
             yield batch
 
-    def batch(self, batch: Any) -> Any:
-        """One batch, on the device."""
-        return next(self.batches(iter([batch]), beside=False))
-
     def _sent(self, batch: Any) -> tuple[Any, Any]:
         """A batch under way, and the event of its arrival."""
         if not hasattr(batch, "moved"):

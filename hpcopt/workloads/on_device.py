@@ -19,6 +19,8 @@ from hpcopt.shapes.solver import Tree
 from hpcopt.shapes.workload import Precision, Workload
 from hpcopt.workloads.handover import Handover
 
+WITHOUT_STREAMS = ("cpu", "meta")
+
 
 def on_device(workload: Workload, device: torch.device, precision: Precision = "float32") -> Workload:
     """The workload on a device, in a precision; its model moves there."""
@@ -77,16 +79,14 @@ class WorkloadOnDevice(Workload):
         inner = self._inner.by_index()
         if inner is None:
             return None
-        if self._device.type == "cpu":
-            return inner
-        return replace(inner, at=lambda indices, whole: self._handover.batch(inner.at(indices, whole)))
+        return replace(inner, at=lambda indices, whole: next(self._there(iter([inner.at(indices, whole)]))))
 
     def test_batches(self, rank: int, size: int) -> Iterator[Batch]:
-        return self._there(self._inner.test_batches(rank, size), beside=False)
+        return self._there(self._inner.test_batches(rank, size))
 
-    def _there(self, batches: Iterator[Batch], *, beside: bool) -> Iterator[Batch]:
-        if self._device.type == "cpu":
-            return batches
+    def _there(self, batches: Iterator[Batch], *, beside: bool = False) -> Iterator[Batch]:
+        if self._device.type in WITHOUT_STREAMS:
+            return (batch.to(self._device) for batch in batches)
         return self._handover.batches(batches, beside=beside)
 
     @cached_property
