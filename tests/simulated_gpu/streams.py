@@ -88,7 +88,11 @@ class Event:
             wait_for(self.clock)
 
     def query(self) -> bool:
-        return all(_DONE.get(number, 0) >= place for number, place in self.clock.items())
+        with _LOCK:
+            over = all(_DONE.get(number, 0) >= place for number, place in self.clock.items())
+            if over:
+                wait_for(self.clock)  # what another thread has waited for while a copy was noted
+            return over
 
 
 DEFAULT = Stream()
