@@ -6,6 +6,7 @@ all edges are put side by side and summed in segments, which also has one result
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -31,10 +32,13 @@ class Graph:
             turned: the same of the graph with its edges turned round; None: it is the same.
         """
         self.indptr, self.indices, self._turned = indptr, indices, turned or (indptr, indices)
-        self.degrees = indptr.diff().float()[:, None]
         self._kept: dict[str, tuple[Tensor, Tensor]] = {}
         self._edges: tuple[Tensor, Tensor] | None = None
         self._moved: dict[torch.device, Self] = {}
+
+    @cached_property
+    def degrees(self) -> Tensor:
+        return self.indptr.diff().float()[:, None]  # when it is asked for: the graph may be on its way to a device
 
     def __len__(self) -> int:
         """Rows."""
