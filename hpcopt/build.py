@@ -1,17 +1,16 @@
 """From a job to the objects that train: the one way, for training, the dry run, benchmarks and tests."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hpcopt.comm.agreement import differences
 from hpcopt.comm.device import clock_of
 from hpcopt.comm.world import World
 from hpcopt.errors import DataError, JobError
-from hpcopt.held import require_attributes, require_methods
+from hpcopt.held import require_attributes
 from hpcopt.job import Job
 from hpcopt.plugins import LOADED
 from hpcopt.randomness import draws_kept, seed_all
@@ -20,7 +19,7 @@ from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Solver, Task
 from hpcopt.shapes.workload import Workload
 from hpcopt.workloads.on_device import on_device
-from hpcopt.workloads.own.user_code import theirs
+from hpcopt.workloads.own.user_code import require_network, theirs
 
 CPU = torch.device("cpu")
 
@@ -59,7 +58,7 @@ def build(job: Job, world: World, device: torch.device = CPU, *, verify: bool = 
     require_same_data(world, workload)
     if LOADED:
         with world.together():
-            require_network(workload.model)
+            require_network(workload.model, "the network")
             try_once(workload)
     workload = on_device(workload, device, job.workload.precision)
     if job.workload.compile:
@@ -84,23 +83,6 @@ def one_sample(workload: Workload) -> Any:
     if not len(batch):
         raise DataError("the workload has no test samples")
     return batch.split(len(batch))[0]
-
-
-def require_network(model: nn.Module) -> None:
-    """Hold somebody's network to what others ask of it.
-
-    Raises:
-        JobError: a method is none, or ``state_dict`` gives no tensors by name.
-    """
-    require_methods(model, nn.Module)
-    for module in model.modules():
-        require_methods(module, nn.Module)
-    with theirs("state_dict of the network", JobError):
-        state = model.state_dict()
-    with theirs("parameters and buffers of the network", JobError):
-        _ = list(model.parameters()), list(model.named_parameters()), list(model.buffers()), list(model.named_modules())
-    if not isinstance(state, Mapping):
-        raise JobError(f"state_dict of the network gave {type(state).__name__}, not tensors by name")
 
 
 def try_once(workload: Workload) -> None:

@@ -59,8 +59,14 @@ def require_methods(thing: object, base: type) -> None:
     """
     for cls in type(thing).__mro__[: type(thing).__mro__.index(base)]:
         for name, own in vars(cls).items():
-            if inspect.isfunction(getattr(base, name, None)) and not _is_method(own):
-                raise JobError(f"{cls.__module__}:{cls.__qualname__}.{name} is {_short(own)}, not a method")
+            what = f"{cls.__module__}:{cls.__qualname__}.{name}"
+            if (name in _ASKED or inspect.isfunction(getattr(base, name, None))) and not _is_method(own):
+                raise JobError(f"{what} is {_short(own)}, not a method")
+            if name == "__getattr__" and inspect.isfunction(own):
+                try:
+                    _require_same_call(own, _getattr, what)
+                except TypeError as error:
+                    raise JobError(str(error)) from None
 
 
 def require_attributes(thing: Held, base: type[Held]) -> None:
@@ -124,6 +130,10 @@ def _require_same_call(own: Callable[..., Any], promise: Callable[..., Any], wha
         takes.bind(*places, **dict.fromkeys(names))
     except TypeError as error:
         raise TypeError(f"{what}{takes} cannot be called with {asked}: {error}") from None
+
+
+def _getattr(self: Any, name: str) -> Any:
+    """As ``__getattr__`` is called."""
 
 
 def _is_method(own: Any) -> bool:

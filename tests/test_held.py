@@ -8,7 +8,6 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from hpcopt.build import require_network
 from hpcopt.comm.shards import grain
 from hpcopt.comm.world import alone
 from hpcopt.compress import Codec, Half
@@ -19,6 +18,7 @@ from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
 from hpcopt.shapes import Scalar, Solver, SolverConfig, StepStats, Workload
 from hpcopt.shapes.batch import require_batch
 from hpcopt.shapes.stats import Rows
+from hpcopt.workloads.own.user_code import require_network
 
 
 def test_a_method_that_gives_something_else_is_one_message():
@@ -194,6 +194,10 @@ def test_what_is_built_has_the_methods_of_its_kind():
 
     with pytest.raises(JobError, match=r"Theirs\.load_state_dict is 3, not a method"):
         Mine(lr=0.1).build([nn.Parameter(torch.ones(1))])
+    del Theirs.load_state_dict
+    for Theirs.__getattr__ in (None, lambda self: 3):
+        with pytest.raises(JobError, match=r"Theirs\.__getattr__( is None, not a method|.* cannot be called with)"):
+            Mine(lr=0.1).build([nn.Parameter(torch.ones(1))])
 
 
 def test_a_method_takes_what_its_base_takes():
@@ -223,8 +227,17 @@ def test_a_networks_parameters_are_asked_for_once():
         def named_parameters(self):
             return []
 
-    with pytest.raises(JobError, match=r"parameters and buffers of the network raised TypeError: .* 'recurse'"):
-        require_network(Mine())
+    with pytest.raises(JobError, match=r"mine: its parameters and buffers raised TypeError: .* 'recurse'"):
+        require_network(Mine(), "mine")
+
+
+def test_a_network_can_be_put_into_its_modes():
+    class Mine(nn.Module):
+        def train(self):
+            return self
+
+    with pytest.raises(JobError, match=r"mine: eval\(\) and train\(\) raised TypeError"):
+        require_network(Mine(), "mine")
 
 
 def test_a_networks_state_is_tensors_by_name():
@@ -232,9 +245,9 @@ def test_a_networks_state_is_tensors_by_name():
         def state_dict(self, *place, **named):
             return None
 
-    require_network(nn.Linear(1, 1))
-    with pytest.raises(JobError, match="state_dict of the network gave NoneType, not tensors by name"):
-        require_network(Mine())
+    require_network(nn.Linear(1, 1), "mine")
+    with pytest.raises(JobError, match=r"mine: state_dict\(\) gave NoneType, not tensors by name"):
+        require_network(Mine(), "mine")
 
 
 def test_a_steps_tables_are_tables():

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from hpcopt.errors import DataError, HpcoptError, JobError
+from hpcopt.held import require_methods
 from hpcopt.plugins import import_object
 
 _HOUSE = str(Path(__file__).parents[2])
@@ -59,6 +61,30 @@ def made(name: str, arguments: Mapping[str, Any], what: str, kind: type[HpcoptEr
     return found
 
 
+def require_network(model: nn.Module, what: str) -> None:
+    """Hold somebody's network to what others ask of it.
+
+    Args:
+        what: is held, for the message.
+
+    Raises:
+        JobError: a method is none, or fails, or ``state_dict`` gives no tensors by name.
+    """
+    require_methods(model, nn.Module)
+    for module in model.modules():
+        require_methods(module, nn.Module)
+    with theirs(f"{what}: state_dict()", JobError):
+        state = model.state_dict()
+    if not isinstance(state, Mapping):
+        raise JobError(f"{what}: state_dict() gave {type(state).__name__}, not tensors by name")
+    with theirs(f"{what}: its parameters and buffers", JobError):
+        _ = list(model.parameters()), list(model.named_parameters()), list(model.buffers()), list(model.named_modules())
+    with theirs(f"{what}: eval() and train()", JobError):
+        training = model.training
+        model.eval()
+        model.train(training)
+
+
 def function(name: str, arguments: Mapping[str, Any], what: str, kind: type[HpcoptError] = JobError) -> Any:
     """The function that a dotted name stands for, with some arguments given; that of a class is an object of it.
 
@@ -72,6 +98,6 @@ def function(name: str, arguments: Mapping[str, Any], what: str, kind: type[Hpco
     if isinstance(found, type):
         with theirs(what, kind):
             return found(**arguments)
-    if not callable(found):
-        raise kind(f"{what} is {type(found).__name__}, not a function")
+    if arguments and not callable(found):
+        raise kind(f"{what} is {type(found).__name__}, not a function: it takes no arguments")
     return partial(found, **arguments) if arguments else found

@@ -27,7 +27,7 @@ from hpcopt.workloads.own.names import Dotted, FunctionOfTorch, ScoreName, not_f
 from hpcopt.workloads.own.samples import Origin
 from hpcopt.workloads.own.scores import BUILTIN, scores_of
 from hpcopt.workloads.own.splits import Split, open_split
-from hpcopt.workloads.own.user_code import function, made, theirs
+from hpcopt.workloads.own.user_code import function, made, require_network, theirs
 
 SAMPLES = "samples"  # the sum that counts test samples
 
@@ -199,6 +199,7 @@ def network(config: TorchConfig) -> nn.Module:
         list(found.modules())
     except TypeError as cause:
         raise JobError(f"{what}: {cause}; a module that is a dataclass needs @dataclass(eq=False)") from None
+    require_network(found, what)
     return found
 
 
