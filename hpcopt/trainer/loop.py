@@ -52,7 +52,7 @@ class Trainer:
             position=position,
             signals=signals,
             lockstep=solver.lockstep,
-            late=context.world.sum([context.device.type != "cpu"])[0] > 0,
+            late=any(kind != "cpu" for kind in context.world.gather_text(context.device.type)),
             save_at_evaluations=solver.pipelined,
             data=workload.state_dict,
         )
