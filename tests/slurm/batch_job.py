@@ -44,7 +44,9 @@ class BatchJob:
 
     @property
     def state(self) -> str:
-        return self.field("JobState")
+        """Its own; of an array, that of a task that has not ended, if there is one."""
+        states = re.findall(r"\bJobState=(\S*)", slurm("scontrol", "show", "job", "--oneliner", self.id))
+        return next((state for state in states if state not in ENDED), states[0])
 
     @property
     def restarts(self) -> int:
