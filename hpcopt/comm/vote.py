@@ -62,10 +62,7 @@ def vote(
         see: is shown all ranks' ballots in the elections that this rank decides, shape (P, words), int64.
     """
 
-    def pack_stretch(stretch: slice, ballot: Tensor) -> None:
-        pack(x[WORD * stretch.start : WORD * stretch.stop], ballot)
-
-    yield from elect(transport, pack_stretch, words, weights, see)
+    yield from elect(transport, ballots_of(x), words, weights, see)
 
 
 def elect(
@@ -112,6 +109,15 @@ def elect(
         yield stretches[source]
     with traffic.waiting():
         wait_all(sends)
+
+
+def ballots_of(x: Tensor) -> Callable[[slice, Tensor], object]:
+    """What packs stretches of the ballot on x, shape (n,), float32, as ``elect`` asks for them."""
+
+    def pack_stretch(stretch: slice, ballot: Tensor) -> None:
+        pack(x[WORD * stretch.start : WORD * stretch.stop], ballot)
+
+    return pack_stretch
 
 
 def count(votes: Tensor, weights: Sequence[int] | None, outcome: Tensor) -> None:

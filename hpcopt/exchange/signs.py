@@ -104,11 +104,7 @@ class VoteReducer(Reducer):
             if not self._packed:
                 vote.unpack(words, bucket.values)
             return
-
-        def pack(stretch: slice, ballot: Tensor) -> None:
-            vote.pack(values[vote.WORD * stretch.start : vote.WORD * stretch.stop], ballot)
-
-        for where in self._decided(transport, pack, words, weights, jury):
+        for where in self._decided(transport, vote.ballots_of(values), words, weights, jury):
             if not self._packed:
                 with transport.traffic.decoding():
                     vote.unpack(words[where], bucket.values[vote.WORD * where.start : vote.WORD * where.stop])
