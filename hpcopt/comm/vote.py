@@ -111,7 +111,7 @@ def elect(
         wait_all(sends)
 
 
-def ballots_of(x: Tensor) -> Callable[[slice, Tensor], object]:
+def ballots_of(x: Tensor) -> Callable[[slice, Tensor], None]:
     """What packs stretches of the ballot on x, shape (n,), float32, as ``elect`` asks for them."""
 
     def pack_stretch(stretch: slice, ballot: Tensor) -> None:
