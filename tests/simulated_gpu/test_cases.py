@@ -33,7 +33,7 @@ from hpcopt.models.config import GraphModelConfig, ImageModelConfig, TokenModelC
 from hpcopt.optim.config import OptimizerConfig
 from hpcopt.shapes import SolverConfig
 from hpcopt.shapes.workload import WorkloadConfig
-from hpcopt.solvers.kaisa import Kaisa
+from hpcopt.solvers.kaisa.preconditioner import Kaisa
 from tests.launching import PATIENCE_S
 from tests.simulated_gpu.cases import CASES, IMAGES
 from tests.simulated_gpu.workloads import OfHouse
