@@ -57,7 +57,13 @@ def require_methods(thing: object, base: type) -> None:
     Raises:
         JobError: one is something that cannot be called.
     """
-    for cls in type(thing).__mro__[: type(thing).__mro__.index(base)]:
+    _require_methods(cast(Hashable, type(thing)), base)
+
+
+@cache
+def _require_methods(kind: type, base: type) -> None:
+    """Once for a class: what a plug-in gives at each step is held to it, too."""
+    for cls in kind.__mro__[: kind.__mro__.index(base)]:
         for name, own in vars(cls).items():
             what = f"{cls.__module__}:{cls.__qualname__}.{name}"
             if (name in _ASKED or inspect.isfunction(getattr(base, name, None))) and not _is_method(own):
