@@ -8,7 +8,7 @@ from torch import Tensor
 from hpcopt.kernels.cuda import sums
 from hpcopt.kernels.cuda.launch import launch
 from hpcopt.kernels.cuda.levels import MAGNITUDE, NOT_FINITE
-from hpcopt.kernels.cuda.parts import SIZES, bits_of, part_of, programs, seen_as, sizes
+from hpcopt.kernels.cuda.parts import SIZES, bits_of, part_of, programs, seen_as, sizes, write
 from hpcopt.kernels.cut import Cut
 
 LANES = sums.LANES
@@ -59,9 +59,7 @@ def _unpack(
         step = factor.to(tl.float32)
     word = tl.load(words + i // 32, mask=inside, other=0)
     value = tl.where((word >> (i % 32).to(tl.int32)) & 1 != 0, -step, step)
-    if ADD:
-        value = tl.load(out + begin + i, mask=inside, other=0.0) + value
-    tl.store(out + begin + i, value, mask=inside)
+    write(out, begin + i, value, inside, ADD)
 
 
 @triton.jit(do_not_specialize=SIZES)

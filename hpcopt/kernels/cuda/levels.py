@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hpcopt.kernels.cuda import packing, rng, sums
 from hpcopt.kernels.cuda.launch import launch
-from hpcopt.kernels.cuda.parts import SIZES, bits_of, part_of, programs, seen_as, sizes
+from hpcopt.kernels.cuda.parts import SIZES, bits_of, part_of, programs, seen_as, sizes, write
 from hpcopt.kernels.cut import Cut
 
 MAGNITUDE = tl.constexpr(0x7FFFFFFF)
@@ -134,9 +134,7 @@ def _decode(
     inside = k < count
     codes = packing.get(packed + first // 8 * BITS, k, inside, count, BITS)
     value = step * (codes - levels).to(tl.float32)
-    if ADD:
-        value = tl.load(out + begin + first + k, mask=inside, other=0.0) + value
-    tl.store(out + begin + first + k, value, mask=inside)
+    write(out, begin + first + k, value, inside, ADD)
 
 
 def encode(

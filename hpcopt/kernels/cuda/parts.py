@@ -24,6 +24,14 @@ def part_of(n, each, longer, grain, programs):
     return part, (tl.program_id(0) % programs).to(tl.int64), begin, end - begin
 
 
+@triton.jit
+def write(out, k, value, inside, ADD: tl.constexpr):
+    """Put values where they belong, or add what is there to them."""
+    if ADD:
+        value = tl.load(out + k, mask=inside, other=0.0) + value
+    tl.store(out + k, value, mask=inside)
+
+
 def sizes(cut: Cut, slots: Tensor, block: int) -> tuple[int, ...]:
     """What ``part_of`` is told; slots has shape (parts, stride), and a program takes a block."""
     return cut.n, cut.each, cut.longer, cut.grain, slots.shape[1], -(-cut.longest // block)

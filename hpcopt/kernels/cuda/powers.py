@@ -8,7 +8,7 @@ from torch import Tensor
 from hpcopt.kernels.cuda import packing, rng
 from hpcopt.kernels.cuda.launch import launch
 from hpcopt.kernels.cuda.levels import LIFT, MAGNITUDE, TINY, largest, note_worst, per_scale
-from hpcopt.kernels.cuda.parts import SIZES, part_of, programs, seen_as, sizes
+from hpcopt.kernels.cuda.parts import SIZES, part_of, programs, seen_as, sizes, write
 from hpcopt.kernels.cut import Cut
 
 BLOCK = packing.BLOCK
@@ -57,9 +57,7 @@ def _decode(packed, out, n, each, longer, grain, stride, programs, weight, ADD: 
     exponents = tl.load(packed + k, mask=inside, other=0).to(tl.int32)
     signs = packing.get(packed + count, k, inside, count, 1)
     value = weight * ((signs << 31) | (exponents << 23)).to(tl.float32, bitcast=True)
-    if ADD:
-        value = tl.load(out + first + k, mask=inside, other=0.0) + value
-    tl.store(out + first + k, value, mask=inside)
+    write(out, first + k, value, inside, ADD)
 
 
 @triton.jit
@@ -139,9 +137,7 @@ def _undither(
     power = ((level + (127 - top)) << 23).to(tl.float32, bitcast=True)
     power = tl.where(level == 0, 0.0, tl.where(codes > top, -power, power))
     value = step * power
-    if ADD:
-        value = tl.load(out + first + k, mask=inside, other=0.0) + value
-    tl.store(out + first + k, value, mask=inside)
+    write(out, first + k, value, inside, ADD)
 
 
 def encode(x: Tensor, cut: Cut, slots: Tensor, nearest: bool, seed: int, first: int, worst: Tensor) -> None:
