@@ -13,7 +13,8 @@ PACKAGE = Path(hpcopt.__file__).parent
 
 # One line a floor, from the top; the rooms of one floor do not know each other.
 FLOORS = [
-    {"cli", "new", "train", "export", "submit", "checkpoint"},
+    {"cli", "new", "train", "export", "submit", "checkpoint", "explain", "assure"},
+    {"analysis"},
     {"report"},
     {"plan", "training"},
     {"prepare", "testing"},
