@@ -49,6 +49,7 @@ def test_the_page_in_a_browser(runs, tmp_path, scheme, paper):
         plot = body[body.index(f'id="{figure.name}"') :]
         plot = plot[: plot.index("</section>")]
         assert "main-svg" in plot
+        assert 'role="img" aria-label=' in body[body.index(f'id="{figure.name}"') :][:200]
         assert re.search(r'class="(trace|bars|points|hm|boxes|scatterlayer)', plot)
         assert figure.definition.split("“")[0][:40] in plot
     assert f"fill: {paper}" in body
