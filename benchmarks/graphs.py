@@ -3,14 +3,16 @@ halos of one graph over ranks, dense, in a codec and stale. Ranks are threads of
 those of any launch, and seconds are not measured but for CPU seconds of a single network's epoch.
 
     python -m hpcopt.prepare wordnet
-    python benchmarks/graphs.py gist --width 1024 --epochs 60 --parts 2 4 >> graphs.jsonl
+    python benchmarks/graphs.py gist --network graphsage --width 1024 --epochs 10 --clusters 40 >> graphs.jsonl
     python benchmarks/graphs.py halos --width 256 --epochs 60 --ranks 2 >> graphs.jsonl
 """
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from hpcopt.comm.world import World
 from hpcopt.compress import QSGD, SignBits, TopK
 from hpcopt.exchange import RingConfig
 from hpcopt.models.graph.networks import GcnConfig, GraphSageConfig, NodeMlpConfig
-from hpcopt.optim import AdamWConfig
+from hpcopt.optim import AdamWConfig, ConstantConfig, CosineConfig
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Solver, SolverConfig, Task
 from hpcopt.shapes.workload import Workload
@@ -45,34 +47,47 @@ def scores(workload: Workload, model: torch.nn.Module) -> dict[str, float]:
 
 
 def trained(workload: Workload, solver: Solver, epochs: int) -> dict[str, Any]:
-    """Train on one rank; give the last loss, the scores, and CPU seconds of an epoch."""
-    start_s, loss = time.process_time(), None
-    for batch in islice(workload.train_batches(0, 1, 0), epochs):
-        loss = solver.step(batch).loss
+    """Train on one rank; give the mean loss of the last epoch, the scores, and CPU seconds of an epoch."""
+    start_s, losses = time.process_time(), list[float]()
+    solver.model.train()
+    for batch in islice(workload.train_batches(0, 1, 0), epochs * workload.steps_per_epoch):
+        losses.append(solver.step(batch).loss or 0.0)
     cpu_s = (time.process_time() - start_s) / epochs
     solver.gather()
+    loss = statistics.mean(losses[-workload.steps_per_epoch :])
     return {"loss": loss, "cpu_s_an_epoch": round(cpu_s, 3), **scores(workload, solver.model)}
 
 
 def gist(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The whole, GIST of it, one sub-network alone, and no edges, all for the same epochs."""
-    optimizer = AdamWConfig(lr=options.lr, weight_decay=0.0)
+    rates = {
+        "optimizer": AdamWConfig(lr=options.lr, weight_decay=0.0),
+        "schedule": CosineConfig() if options.cosine else ConstantConfig(),
+    }
 
     def run(what: str, network: str, width: int, solver: SolverConfig) -> dict[str, Any]:
-        model = NETWORKS[network](hidden=(width,) * options.layers)
-        workload = NodeClassificationConfig(data=options.data, model=model).build(Context(run_seed=options.seed))
+        workload = NodeClassificationConfig(
+            data=options.data,
+            clusters=options.clusters,
+            batch=options.batch,
+            evaluate_on=options.evaluate_on,
+            model=NETWORKS[network](hidden=(width,) * options.layers, dropout=options.dropout),
+        ).build(Context(run_seed=options.seed))
         exchange = RingConfig() if solver.needs else None
-        context = Context(exchange=exchange, steps=options.epochs, run_seed=options.seed)
+        steps = options.epochs * workload.steps_per_epoch
+        context = Context(exchange=exchange, steps=steps, run_seed=options.seed)
         built = solver.build(Task(workload.model, workload.loss), context)
         return {"what": what, "network": network, "width": width, **trained(workload, built, options.epochs)}
 
-    plain = DataParallelConfig(optimizer=optimizer)
-    yield run("the whole", options.network, options.width, plain)
+    plain = DataParallelConfig(**rates)
+    runs = {"whole": partial(run, "the whole", options.network, options.width, plain)}
     for parts in options.parts:
-        solver = GistConfig(parts=parts, every=options.every, optimizer=optimizer)
-        yield run(f"gist, {parts} parts", options.network, options.width, solver)
-        yield run(f"one of {parts} alone", options.network, options.width // parts, plain)
-    yield run("no edges", "node_mlp", options.width, plain)
+        solver = GistConfig(parts=parts, every=options.every, **rates)
+        runs[f"gist{parts}"] = partial(run, f"gist, {parts} parts", options.network, options.width, solver)
+        runs[f"alone{parts}"] = partial(run, f"one of {parts} alone", options.network, options.width // parts, plain)
+    runs["no_edges"] = partial(run, "no edges", "node_mlp", options.width, plain)
+    for name in options.runs or runs:
+        yield runs[name]()
 
 
 def halos(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -119,15 +134,24 @@ def main() -> None:
     parser.add_argument("--network", choices=NETWORKS, default="gcn")
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=2, help="hidden ones")
-    parser.add_argument("--epochs", type=int, default=60, help="an epoch is a step")
+    parser.add_argument("--epochs", type=int, default=60, help="without clusters an epoch is a step")
+    parser.add_argument("--clusters", type=int, help="parts that the graph is cut into; gist")
+    parser.add_argument(
+        "--batch", type=int, default=1_000_000, help="training nodes of a step, about; gist"
+    )
+    parser.add_argument("--dropout", type=float, default=0.0, help="gist")
+    parser.add_argument("--cosine", action="store_true", help="schedule of the learning rate; gist")
+    parser.add_argument("--evaluate-on", choices=["test", "validation"], default="test", help="gist")
     parser.add_argument("--every", type=int, default=10, help="steps of a round")
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parts", type=int, nargs="*", default=[2, 4])
+    parser.add_argument("--runs", nargs="*", help="whole, gist2, alone2, ..., no_edges (default: all); gist")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--ways", nargs="*", help="of the halos, by name (default: all)")
     options = parser.parse_args()
-    settings = {"epochs": options.epochs, "every": options.every, "lr": options.lr, "seed": options.seed}
+    names = ("epochs", "every", "lr", "seed", "clusters", "batch", "dropout", "cosine", "evaluate_on")
+    settings = {name: getattr(options, name) for name in names}
     for found in (gist if options.what == "gist" else halos)(options):
         print(json.dumps({**found, **settings, "layers": options.layers, "data": options.data.name}), flush=True)
 
