@@ -136,9 +136,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2, help="hidden ones")
     parser.add_argument("--epochs", type=int, default=60, help="without clusters an epoch is a step")
     parser.add_argument("--clusters", type=int, help="parts that the graph is cut into; gist")
-    parser.add_argument(
-        "--batch", type=int, default=1_000_000, help="training nodes of a step, about; gist"
-    )
+    parser.add_argument("--batch", type=int, default=1_000_000, help="training nodes of a step, about; gist")
     parser.add_argument("--dropout", type=float, default=0.0, help="gist")
     parser.add_argument("--cosine", action="store_true", help="schedule of the learning rate; gist")
     parser.add_argument("--evaluate-on", choices=["test", "validation"], default="test", help="gist")
