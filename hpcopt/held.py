@@ -47,6 +47,8 @@ class Held:
                     setattr(cls, name, property(_held(own.fget, promise.fget, f"{what} is")))
                 elif not isinstance(own, property) and not fits(own, kind := _promised(promise.fget)):
                     raise TypeError(f"{what} is {_short(own)}, not {_words(kind)}")
+            elif promise is not None and not isinstance(own, property) and not fits(own, kind := _declared(cls, name)):
+                raise TypeError(f"{what} is {_short(own)}, not {_words(kind)}")
             elif isinstance(own, property) and inspect.isfunction(getattr(super(cls, cls), name, None)):
                 raise TypeError(f"{what} is {_short(own)}, not a method")  # of a library's class, as pydantic's
 
@@ -171,6 +173,11 @@ def _held(own: Callable[..., Any], promise: Any, what: str) -> Callable[..., Any
         return given
 
     return held
+
+
+def _declared(cls: type, name: str) -> Any:
+    """The kind that the outermost base of ours declares an attribute of classes to be; Any: it says nothing."""
+    return next((h[name] for base in cls.__mro__[:0:-1] if _ours(base) and name in (h := _hints(base))), Any)
 
 
 @cache

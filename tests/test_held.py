@@ -15,7 +15,7 @@ from hpcopt.errors import DataError, JobError, UnsupportedError
 from hpcopt.exchange import Exchange, ExchangeConfig, RingConfig
 from hpcopt.held import fits, require_attributes, require_methods
 from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
-from hpcopt.shapes import Scalar, Solver, SolverConfig, StepStats, Workload
+from hpcopt.shapes import Scalar, Solver, SolverConfig, StepStats, Workload, WorkloadConfig
 from hpcopt.shapes.batch import require_batch
 from hpcopt.shapes.stats import Rows
 from hpcopt.workloads.own.user_code import require_network
@@ -90,6 +90,24 @@ def test_nor_can_something_stand_where_python_calls(method):
     type("Mine", (Half,), {"__module__": "somebodys", "__slots__": (), "__doc__": "Mine."})
 
 
+@pytest.mark.parametrize(
+    ("base", "name", "value"),
+    [
+        (OptimizerConfig, "takes", 5),
+        (OptimizerConfig, "asks", None),
+        (SolverConfig, "phases", 3),
+        (SolverConfig, "phases", lambda self: ()),
+        (WorkloadConfig, "may_change", ["data"]),
+        (Half, "linear", "no"),
+        (Half, "wire_version", 1.5),
+    ],
+)
+def test_attributes_of_a_class_are_as_declared(base, name, value):
+    with pytest.raises(TypeError, match=rf"Mine\.{name} is .*, not "):
+        type("Mine", (base,), {name: value, "__module__": "somebodys"})
+    type("Mine", (base,), {name: getattr(base, name), "__module__": "somebodys"})
+
+
 def test_properties_are_held_too():
     class Mine(SolverConfig):
         @property
@@ -112,8 +130,10 @@ def test_attributes_are_there_and_of_their_kind():
     require_attributes(made(**good), Solver)
     with pytest.raises(JobError, match=r"somebodys:Mine\.model is missing: it is Module"):
         require_attributes(made(data_rank=0, data_size=1), Solver)
+    changed = made(**good)
+    changed.lockstep = "yes"
     with pytest.raises(JobError, match=r"Mine\.lockstep is 'yes', not bool"):
-        require_attributes(made(**good, lockstep="yes"), Solver)
+        require_attributes(changed, Solver)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def build_by_pattern(
         signs: for ``OptimizerConfig.build_on_signs``; None: gradients are what it steps by.
 
     Raises:
-        JobError: on all ranks: a pattern has no parameters, or the optimizer has no weight decay.
+        JobError: on all ranks: a pattern has no parameters, or the optimizer has no weight decay, or no groups.
     """
     group_of = assigned(groups, [name for name, _ in named])
     own = {p: groups[i] for name, p in named if (i := group_of.get(name)) is not None}
@@ -61,12 +61,14 @@ def build_by_pattern(
     optimizers = []
     if rest or not groups:
         base = config.build(rest) if signs is None else config.build_on_signs(rest, signs)
+        _require_groups(base, rest)
         for part in parts_of(base) if groups else ():
             part.param_groups[:] = _split(part, own, config.lr)
         optimizers = parts_of(base)
     for group in groups:
         if group.optimizer is not None:
-            built = group.optimizer.build([p for p, found in own.items() if found is group])
+            built = group.optimizer.build(members := [p for p, found in own.items() if found is group])
+            _require_groups(built, members)
             optimizers.append(scale_learning_rate(built, group.optimizer.lr / config.lr))
     return optimizers[0] if len(optimizers) == 1 else Several(optimizers)
 
@@ -110,6 +112,18 @@ def describe(optimizer: Optimizer, named: Sequence[tuple[str, nn.Parameter]]) ->
                 + f": {len(own)} tensors, {sum(p.numel() for p in own):,} values, {first}"
             )
     return "\n".join(lines)
+
+
+def _require_groups(optimizer: Optimizer, given: Sequence[nn.Parameter]) -> None:
+    """Raise JobError if an optimizer has no groups of these parameters: somebody's that has not begun as torch's do."""
+    known = {id(p) for p in given}
+    for part in parts_of(optimizer):
+        groups = getattr(part, "param_groups", None)
+        if not isinstance(groups, list) or any(id(p) not in known for group in groups for p in group["params"]):
+            raise JobError(
+                f"{type(part).__module__}:{type(part).__qualname__} has no param_groups of the parameters it was built "
+                "for: its __init__ calls super().__init__(parameters, defaults)"
+            ).everywhere()
 
 
 def _split(part: Optimizer, own: Mapping[nn.Parameter, GroupConfig], lr: float) -> list[dict[str, Any]]:

@@ -6,7 +6,16 @@ from pydantic import ValidationError
 from torch import nn
 
 from hpcopt.errors import JobError
-from hpcopt.optim import AdamWConfig, AnyTorchConfig, ArsgConfig, LambConfig, RsgConfig, SgdConfig, SignumConfig
+from hpcopt.optim import (
+    AdamWConfig,
+    AnyTorchConfig,
+    ArsgConfig,
+    LambConfig,
+    OptimizerConfig,
+    RsgConfig,
+    SgdConfig,
+    SignumConfig,
+)
 from hpcopt.optim.by_pattern import GroupConfig, assigned, build_by_pattern, describe
 from hpcopt.optim.groups import set_learning_rate
 
@@ -115,3 +124,23 @@ def test_the_groups_are_counted():
         "AdamW, rate x 1, decay 0.01: 2 tensors, 20 values, body.0.weight to head.weight",
         "AdamW, rate x 2, decay 0: 2 tensors, 6 values, body.0.bias to head.bias",
     ]
+
+
+@pytest.mark.parametrize("groups", [None, 5, [{"params": [nn.Parameter(torch.ones(3))]}]])
+def test_an_optimizer_without_groups_of_its_parameters_is_one_message(groups):
+    class Forgetful(torch.optim.Optimizer):
+        def __init__(self, parameters):
+            if groups is not None:
+                self.param_groups = groups
+
+        def step(self, closure=None):
+            return None
+
+    class Mine(OptimizerConfig):
+        lr: float = 0.1
+
+        def build(self, parameters):
+            return Forgetful(parameters)
+
+    with pytest.raises(JobError, match=r"Forgetful has no param_groups of the parameters .* super\(\).__init__"):
+        build_by_pattern(Mine(), (), [("p", nn.Parameter(torch.zeros(3)))])
