@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train one job, on one rank or on thousands",
     "prepare": "turn raw data into the HDF5 shards that training reads",
     "report": "show what runs measured: in the terminal, as a page, as pictures and tables",
+    "assure": "say how far a trained network can be trusted, from its run and from demands in operation",
     "export": "hand a run to TensorBoard, Weights & Biases, MLflow, OpenTelemetry or a viewer of traces",
     "checkpoint": "look into checkpoints, check them, take the model out",
     "submit": "put a job into SLURM's queue, or print its batch script",

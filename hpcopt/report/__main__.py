@@ -15,11 +15,11 @@ from hpcopt.report import export, extra_p, html, pictures, prediction_views, ter
 from hpcopt.report.attributes import printable
 from hpcopt.report.figure import write_tables
 from hpcopt.report.figures import figures_of
+from hpcopt.report.output import STDOUT, write_out
 from hpcopt.report.prediction import predict
 from hpcopt.report.read import read_run
 from hpcopt.report.summary import Runs, summarise
 from hpcopt.report.target import Target
-from hpcopt.store.files import replace_text
 
 FILES = {
     "json": "the figures, and the prediction if any, as JSON",
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory, or a metrics.h5")
     for name, what in FILES.items():
-        p.add_argument(f"--{name}", nargs="?", const=Path("-"), type=Path, metavar="FILE", help=f"write {what}")
+        p.add_argument(f"--{name}", nargs="?", const=STDOUT, type=Path, metavar="FILE", help=f"write {what}")
     p.add_argument("--html", type=Path, metavar="FILE", help="write one page with all plots that needs nothing else")
     p.add_argument("--png", type=Path, metavar="DIR", help="write each plot as a picture")
     p.add_argument("--tables", type=Path, metavar="DIR", help="write the table behind each plot as CSV")
@@ -149,7 +149,7 @@ def _write_files(runs: Runs, options: argparse.Namespace) -> bool:
     if options.html or options.png or options.tables:
         figures = figures_of(runs, prediction)
         if options.html:
-            _write(
+            write_out(
                 options.html, html.page(runs, figures, options.columns, FOLLOW_S if _goes_on(runs, options) else None)
             )
         if options.png:
@@ -157,26 +157,12 @@ def _write_files(runs: Runs, options: argparse.Namespace) -> bool:
         if options.tables:
             write_tables(figures, options.tables)
     if options.json:
-        _write(options.json, export.as_json(runs, prediction))
+        write_out(options.json, export.as_json(runs, prediction))
     if options.csv:
-        _write(options.csv, export.as_csv(runs))
+        write_out(options.csv, export.as_csv(runs))
     if options.extra_p:
-        _write(options.extra_p, extra_p.as_json_lines(runs))
+        write_out(options.extra_p, extra_p.as_json_lines(runs))
     return asked
-
-
-def _write(file: Path, text: str) -> None:
-    """Write to a file, or to standard output if it is called `-`."""
-    if file == Path("-"):
-        print(text, end="" if text.endswith("\n") else "\n")
-        return
-    try:
-        if file.is_file():  # nobody who looks at it meanwhile finds half of it
-            replace_text(file.resolve(), text)
-        else:
-            file.write_text(text, encoding="utf-8")
-    except OSError as cause:
-        raise MetricsError(f"cannot write {file}: {cause.strerror}") from cause
 
 
 if __name__ == "__main__":
