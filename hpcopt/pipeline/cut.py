@@ -121,14 +121,27 @@ def costs(blocks: Sequence[nn.Module], example: Tensor) -> list[float]:
     return [sum(found.get(m, 0) for m in block.modules()) for block in blocks]
 
 
-def balanced(weights: Sequence[float], parts: int) -> tuple[int, ...]:
-    """Starts of ``parts`` runs of consecutive weights whose largest sum is smallest, in order; the first is 0."""
+def balanced(weights: Sequence[float], parts: int, between: Sequence[Sequence[float]] | None = None) -> tuple[int, ...]:
+    """Starts of ``parts`` runs of consecutive weights whose largest sum is smallest, in order; the first is 0.
+
+    Args:
+        weights: of what is dealt.
+        parts: runs.
+        between: ``between[k][i]`` is the weight of a start of run k + 1 at i, which counts beside those of the runs.
+    """
+
+    def edge(count: int, start: int) -> float:
+        return between[count - 2][start] if between and count > 1 else 0.0
+
     sums = [0.0, *itertools.accumulate(weights)]
     best: dict[tuple[int, int], tuple[float, tuple[int, ...]]] = {(0, 0): (0.0, ())}
     for count in range(1, parts + 1):
         for end in range(count, len(weights) + 1):
             best[count, end] = min(
-                (max(best[count - 1, start][0], sums[end] - sums[start]), (*best[count - 1, start][1], start))
+                (
+                    max(best[count - 1, start][0], sums[end] - sums[start], edge(count, start)),
+                    (*best[count - 1, start][1], start),
+                )
                 for start in range(count - 1, end)
                 if (count - 1, start) in best
             )

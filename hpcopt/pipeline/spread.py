@@ -18,7 +18,7 @@ from hpcopt.config import Config
 from hpcopt.families import CODECS
 from hpcopt.pipeline.cut import Balance, balanced, costs, cut, outputs
 from hpcopt.pipeline.link import Link
-from hpcopt.pipeline.measured import measured_s
+from hpcopt.pipeline.measured import SAMPLES, measured_links, measured_s
 from hpcopt.pipeline.mesh import Mesh
 from hpcopt.shapes.context import Context
 
@@ -70,7 +70,7 @@ class Spread:
             example: inputs of one sample, shape (1, ...).
             context: of the solver.
             under_way: messages that each link may have pending.
-            timed: balance stages by measured seconds of their blocks.
+            timed: balance stages by measured seconds, of their blocks and of the messages between them.
 
         Raises:
             JobError: model or ranks cannot be cut as asked.
@@ -85,7 +85,8 @@ class Spread:
         if timed:
             self.costs = measured_s(self.blocks, self.examples, world)
         mesh = Mesh.choose(world.rank, world.size, len(self.blocks), config.stages)
-        self.mesh = mesh = replace(mesh, starts=balanced(self.costs, mesh.stages))
+        between = self._between_s(config.codec, mesh.stages, context) if timed else None
+        self.mesh = mesh = replace(mesh, starts=balanced(self.costs, mesh.stages, between))
         self.owned = mesh.owned(mesh.stage)
         for tensor in model.state_dict().values():
             world.broadcast(tensor)
@@ -116,6 +117,17 @@ class Spread:
         for link in self.links:
             link.flush()
         share_blocks(self._world, self.mesh, self.blocks)
+
+    def _between_s(self, codec: Codec | None, stages: int, context: Context) -> list[list[float]]:
+        """Measured seconds of a message of ``SAMPLES`` samples over each boundary of stages, if it lies before a block:
+        a stage's forward and backward pass hides its messages, so the slowest of all is what a batch takes. Collective.
+        """
+        values = [SAMPLES * example.numel() for example in self.examples]
+        sizes = [
+            SAMPLES * self.boundary_bytes(t) if codec is None else codec.max_bytes(n) for t, n in enumerate(values)
+        ]
+        links = measured_links(context.world, stages, context.device)
+        return [[link(nbytes) for nbytes in sizes] for link in links]
 
     def boundary_bytes(self, boundary: int) -> int:
         """Of one sample's values there."""

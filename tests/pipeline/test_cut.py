@@ -80,6 +80,20 @@ def test_no_cut_balances_better(blocks):
     assert worst(chosen) == best
 
 
+@pytest.mark.parametrize("blocks", [2, 3, 5])
+def test_what_lies_between_runs_counts_as_they_do(blocks):
+    weights = [3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0]
+    between = [[7.0, 30.0, 6.0 + k, 20.0, 12.0 - k, 13.0, 25.0] for k in range(blocks - 1)]
+
+    def worst(starts) -> float:
+        edges = [*starts, len(weights)]
+        runs = [sum(weights[a:b]) for a, b in itertools.pairwise(edges)]
+        return max(*runs, *(between[k][start] for k, start in enumerate(starts[1:])))
+
+    ways = [(0, *inner) for inner in itertools.combinations(range(1, len(weights)), blocks - 1)]
+    assert worst(balanced(weights, blocks, between)) == min(map(worst, ways))
+
+
 def test_layers_without_a_derivative_stand_alone():
     model = nn.Sequential(
         nn.Linear(4, 8), Sign(), nn.Linear(8, 8), nn.ReLU(), TopK(2), nn.Dropout(0.0), nn.Linear(8, 3)

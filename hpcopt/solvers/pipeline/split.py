@@ -24,8 +24,8 @@ class SplitConfig(SolverConfig, FirstOrder, SpreadConfig):
 
     timed: bool = Field(
         False,
-        description="balance stages by the seconds that their blocks take on rank 0 at the start, not as balance says; "
-        "a run that goes on keeps its stages",
+        description="balance stages by the seconds that blocks take on rank 0 and messages between neighbours at the "
+        "start, not as balance says; a run that goes on keeps its stages",
     )
 
 

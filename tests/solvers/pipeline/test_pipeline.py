@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from hpcopt.comm.alpha_beta import Line
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.rehearsal import RehearsalTransport
 from hpcopt.comm.world import World, alone
@@ -19,7 +20,7 @@ from hpcopt.optim import AdamWConfig
 from hpcopt.optim.by_pattern import GroupConfig
 from hpcopt.pipeline import spread
 from hpcopt.pipeline.cut import cut, outputs
-from hpcopt.pipeline.measured import measured_s
+from hpcopt.pipeline.measured import SAMPLES, measured_links, measured_s
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Task
 from hpcopt.solvers.data_parallel import DataParallelConfig
@@ -173,6 +174,23 @@ def test_a_run_goes_on_with_the_stages_that_a_clock_has_dealt_it(config, monkeyp
     seconds = iter([[1.0, 1, 1, 9, 1]] * 3)
     straight = trial.run(3, 9)
     assert torch.equal(resumed[0].parameters, straight[0].parameters)
+
+
+def test_a_slow_link_gets_a_narrow_place(monkeypatch):
+    """The widths are 6, 8, 7, 6, 8: the third block's inputs have 7 values, the fourth's 6."""
+    monkeypatch.setattr(spread, "measured_s", lambda blocks, examples, world: [1.0, 1, 1, 1, 1])
+    quick, slow = Line(0.0, 1e12), Line(0.0, 4 * SAMPLES * 8 / 9.0)  # 8 values take 9 s
+    config = PipelineConfig(optimizer=ADAM, timed=True, stages=2)
+    for links, starts in (([quick], (0, 2)), ([slow], (0, 3))):
+        monkeypatch.setattr(spread, "measured_links", lambda world, stages, device, links=links: links)
+        assert build(config, World(RehearsalTransport(2))).spread.mesh.starts == starts
+
+
+def test_links_are_measured_and_all_ranks_know_them():
+    cpu = torch.device("cpu")
+    found = run_ranks(4, lambda transport: measured_links(World(transport), 2, cpu))
+    assert all(links == found[0] for links in found)
+    assert len(found[0]) == 1 and 0 < found[0][0](1 << 20) < 60
 
 
 def test_blocks_are_measured_and_stay_as_they_are():
