@@ -1,22 +1,29 @@
 """Auto beside the exchanges that it chooses among: seconds a step of some networks on the links that there are.
 
-    benchmarks/auto.sh 1300                         all forty set-ups: a night, by reckoning some eight hours
-    benchmarks/auto.sh 30                           the same in some 20 minutes, without what takes longer
+    benchmarks/auto.sh 30                           all forty set-ups, on the development cluster: some 40 minutes
     mpirun -n 2 python benchmarks/auto.py --short   two networks on the links that there are
     python benchmarks/auto.py --table auto.jsonl    what all set-ups say, in Markdown
 
-Five networks on two and four hosts at four rates of the development cluster are the forty set-ups. Rows take turns of
-steps, each with its own copy of the network and of the data, so that all see the same machine; auto has measured again
-before its first turn that counts. A time is the median over steps of the slowest rank's. The denominator is the best
-dense ring, bfloat16 included. A set-up for which the seconds given are too few is recorded as not run: at 1 Mbit/s and
-on four hosts a step of 0.7 million float32 values takes half a minute, and forty of them are the least.
+Five networks on two and four hosts at four rates are the forty set-ups. Each row has its own copy of the network and of
+the data, and auto has measured again before its first turn that counts. In a turn every row takes one to four steps, as
+many as go into the time of the slowest row's, in an order that is drawn anew. On a slow link six turns are enough, for
+the wire decides; on a fast one there are some sixty. What a row takes in a turn is the median over its steps of the
+slowest rank's seconds.
+
+Rows are compared within turns. A ratio is the median over the turns, and its interval of 95 % is that of the ranks of
+ordered ratios, which asks nothing of how they are distributed. Auto is slower than the best dense ring, bfloat16
+included, where the whole interval lies above 1. Where it takes that ring, both run the same code, and chance decides
+whose median is larger: the program says both counts.
 """
 
 import argparse
 import json
+import math
+import random
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +35,11 @@ from hpcopt.compress import QSGD, Bounded, Half
 from hpcopt.exchange import AutoConfig, Exchange, ExchangeConfig, NativeConfig, RingConfig, TwoPhaseConfig
 from hpcopt.models.resnet import ResNetConfig
 
-STEPS, TURNS = 8, 20  # of a turn; at most
-FEWEST = 3  # turns of one step, for a median
-ALL_STEPS = 40  # of float32 that a set-up takes at least, about
+STEPS = 4  # of a row in a turn, at most
+TURNS = 60  # wished for, where a step is short
+FEWEST = 6  # turns, of which the whole range is an interval of 97 %
 DENSE = ("ring", "ring bf16")
-WITHIN = 1.03  # of the best row
+WITHIN = 1.03  # of the best other row
 
 
 def rows() -> dict[str, ExchangeConfig]:
@@ -47,19 +54,34 @@ def rows() -> dict[str, ExchangeConfig]:
     }
 
 
+class Lines(nn.Module):
+    """A transformer that reads a picture line by line: (n, 1, 28, 28) to (n, 10)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(28, 48), nn.Linear(48, 10)
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(48, 4, 96, 0.0, batch_first=True) for _ in range(2))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        x = self.first(pictures.flatten(0, 1))
+        for layer in self.layers:
+            x = layer(x)
+        return self.last(x.mean(1))
+
+
 def networks() -> dict[str, tuple[nn.Module, Tensor]]:
     """Each with a batch of inputs for 10 classes."""
     torch.manual_seed(0)
     images = torch.randn(16, 1, 28, 28)
-    wide = [nn.Flatten(), nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)]
-    deep = [layer for _ in range(30) for layer in (nn.Linear(64, 64), nn.ReLU())]
-    words = nn.Sequential(nn.EmbeddingBag(20_000, 32), nn.Linear(32, 10))
+    deep = [layer for _ in range(30) for layer in (nn.Linear(32, 32), nn.ReLU())]
+    wide = [nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10)]
+    words = nn.Sequential(nn.EmbeddingBag(4_000, 16), nn.Linear(16, 10))
     return {
-        "resnet-8": (ResNetConfig(width=16).build((1, 28, 28), 10), images),
-        "deep mlp": (nn.Sequential(nn.Flatten(), nn.Linear(784, 64), *deep, nn.Linear(64, 10)), images),
-        "resnet-8, wide": (ResNetConfig(width=32).build((1, 28, 28), 10), images[:4]),
+        "resnet-8": (ResNetConfig(width=8).build((1, 28, 28), 10), images),
+        "deep mlp": (nn.Sequential(nn.Flatten(), nn.Linear(784, 32), *deep, nn.Linear(32, 10)), images),
         "wide mlp": (nn.Sequential(*wide), images),
-        "words": (words, torch.randint(20_000, (16, 50))),
+        "transformer": (Lines(), images),
+        "words": (words, torch.randint(4_000, (16, 50))),
     }
 
 
@@ -68,7 +90,7 @@ class Runner:
 
     def __init__(self, world: World, model: nn.Module, inputs: Tensor, config: ExchangeConfig) -> None:
         self._world, self._model, self._inputs = world, model, inputs
-        self._exchange = Exchange(world, model, config, mean=True)
+        self._exchange = Exchange(world, model, config, mean=True, broadcast=False)
         self._labels = torch.arange(len(inputs)) % 10
 
     def step(self) -> float:
@@ -80,62 +102,88 @@ class Runner:
         self._exchange.finish()
         return float(self._world.all_reduce(torch.tensor([time.perf_counter() - start_s]), "max"))
 
-    @property
-    def settled(self) -> bool:
-        """Whether auto has measured again; or there was nothing to measure."""
+    def settle(self) -> None:
+        """Take the first step; auto those until it has measured again."""
+        self.step()
         choices = self._exchange.choices
-        return choices is None or self._world.size == 1 or bool(choices.news)
+        while choices and self._world.size > 1 and not choices.news:
+            self.step()
+            choices = self._exchange.choices
 
     def chosen(self) -> str:
         """What auto has chosen."""
-        return self._exchange.choices.lines()[0] if self._exchange.choices else ""
+        return (
+            ", ".join(choice.algorithm for choice in self._exchange.choices.buckets) if self._exchange.choices else ""
+        )
 
 
-def measure(world: World, name: str, limit_s: float) -> dict[str, float] | None:
-    """Median seconds a step of each row; None if the seconds given are too few for that."""
+def measure(world: World, name: str, limit_s: float) -> dict[str, Any]:
+    """Seconds of each row, turn by turn, and what auto has chosen."""
     runners: dict[str, Runner] = {}
-    spent_s = 0.0
     for row, config in rows().items():
         model, inputs = networks()[name]
         runners[row] = Runner(world, model, inputs, config)
-        for _ in range(2):
-            spent_s += (step_s := runners[row].step())
-            if row == "ring" and ALL_STEPS * step_s > limit_s:
-                return None
-    while not runners["auto"].settled:
-        spent_s += runners["auto"].step()
-    times: dict[str, list[float]] = {row: [] for row in runners}
-    steps = max(1, min(STEPS, int((limit_s - spent_s) / (FEWEST * len(runners) * step_s)) - 1))
-    for turn in range(TURNS):
-        if turn >= FEWEST and spent_s > limit_s:
-            break
-        for row, runner in runners.items():
-            taken = [runner.step() for _ in range(1 + steps)]
-            times[row] += taken[1:]
+        runners[row].settle()
+    once_s = {row: runner.step() for row, runner in runners.items()}
+    longest_s = max(*once_s.values(), limit_s / (TURNS * len(runners)))
+    steps = {row: max(1, min(STEPS, int(longest_s / step_s))) for row, step_s in once_s.items()}
+    turns: list[dict[str, float]] = []
+    spent_s, order = 0.0, random.Random(0)
+    while len(turns) < FEWEST or spent_s < limit_s:
+        turn = {}
+        for row in order.sample(list(runners), len(runners)):
+            taken = [runners[row].step() for _ in range(steps[row])]
+            turn[row] = statistics.median(taken)
             spent_s += sum(taken)
-    if world.rank == 0:
-        print(f"{name}: {runners['auto'].chosen()}", flush=True)
-    return {row: statistics.median(taken) for row, taken in times.items()}
+        turns.append(turn)
+    seconds = {row: [float(f"{turn[row]:.4g}") for turn in turns] for row in runners}
+    parameters = sum(p.numel() for p in networks()[name][0].parameters())
+    return {"parameters": parameters, "steps": steps, "chosen": runners["auto"].chosen(), "seconds": seconds}
 
 
-def table(records: list[dict[str, object]]) -> str:
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """The median, and the ends of its interval of 95 %: the k-th smallest and k-th largest, of which one lies on the
+    wrong side of the true median with probability 2 P(Binomial(n, 1/2) < k).
+
+    >>> interval([6.0, 1.0, 2.0, 3.0, 5.0, 4.0])
+    (3.5, 1.0, 6.0)
+    """
+    ordered, n, k, beyond = sorted(values), len(values), 0, 1.0
+    while 2 * (beyond + math.comb(n, k + 1)) <= 0.05 * 2.0**n:
+        k += 1
+        beyond += math.comb(n, k)
+    return statistics.median(values), ordered[k], ordered[-1 - k]
+
+
+def against(seconds: dict[str, list[float]], others: list[str]) -> tuple[str, tuple[float, float, float]]:
+    """The row with the smallest median among some, and auto's ratio to it."""
+    best = min(others, key=lambda row: statistics.median(seconds[row]))
+    return best, interval([auto / other for auto, other in zip(seconds["auto"], seconds[best], strict=True)])
+
+
+def table(records: list[dict[str, Any]]) -> str:
     """A line for each set-up, and how often auto lost."""
     names = list(rows())
-    heads = ["set-up", *names, "auto / best dense ring", "auto / best"]
+    heads = ["set-up", "turns", *names, "auto takes", "auto / best dense ring", "auto / best other row"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    ratios = []
+    dense, best = [], []
     for record in records:
-        setup = f"{record['network']}, {record['hosts']} hosts, {record['links']}"
-        if record["seconds"] is None:
-            lines.append(f"| {setup} | {' | '.join(['not run'] + [''] * (len(heads) - 2))} |")
-            continue
-        taken: dict[str, float] = record["seconds"]  # type: ignore[assignment]
-        ratios.append((taken["auto"] / min(taken[row] for row in DENSE), taken["auto"] / min(taken.values())))
-        cells = [*(f"{1e3 * taken[row]:.3g}" for row in names), *(f"{ratio:.2f}" for ratio in ratios[-1])]
-        lines.append(f"| {setup} | {' | '.join(cells)} |")
-    slower, close = sum(dense > 1 for dense, _ in ratios), sum(best <= WITHIN for _, best in ratios)
+        seconds: dict[str, list[float]] = record["seconds"]
+        cells = [f"{record['network']}, {record['hosts']} hosts, {record['links']}"]
+        cells.append(f"{len(seconds['auto'])}")
+        cells += [f"{1e3 * statistics.median(seconds[row]):.3g}" for row in names]
+        cells.append(record["chosen"])
+        for found, others in ((dense, list(DENSE)), (best, [row for row in names if row != "auto"])):
+            row, (ratio, low, high) = against(seconds, others)
+            found.append((ratio, low))
+            cells.append(f"{ratio:.3f} ({low:.3f} to {high:.3f}) {row}")
+        lines.append(f"| {' | '.join(cells)} |")
+    slower = [sum(ratio > 1 for ratio, _ in dense), sum(low > 1 for _, low in dense)]
+    within = [sum(ratio <= WITHIN for ratio, _ in best), sum(low <= WITHIN for _, low in best)]
     verdict = (
-        f"auto is slower than the best dense ring in {slower} of {len(ratios)}, within 3 % of the best in {close}."
+        f"Auto is slower than the best dense ring in {slower[0]} of {len(dense)} by the median, in {slower[1]} by the "
+        f"interval. It is within 3 % of the best other row in {within[0]} by the median; in {within[1]} the interval "
+        "does not say otherwise."
     )
     return "\n".join([*lines, "", verdict])
 
@@ -143,7 +191,7 @@ def table(records: list[dict[str, object]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="two networks")
-    parser.add_argument("--seconds", type=float, default=30.0, help="for a set-up, about")
+    parser.add_argument("--seconds", type=float, default=30.0, help="for the turns of a set-up, about")
     parser.add_argument("--links", default="as they are", help="what the table calls the links")
     parser.add_argument("--out", type=Path, help="file to append records to")
     parser.add_argument("--table", type=Path, help="measure nothing, print the table of such a file")
@@ -153,11 +201,10 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     world = connect("mpi")
-    chosen = list(networks())[:2] if options.short else list(networks())
-    records: list[dict[str, object]] = []
-    for name in chosen:
-        seconds = measure(world, name, options.seconds)
-        records.append({"network": name, "hosts": world.nodes, "links": options.links, "seconds": seconds})
+    records: list[dict[str, Any]] = []
+    for name in list(networks())[: 2 if options.short else None]:
+        measured = measure(world, name, options.seconds)
+        records.append({"network": name, "hosts": world.nodes, "links": options.links, **measured})
         if world.rank == 0 and options.out:
             with options.out.open("a") as file:
                 file.write(json.dumps(records[-1]) + "\n")

@@ -1,7 +1,7 @@
 #!/bin/bash
 # The set-ups of benchmarks/auto.py on the development cluster: every rate with two and with four hosts, each a job.
 #
-#   benchmarks/auto.sh SECONDS [RATE...]      seconds for a set-up; by default four rates. As root
+#   benchmarks/auto.sh SECONDS [RATE...]      seconds for the turns of a set-up; by default four rates. As root
 #
 #SBATCH --job-name=auto
 #SBATCH --ntasks-per-node=1

@@ -32,7 +32,11 @@ SETTINGS = {
         'solver={name="local", every=8, fragments=2, delay=3, optimizer={name="sgd", lr=0.1}}',
         'exchange={name="two_phase", codec={name="chunked_topk", bucket=64, k=16}}',
     ],
-    "lgc": ['exchange={name="lgc", fraction=0.02, dense_steps=5, learning_steps=4, worst=2.0}'],
+    "gossip": ['solver={name="local", every=8, gossip={}, optimizer={name="sgd", lr=0.1}}'],
+    "lgc": [
+        'solver.optimizer={name="sgd", lr=0.1, momentum=0}',
+        'exchange={name="lgc", fraction=0.02, dense_steps=5, learning_steps=4}',
+    ],
     "leader": ['solver={name="leader", every=4, group=2, optimizer={name="sgd", lr=0.1}}'],
     "pipeline": ['solver={name="pipeline", optimizer={name="sgd", lr=0.1}}'],
     "local_parallel": ['solver={name="local_parallel", optimizer={name="sgd", lr=0.1}}'],
