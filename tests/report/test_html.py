@@ -1,8 +1,6 @@
 """The page in a real browser: all plots drawn, no word of complaint, without network or server, light and dark."""
 
 import re
-import shutil
-import subprocess
 
 import pytest
 
@@ -10,23 +8,9 @@ from hpcopt.report.__main__ import main
 from hpcopt.report.figures import figures_of
 from hpcopt.report.read import read_run
 from hpcopt.report.summary import summarise
-from tests.conftest import require
-from tests.launching import PATIENCE_S
+from tests.browser import DARK, LIGHT, opened
 from tests.report.conftest import append, make_run
 from tests.report.test_scaling import run_of
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-DARK, LIGHT = 0, 1  # Chromium's names for the reader's preference
-
-
-def opened(page, scheme: int) -> tuple[str, str]:
-    """The page after its scripts ran, and what it said on the console."""
-    require("chromium", CHROMIUM is not None, "`apt-get install chromium`")
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-    command += [f"--blink-settings=preferredColorScheme={scheme}", "--window-size=1280,800", "--dump-dom"]
-    command += [f"--user-data-dir={page.parent / 'profile'}", "--virtual-time-budget=10000", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
-    return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
 
 
 @pytest.fixture

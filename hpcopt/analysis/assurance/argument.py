@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from hpcopt.analysis.assurance.case import Assumption, Case, State
+from hpcopt.analysis.assurance.assumptions import About, State
+from hpcopt.analysis.assurance.case import Case
+from hpcopt.analysis.assurance.text import number
 
 Kind = Literal["goal", "strategy", "solution", "context", "assumption", "justification"]
 LETTERS: Mapping[Kind, str] = {
@@ -101,7 +103,7 @@ def _before(case: Case, links: Mapping[str, str]) -> Element:
     prior, weighing = case.ground.prior, case.ground.weighing
     text = f"Before operation: at most {prior.eps:.4g} with confidence {prior.theta:.4g}; at least {prior.p_l:g}."
     if weighing is None:
-        return Element("goal", text, "open", _assumed(case, "theta", "No network"))
+        return Element("goal", text, "open", _assumed(case, "before"))
     samples = weighing.samples
     solution = Element(
         "solution",
@@ -109,7 +111,7 @@ def _before(case: Case, links: Mapping[str, str]) -> Element:
         f"profile they count as {weighing.effective:.4g}.",
         links=_chosen(links, "run", "metrics"),
     )
-    return Element("goal", text, "checked", (solution, *_assumed(case, "test samples", "level", "No network")))
+    return Element("goal", text, "checked", (solution, *_assumed(case, "before")))
 
 
 def _operation(case: Case, links: Mapping[str, str]) -> Element:
@@ -118,7 +120,8 @@ def _operation(case: Case, links: Mapping[str, str]) -> Element:
     sources = _chosen(links, "demands", "confidence")
     solution = (Element("solution", "Each demand's outcome, as it was logged.", links=sources),) if seen.demands else ()
     state: State = "checked" if seen.demands else "open"
-    return Element("goal", text, state, (*solution, *_assumed(case, "independently", "Whoever")))
+    beside = _assumed(case, "operation") + (() if case.outcome is not None else _assumed(case, "rule"))
+    return Element("goal", text, state, (*solution, *beside))
 
 
 def _follows(case: Case, links: Mapping[str, str]) -> Element:
@@ -127,26 +130,26 @@ def _follows(case: Case, links: Mapping[str, str]) -> Element:
     need = "" if enough else f"; {'no number' if more is None else f'{more:,}'} more without failure would do"
     ahead = "".join(f" The next {s.demands:,} all succeed with probability {s.value:.4g}." for s in case.survival)
     figures = Element("solution", "Worst case as the demands came.", links=_chosen(links, "confidence", "survival"))
-    text = f"From both follows confidence {case.confidence:.6g}{need}.{ahead}"
+    text = f"From both follows confidence {number(case.confidence)}{need}.{ahead}"
     return Element("goal", text, "checked" if enough else "open", (figures,))
 
 
 def _representative(case: Case, links: Mapping[str, str]) -> Element:
-    assumption = next(a for a in case.assumptions if a.text.startswith("Demands come"))
+    (assumption,) = _assumed(case, "profile")
     text = "The demands are drawn from the operational profile."
     if case.drift is None:
-        return Element("goal", text, "open", (Element("assumption", assumption.text, "open"),))
-    solution = Element("solution", assumption.text, assumption.state, links=_chosen(links, "classes", "demands"))
+        return Element("goal", text, "open", (assumption,))
+    solution = replace(assumption, kind="solution", links=_chosen(links, "classes", "demands"))
     return Element("goal", text, assumption.state, (solution,))
 
 
 def _planned(case: Case, links: Mapping[str, str]) -> Element:
     assert case.plan is not None and case.outcome is not None
-    outcome, assumption = case.outcome, next(a for a in case.assumptions if a.text.startswith("The plan"))
+    outcome, (assumption,) = case.outcome, _assumed(case, "rule")
     ends = ", ".join(f"{n:,} with {k}" for k, n in enumerate(case.plan.needed))
     text = f"The stopping rule was planned ahead (stop after {ends} failed) and {SAID[outcome.state]}."
     state: State = "violated" if outcome.state == "rejected" else assumption.state
-    return Element("goal", text, state, (Element("solution", assumption.text, state, links=_chosen(links, "plan")),))
+    return Element("goal", text, state, (replace(assumption, kind="solution", links=_chosen(links, "plan")),))
 
 
 SAID = {"goes on": "goes on", "holds": "has ended with the claim", "rejected": "has ended with the network rejected"}
@@ -159,13 +162,9 @@ def _profile_text(case: Case) -> str:
     return "Operational profile: " + ", ".join(f"{name} {weight:.3g}" for name, weight in profile.items()) + "."
 
 
-def _assumed(case: Case, *words: str) -> tuple[Element, ...]:
-    """The assumptions that have one of these words."""
-
-    def about(assumption: Assumption) -> bool:
-        return any(word in assumption.text for word in words)
-
-    return tuple(Element("assumption", a.text, a.state) for a in case.assumptions if about(a))
+def _assumed(case: Case, about: About) -> tuple[Element, ...]:
+    """The assumptions of a part of the argument."""
+    return tuple(Element("assumption", a.text, a.state) for a in case.assumptions if a.about == about)
 
 
 def _chosen(links: Mapping[str, str], *names: str) -> tuple[tuple[str, str], ...]:

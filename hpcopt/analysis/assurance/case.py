@@ -5,11 +5,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from hpcopt.analysis.assurance import confidence as worst
+from hpcopt.analysis.assurance.assumptions import Assumption, assumptions_of
 from hpcopt.analysis.assurance.demands import Demands, Failures
 from hpcopt.analysis.assurance.ground import Ground
 from hpcopt.analysis.assurance.plan import Outcome, Plan, check
@@ -19,7 +20,6 @@ from hpcopt.analysis.assurance.survival import Survival, survival
 from hpcopt.errors import JobError
 
 MOST_MORE = 3
-State = Literal["checked", "open", "violated"]
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,6 @@ class Observed:
         trail = stream.failures[first : first + count]
         classes = dict(Counter(stream.classes[first : first + count]))
         return cls(len(trail), int(trail.sum()), classes, stream.path, trail)
-
-
-@dataclass(frozen=True)
-class Assumption:
-    """What must be true for the claim to be, in words, and whether anything here checks it."""
-
-    text: str
-    state: State
 
 
 @dataclass(frozen=True)
@@ -143,6 +135,11 @@ def assess(
             f"bound = {question.bound:g} is below eps = {prior.eps:g}, and nothing is known of it: no demands would "
             f"give confidence in it; ask for at least {prior.eps:g}, or bring more evidence, such as test samples"
         )
+    if plan is not None and (plan.bound, plan.confidence) != (question.bound, question.confidence):
+        raise JobError(
+            f"the plan is for bound = {plan.bound:g} with confidence {plan.confidence:g}, and not for what is asked: "
+            f"{question.bound:g} with {question.confidence:g}"
+        )
     outcome = None
     if isinstance(observed, Demands):
         first, count = 0, len(observed)
@@ -165,7 +162,7 @@ def assess(
         drift=drift,
         plan=plan,
         outcome=outcome,
-        assumptions=tuple(assumptions_of(ground, drift, outcome)),
+        assumptions=assumptions_of(ground, drift, outcome),
     )
 
 
@@ -178,40 +175,6 @@ def drift_of(ground: Ground, observed: Observed, level: float) -> Drift | None:
     if ground.weighing is not None:
         return drift_from_samples(observed.classes, ground.weighing.samples.counts, level)
     return None
-
-
-def assumptions_of(ground: Ground, drift: Drift | None, outcome: Outcome | None) -> list[Assumption]:
-    """What the claim rests on beside the numbers."""
-    found = [Assumption("Each demand fails or not independently of the others.", "open")]
-    text = "Demands come from the operational profile, and go on doing so"
-    if drift is None:
-        found.append(Assumption(f"{text}: their classes are not known, so no drift would be seen.", "open"))
-    else:
-        said = f"{text}: {drift.method} p-value {drift.p_value:.2g}, drift below {drift.level:.2g}."
-        found.append(Assumption(said, "violated" if drift.found else "checked"))
-    if ground.weighing is None:
-        found.append(Assumption("theta and eps were given, and not computed from samples here.", "open"))
-    else:
-        said = "No choice was made by the test samples: "
-        stopped = f"{said}the run stopped where a score of theirs was good enough ([run] stop_at)."
-        found.append(
-            Assumption(stopped, "violated")
-            if ground.chosen_by_test
-            else Assumption(f"{said}neither network nor settings nor the moment to stop.", "open")
-        )
-        found.append(Assumption("The test samples are drawn as the profile draws demands, class by class.", "open"))
-        found.append(Assumption("The bound's confidence level is taken for the prior probability theta.", "open"))
-    if ground.prior.p_l > 0:
-        found.append(Assumption(f"No network of this kind is better than p_l = {ground.prior.p_l:g}.", "open"))
-    found.append(Assumption("Whoever scored the demands saw every failure.", "open"))
-    if outcome is None:
-        said = "Prior, bound and first demand were chosen before the demands were seen: there is no plan to check."
-        found.append(Assumption(said, "open"))
-    elif outcome.followed:
-        found.append(Assumption("The plan was followed: network, prior and first demand are the plan's.", "checked"))
-    else:
-        found.append(Assumption(f"The plan was not followed: {'; '.join(outcome.breaches)}.", "violated"))
-    return found
 
 
 def _still(question: Question, ground: Ground, failures: int, demands: int) -> int | None:

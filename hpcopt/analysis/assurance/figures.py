@@ -89,7 +89,7 @@ def classes_figure(case: Case) -> Figure:
 def _ahead(case: Case) -> Counts:
     """Numbers of demands from now to where the wanted confidence is reached, or as far again as it has come."""
     n, more = case.observed.demands, case.needed[0]
-    return np.unique(np.linspace(n, n + 1.2 * (more or max(n, 100)), POINTS).astype(np.int64))
+    return np.unique(np.linspace(n, n + 1.2 * (more or max(n / 10, 50)), POINTS).astype(np.int64))
 
 
 def _axes(x: str, y: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def page(case: Case, folder: Path, plan: Path | None = None, refresh_s: float | 
     top = argument_of(case, links)
     said = "".join(f"<p>{_text(line)}</p>" for line in lines_of(case))
     body = [
-        f"<section aria-label='result'>{said}</section>",
+        f"<section class='result' aria-label='result'>{said}</section>",
         f"<section><h2>Argument</h2><nav class='argument' aria-label='argument as a tree'><ul>{_item(top)}</ul></nav>"
         f"<p>{LEGEND}</p></section>",
         *map(section_of, figures),
@@ -45,7 +45,7 @@ def page(case: Case, folder: Path, plan: Path | None = None, refresh_s: float | 
 
 LEGEND = (
     "Goal Structuring Notation: a goal is a box, a strategy slanted, a solution (evidence) round at its ends, context "
-    "a rounded box, an assumption (A) or justification (J) an oval. Dashed: open, nothing here checks it. Double: "
+    "a rounded box, an assumption or justification an oval. Dashed: open, nothing here checks it. Double: "
     "violated. A diamond under a goal: nothing supports it yet."
 )
 
@@ -61,7 +61,8 @@ def _item(element: Element) -> str:
     beside = "".join(_item(child) for child in element.children if child.kind not in SUPPORT)
     under = "".join(_item(child) for child in element.children if child.kind in SUPPORT)
     aside = f"<ul class='beside'>{beside}</ul>" if beside else ""
-    return f"<li><div class='row'>{box}{aside}</div>{f'<ul>{under}</ul>' if under else ''}</li>"
+    below = f"<ul class='under'>{under}</ul>" if under else ""
+    return f"<li><div class='row'>{box}{aside}</div>{below}</li>"
 
 
 def _state(element: Element) -> str:

@@ -11,8 +11,8 @@ def lines_of(case: Case) -> Iterator[str]:
     claim = f"at most {asked.bound:g} failures a demand with confidence {asked.confidence:g}"
     yield f"{case.ground.subject}: the claim of {claim} {'holds' if case.holds else 'does not hold'}."
     yield (
-        f"Confidence, worst case: {case.confidence:.6g}, after {seen.failures:,} failures in {seen.demands:,} demands "
-        f"(uniform prior, for comparison: {case.uniform:.6g})."
+        f"Confidence, worst case: {number(case.confidence)}, after {seen.failures:,} failures in {seen.demands:,} "
+        f"demands (uniform prior, for comparison: {number(case.uniform)})."
     )
     for each in case.survival:
         yield f"The next {each.demands:,} demands all succeed with probability {each.value:.6g}, worst case."
@@ -20,8 +20,8 @@ def lines_of(case: Case) -> Iterator[str]:
     if (weighing := case.ground.weighing) is not None:
         samples = weighing.samples
         yield (
-            f"  from {samples.failed:,} failures in {samples.total:,} test samples ({weighing.method}), which count as "
-            f"{weighing.effective:,.4g} under the operational profile"
+            f"That is from {samples.failed:,} failures in {samples.total:,} test samples, which count as "
+            f"{weighing.effective:,.4g} under the operational profile ({weighing.method})."
         )
     if case.confidence < asked.confidence:
         yield from _needed(case)
@@ -41,7 +41,14 @@ def short(case: Case) -> str:
     need = "enough" if case.confidence >= case.question.confidence else f"{_count(more)} more needed"
     drift = ", drift" if case.drift is not None and case.drift.found else ""
     plan = f", plan {case.outcome.state}" if case.outcome is not None else ""
-    return f"{seen.demands:,} demands, {seen.failures:,} failed: confidence {case.confidence:.6g}, {need}{drift}{plan}"
+    return (
+        f"{seen.demands:,} demands, {seen.failures:,} failed: confidence {number(case.confidence)}, {need}{drift}{plan}"
+    )
+
+
+def number(probability: float) -> str:
+    """A probability, which is never shown as 1 for being near it."""
+    return "above 0.999999" if 0.999999 < probability < 1 else f"{probability:.6g}"
 
 
 def _needed(case: Case) -> Iterator[str]:
