@@ -59,7 +59,7 @@ $(VENV)/ready: pyproject.toml setup.cfg setup.py constraints.txt
 	@touch $@
 
 $(VENV)/ready-to-test: $(VENV)/ready $(VENV)/horovod
-	$(PIP) --editable ".[$(WHEEL)data,report,text,images,dev]"
+	$(PIP) --editable ".[$(WHEEL)data,report,text,images,explain,dev]"
 	@touch $@
 
 $(VENV)/ready-for-docs: $(VENV)/ready

@@ -19,6 +19,7 @@ COMMANDS = {
     "report": "show what runs measured: in the terminal, as a page, as pictures and tables",
     "assure": "say how far a trained network can be trusted, from its run and from demands in operation",
     "export": "hand a run to TensorBoard, Weights & Biases, MLflow, OpenTelemetry or a viewer of traces",
+    "explain": "say what a trained network looks at, input by input",
     "checkpoint": "look into checkpoints, check them, take the model out",
     "submit": "put a job into SLURM's queue, or print its batch script",
 }

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 _PYTHON: random.Random = random._inst
-_TURN = threading.Lock()
+_TURN = threading.RLock()  # one who has it may draw by another seed inside
 
 
 def random_state() -> dict[str, Tensor]:
