@@ -69,12 +69,11 @@ class Job(Config):
 
     @model_validator(mode="after")
     def _exchange_fits_backend(self) -> "Job":
-        name = None if self.exchange is None else self.exchange.name
-        if self.run.backend == "horovod" and name != "native":
-            what = f'[exchange] name = "{name}"' if name else f'[solver] name = "{self.solver.name}"'
+        if self.run.backend == "horovod" and (self.exchange is None or self.exchange.needs_messages):
+            section, named = ("exchange", self.exchange) if self.exchange else ("solver", self.solver)
             raise ValueError(
-                f"{what} needs messages between two ranks, which Horovod lacks; "
-                'use [exchange] name = "native", or [run] backend = "mpi"'
+                f'[{section}] name = "{named.name}" as it is here needs messages between two ranks, which Horovod '
+                'lacks; use [exchange] name = "native", or "two_phase" without by_nodes, or [run] backend = "mpi"'
             )
         return self
 

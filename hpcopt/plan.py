@@ -4,6 +4,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hpcopt.build import build, one_sample
+from hpcopt.comm import gpu_aware
 from hpcopt.comm.device import planned_device
 from hpcopt.comm.rehearsal import RehearsalTransport
 from hpcopt.comm.world import World
@@ -23,6 +24,7 @@ def plan(job: Job, ranks: int) -> str:
     lines = {
         "ranks": f"{ranks}",
         "device": planned_device(job.run.device),
+        **_gpu_path(job, ranks),
         "data": f"{_count(workload.train_samples)} training and {_count(workload.test_samples)} test samples",
         "batch": f"{batch} samples, {least}{f' or {most}' if most > least else ''} a rank",
         "steps": f"{built.steps:,}, {_count(workload.steps_per_epoch)} an epoch",
@@ -32,6 +34,12 @@ def plan(job: Job, ranks: int) -> str:
     under = "\n" + 17 * " "
     table = "\n".join(f"  {name:<14} {text.replace(chr(10), under)}" for name, text in lines.items())
     return f"{job.as_toml()}\nplan\n{table}"
+
+
+def _gpu_path(job: Job, ranks: int) -> dict[str, str]:
+    """Whether MPI takes tensors from GPUs, where that matters and this host has one to try."""
+    matters = ranks > 1 and job.run.backend == "mpi" and job.run.device != "cpu"
+    return {"MPI": gpu_aware.planned(job.run.gpu_aware_mpi)} if matters and torch.cuda.device_count() else {}
 
 
 def _count(number: int | None) -> str:

@@ -39,6 +39,7 @@ FLOORS = [
         "kept_memory",
         "lean_torch",
         "phases",
+        "pinned",
         "plugins",
         "randomness",
         "sbatch",

@@ -131,8 +131,14 @@ def test_an_unreadable_file(tmp_path, text):
 
 
 def test_a_ring_over_horovod_is_refused(path):
-    with pytest.raises(JobError, match="which Horovod lacks"):
-        read_job(path, ["run.backend=horovod", "exchange.name=ring"])
+    for exchange in (["ring"], ["vote"], ["auto"], ["two_phase", "exchange.by_nodes=true"]):
+        with pytest.raises(JobError, match=rf"\"{exchange[0]}\" .*which Horovod lacks"):
+            read_job(path, ["run.backend=horovod", "exchange.name=" + exchange[0], *exchange[1:]])
+
+
+def test_compressed_sums_go_over_horovod(path):
+    job = read_job(path, ["run.backend=horovod", "exchange.name=two_phase", "exchange.codec.name=sign"])
+    assert (job.exchange.name, job.exchange.codec.name) == ("two_phase", "sign")
 
 
 def test_every_setting_is_described():

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from functools import partial
 
 from benchmarks.gpu import LIMITS
-from benchmarks.on_gpu import kfac, machine, payloads, ranks, rates, resume, sanitizer
+from benchmarks.on_gpu import kfac, machine, nccl, payloads, ranks, rates, resume, sanitizer
 from benchmarks.on_gpu.rig import rig_of
 
 PROCESSES = "MPI_LOCALNRANKS" in os.environ or "OMPI_COMM_WORLD_SIZE" in os.environ
@@ -20,6 +20,7 @@ ROWS = {
     "kfac": kfac.rows,
     "two_ranks": partial(ranks.rows, ranks=2, processes=PROCESSES),
     "four_ranks": partial(ranks.rows, ranks=4, processes=PROCESSES),
+    "nccl": nccl.rows,
     "sanitizer": sanitizer.rows,
     "resume": resume.rows,
 }

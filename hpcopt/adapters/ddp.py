@@ -8,18 +8,21 @@ by a thread, over a process group of their own, while the backward pass goes on.
 first step: what error feedback owes goes by the parameters' names.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from hpcopt.comm.nccl import beside
 from hpcopt.comm.process_group import ProcessGroupTransport
 from hpcopt.comm.world import World
 from hpcopt.errors import NonFiniteError, UnsupportedError
 from hpcopt.exchange import Bucket, ExchangeConfig
 from hpcopt.exchange.bucket import make_buckets
+from hpcopt.exchange.lane import lane_for
 from hpcopt.exchange.reducer import Tree
 from hpcopt.store.saved_parts import SavedParts
 
@@ -47,12 +50,16 @@ class DdpExchange:
         """
         if config.name == "auto" or config.adversary is not None:
             raise UnsupportedError("DDP makes its buckets anew after a step: no 'auto' and no adversary in its hook")
-        self._transport = ProcessGroupTransport(group).duplicate()
         self._mean = config.gives == "sums"
         self._reducer = config.build(seed)
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._place = {p: (place, name) for place, (name, p) in enumerate(named)}
         self._known: dict[tuple[str, ...], Pieces] = {}
+        self._lane, self._sum = lane_for([p for _, p in named]), self._reducer.reduce
+        if self._lane is not None:
+            self._sum = partial(self._lane.reduce, self._reducer)
+        device = next((p.device for _, p in named), torch.device("cpu"))
+        self._transport = beside(ProcessGroupTransport(group), device)
         self._reducer.prepare(World(self._transport), self._transport, [])
         self._thread = ThreadPoolExecutor(1, "exchange")
         self._step, self._buckets, self._under_way = 0, list[Bucket](), list[Future[None]]()
@@ -72,14 +79,20 @@ class DdpExchange:
         Returns:
             What gives ``flat``. A gradient that is not finite on one rank is NaN on all of them.
         """
-        done: torch.futures.Future[Tensor] = torch.futures.Future()
-        work = self._thread.submit(self._reduce, flat, parameters, last)
-        work.add_done_callback(lambda _: done.set_result(flat))
-        self._under_way.append(work)
+        done: torch.futures.Future[Tensor] = torch.futures.Future(devices=None if flat.is_cpu else [flat.device])
+        work: Callable[[], None] = partial(self._begin, flat, parameters, last, done)
+        if self._lane is not None:
+            self._lane.note()
+            work = self._lane.behind(work)
+        self._under_way.append(self._thread.submit(work))
         if last:  # nothing is left to go beside: what went wrong in the step is raised here, where it is seen
             under_way, self._under_way = self._under_way, []
-            for part in under_way:
-                part.result()
+            try:
+                for part in under_way:
+                    part.result()
+            finally:
+                if self._lane is not None:
+                    self._lane.join()
         return done
 
     def rank_state_dict(self) -> Tree:
@@ -93,13 +106,21 @@ class DdpExchange:
             self._step = parts[rank % len(parts)]["step"]
             self._reducer.load_state_dict(SavedParts.of(parts).under("reducer"), rank, size)
 
+    def _begin(
+        self, flat: Tensor, parameters: Sequence[nn.Parameter], last: bool, done: torch.futures.Future[Tensor]
+    ) -> None:
+        try:
+            self._reduce(flat, parameters, last)
+        finally:
+            done.set_result(flat)  # in the lane's stream, behind which DDP goes on
+
     def _reduce(self, flat: Tensor, parameters: Sequence[nn.Parameter], last: bool) -> None:
         places = dict(zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True))
         for bucket, members in self._pieces(parameters):
             for p in members:
                 bucket.views[p].copy_(places[p].view_as(p))
             try:
-                self._reducer.reduce(self._transport, bucket, self._step)
+                self._sum(self._transport, bucket, self._step)
             except NonFiniteError as error:
                 if not error.on_every_rank:
                     raise  # else the values are NaN on all ranks, as they are after a sum of DDP's own

@@ -11,6 +11,8 @@ from typing import Literal
 
 import torch
 
+from hpcopt.comm import gpu_aware
+from hpcopt.comm.gpu_aware import GpuAware
 from hpcopt.comm.launch import gpu_of
 from hpcopt.comm.staged import StagedTransport
 from hpcopt.comm.world import World
@@ -20,10 +22,15 @@ from hpcopt.phases import PhaseClock, Timeline
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 
 
-def use_device(world: World, choice: DeviceChoice = "auto") -> torch.device:
+def use_device(world: World, choice: DeviceChoice = "auto", gpu_aware_mpi: GpuAware = "auto") -> torch.device:
     """Take this rank's device, and let the world's collectives carry tensors that live there. Collective.
 
     Several ranks may share one GPU, if it is the only one that they see.
+
+    Args:
+        world: of the ranks; its ``gpu_path`` then says how tensors of a GPU travel.
+        choice: which device.
+        gpu_aware_mpi: whether MPI is given tensors on a GPU; auto: if a trial shows that it takes them.
 
     Raises:
         JobError: on all ranks: "cuda" was asked for, and a rank sees no GPU.
@@ -33,8 +40,10 @@ def use_device(world: World, choice: DeviceChoice = "auto") -> torch.device:
         device = device_of(choice, world.local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        if world.transport.host_memory_only:
-            world.transport = StagedTransport(world.transport)
+    if choice != "cpu" and world.size > 1:
+        world.gpu_path = gpu_aware.settle(world, gpu_aware_mpi, device)
+    if device.type == "cuda" and world.transport.host_memory_only:
+        world.transport = StagedTransport(world.transport)
     return device
 
 

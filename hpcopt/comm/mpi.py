@@ -1,7 +1,12 @@
-"""mpi4py as a transport: buffers only, never pickled objects, so counts may pass 2**31 and nothing is copied twice."""
+"""mpi4py as a transport: buffers only, never pickled objects, so counts may pass 2**31 and nothing is copied twice.
+
+Where MPI takes a GPU's memory (``hpcopt.comm.gpu_aware``), what the current stream was given is done before MPI is
+called. Open MPI's collectives that return at once take main memory only, so those that wait are called.
+"""
 
 import os
 import time
+from functools import cache
 from typing import Any, NoReturn
 
 import torch
@@ -12,6 +17,7 @@ from hpcopt.comm.launch import hand_over_output
 from hpcopt.comm.traffic import Traffic
 from hpcopt.comm.transport import LINE_BYTES, SHARED_BYTES, Op, Request, SharedMemory, Transport
 from hpcopt.errors import PeerError, UnsupportedError
+from hpcopt.pinned import passed
 
 _SHORT = (torch.bfloat16, torch.float16)
 _EAGER_LOOKS, _NAP_S = 100, 2e-5  # of a rank that waits for a message from anybody
@@ -23,11 +29,17 @@ class MpiTransport(Transport):
 
     name = "mpi"
     point_to_point = True
-    host_memory_only = True
 
-    def __init__(self, communicator: MPI.Intracomm | None = None, traffic: Traffic | None = None) -> None:
+    def __init__(
+        self,
+        communicator: MPI.Intracomm | None = None,
+        traffic: Traffic | None = None,
+        *,
+        host_memory_only: bool = True,
+    ) -> None:
         """Take over ``communicator``, by default a duplicate of all ranks."""
         self._comm = communicator or MPI.COMM_WORLD.Dup()
+        self.host_memory_only = host_memory_only
         self.rank = self._comm.rank
         self.size = self._comm.size
         self.traffic = traffic or Traffic()
@@ -38,11 +50,11 @@ class MpiTransport(Transport):
 
     def send(self, x: Tensor, to: int, tag: int = 0) -> Request:
         self.traffic.sent_bytes += x.numel() * x.element_size()
-        return _MpiRequest(self._comm.Isend(_bytes(x), to, tag), x, None, to)
+        return _MpiRequest(self._comm.Isend(self._bytes(x), to, tag), x, None, to)
 
     def receive(self, out: Tensor, source: int, tag: int = 0, *, exact: bool = True) -> Request:
         expected = out.numel() * out.element_size() if exact else None
-        return _MpiRequest(self._comm.Irecv(_bytes(out), source, tag), out, expected, source)
+        return _MpiRequest(self._comm.Irecv(self._bytes(out), source, tag), out, expected, source)
 
     def take(self, tag: int = 0, *, wait: bool = False) -> tuple[int, Tensor] | None:
         status, looks = MPI.Status(), 0
@@ -55,7 +67,7 @@ class MpiTransport(Transport):
             else:  # nobody knows for how long: others may have the core
                 time.sleep(_NAP_S)
         out = torch.empty(status.Get_count(MPI.BYTE), dtype=torch.uint8)
-        message.Recv(_bytes(out))
+        message.Recv(self._bytes(out))
         return status.Get_source(), out
 
     def all_reduce(self, x: Tensor, op: Op = "sum") -> None:
@@ -65,19 +77,28 @@ class MpiTransport(Transport):
             x.copy_(wide)
             return
         self._count("all_reduce", x)
-        self._comm.Allreduce(MPI.IN_PLACE, x.numpy(), _OPS[op])
+        self._comm.Allreduce(MPI.IN_PLACE, [self._bytes(x), _type(x.dtype)], _OPS[op])
 
     def broadcast(self, x: Tensor, root: int = 0) -> None:
         self._count("broadcast", x, root)
-        _poll(self._comm.Ibcast(_bytes(x), root))
+        if x.is_cpu:
+            _poll(self._comm.Ibcast(self._bytes(x), root))
+        else:
+            self._comm.Bcast(self._bytes(x), root)
 
     def all_gather(self, x: Tensor, out: Tensor) -> None:
         self._count("all_gather", x)
-        _poll(self._comm.Iallgather(_bytes(x), _bytes(out)))
+        if x.is_cpu:
+            _poll(self._comm.Iallgather(self._bytes(x), self._bytes(out)))
+        else:
+            self._comm.Allgather(self._bytes(x), self._bytes(out))
 
     def all_to_all(self, x: Tensor, out: Tensor) -> None:
         self._count("all_to_all", x)
-        self._comm.Alltoall(_bytes(x), _bytes(out))
+        self._comm.Alltoall(self._bytes(x), self._bytes(out))
+
+    def sums(self, x: Tensor) -> bool:
+        return not x.is_cpu
 
     def barrier(self) -> None:
         _poll(self._comm.Ibarrier())
@@ -87,14 +108,27 @@ class MpiTransport(Transport):
         return self._comm
 
     def split(self, color: int, key: int) -> "MpiTransport":
-        return self._keep(MpiTransport(MPI.Intracomm(self._comm.Split(color, key)), self.traffic))
+        return self._keep(MPI.Intracomm(self._comm.Split(color, key)), self.traffic)
 
     def duplicate(self) -> "MpiTransport":
-        return self._keep(MpiTransport(self._comm.Dup()))
+        return self._keep(self._comm.Dup())
 
-    def _keep(self, part: "MpiTransport") -> "MpiTransport":
+    def _keep(self, communicator: MPI.Intracomm, traffic: Traffic | None = None) -> "MpiTransport":
+        part = MpiTransport(communicator, traffic, host_memory_only=self.host_memory_only)
         self._derived.append(part)
         return part
+
+    def _bytes(self, x: Tensor) -> MPI.buffer:
+        """x's memory as bytes: a tenth of the time that a view by way of numpy takes, which would know no bfloat16."""
+        if not x.is_cpu:
+            if self.host_memory_only:
+                raise UnsupportedError(
+                    f"MPI reaches main memory only, not {x.device}: call comm.device.use_device first"
+                )
+            passed(x.device).synchronize()
+        if not x.is_contiguous():
+            raise ValueError(f"a tensor of shape {tuple(x.shape)} and strides {x.stride()} is not contiguous")
+        return MPI.buffer.fromaddress(x.data_ptr(), x.numel() * x.element_size())
 
     def shared_memory(self) -> SharedMemory | None:
         if self._one_node is None:
@@ -194,10 +228,7 @@ def _poll(request: MPI.Request) -> MPI.Status:
     return status
 
 
-def _bytes(x: Tensor) -> MPI.buffer:
-    """x's memory as bytes: a tenth of the time that a view by way of numpy takes, which would know no bfloat16."""
-    if not x.is_cpu:
-        raise UnsupportedError(f"MPI reaches main memory only, not {x.device}: call comm.device.use_device first")
-    if not x.is_contiguous():
-        raise ValueError(f"a tensor of shape {tuple(x.shape)} and strides {x.stride()} is not contiguous")
-    return MPI.buffer.fromaddress(x.data_ptr(), x.numel() * x.element_size())
+@cache
+def _type(dtype: torch.dtype) -> MPI.Datatype:
+    """MPI's word for a dtype."""
+    return MPI.Datatype.fromcode(torch.empty(0, dtype=dtype).numpy().dtype.char)

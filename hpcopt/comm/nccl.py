@@ -14,12 +14,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hpcopt.comm.launch import gpu_of
-from hpcopt.comm.pinned import Pool
 from hpcopt.comm.process_group import ProcessGroupTransport, members_of
 from hpcopt.comm.staged import StagedTransport
 from hpcopt.comm.traffic import Traffic
 from hpcopt.comm.transport import Op, Transport
 from hpcopt.errors import LaunchError
+from hpcopt.pinned import Pool
 
 
 class Ranks(Protocol):
@@ -95,6 +95,17 @@ def over_nccl(world: Ranks) -> NcclTransport:
     if shared:
         raise _refusal(f"rank {shared[0]} has the GPU of another rank").everywhere()
     return NcclTransport(world.transport, joined(world, "nccl"))
+
+
+def beside(own: ProcessGroupTransport, device: torch.device) -> Transport:
+    """The ranks of somebody's process group, by groups of our own, for tensors on a device: with NCCL as here, with
+    gloo by way of main memory. Collective.
+    """
+    if own.backend == "nccl":
+        inner = own.among(range(own.size), backend="gloo")
+        return NcclTransport(inner, own.among(range(own.size), inner.traffic))
+    again = own.duplicate()
+    return again if device.type == "cpu" else StagedTransport(again)
 
 
 def _card(world: Ranks) -> str:

@@ -95,14 +95,21 @@ class ProcessGroupTransport(Transport):
     def duplicate(self) -> "ProcessGroupTransport":
         return self.among(range(self.size))
 
-    def among(self, members: Sequence[int], traffic: Traffic | None = None) -> "ProcessGroupTransport":
-        """Over some ranks of this one, in this order; all of them make it."""
+    @property
+    def backend(self) -> str:
+        """What carries it, as torch names it."""
+        return str(dist.get_backend(self._group))
+
+    def among(
+        self, members: Sequence[int], traffic: Traffic | None = None, backend: str | None = None
+    ) -> "ProcessGroupTransport":
+        """Over some ranks of this one, in this order; all of them make it. By default of the same backend."""
         ranks = [dist.get_global_rank(self._group, member) for member in members]
         order: dict[str, Any] = (
             {} if ranks == sorted(ranks) else {"sort_ranks": False}
         )  # a keyword that torch 2.6 did not have
-        backend = dist.get_backend(self._group)
-        group: dist.ProcessGroup = dist.new_group(ranks, backend=backend, use_local_synchronization=True, **order)
+        how: dict[str, Any] = {"backend": backend or self.backend, "use_local_synchronization": True, **order}
+        group: dist.ProcessGroup = dist.new_group(ranks, **how)
         return ProcessGroupTransport(group, traffic)
 
     def _take(self, out: Tensor, source: int, tag: int) -> int:

@@ -10,6 +10,7 @@ class RehearsalTransport(Transport):
     """Collectives return at once, as if every other rank had brought the same as this one. It has no messages."""
 
     name = "rehearsal"
+    imagined = True
 
     def __init__(self, size: int, rank: int = 0, traffic: Traffic | None = None) -> None:
         self.size, self.rank = size, rank

@@ -1,7 +1,7 @@
 """Tensors of any device over a transport that reaches main memory only: each goes by way of a copy there.
 
 A collective copies a tensor once each way, whatever the number of ranks. A message is copied when it is sent, and when
-a receive is waited for. The copies lie in page-locked memory that is used again (``hpcopt.comm.pinned``). Tensors in
+a receive is waited for. The copies lie in page-locked memory that is used again (``hpcopt.pinned``). Tensors in
 main memory pass straight through.
 """
 
@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from hpcopt.comm.pinned import Pool, Slot
 from hpcopt.comm.transport import Op, Request, SharedMemory, Transport
+from hpcopt.pinned import Pool, Slot
 
 
 def outside_main_memory(x: Tensor) -> bool:

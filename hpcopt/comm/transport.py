@@ -60,12 +60,14 @@ class Transport:
         traffic: this rank's counts, shared by all transports split from one.
         host_memory_only: it reads and writes tensors in main memory and no others.
         threaded: a duplicate may be used in another thread at the same time.
+        imagined: there are no other ranks: this is a rehearsal.
     """
 
     name = "transport"
     point_to_point = False
     host_memory_only = False
     threaded = True
+    imagined = False
 
     rank: int
     size: int

@@ -38,6 +38,7 @@ class World:
         ranks: number in the job of each of these ranks.
         watch: is told of every collective.
         debug: compare what the ranks are about to do before each collective.
+        gpu_path: how tensors of a GPU travel, for a person; empty where there is none.
         closed: this rank has left in order.
     """
 
@@ -47,6 +48,7 @@ class World:
         self.rank, self.size = transport.rank, transport.size
         self.ranks: Sequence[int] = range(self.size)
         self.watch: Watch = unwatched
+        self.gpu_path = ""
         self.closed = False
         self._name, self._calls = "all ranks", 0
         self.hosts = self.gather_text(socket.gethostname())

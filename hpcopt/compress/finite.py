@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.errors import NonFiniteError
+from hpcopt.pinned import numbers
 
 MOST = torch.finfo(torch.float32).max
 BOUND_BYTES = 8  # of a bound, when ranks agree on it
@@ -33,7 +34,7 @@ def magnitude_bound(*terms: Tensor) -> Tensor:
     bound = 0.0
     for term in terms:
         if term.numel():
-            low, high = torch.stack(torch.aminmax(term)).tolist()  # NaN if there is one
+            low, high = numbers(torch.aminmax(term))  # NaN if there is one
             bound += max(-low, high)
     return torch.tensor([bound if bound < math.inf else math.inf], dtype=torch.float64)
 

@@ -26,6 +26,11 @@ class ExchangeConfig(Choice, ABC):
         """What a gradient becomes, for solvers to say whether they can work with it."""
         return "sums"
 
+    @property
+    def needs_messages(self) -> bool:
+        """Whether it takes a transport with messages between two ranks; else one with collectives will do."""
+        return True
+
     @abstractmethod
     def build(self, seed: int) -> Reducer:
         """Make the reducer. All that it draws at random comes from the seed, the same on all ranks."""

@@ -93,11 +93,12 @@ class Exchange:
         self._bucket_of = {p: bucket for bucket in self.buckets for p in bucket.views}
         self._transport = world.transport.duplicate()
         self._reducer.prepare(world, self._transport, self.buckets)
-        self._lane, self._sum, seen = lane_for(self.buckets), self._reducer.reduce, self.buckets
+        self._lane, self._sum = lane_for([bucket.values for bucket in self.buckets]), self._reducer.reduce
+        seen: Sequence[Bucket] = self.buckets
         if self._lane is not None:
             self._sum = partial(self._lane.reduce, self._reducer)
             seen = self._lane.seen(self._reducer, self._transport, self.buckets)
-        if self._transport.point_to_point:  # this is no rehearsal
+        if not self._transport.imagined:
             compile_once(world, partial(self._reducer.warm, world.size, seen))
         world.traffic.add(self._transport.traffic.lap())  # of getting ready, not of a step
         self._seconds = [0.0] * len(self.buckets)

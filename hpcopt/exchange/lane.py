@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from hpcopt.comm.pinned import Pool, Slot
 from hpcopt.comm.transport import Transport
 from hpcopt.exchange.bucket import Bucket
 from hpcopt.exchange.reducer import Reducer
+from hpcopt.pinned import Pool, Slot
 
 
 class Lane:
@@ -74,7 +75,7 @@ class Lane:
         return bucket.at(self._slots[bucket.index].host)
 
 
-def lane_for(buckets: Sequence[Bucket]) -> Lane | None:
-    """A lane on the device where the buckets are; None in main memory."""
-    away = [bucket.values.device for bucket in buckets if not bucket.values.is_cpu]
+def lane_for(tensors: Sequence[Tensor]) -> Lane | None:
+    """A lane on the device where tensors are; None in main memory."""
+    away = [x.device for x in tensors if not x.is_cpu]
     return Lane(away[0]) if away else None

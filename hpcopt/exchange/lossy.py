@@ -39,6 +39,10 @@ class TwoPhaseConfig(Lossy):
     codec: AnyCodec = Field(QSGD(), description="any codec; per_tensor chooses by parameter")
     by_nodes: bool = Field(False, description="dense inside each node, the codec between nodes only")
 
+    @property
+    def needs_messages(self) -> bool:
+        return self.by_nodes
+
     def build(self, seed: int) -> Reducer:
         """Make the reducer."""
         return TwoPhaseReducer(self, seed)

@@ -57,6 +57,10 @@ class NativeConfig(ExchangeConfig):
 
     name: Literal["native"] = "native"
 
+    @property
+    def needs_messages(self) -> bool:
+        return False
+
     def build(self, seed: int) -> Reducer:
         """Make the reducer."""
         return NativeReducer()

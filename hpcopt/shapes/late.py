@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hpcopt.comm.pinned import Pool, Slot, passed
+from hpcopt.pinned import Pool, Slot, passed
 
 _POOL = Pool()
 

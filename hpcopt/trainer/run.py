@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from hpcopt.comm.device import DeviceChoice
+from hpcopt.comm.gpu_aware import GpuAware
 from hpcopt.comm.world import Backend
 from hpcopt.config import Config
 from hpcopt.errors import JobError
@@ -59,12 +60,17 @@ class RunConfig(Config):
     )
     backend: Backend = Field(
         "mpi",
-        description="what carries collectives: mpi4py, Horovod (dense collectives only), or NCCL between GPUs, with "
+        description="what carries collectives: mpi4py, Horovod (collectives, no messages), or NCCL between GPUs, with "
         "mpi4py for all else",
     )
     device: DeviceChoice = Field(
         "auto",
         description="what ranks compute on; auto: a GPU where one is visible, that of the local rank if several are",
+    )
+    gpu_aware_mpi: GpuAware = Field(
+        "auto",
+        description="give MPI tensors where they lie on a GPU; auto: if a trial in another process shows that it takes "
+        "them; yes: without a trial; no: by way of main memory",
     )
     seed: int = Field(0, ge=0, description="decides initial parameters and the order of samples")
     steps: int | None = Field(None, ge=1, description="optimizer steps; with epochs, whichever is less")

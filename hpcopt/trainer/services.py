@@ -52,7 +52,7 @@ class Services:
         """
         self.run, self.world, self.directory, self._name = run, world, directory, name
         torch.set_num_threads(run.threads or usable_threads(world.local_size))
-        self.device = use_device(world, run.device)
+        self.device = use_device(world, run.device, run.gpu_aware_mpi)
         self._devices = world.gather_text(device_name(self.device))
         self.checkpoints = Checkpoints(directory.checkpoints, run.keep_checkpoints)
         self.progress = Progress(directory.log, speaks=world.rank == 0, every_s=run.log_every_s)
@@ -70,6 +70,7 @@ class Services:
             f"{self.run.backend}, {' and '.join(dict.fromkeys(self._devices))}, {torch.get_num_threads()} threads a "
             f"rank, into {directory.path}"
         )
+        self.progress.say(world.gpu_path)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpcopt.comm.pinned import Pool
+from hpcopt.pinned import Pool
 from hpcopt.workloads.ahead import ahead
 
 

@@ -8,8 +8,9 @@ from hpcopt.comm import dense, doubling, ring, two_phase, vote
 from hpcopt.comm.hierarchy import Hierarchy
 from hpcopt.comm.mpi import MpiTransport
 from hpcopt.comm.world import World, connect
-from hpcopt.compress import QSGD, Dense, TopK
+from hpcopt.compress import QSGD, AdaComp, Dense, Sign, TopK
 from hpcopt.errors import UnsupportedError
+from hpcopt.exchange import Exchange, TwoPhaseConfig
 from hpcopt.testing.transport import check_transport
 
 
@@ -63,6 +64,25 @@ def test_the_contract_over_horovod(horovod):
     with pytest.raises(UnsupportedError, match=r"horovod transport has no all_reduce of torch.uint8"):
         world.all_reduce(torch.zeros(1, dtype=torch.uint8))
     assert world.gather_text(f"rank {world.rank}" * world.rank) == [f"rank {r}" * r for r in range(world.size)]
+
+
+@pytest.mark.parallel([2, 3])
+@pytest.mark.parametrize("codec", [QSGD(), Sign(), TopK(threshold="sampled"), AdaComp()], ids=lambda codec: codec.name)
+def test_an_exchange_in_two_phases_over_horovod_has_the_bits_of_messages(world, horovod, codec):
+    from hpcopt.comm.horovod import HorovodTransport
+
+    sums = []
+    for transport in (world.transport, HorovodTransport()):
+        p = torch.nn.Parameter(torch.zeros(5000))
+        exchange = Exchange(World(transport), [("p", p)], TwoPhaseConfig(codec=codec))
+        for step in range(3):
+            exchange.zero()
+            p.grad.copy_(inputs(world.size, 5000)[world.rank] * (step + 1))
+            exchange.finish()
+            sums.append(p.grad.clone())
+        assert 0 < exchange._transport.traffic.sent_bytes + exchange._world.traffic.sent_bytes < 3 * 4 * 2 * 5000
+        exchange.remove()
+    assert all(torch.equal(by_messages, by_slots) for by_messages, by_slots in zip(sums[:3], sums[3:], strict=True))
 
 
 @pytest.mark.parallel([3])

@@ -28,12 +28,26 @@ def compressed(t: Transport, codec) -> torch.Tensor:
     return two_phase.all_reduce(t, values(t.rank), codec, sender_seed=t.rank, owner_seed=9)
 
 
+def by_collectives(t: Transport, codec) -> torch.Tensor:
+    """As over Horovod, which has no messages; of the same bits as by messages."""
+    expected = compressed(t, codec)
+    t.point_to_point = False
+    try:
+        found = compressed(t, codec)
+    finally:
+        t.point_to_point = True
+    assert torch.equal(found, expected)
+    return found
+
+
 ALGORITHMS = {
     "ring": lambda t: ring.all_reduce(t, values(t.rank)),
     "ring in bfloat16": lambda t: ring.all_reduce(t, values(t.rank), wire=torch.bfloat16, segment_bytes=1000),
     "doubling": lambda t: doubling.all_reduce(t, values(t.rank), "max"),
     "two-phase": lambda t: compressed(t, QSGD()),
     "two-phase, ragged": lambda t: compressed(t, TopK(fraction=0.1, threshold="sampled")),
+    "two-phase, by collectives": lambda t: by_collectives(t, QSGD()),
+    "two-phase, by collectives, ragged": lambda t: by_collectives(t, TopK(fraction=0.1, threshold="sampled")),
     "nodes and lanes": lambda t: Hierarchy(t, t.rank // 2).two_phase(
         values(t.rank), QSGD(), sender_seed=t.rank // 2, owner_seed=9
     ),

@@ -96,6 +96,9 @@ class SimulatedTensor(Tensor):
 
     def tolist(self) -> Any:
         LEDGER.note("waits", "tolist")
+        if self.dim():
+            LEDGER.note("copies", "tolist")
+            LEDGER.note("pageable", "tolist")
         streams.wait_for()
         return self.values.detach().tolist()
 

@@ -4,12 +4,16 @@ python -m tests.simulated_gpu.lane
 """
 
 import json
+from collections import Counter
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from hpcopt.adapters import DdpExchange, ddp
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.staged import StagedTransport
 from hpcopt.comm.transport import Transport
@@ -33,38 +37,74 @@ EXCHANGES: dict[str, ExchangeConfig] = {
 }
 
 
-def step_of(config: ExchangeConfig, size: int, *, aside: bool = False) -> dict[str, Any]:
-    """What all ranks' exchanges ask for in a steady step, what is refused, and how much pinned memory is made in it.
+def exchanged(world: World, p: nn.Parameter, config: ExchangeConfig) -> Callable[[Tensor], None]:
+    """What gives a parameter the mean of the ranks' gradients, by an exchange."""
+    exchange = Exchange(world, [("p", p)], config, mean=True, broadcast=False)
+
+    def step(gradient: Tensor) -> None:
+        exchange.zero()
+        p.grad.add_(gradient)
+        exchange._ready(p)
+        exchange.finish()
+        p.detach().add_(p.grad)
+
+    return step
+
+
+def hooked(world: World, p: nn.Parameter, config: ExchangeConfig) -> Callable[[Tensor], None]:
+    """The same by the hook that DDP calls."""
+    state = DdpExchange(nn.ParameterDict({"p": p}), config, group=world.transport)
+
+    def step(gradient: Tensor) -> None:
+        p.detach().add_(state.reduce(gradient.clone(), [p], last=True).wait())
+
+    return step
+
+
+def group(transport: StagedTransport) -> SimpleNamespace:
+    """What a process group of gloo would be of it."""
+    return SimpleNamespace(backend="gloo", duplicate=transport.inner.duplicate)
+
+
+def house(counts: Counter[str]) -> int:
+    """Of our own lines."""
+    return sum(n for what, n in counts.items() if "elsewhere" not in what)
+
+
+def step_of(
+    config: ExchangeConfig, size: int, *, aside: bool = False, way: Callable[..., Any] = exchanged
+) -> dict[str, Any]:
+    """What all ranks' exchanges ask for in a steady step, what is refused, how much pinned memory is made in it, and
+    the sum of what three steps come to.
 
     Args:
         aside: compute on a stream of one's own.
+        way: that gradients go.
     """
 
-    def program(transport: Transport) -> tuple[dict[str, int], int]:
+    def program(transport: Transport) -> tuple[dict[str, int], int, float]:
         world = World(StagedTransport(transport))
         with stream(Stream() if aside else Stream.default()):
             p = nn.Parameter(torch.zeros(N, device=SIM))
             values = torch.randn(N, generator=torch.Generator().manual_seed(world.rank)).to(SIM)
-            exchange = Exchange(world, [("p", p)], config, broadcast=False)
+            step = way(world, p, config)
             for last in (False, False, True):
                 made = world.transport.slots.made
-                exchange.zero()
                 world.barrier()
                 if last:
                     LEDGER.clear()
                 world.barrier()
-                p.grad.add_(values)
-                exchange._ready(p)
-                exchange.finish()
-                p.detach().add_(p.grad)
+                step(values)
                 world.barrier()
-        asked = {kind: sum(n for what, n in getattr(LEDGER, kind).items() if "elsewhere" not in what) for kind in KINDS}
-        world.barrier()
-        return asked, world.transport.slots.made - made
+            asked = {kind: house(getattr(LEDGER, kind)) for kind in KINDS}
+            world.barrier()
+            total = float(p.detach().cpu().double().sum())
+        return asked, world.transport.slots.made - made, total
 
     LEDGER.refused.clear()
     ranks = run_ranks(size, program)
-    return {**ranks[0][0], "made": sum(made for _, made in ranks), "refused": dict(LEDGER.refused)}
+    asked, _, total = ranks[0]
+    return {**asked, "made": sum(made for _, made, _ in ranks), "sum": total, "refused": dict(LEDGER.refused)}
 
 
 def main() -> None:
@@ -73,6 +113,10 @@ def main() -> None:
         for name, config in EXCHANGES.items():
             print(json.dumps({"case": name, **{str(size): step_of(config, size) for size in SIZES}}), flush=True)
         print(json.dumps({"case": "aside", "2": step_of(TwoPhaseConfig(), 2, aside=True)}))
+        for name in ("qsgd", "adacomp"):
+            with mock.patch.object(ddp, "ProcessGroupTransport", group):
+                found = step_of(EXCHANGES[name], 2, aside=True, way=hooked)
+            print(json.dumps({"case": f"DDP, {name}", "2": found}))
         for method in ("note", "join"):
             with mock.patch.object(Lane, method, lambda self: None):
                 print(json.dumps({"case": f"without {method}", "2": step_of(RingConfig(), 2, aside=True)}))

@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from hpcopt.comm import pinned
+from hpcopt import pinned
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.staged import StagedTransport
 from hpcopt.comm.transport import Transport

@@ -62,7 +62,7 @@ ASKED = {
 }
 BEGIN = """
 import torch
-from hpcopt.comm.pinned import passed
+from hpcopt.pinned import passed
 from tests.simulated_gpu import streams
 from tests.simulated_gpu.device import LEDGER, SIM
 from tests.simulated_gpu.streams import stream as at

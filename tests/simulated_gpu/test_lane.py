@@ -45,6 +45,15 @@ def test_computing_on_another_stream_is_waited_for(asked):
     assert asked["aside"]["2"]["refused"] == {}
 
 
+@pytest.mark.parametrize("name", ["qsgd", "adacomp"])
+def test_the_hook_of_ddp_goes_the_same_way(name, asked):
+    """Computing on another stream, too."""
+    by_exchange, by_hook = asked[name]["2"], asked[f"DDP, {name}"]["2"]
+    assert by_hook["sum"] == by_exchange["sum"] != 0
+    assert (by_hook["pageable"], by_hook["refused"]) == (0, {})
+    assert by_hook["waits"] == by_exchange["waits"]
+
+
 @pytest.mark.parametrize(("method", "what"), [("note", "reads what another"), ("join", "what another stream")])
 def test_without_its_events_the_order_is_open(method, what, asked):
     assert any(what in refused for refused in asked[f"without {method}"]["2"]["refused"])

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 import h5py, torch
-from hpcopt.comm import pinned
+from hpcopt import pinned
 from hpcopt.comm.staged import StagedTransport
 from hpcopt.store.weights import newest_weights
 from hpcopt.train import main
@@ -30,7 +30,7 @@ def train(name, *settings):
     with h5py.File(Path(sys.argv[1]) / name / "metrics.h5") as file:
         return file["steps/loss"][:].tolist(), newest_weights(Path(sys.argv[1]) / name).state_dict
 
-def taken(world, choice):
+def taken(world, *_):
     world.transport = StagedTransport(world.transport)
     return SIM
 

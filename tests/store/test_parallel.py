@@ -35,9 +35,18 @@ import sys
 sys.path[:0] = [sys.argv[1]]
 sys.path.append(sys.argv[2])  # last: numpy, h5py and mpi4py are Debian's
 from mpi4py import MPI
-from tests.store.test_parallel import PARTS, parts_of
+MPI.buffer = MPI.memory  # its name before 4.0, which Debian's is
+from types import SimpleNamespace
+from tests.simulated_gpu.device import SIM
+from tests.store.test_parallel import PARTS, parts_of, state_of
+from hpcopt.comm.mpi import MpiTransport
+from hpcopt.comm.staged import StagedTransport
+from hpcopt.comm.world import World
+from hpcopt.phases import PhaseClock
 from hpcopt.store.checkpoint import Checkpoints
 from hpcopt.store.parallel import require_mpi
+from hpcopt.trainer.resume import Position
+from hpcopt.trainer.saver import Saver
 comm = MPI.COMM_WORLD
 require_mpi()
 checkpoints = Checkpoints(sys.argv[3], keep=2)
@@ -49,7 +58,22 @@ for step in (1, 2):
     comm.barrier()
     if comm.rank == 0:
         checkpoints.commit(step, PARTS)
+
+world = World(StagedTransport(MpiTransport()))
+clock, checkpoints = PhaseClock(), Checkpoints(sys.argv[4], keep=1)
+saver = Saver(world, checkpoints, background=True, saved_step=0, clock=clock, one_file=True)
+shared, own = ({"w": x.to(SIM)} for x in (state_of(0), state_of(1 + comm.rank)))
+solver = SimpleNamespace(gather=lambda: None, optimizers=[], must_be_finite=lambda: shared.items())
+solver.state_dict, solver.rank_state_dict = (lambda: shared), (lambda: own)
+saver.save(Position(step=3), solver)
+saver.finish()
+world.close()
 """
+
+
+def state_of(number):
+    """A tensor."""
+    return torch.randn(1000 * (number + 1), generator=torch.Generator().manual_seed(number))
 
 
 def parts_of(rank, step):
@@ -65,7 +89,9 @@ def parts_of(rank, step):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Checkpoints of two steps, written together by three ranks."""
+    """Checkpoints of two steps, written together by three ranks, and one of ranks whose tensors are on a device, in
+    the folder ``device`` beside them.
+    """
     mpirun = shutil.which("mpirun.openmpi", path="/usr/bin")
     there = DEBIAN.exists() and mpirun and Path("/usr/lib/python3/dist-packages/h5py/_debian_h5py_mpi").exists()
     version = there and subprocess.run([DEBIAN, "-V"], capture_output=True, text=True, check=True).stdout.split()[1]
@@ -78,7 +104,7 @@ def written(tmp_path_factory):
     environment = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
     environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     environment |= {"OMPI_MCA_rmaps_base_oversubscribe": "1", "OMPI_MCA_btl": "self,vader", "OMPI_MCA_pml": "ob1"}
-    command = [mpirun, "-n", str(RANKS), DEBIAN, "-c", PROGRAM, REPOSITORY, site, folder]
+    command = [mpirun, "-n", str(RANKS), DEBIAN, "-c", PROGRAM, REPOSITORY, site, folder, folder.with_name("device")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     return folder
@@ -111,6 +137,18 @@ def test_parts_come_back(checkpoints):
         for rank in range(RANKS):
             for name, tree in parts_of(rank, step).items():
                 assert same(tree, checkpoints.read_part(step, name))
+
+
+def test_ranks_of_a_device_write_each_part_once_into_one_file(written):
+    checkpoints = Checkpoints(written.with_name("device"), keep=1)
+    assert sorted(path.name for path in checkpoints.path(3).iterdir()) == ["manifest.json", TOGETHER]
+    assert checkpoints.parts(3) == PARTS
+    checkpoints.verify(3)
+    with h5py.File(checkpoints.path(3) / TOGETHER) as file:
+        assert sorted(file) == sorted(PARTS)
+        assert [file[part]["values/float32"].size for part in PARTS] == [1000 * (n + 1) for n in range(RANKS + 1)]
+    for number, part in enumerate(PARTS):
+        assert torch.equal(checkpoints.read_part(3, part)["solver"]["w"], state_of(number))
 
 
 def test_the_command_takes_it_like_any_other(checkpoints, tmp_path, capsys):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hpcopt.pinned import numbers
 from hpcopt.solvers.kaisa.layers.layer import Layer, memory_of
 
 
@@ -62,7 +63,7 @@ class Averages:
         lengths = [average.numel + 1 for average in self.of.values()]
         pieces = torch.split(own, lengths)
         # a sum is the quicker look, but may overflow although all its summands are finite
-        looks = torch.stack([x for piece in pieces for x in (piece[-1], piece.sum())]).tolist() if pieces else []
+        looks = numbers([x for piece in pieces for x in (piece[-1], piece.sum())])
         for (i, average), piece, rows, total in zip(self.of.items(), pieces, looks[::2], looks[1::2], strict=True):
             if rows == 0:
                 continue

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcopt.comm.world import World
+from hpcopt.pinned import numbers
 from hpcopt.solvers.kaisa import symmetric
 from hpcopt.solvers.kaisa.averages import Average
 from hpcopt.solvers.kaisa.inverse import apply_left
@@ -42,7 +43,7 @@ class Trial:
         products = [
             torch.sum(g.double() * (p.detach() - self.parameters[p]).double()) for p, g in self.gradients.items()
         ]
-        return math.fsum(torch.stack(products).tolist()) if products else 0.0
+        return math.fsum(numbers(products))
 
     def curvature(self, layers: Sequence[Layer], averages: Mapping[int, Average]) -> float:
         """The sum of <G Delta A, Delta> over the layers whose factors are here."""
@@ -52,7 +53,7 @@ class Trial:
             if average.updates and all(p in self.parameters for p in layer.parameters()):
                 delta = layer.matrix([p.detach() - self.parameters[p] for p in layer.parameters()]).to(layer.dtype)
                 products.append(torch.sum(_times_g(layer, average, delta) * _times_a(layer, average, delta)))
-        return sum(torch.stack(products).tolist()) if products else 0.0
+        return float(sum(numbers(products)))
 
     def ratio(
         self, layers: Sequence[Layer], averages: Mapping[int, Average], world: World, before: float, after: float

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.comm.world import World
+from hpcopt.pinned import numbers
 from hpcopt.solvers.kaisa.factors import TOGETHER_BYTES, Failures, Work
 from hpcopt.solvers.kaisa.inverse import Eigen
 from hpcopt.solvers.kaisa.layers.conv import Conv
@@ -92,8 +93,8 @@ class BatchMoments:
         there = [i for i, layer in enumerate(self._layers) if has_moments(layer)]
         batches, kept = [flat[self._buffer.pieces[i]] for i in there], [self._inverses.of(i) for i in there]
         looks = [torch.stack([x.any(), x.isfinite().all(), own[-1]]) for x, own in zip(batches, kept, strict=True)]
-        seen = torch.stack(looks).tolist() if looks else []  # one question for all layers
-        for i, batch, own, (used, finite, averaged) in zip(there, batches, kept, seen, strict=True):
+        answers = numbers(looks)  # one question for all layers
+        for i, batch, own, (used, finite, averaged) in zip(there, batches, kept, answers, strict=True):
             if used and finite:
                 self._method.add(self._layers[i], own, batch, decay, averaged)
 

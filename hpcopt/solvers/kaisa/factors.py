@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hpcopt.pinned import numbers, seen, sent
 from hpcopt.solvers.kaisa import root, symmetric
 from hpcopt.solvers.kaisa.layers.layer import Layer
 
@@ -63,8 +64,7 @@ def factored_dampings(work: Sequence[Work]) -> list[tuple[float, float]]:
     shapes = [shape for w in both for shape in (w.layer.a, w.layer.g)]
     factors = [packed for w in both for packed in (w.a, w.g)]
     traces = [symmetric.trace(x, shape.size) for x, shape in zip(factors, shapes, strict=True)]
-    totals = torch.stack(traces).tolist() if traces else []
-    means = iter([total / (shape.matrices * shape.size) for total, shape in zip(totals, shapes, strict=True)])
+    means = iter([total / (shape.matrices * shape.size) for total, shape in zip(numbers(traces), shapes, strict=True)])
     return [_shared(w.damping, next(means), next(means)) if w.layer.a.blocks else (0.0, w.damping) for w in work]
 
 
@@ -135,13 +135,13 @@ def _invert_group(group: Sequence[Factor], failures: Failures) -> None:
     full = unpacked(group)
     counts = [len(factor.packed) for factor in group]
     dampings = torch.tensor([factor.damping for factor in group], dtype=full.dtype)
-    full.diagonal(dim1=1, dim2=2).add_(dampings.repeat_interleave(torch.tensor(counts)).to(full.device)[:, None])
+    full.diagonal(dim1=1, dim2=2).add_(sent(dampings.repeat_interleave(torch.tensor(counts)), full.device)[:, None])
     if group[0].size == 1:
         for factor, inverse in zip(group, torch.split(full[:, 0].reciprocal(), counts), strict=True):
             factor.out.copy_(inverse)
         return
     lower, info = torch.linalg.cholesky_ex(full)
-    inverses, failed = (torch.split(x, counts) for x in (torch.cholesky_inverse(lower), info.cpu()))
+    inverses, failed = (torch.split(x, counts) for x in (torch.cholesky_inverse(lower), seen(info)))
     for factor, inverse, bad in zip(group, inverses, failed, strict=True):
         if bad.any():
             invert_packed(factor, failures)

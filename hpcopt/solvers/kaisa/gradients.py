@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hpcopt.comm.ragged import exchange
 from hpcopt.comm.world import World
+from hpcopt.pinned import seen
 from hpcopt.solvers.kaisa.inverse import Method
 from hpcopt.solvers.kaisa.layers.layer import Layer, memory_of
 from hpcopt.solvers.kaisa.plan import Plan
@@ -58,7 +59,7 @@ class Gradients:
             flat_p, flat_w = p.flatten(), w.flatten()
             dots += [torch.dot(flat_p, flat_w), torch.dot(flat_p, flat_p), torch.dot(flat_w, flat_w)]
             preconditioned[i] = p
-        values = torch.stack(dots).double().view(-1, 3).cpu() if dots else torch.zeros(0, 3)
+        values = seen(torch.stack(dots).double().view(-1, 3)) if dots else torch.zeros(0, 3)
         if not torch.isfinite(values).all():
             return
         cosines = values[:, 0] / (values[:, 1] * values[:, 2]).sqrt().clamp(min=1e-30)

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from hpcopt.pinned import numbers, sent
 from hpcopt.seeds import EVERY_RANK, derive
 from hpcopt.solvers.kaisa import symmetric
 from hpcopt.solvers.kaisa.factors import (
@@ -92,7 +93,7 @@ class LowRank:
     def _starts(self, factors: Sequence[Factor], names: Sequence[str]) -> Iterator[Tensor]:
         """The subspaces before, or those to begin with, each of shape (matrices, size, rank)."""
         before = [self._parts(factor.out, factor.size)[0].transpose(1, 2) for factor in factors]
-        there = torch.stack([basis.any() for basis in before]).tolist() if before else []
+        there = numbers([basis.any() for basis in before])
         for factor, name, basis, begun in zip(factors, names, before, there, strict=True):
             dtype = torch.promote_types(factor.packed.dtype, torch.float32)
             if begun:
@@ -100,7 +101,7 @@ class LowRank:
             else:
                 generator = torch.Generator().manual_seed(derive(self._seed, 0, EVERY_RANK, name))
                 first = torch.randn(basis.shape, generator=generator, dtype=torch.float64)
-                yield first.to(basis.device, dtype)
+                yield sent(first, basis.device).to(dtype)
 
     def _decompose(self, group: Sequence[Factor], starts: Sequence[Tensor]) -> None:
         """Factors of one size."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from hpcopt.solvers.kaisa.factors import Failures
 from hpcopt.solvers.kaisa.gradients import Gradients
 from hpcopt.solvers.kaisa.layers.find import Layers
 from hpcopt.solvers.kaisa.low_rank import LowRank
+from hpcopt.solvers.kaisa.products import rounding
 from hpcopt.solvers.kaisa.recorder import Recorder
 from hpcopt.solvers.kaisa.refresh import Inverses, Refresher
 from hpcopt.solvers.kaisa.settings import DTYPES, MOVING, KaisaSettings
@@ -105,6 +107,8 @@ class Kaisa:
         self.cosines = self._gradients.cosines
         draws = Draws(seed, world.rank, lambda: self.steps) if s.fisher == "sampled" else None
         self._recorder = Recorder(self._model, self.layers, plan.sums, draws, lambda: self.factors_due)
+        if self._arrangement.device.type != "cpu":
+            self._recorder.products = partial(rounding, s.tf32)
         self._moments: BatchMoments | None = None
         if isinstance(self._method, Ekfac):
             self._moments = BatchMoments(self._method, found, self._inverses, plan.gradients)

@@ -1,11 +1,14 @@
-"""Float32 products through oneDNN.
+"""How float32 products are made, and how many samples at once.
 
 On processors that are not Intel's, torch's own ``mm``, which is MKL's, runs at half the speed of oneDNN's kernel (Zen
 5, one thread, 1024 rows: 114 against 255 GFLOP/s). Both compute in float32; which one is taken depends on shapes and
 types alone, so that all ranks take the same.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +16,8 @@ from torch import Tensor
 FEWEST = 1 << 18  # multiplications below which a call costs more than it saves
 
 NARROW = torch.bfloat16
+_WORDS = {True: "tf32", False: "ieee"}
+ON_DEVICE = 1 << 26  # values: a GPU has no such cache, and wants few large kernels, in a bounded memory
 
 _has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 _linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if _has_onednn else None
@@ -27,7 +32,38 @@ def times_transposed(a: Tensor, b: Tensor) -> Tensor:
 
 
 @cache
-def narrow_is_quick() -> bool:
-    """Whether this processor has instructions for bfloat16 products; without, they are slower than float32's."""
+def narrow_is_quick(device: torch.device) -> bool:
+    """Whether there are instructions for bfloat16 products; without, they are slower than float32's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     cpu = torch.cpu
     return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()) and _has_onednn
+
+
+def at_once(x: Tensor, of_cache: int, each: int) -> int:
+    """Samples to be worked on together.
+
+    Args:
+        x: where they are.
+        of_cache: values that stay in a CPU's cache.
+        each: values that a sample takes.
+    """
+    return max(1, (of_cache if x.is_cpu else ON_DEVICE) // max(1, each))
+
+
+@contextmanager
+def rounding(tf32: bool) -> Iterator[None]:
+    """Within it GPUs' float32 convolutions and matrix products round to TF32 or do not, however torch is set. TF32,
+    which torch takes for convolutions by default, loses 1e-3 of a value.
+    """
+    convolutions: Any = getattr(torch.backends.cudnn, "conv", torch.backends.cudnn)
+    places = [convolutions, torch.backends.cuda.matmul]
+    name, word = ("allow_tf32", tf32) if convolutions is torch.backends.cudnn else ("fp32_precision", _WORDS[tf32])
+    before = [getattr(place, name) for place in places]
+    try:
+        for place in places:
+            setattr(place, name, word)
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            setattr(place, name, value)

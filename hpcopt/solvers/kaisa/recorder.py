@@ -1,7 +1,7 @@
 """From the hooks to the sums of one factor step."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -25,6 +25,7 @@ class Recorder:
 
     Attributes:
         also: called as well, with a layer, its input and the gradient of its output.
+        products: around each use of a layer.
         terms: samples that went through the model since the last ``take``, by its first input's first dimension: those
             whose outputs got a gradient, or all, if none did.
     """
@@ -40,6 +41,7 @@ class Recorder:
         self._pending: list[tuple[Layer, Input, GradientEdge, int]] = []
         self._inputs: WeakValueDictionary[int, Input] = WeakValueDictionary()  # by the id of the tensor
         self._paused = False
+        self.products: Callable[[], AbstractContextManager[None]] = nullcontext
         self._passed = self._returned = 0  # samples that went forward, and that came back
         self._accumulated = False
         self.also: Callable[[Layer, Tensor, Tensor], None] | None = None
@@ -162,9 +164,10 @@ class Recorder:
             output.register_hook(add_use)  # type: ignore[no-untyped-call]
 
     def _add(self, layer: Layer, source: Input, gradient: Tensor, part: int) -> None:
-        add(layer, self._into(layer), source, gradient, part)
-        if self.also is not None and gradient.numel():
-            self.also(layer, source.x, gradient)
+        with self.products():
+            add(layer, self._into(layer), source, gradient, part)
+            if self.also is not None and gradient.numel():
+                self.also(layer, source.x, gradient)
 
     def _into(self, layer: Layer) -> Sums:
         if self._flat is None:

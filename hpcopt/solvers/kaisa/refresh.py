@@ -6,7 +6,7 @@ early or must be waited for: what a run computes does not depend on how fast it 
 A factor's change is seen through its product with a fixed random vector, so that no second copy of it is kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hpcopt.pinned import numbers, passed, sent
 from hpcopt.seeds import EVERY_RANK, derive
 from hpcopt.solvers.kaisa import symmetric
 from hpcopt.solvers.kaisa.averages import Average, Averages
@@ -107,8 +108,27 @@ class Refresher:
 
         self._due = due
         with ThreadPoolExecutor(1, "inverses") as pool:
-            self._pending = pool.submit(work)
+            self._pending = pool.submit(self._beside(work))
             pool.shutdown(wait=False)
+
+    def _beside(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """The same work, on a device on a stream of its own, behind what the current one has been given; what it gives
+        is then done.
+        """
+        device = self.inverses.flat.device
+        if device.type == "cpu":
+            return work
+        module = torch.get_device_module(device)
+        stream, ready = module.Stream(device=device), passed(device)
+
+        def run() -> Tensor:
+            with module.stream(stream):
+                stream.wait_event(ready)
+                own = work()
+                passed(device).synchronize()
+            return own
+
+        return run
 
     def _finish(self, step: int) -> bool:
         """Put background inverses to use if this is the step; give whether it was."""
@@ -151,7 +171,7 @@ class Refresher:
         sketches = {i: self._sketch(i, damping) for i in self.plan.owned}
         known = [i for i in self.plan.owned if i in self._sketches]
         looks = [self._has_moved(i, sketches[i], self._sketches[i]) for i in known]
-        moved = dict(zip(known, torch.stack(looks).tolist() if looks else [], strict=True))  # one question for all
+        moved = dict(zip(known, numbers(looks), strict=True))  # one question for all
         changed = [i for i in self.plan.owned if moved.get(i, True)]
         self._sketches.update((i, sketches[i]) for i in changed)
         self.skipped += len(self.plan.owned) - len(changed)
@@ -167,9 +187,9 @@ class Refresher:
         generator = torch.Generator().manual_seed(derive(self.seed, 0, EVERY_RANK, f"sketch of {layer.name}"))
         parts = []
         for packed, shape in ((average.a, layer.a), (average.g, layer.g)):
-            probe = torch.randn(shape.matrices, shape.size, 1, generator=generator).to(packed.device, layer.dtype)
-            parts.append(symmetric.multiply(packed.to(layer.dtype), probe).flatten())
-        return torch.cat([*parts, parts[0].new_tensor([damping])])
+            probe = sent(torch.randn(shape.matrices, shape.size, 1, generator=generator), packed.device)
+            parts.append(symmetric.multiply(packed.to(layer.dtype), probe.to(layer.dtype)).flatten())
+        return torch.cat([*parts, parts[0].new_full((1,), damping)])
 
     def _pieces(self, i: int, sketch: Tensor) -> Sequence[Tensor]:
         """Of A, of G, and the damping."""

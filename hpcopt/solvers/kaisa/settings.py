@@ -63,6 +63,9 @@ class KaisaSettings(Config):
     factor_dtype: DtypeName = Field(
         "float32", description="factors are kept in; bfloat16 also lets their products round to it where that is quick"
     )
+    tf32: bool = Field(
+        False, description="on a GPU, let products of statistics round to TF32; they are float32's however torch is set"
+    )
     inverse_dtype: DtypeName = Field("float32", description="inverses are kept, and multiplied, in")
     wire_dtype: DtypeName = Field("float32", description="factors travel in")
     refresh_tolerance: float = Field(0.0, ge=0, description="relative change below which a layer is not inverted again")

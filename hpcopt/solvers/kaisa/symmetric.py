@@ -68,7 +68,7 @@ def add_gram(packed: Tensor, x: Tensor, ones: bool = False, narrow: bool = False
     size = columns + ones
     features = _transposed(x)
     if len(packed) == 1:
-        narrow = narrow and columns >= LEAST_NARROW and x.dtype == torch.float32 and narrow_is_quick()
+        narrow = narrow and columns >= LEAST_NARROW and x.dtype == torch.float32 and narrow_is_quick(x.device)
         _add_one_gram(packed[0], features[0].to(NARROW) if narrow else features[0], size)
     else:
         for panel in panels(size):

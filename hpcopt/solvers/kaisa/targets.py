@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hpcopt.pinned import sent
 from hpcopt.seeds import derive
 
 Distribution = Literal["categorical", "bernoulli", "gaussian"]
@@ -42,7 +43,7 @@ def sampled_gradient(outputs: Tensor, distribution: Distribution, generator: tor
     wide = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
     def drawn(draw: Callable[..., Tensor], *shape: int) -> Tensor:
-        return draw(shape, dtype=wide.dtype, generator=generator, device=generator.device).to(wide.device)
+        return sent(draw(shape, dtype=wide.dtype, generator=generator, device=generator.device), wide.device)
 
     if distribution == "categorical":
         p = wide.softmax(-1)

@@ -45,7 +45,7 @@ def test_gram_matrices_are_whole_symmetric_and_multiply(size, ones, blocks):
     assert_near(symmetric.multiply(narrow, x), expected @ x.double(), 0.02)
 
 
-@pytest.mark.skipif(not narrow_is_quick(), reason="no bfloat16 instructions")
+@pytest.mark.skipif(not narrow_is_quick(torch.device("cpu")), reason="no bfloat16 instructions")
 @pytest.mark.parametrize("ones", [False, True])
 def test_narrow_gram_matrices_are_rounded_to_bfloat16(ones):
     rows = torch.randn(1, 500, 200, generator=torch.Generator().manual_seed(0))
@@ -58,7 +58,7 @@ def test_narrow_gram_matrices_are_rounded_to_bfloat16(ones):
     assert (found.double() - expected).norm() > 2.0**-12 * expected.norm()  # it was taken
 
 
-@pytest.mark.skipif(not narrow_is_quick(), reason="no bfloat16 instructions")
+@pytest.mark.skipif(not narrow_is_quick(torch.device("cpu")), reason="no bfloat16 instructions")
 def test_narrow_patch_covariances_are_rounded_to_bfloat16():
     x = torch.randn(16, 8, 12, 10, generator=torch.Generator().manual_seed(0))
     geometry = autocorrelation.Geometry((12, 10), (3, 3), (1, 1), (1, 1), (1, 1))

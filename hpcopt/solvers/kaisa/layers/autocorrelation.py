@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hpcopt.solvers.kaisa.products import NARROW, narrow_is_quick
+from hpcopt.solvers.kaisa.products import NARROW, at_once, narrow_is_quick
 
 PORTION_BYTES = 1 << 19  # of images are looked at together: fresh memory for all would cost more than the arithmetic
 
@@ -83,7 +83,7 @@ def patch_covariance(x: Tensor, geometry: Geometry, narrow: bool = False) -> Ten
         Shape (channels * kernel values, channels * kernel values).
     """
     channels, places = x.shape[1], geometry.kernel[0] * geometry.kernel[1]
-    lines, corners, coefficients, entries = _recipe(geometry)
+    lines, corners, coefficients, entries = _recipe(geometry, x.device)
     sums = torch.cat([_over_all_places(x, geometry, narrow), *_along_lines(x, lines), *_in_corners(x, corners)])
     upper = (coefficients.to(x) @ sums.flatten(1)).view(-1, channels, channels)
     blocks = torch.cat([upper, upper.transpose(1, 2)])[entries].view(places, places, channels, channels)
@@ -96,11 +96,11 @@ def _over_all_places(x: Tensor, geometry: Geometry, narrow: bool) -> Tensor:
     """
     channels, (places_h, places_w), dilation = x.shape[1], geometry.kernel, geometry.dilation
     below, across = (places_h - 1) * dilation[0], (places_w - 1) * dilation[1]
-    narrow = narrow and x.dtype == torch.float32 and narrow_is_quick()
+    narrow = narrow and x.dtype == torch.float32 and narrow_is_quick(x.device)
     dtype = NARROW if narrow else x.dtype
     weight = x.new_empty(1, dtype=dtype).expand(channels, channels, places_h, 2 * places_w - 1)
     sums = x.new_zeros(weight.shape)
-    portion = max(1, PORTION_BYTES // max(1, x[0].numel() * dtype.itemsize))
+    portion = at_once(x, PORTION_BYTES // dtype.itemsize, x[0].numel())
     image = x.new_zeros(min(portion, len(x)), channels, x.shape[2] + below, x.shape[3], dtype=dtype)
     rest = ((1, 1), (0, across), dilation, False, (0, 0), 1, (False, True, False))
     for part in torch.split(x, portion):
@@ -157,7 +157,7 @@ def patch_sums(x: Tensor, geometry: Geometry) -> Tensor:
 
 
 @lru_cache
-def _recipe(geometry: Geometry) -> tuple[list[Line], list[Term], Tensor, Tensor]:
+def _recipe(geometry: Geometry, device: torch.device) -> tuple[list[Line], list[Term], Tensor, Tensor]:
     """The terms along the border: lines, then corners; for each pair of places (i, j), shift j - i not before zero, how
     often it takes each sum, shape (pairs, shifts + terms); and for each (i, j), row by row, its pair, or that of (j, i)
     counted on.
@@ -191,7 +191,7 @@ def _recipe(geometry: Geometry) -> tuple[list[Line], list[Term], Tensor, Tensor]
         coefficients[pair, order[what] if isinstance(what, Term) else what] += sign
     both_ways = product(range(len(places)), repeat=2)
     entries = [pairs[i, j] if (i, j) in pairs else len(pairs) + pairs[j, i] for i, j in both_ways]
-    return lines, corners, coefficients, torch.tensor(entries)
+    return lines, corners, coefficients.to(device), torch.tensor(entries).to(device)
 
 
 def _inside(term: Term, size: tuple[int, int]) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from hpcopt.solvers.kaisa import symmetric
 from hpcopt.solvers.kaisa.layers.autocorrelation import Geometry, patch_covariance, patch_sums
 from hpcopt.solvers.kaisa.layers.layer import Layer, Options, Sums
+from hpcopt.solvers.kaisa.products import at_once
 
 FEW_CHANNELS = 64  # whose products a sample at a time are quicker than bringing all samples into line
 CHUNK_VALUES = 1 << 18  # patches are formed a few samples at a time, to stay in the cache
@@ -18,7 +19,7 @@ class Conv(Layer):
     """Any stride, dilation, padding and number of groups; each group is a matrix of the batch.
 
     Patches overlap, so for stride 1 in two dimensions their covariance is had from products of the shifted input
-    without forming them (``autocorrelation.py``); otherwise they are formed in small portions.
+    without forming them (``autocorrelation.py``); otherwise they are formed in portions.
     """
 
     def __init__(self, name: str, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, options: Options) -> None:
@@ -37,7 +38,7 @@ class Conv(Layer):
             return
         x, every = self._padded(x), self.options.position_every
         values = self.inputs * self.batch * math.prod(self._positions(x, every))
-        for part in torch.split(x, max(1, CHUNK_VALUES // max(1, values))):
+        for part in torch.split(x, at_once(x, CHUNK_VALUES, values)):
             self._add_input_rows(sums, self._patches(part, every))
 
     def record_gradient(self, sums: Sums, gradient: Tensor) -> None:

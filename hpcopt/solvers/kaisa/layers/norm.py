@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpcopt.solvers.kaisa.layers.layer import FactorShape, Layer, Options, Sums
+from hpcopt.solvers.kaisa.products import at_once
 
 PORTION_VALUES = 1 << 18  # are looked at together, to stay in the cache
 
@@ -95,7 +96,7 @@ def _centred_moments(x: Tensor, g: Tensor, mean: Tensor) -> tuple[Tensor, Tensor
         mean: shape (samples, channels), as are the results.
     """
     crossed, squared = x.new_empty(mean.shape), x.new_empty(mean.shape)
-    portion = max(1, PORTION_VALUES // max(1, x[0].numel()))
+    portion = at_once(x, PORTION_VALUES, x[0].numel())
     for first in range(0, len(x), portion):
         part = slice(first, first + portion)
         centred = x[part] - mean[part].unsqueeze(2)

@@ -6,6 +6,7 @@ it for nothing.
 """
 
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -97,3 +98,32 @@ class Pool:
     def _new(self, size: int, like: Tensor) -> Slot:
         self.made += 1
         return Slot(self, torch.empty(size, dtype=torch.uint8) if like.is_cpu else page_locked(size), like)
+
+
+POOL = Pool()  # for what is looked at, or sent, now and then
+
+
+def seen(x: Tensor) -> Tensor:
+    """x itself, or of a device's tensor a copy in main memory, for which the current stream is waited for."""
+    if x.is_cpu:
+        return x
+    slot = POOL.fetched(x)
+    copy = slot.host.clone()
+    slot.give_back()
+    return copy
+
+
+def numbers(looks: Sequence[Tensor]) -> list[Any]:
+    """What tensors of one shape hold, by one question to their device for all."""
+    return seen(torch.stack(list(looks))).tolist() if looks else []
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of main memory on a device, in the order of its current stream; nobody waits."""
+    if device.type == "cpu":
+        return x
+    there = torch.empty(x.shape, dtype=x.dtype, device=device)
+    slot = POOL.lend(there)
+    slot.host.copy_(x)
+    slot.deliver(there)
+    return there
