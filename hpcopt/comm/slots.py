@@ -37,27 +37,30 @@ def all_reduce(
     size, rank, traffic = transport.size, transport.rank, transport.traffic
     cut = Cut.of(x.numel(), size, grain(codec))
     mine = cut.stretches()[rank]
-    own = x[mine]
+    own, sweep = x[mine], parts.at_once(codec, x)
     with traffic.encoding():
-        if sender_residual is not None:
+        if sweep and sender_residual is not None:
             x += sender_residual
-        sent = parts.encode(codec, x, cut, seed=sender_seed, first=first)
+        sent = parts.encode(codec, x, cut, seed=sender_seed, first=first, residual=None if sweep else sender_residual)
     landing, lengths = _swapped(transport, codec, sent)
     with traffic.encoding():
         if sender_residual is not None:
-            sender_residual.copy_(x)
-            parts.decode(codec, sent.slots, sent.lengths, cut, sender_residual, weight=-1.0, add=True)
+            if sweep:
+                sender_residual.copy_(x)
+                parts.decode(codec, sent.slots, sent.lengths, cut, sender_residual, weight=-1.0, add=True)
             sender_residual[mine] = 0
     with traffic.decoding():
         rows = x.new_full((size, own.numel()), -0.0)  # which changes no value that it is added to
         parts.decode(codec, landing, lengths, Cut.rows(size, own.numel()), rows.view(-1), add=True)
         parts.add_rows(rows, own, rank)
     with traffic.encoding():
-        whole, owed = Cut.rows(1, own.numel()), None if owner_residual is None else owner_residual[mine].add_(own)
-        told = parts.encode(codec, own if owed is None else owed, whole, seed=owner_seed, first=first + mine.start)
+        whole, owed = Cut.rows(1, own.numel()), None if owner_residual is None else owner_residual[mine]
+        given = owed.add_(own) if sweep and owed is not None else own
+        kept = None if sweep else owed
+        told = parts.encode(codec, given, whole, seed=owner_seed, first=first + mine.start, residual=kept)
     landing, lengths = _told(transport, codec, told, cut)
     with traffic.encoding():
-        if owed is not None:
+        if sweep and owed is not None:
             parts.decode(codec, told.slots, told.lengths, whole, owed, weight=-1.0, add=True)
     with traffic.decoding():
         parts.decode(codec, landing, lengths, cut, x)

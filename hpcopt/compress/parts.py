@@ -50,8 +50,15 @@ def stride_bytes(codec: Codec, n: int) -> int:
     return -(-codec.max_bytes(n) // ALIGNMENT) * ALIGNMENT
 
 
-def encode(codec: Codec, x: Tensor, cut: Cut, *, seed: int, first: int = 0) -> Payloads:
+def at_once(codec: Codec, x: Tensor) -> bool:
+    """Whether all parts of x are worked on in one sweep."""
+    return codec.in_parts and not on_host(x)
+
+
+def encode(codec: Codec, x: Tensor, cut: Cut, *, seed: int, first: int = 0, residual: Tensor | None = None) -> Payloads:
     """Turn x, shape (n,), float32, into the payloads of its parts; ``first`` is the index of x[0] in the whole tensor.
+
+    A residual, (n,), as in ``Codec.encode_feedback``, where parts are not worked on at once.
 
     Raises:
         NonFiniteError: x holds Inf or NaN; where that would have to be waited for, only ``require_finite`` tells.
@@ -59,15 +66,16 @@ def encode(codec: Codec, x: Tensor, cut: Cut, *, seed: int, first: int = 0) -> P
     stride, stretches = stride_bytes(codec, cut.longest), cut.stretches()
     memory = torch.empty(cut.parts * stride + ALIGNMENT, dtype=torch.uint8, device=x.device)
     memory[-ALIGNMENT:].zero_()
-    at_once = codec.in_parts and not on_host(x)
-    lengths = [codec.max_bytes(s.stop - s.start) if at_once and s.stop > s.start else 0 for s in stretches]
+    sweep = at_once(codec, x)
+    lengths = [codec.max_bytes(s.stop - s.start) if sweep and s.stop > s.start else 0 for s in stretches]
     payloads = Payloads(memory, stride, lengths)
-    if at_once:
+    if sweep:
         worst = memory[-ALIGNMENT:].view(torch.int32)[:1]
         codec._encode_parts(x.detach(), cut, payloads.slots, seed, first, worst)
         return payloads
     for part, s in enumerate(stretches):
-        payload = codec.encode(x[s], seed=seed, first=first + s.start, out=payloads.slots[part])
+        owed = None if residual is None else residual[s]
+        payload = codec.encode_feedback(x[s], owed, seed=seed, first=first + s.start, out=payloads.slots[part])
         lengths[part] = payload.numel()
     return payloads
 
@@ -85,7 +93,7 @@ def decode(
     """Turn payloads, in slots of shape (parts, stride), back into values, each in its part of out, shape (n,); or add
     weight times the values. Where a length is 0 there is no payload, and the part is of no interest.
     """
-    if codec.in_parts and not on_host(out):
+    if at_once(codec, out):
         codec._decode_parts(slots, cut, out.detach(), weight, add)
         return
     for slot, length, s in zip(slots, lengths, cut.stretches(), strict=True):

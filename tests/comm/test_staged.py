@@ -10,7 +10,7 @@ from hpcopt.comm.mpi import MpiTransport
 from hpcopt.comm.staged import StagedTransport
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
-from hpcopt.compress import QSGD, TopK
+from hpcopt.compress import QSGD, AdaComp, TopK
 from hpcopt.errors import UnsupportedError
 
 N = 40_001
@@ -29,15 +29,14 @@ def compressed(t: Transport, codec) -> torch.Tensor:
 
 
 def by_collectives(t: Transport, codec) -> torch.Tensor:
-    """As over Horovod, which has no messages; of the same bits as by messages."""
-    expected = compressed(t, codec)
-    t.point_to_point = False
-    try:
-        found = compressed(t, codec)
-    finally:
-        t.point_to_point = True
-    assert torch.equal(found, expected)
-    return found
+    """As over Horovod, which has no messages; of the same bits as by messages, with what is owed from step to step."""
+    found = []
+    for t.point_to_point in (False, True):
+        owed = {name: torch.zeros(N) for name in ("sender_residual", "owner_residual")}
+        seeds = {"sender_seed": t.rank, "owner_seed": 9}
+        found.append([two_phase.all_reduce(t, values(t.rank), codec, **seeds, **owed) for _ in range(3)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    return torch.cat(found[0])
 
 
 ALGORITHMS = {
@@ -48,6 +47,7 @@ ALGORITHMS = {
     "two-phase, ragged": lambda t: compressed(t, TopK(fraction=0.1, threshold="sampled")),
     "two-phase, by collectives": lambda t: by_collectives(t, QSGD()),
     "two-phase, by collectives, ragged": lambda t: by_collectives(t, TopK(fraction=0.1, threshold="sampled")),
+    "two-phase, by collectives, AdaComp": lambda t: by_collectives(t, AdaComp()),
     "nodes and lanes": lambda t: Hierarchy(t, t.rank // 2).two_phase(
         values(t.rank), QSGD(), sender_seed=t.rank // 2, owner_seed=9
     ),

@@ -59,7 +59,7 @@ def test_trains_as_on_the_cpu_within_its_budget(name, outcomes):
     outcome = outcomes[name]
     assert outcome["refused"] == {}
     assert outcome["found"] == pytest.approx(outcome["expected"], rel=2e-5)
-    if name in EXCHANGES_ALONE or name.startswith("codec "):
+    if name in EXCHANGES_ALONE or name.startswith(("codec ", "kaisa")):
         assert outcome["asked"]["pageable"] == 0
     if CASES[name].steady:
         for kind, count in outcome["asked"].items():
