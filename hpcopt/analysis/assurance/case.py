@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from hpcopt.analysis.assurance import confidence as worst
+from hpcopt.analysis.assurance import worst_case
 from hpcopt.analysis.assurance.assumptions import Assumption, assumptions_of
 from hpcopt.analysis.assurance.demands import Demands, Failures
 from hpcopt.analysis.assurance.ground import Ground
+from hpcopt.analysis.assurance.next_demands import Survival, survival
 from hpcopt.analysis.assurance.plan import Outcome, Plan, check
 from hpcopt.analysis.assurance.prior import TwoPoints, require_counts, require_probability
 from hpcopt.analysis.assurance.profile import Drift, drift_from_profile, drift_from_samples, level_of_look
-from hpcopt.analysis.assurance.survival import Survival, survival
 from hpcopt.errors import JobError
 
 MOST_MORE = 3
@@ -154,9 +154,9 @@ def assess(
         question=question,
         ground=ground,
         observed=observed,
-        confidence=float(worst.confidence(prior, question.bound, k, n)),
-        attained=worst.attained(prior, question.bound, k, n),
-        uniform=float(worst.uniform_confidence(question.bound, k, n)),
+        confidence=float(worst_case.confidence(prior, question.bound, k, n)),
+        attained=worst_case.attained(prior, question.bound, k, n),
+        uniform=float(worst_case.uniform_confidence(question.bound, k, n)),
         survival=tuple(survival(prior, t, k, n) for t in question.ahead),
         needed={more: _still(question, ground, k + more, n) for more in range(MOST_MORE)},
         drift=drift,
@@ -179,7 +179,7 @@ def drift_of(ground: Ground, observed: Observed, level: float) -> Drift | None:
 
 def _still(question: Question, ground: Ground, failures: int, demands: int) -> int | None:
     """Demands beyond those there are."""
-    total = worst.demands_needed(ground.prior, question.bound, question.confidence, failures)
+    total = worst_case.demands_needed(ground.prior, question.bound, question.confidence, failures)
     return None if total is None else max(total - demands, 0)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcopt.analysis.assurance import confidence as worst
+from hpcopt.analysis.assurance import worst_case
 from hpcopt.analysis.assurance.case import Case
-from hpcopt.analysis.assurance.survival import survival
+from hpcopt.analysis.assurance.next_demands import survival
 from hpcopt.report.figure import GREY, Figure, colour, log_axis, plain
 
 POINTS, SURVIVAL_POINTS = 400, 60
@@ -31,8 +31,8 @@ def confidence_figure(case: Case) -> Figure:
     k = np.concatenate([[0], np.cumsum(trail)])[n]
     ahead = _ahead(case)
     rules: dict[str, Rule] = {
-        "worst case": lambda k, n: worst.confidence(case.ground.prior, asked.bound, k, n),
-        "uniform prior, for comparison": lambda k, n: worst.uniform_confidence(asked.bound, k, n),
+        "worst case": lambda k, n: worst_case.confidence(case.ground.prior, asked.bound, k, n),
+        "uniform prior, for comparison": lambda k, n: worst_case.uniform_confidence(asked.bound, k, n),
     }
     data: list[dict[str, Any]] = []
     table: dict[str, list[Any]] = {"demands": [*n.tolist(), *ahead.tolist()]}

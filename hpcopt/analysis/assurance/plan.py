@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hpcopt.analysis.assurance.confidence import demands_needed
 from hpcopt.analysis.assurance.demands import Demands
 from hpcopt.analysis.assurance.prior import PartialPrior
+from hpcopt.analysis.assurance.worst_case import demands_needed
 from hpcopt.errors import DataError, JobError
 
 TOLERANCE = 1e-12  # of a number that went through a file

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -12,16 +13,17 @@ import pytest
 import torch
 
 from hpcopt import assure, open_run
-from hpcopt.analysis.assurance.confidence import confidence
 from hpcopt.analysis.assurance.held_out import count_failures
 from hpcopt.analysis.assurance.plan import make_plan
 from hpcopt.analysis.assurance.prior import PartialPrior
 from hpcopt.analysis.assurance.sample_bounds import weigh
+from hpcopt.analysis.assurance.worst_case import confidence
 from hpcopt.assure import main
 from hpcopt.comm.world import alone
 from hpcopt.store.metrics import MetricsFile
 from hpcopt.trainer.loop import evaluate
 from tests.analysis.assurance.conftest import write_demands
+from tests.launching import ROOT
 
 GIVEN = ["--theta", "0.9", "--eps", "0.001", "--bound", "0.01"]
 
@@ -222,3 +224,13 @@ def test_runs_that_say_nothing_of_failures(run, tmp_path, capsys):
     (own / "job.toml").write_text(re.sub(r'data = ".*"', 'data = "nowhere"', text))
     assert main([str(own), "--bound", "0.5"]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_the_example_operates_a_run(run, tmp_path, monkeypatch, capsys):
+    demands = tmp_path / "demands.csv"
+    for more in ([], ["--only", "3"]):
+        monkeypatch.setattr(sys, "argv", ["operation.py", str(run), str(demands), "--demands", "60", *more])
+        runpy.run_path(str(ROOT / "examples/operation.py"), run_name="__main__")
+        said = told(capsys, run, "--bound", "0.9", "--demands", demands)
+        assert said["drift"]["p_value"] < 1e-9 if more else said["drift"]["p_value"] > 1e-3
+    assert said["observed"]["demands"] == 120 and said["code"] == 1

@@ -6,10 +6,10 @@ import re
 import numpy as np
 import pytest
 
-from hpcopt.analysis.assurance.confidence import confidence
 from hpcopt.analysis.assurance.demands import Demands
 from hpcopt.analysis.assurance.plan import check, make_plan, read_plan
 from hpcopt.analysis.assurance.prior import PartialPrior
+from hpcopt.analysis.assurance.worst_case import confidence
 from hpcopt.errors import DataError, JobError
 
 PRIOR = PartialPrior(0.9, 0.01, 0.002)

@@ -11,15 +11,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from hpcopt.analysis.assurance.confidence import (
+from hpcopt.analysis.assurance.next_demands import survival
+from hpcopt.analysis.assurance.prior import PartialPrior, TwoPoints
+from hpcopt.analysis.assurance.worst_case import (
     attained,
     confidence,
     confidence_log_odds,
     demands_needed,
     uniform_confidence,
 )
-from hpcopt.analysis.assurance.prior import PartialPrior, TwoPoints
-from hpcopt.analysis.assurance.survival import survival
 from hpcopt.errors import JobError
 
 FEW = settings(max_examples=40, deadline=None)
