@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from hpcopt.errors import DataError
 from hpcopt.store import hdf5, metrics
+from hpcopt.store.files import require_plain
 
 TABLE = "demands"
 METRICS = "metrics.h5"
@@ -133,10 +134,11 @@ def has_demands(run: Path) -> bool:
 
 def _is_hdf5(path: Path) -> bool:
     try:
+        require_plain(path, links=True)  # a FIFO would be waited for
         with path.open("rb") as file:
             return file.read(4) == HDF5_SIGNATURE
     except OSError as cause:
-        raise DataError(f"{path} cannot be read ({cause.strerror}): {REMEDY}") from None
+        raise DataError(f"{path} cannot be read ({cause.strerror or cause}): {REMEDY}") from None
 
 
 def _table(table: h5py.Group | None, before: int, path: Path) -> dict[str, np.ndarray]:

@@ -57,11 +57,14 @@ def ground_of_run(
         DataError: the run has no test samples that fail or succeed, or none of a class that the profile has.
         CheckpointError: the run has no weights.
     """
-    weighing = None if theta is not None and eps is not None else weigh(count_failures(run, score), profile, method)
-    if weighing is not None:
-        theta = weighing.confidence(eps) if eps is not None and theta is None else theta or THETA
-        eps = weighing.bound(theta) if eps is None else eps
-    assert theta is not None and eps is not None
+    weighing = None
+    if theta is None or eps is None:
+        weighing = weigh(count_failures(run, score), profile, method)
+        if eps is None:
+            theta = THETA if theta is None else theta
+            eps = weighing.bound(theta)
+        else:
+            theta = weighing.confidence(eps)
     scripted = "session" in run.described
     return Ground(
         subject=str(run.described.get("run", {}).get("name") or run.directory.path.name),

@@ -75,6 +75,9 @@ def test_a_run_and_its_demands(run, tmp_path, capsys):
     said = told(capsys, run, "--bound", "0.4", "--eps", "0.3", "--method", "hoeffding")
     assert said["ground"]["prior"]["theta"] == pytest.approx(theta)
     assert said["observed"]["demands"] == 0
+    assert told(capsys, run, "--bound", "0.4", "--theta", "0")["confidence"] == 0
+    both = told(capsys, run, "--bound", "0.4", "--theta", "0.8", "--eps", "0.1")
+    assert (both["ground"]["prior"]["theta"], both["ground"]["weighing"]) == (0.8, None)
 
 
 def test_the_demands_in_the_runs_own_metrics(run, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Streams of demands of every kind of file are read alike, as they grow, and what is no stream is one error."""
 
+import os
+
 import h5py
 import numpy as np
 import pytest
@@ -108,6 +110,9 @@ def test_what_is_no_stream_is_one_error(text, said, tmp_path):
 def test_files_that_are_none(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         Demands(tmp_path / "missing.csv")
+    os.mkfifo(tmp_path / "fifo.csv")
+    with pytest.raises(DataError, match="is a FIFO"):
+        Demands(tmp_path / "fifo.csv")
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["failure"] = np.array([0.0, np.nan])
     with pytest.raises(DataError, match="demand 2 is 'nan'"):
