@@ -4,9 +4,9 @@ The m samples fall into classes c, m_c each, of which k_c failed, and the profil
 sum w_c p_c, of which one is to be chosen before the samples are seen:
 
 ``clopper-pearson``: no weighted sum is more than R = max_c w_c / (m_c / m) times the plain one, and Clopper and Pearson
-(Biometrika 26, 1934) bound that one exactly; also where classes have samples of fixed numbers, as a sum of Bernoulli
-variables of unlike chances strays less than one of like chances (Hoeffding, Ann. Math. Stat. 27, 1956). The samples
-count as m / R.
+(Biometrika 26, 1934) bound that one exactly. They do, for theta >= 3/4, also where classes have samples of fixed
+numbers, as a sum of Bernoulli variables of unlike chances falls a whole failure and more below its mean no more often
+than one of like chances (Hoeffding, Ann. Math. Stat. 27, 1956). The samples count as m / R.
 
 ``hoeffding``: sum w_c k_c / m_c has independent terms of range w_c / m_c, so it strays below its mean by as much as
 sqrt(ln(1/(1 - theta)) / (2 m')) with a probability of at most 1 - theta, m' = 1 / sum(w_c^2 / m_c), Kish's effective
