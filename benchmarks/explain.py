@@ -1,7 +1,7 @@
 """10,000 inputs through integrated gradients on one rank and on two, and every method against random rankings.
 
     python benchmarks/explain.py RUN [--ranks 2] [--rows 10000] [--repeats 3]     seconds, interleaved, medians
-    hpcopt explain RUN --rows 0:32 --scored 32 --html page.html                   the table of docs/results/explain.md
+    hpcopt explain RUN --rows 0:64 --html page.html                               the table of docs/results/explain.md
 
 RUN is a run on images, such as that of jobs/fashion_resnet.toml. Take it on a quiet machine with a core for each rank.
 What is timed is the whole command, with its start: imports, data, network, and the joining of the file.
@@ -21,7 +21,18 @@ def seconds(run: Path, ranks: int, rows: int) -> float:
     mpirun = Path(sys.executable).with_name("mpirun")
     with tempfile.TemporaryDirectory() as folder:
         command = [str(mpirun), "-n", str(ranks), sys.executable, "-m", "hpcopt.explain", str(run)]
-        command += ["--rows", f"0:{rows}", "--methods", "integrated", "--scored", "0", "--out", f"{folder}/e.h5"]
+        command += [
+            "--rows",
+            f"0:{rows}",
+            "--methods",
+            "integrated",
+            "--curves",
+            "0",
+            "--scored",
+            "0",
+            "--out",
+            f"{folder}/e.h5",
+        ]
         started = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return time.perf_counter() - started

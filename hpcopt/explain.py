@@ -53,7 +53,8 @@ def parser() -> argparse.ArgumentParser:
         help="of what layers answer to too: logit, filter, layer, dream, inversion, "
         "prototypes, or all; of --layer, where one is named",
     )
-    p.add_argument("--scored", type=int, default=16, help="of how many inputs explanations are scored (16)")
+    p.add_argument("--curves", type=int, default=64, help="of how many inputs curves against random are drawn (64)")
+    p.add_argument("--scored", type=int, default=8, help="of how many inputs explanations are scored by quantus (8)")
     for name, field in Settings.model_fields.items():
         p.add_argument(f"--{name}", type=type(field.default), help=f"{field.description} ({field.default})")
     p.add_argument("--out", type=Path, metavar="FILE", help="of the results (default: RUN/explanations.h5)")
@@ -65,9 +66,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Explain, and turn whatever goes wrong into a message and an exit code."""
     print_any_text()
+    options = parser().parse_args(arguments)
     with StopSignals() as signals, Ending() as ending:
         current_folder_first()
-        options = parser().parse_args(arguments)
 
         import torch
 

@@ -36,7 +36,8 @@ class Batch:
         baseline: number, of tokens a token's, that stands for "not there"; None for the subject's own.
         seed: of what is drawn.
         settings: how thoroughly.
-        scored: of how many of the inputs, the first ones, explanations are scored too.
+        curves: of how many of the inputs, the first ones, there are deletion and insertion curves.
+        scored: of how many there are scores.
         pictures: kinds of pictures of what layers answer to, names of ``gallery.KINDS``.
     """
 
@@ -48,7 +49,8 @@ class Batch:
     baseline: float | None = None
     seed: int = 0
     settings: Settings = USUAL
-    scored: int = 16
+    curves: int = 64
+    scored: int = 8
     pictures: tuple[str, ...] = ()
 
     def asked(self) -> dict[str, Any]:
@@ -56,6 +58,7 @@ class Batch:
         weights = self.source.subject.network.state_dict().values()
         return {
             "baseline": self.baseline,
+            "curves": self.curves,
             "layer": self.layer,
             "methods": list(self.methods),
             "pictures": list(self.pictures),

@@ -121,6 +121,7 @@ def batch_of(options: argparse.Namespace) -> Batch:
         options.baseline,
         options.seed,
         settings_of(options),
+        options.curves,
         options.scored,
     )
     question, _ = batch.question(source.read(source.blocks(batch.rows)[0]))

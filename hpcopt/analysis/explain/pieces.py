@@ -33,7 +33,6 @@ def work(batch: Batch, parts: Parts, world: World, stopped: Callable[[], bool]) 
         DataError, JobError: on all ranks, what some have met.
     """
     left = [(name, number) for name, number in pieces(batch) if not parts.has(piece_name(name, number))]
-    blocks = batch.source.blocks(batch.rows)
     world.barrier()  # all have looked before anybody writes
     ended = True
     with world.together():
@@ -41,11 +40,7 @@ def work(batch: Batch, parts: Parts, world: World, stopped: Callable[[], bool]) 
             if stopped():
                 ended = False
                 break
-            if name in gallery.KINDS:
-                arrays, attributes = gallery.picture(batch, name, number)
-            else:
-                arrays, attributes = _piece(batch, name, blocks[number])
-            parts.write(piece_name(name, number), arrays, attributes)
+            parts.write(piece_name(name, number), *_piece(batch, name, number))
     return world.sum([ended])[0] == world.size
 
 
@@ -61,22 +56,32 @@ def piece_name(name: str, number: int) -> str:
     return f"{name}-{number:05d}"
 
 
-def _piece(batch: Batch, name: str, rows: np.ndarray) -> tuple[Arrays, dict[str, Any]]:
+def _piece(batch: Batch, name: str, number: int) -> tuple[Arrays, dict[str, Any]]:
+    if name in gallery.KINDS:
+        return gallery.picture(batch, name, number)
+    rows = batch.source.blocks(batch.rows)[number]
+    return _inputs(batch, rows) if name == INPUTS else _method(batch, name, rows)
+
+
+def _inputs(batch: Batch, rows: np.ndarray) -> tuple[Arrays, dict[str, Any]]:
+    """What the inputs look like, what the network gives them, and the curves of random rankings."""
     inputs = batch.source.read(rows)
     question, numbers = batch.question(inputs)
-    first = [question.row(int(row)) for row in np.flatnonzero(np.isin(rows, batch.rows[: batch.scored]))]
-    if name == INPUTS:
-        arrays = {
-            "row": rows,
-            "shown": inputs.shown.numpy(),
-            "label": inputs.labels.numpy(),
-            "target": question.target.numpy(),
-            "predicted": numbers.argmax(1).numpy(),
-            "probability": numbers.softmax(1).gather(1, question.target[:, None])[:, 0].numpy(),
-        }
-        return arrays | _as_arrays(
-            [random_curves(q, _ranking(batch, r)) for q, r in zip(first, rows, strict=False)]
-        ), {}
+    arrays = {
+        "row": rows,
+        "shown": inputs.shown.numpy(),
+        "label": inputs.labels.numpy(),
+        "target": question.target.numpy(),
+        "predicted": numbers.argmax(1).numpy(),
+        "probability": numbers.softmax(1).gather(1, question.target[:, None])[:, 0].numpy(),
+    }
+    first = range(_among(batch, rows, batch.curves))
+    return arrays | _as_arrays([random_curves(question.row(n), _ranking(batch, rows[n])) for n in first]), {}
+
+
+def _method(batch: Batch, name: str, rows: np.ndarray) -> tuple[Arrays, dict[str, Any]]:
+    """What a method says of inputs, and how good that is of the first of them."""
+    question, _ = batch.question(batch.source.read(rows))
     started_s = time.perf_counter()
     attribution = explain(
         name,
@@ -91,11 +96,27 @@ def _piece(batch: Batch, name: str, rows: np.ndarray) -> tuple[Arrays, dict[str,
         settings=batch.settings,
     )
     seconds = time.perf_counter() - started_s
-    arrays = {"attribution": batch.source.subject.told(attribution).numpy()}
-    answers = list(zip(first, torch.split(attribution, 1), rows.tolist(), strict=False))
-    arrays |= _as_arrays([curves(q, a, _ranking(batch, row)) for q, a, row in answers])
-    found = [scores(name, q, a, derive(batch.seed, row, EVERY_RANK, f"{name} scored")) for q, a, row in answers]
-    return arrays | {s: np.array([each[s] for each in found], np.float32) for s in SCORES}, {"seconds": seconds}
+    told = batch.source.subject.told(attribution).numpy()
+    drawn = [
+        curves(question.row(n), attribution[n : n + 1], _ranking(batch, rows[n]))
+        for n in range(_among(batch, rows, batch.curves))
+    ]
+    found = [
+        scores(
+            name,
+            question.row(n),
+            attribution[n : n + 1],
+            derive(batch.seed, int(rows[n]), EVERY_RANK, f"scores {name}"),
+        )
+        for n in range(_among(batch, rows, batch.scored))
+    ]
+    scored = {score: np.array([each[score] for each in found], np.float32) for score in SCORES}
+    return {"attribution": told, **_as_arrays(drawn), **scored}, {"seconds": seconds}
+
+
+def _among(batch: Batch, rows: np.ndarray, most: int) -> int:
+    """How many of a block's inputs are among the first ``most`` of all."""
+    return min(len(rows), max(0, most - int(np.searchsorted(batch.rows, rows[0]))))
 
 
 def _ranking(batch: Batch, row: int) -> torch.Generator:

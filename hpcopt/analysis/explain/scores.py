@@ -44,17 +44,15 @@ def scores(method: str, question: Question, attribution: Tensor, seed: int) -> d
             f"scores need quantus ({cause}): `pip install quantus`, or the extra `explain`"
         ) from cause
     plain = _Plain(question)
-    values = question.x[0].numel()
+    places = int(np.prod(plain.x.shape[2:]))
+    if places < 2 or not bool((attribution != 0).any()):  # there is nothing to choose among, or nothing is said
+        return dict.fromkeys(SCORES, float("nan"))
     tests: dict[str, Any] = {
-        "faithfulness": quantus.FaithfulnessCorrelation(nr_runs=RUNS, subset_size=max(1, values // 8), **_QUIET),
-        "robustness": quantus.MaxSensitivity(
-            nr_samples=NOISY, lower_bound=0.05 * float(question.x.std()) if values > 1 else 0.05, **_QUIET
-        ),
+        "faithfulness": quantus.FaithfulnessCorrelation(nr_runs=RUNS, subset_size=max(1, places // 8), **_QUIET),
+        "robustness": quantus.MaxSensitivity(nr_samples=NOISY, lower_bound=0.05 * float(question.x.std()), **_QUIET),
         "randomisation": quantus.MPRT(skip_layers=True, return_last_correlation=True, abs=False, **_QUIET),
         "complexity": quantus.Sparseness(**_QUIET),
     }
-    if not bool((attribution != 0).any()):  # it says nothing, of which no score can be
-        return dict.fromkeys(tests, float("nan"))
     with drawn_by(seed), warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         return {name: plain.score(test, method, attribution) for name, test in tests.items()}
@@ -74,8 +72,8 @@ class _Plain:
         self._layer = None if question.layer is None else names[question.layer]
 
     def there(self, values: Tensor) -> Tensor:
-        """Tokens (1, s, width) as (1, width, s), columns (1, f) as (1, 1, f)."""
-        return values.transpose(1, 2) if values.dim() == 3 else values[:, None] if values.dim() == 2 else values
+        """Tokens and columns as one row of values, (1, 1, values): quantus knows no others."""
+        return values if values.dim() == 4 else values.reshape(len(values), 1, -1)
 
     def score(self, test: Any, method: str, attribution: Tensor) -> float:
         """What a test of quantus says."""
@@ -108,7 +106,7 @@ class _Plain:
     def _explain(self, method: str, model: Any, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """What the method says of other inputs, or of a network that is a copy with other weights."""
         q = self._question
-        x = back(torch.from_numpy(np.ascontiguousarray(inputs, np.float32)), q.x.dim())
+        x = torch.from_numpy(np.ascontiguousarray(inputs, np.float32)).reshape(-1, *q.x.shape[1:])
         found = [
             explain(
                 method,
@@ -126,20 +124,17 @@ class _Plain:
         return self.told(torch.cat(found))
 
 
-def back(x: Tensor, dim: int) -> Tensor:
-    """Inputs as quantus has them, as a question of ``dim`` dimensions has them."""
-    return x.transpose(1, 2) if dim == 3 else x[:, 0] if dim == 2 else x
-
-
 class _OneArgument(nn.Module):
     """A question's model as a function of its input alone."""
 
     def __init__(self, question: Question) -> None:
         super().__init__()
         self.model = question.model
-        self._extra, self._dim = question.extra, question.x.dim()
+        self._extra, self._shape = question.extra, question.x.shape[1:]
 
     def forward(self, x: Tensor) -> Tensor:
         """(m, classes) of inputs as quantus has them."""
-        found: Tensor = self.model(back(x.float(), self._dim), *(e.expand(len(x), *e.shape[1:]) for e in self._extra))
+        found: Tensor = self.model(
+            x.float().reshape(-1, *self._shape), *(e.expand(len(x), *e.shape[1:]) for e in self._extra)
+        )
         return found

@@ -74,19 +74,20 @@ class TestSplit(OfRun):
         self.samples: int = self.workload.test_samples
 
     @cached_property
-    def _pieces(self) -> list[np.ndarray]:
-        """The rows that each of many ranks would get: so any workload gives a few of them without the others."""
-        return np.array_split(np.arange(self.samples), max(1, -(-self.samples // BLOCK)))
+    def _firsts(self) -> np.ndarray:
+        """First row of the part that each of many ranks would get: so any workload gives a few rows without others."""
+        ranks = max(1, -(-self.samples // BLOCK))
+        return np.cumsum([0, *(len(part) for part in np.array_split(np.arange(self.samples), ranks)[:-1])])
 
     def blocks(self, rows: np.ndarray) -> list[np.ndarray]:
-        found = (piece[np.isin(piece, rows)] for piece in self._pieces)
-        return [block for block in found if len(block)]
+        parts = np.split(rows, np.searchsorted(rows, self._firsts[1:]))
+        return [part for part in parts if len(part)]
 
     def read(self, rows: np.ndarray) -> Inputs:
-        piece = next(number for number, piece in enumerate(self._pieces) if rows[0] in piece)
-        batches = list(self.workload.test_batches(piece, len(self._pieces)))
+        piece = int(np.searchsorted(self._firsts, rows[0], side="right")) - 1
+        batches = list(self.workload.test_batches(piece, len(self._firsts)))
         tensors = {name: torch.cat([batch.tensors[name] for batch in batches]) for name in batches[0].tensors}
-        places = torch.from_numpy(np.flatnonzero(np.isin(self._pieces[piece], rows)))
+        places = torch.from_numpy(rows - self._firsts[piece])
         return self.form(TensorBatch({n: t[places] for n, t in tensors.items()}, torch.from_numpy(rows), len(rows)))
 
 

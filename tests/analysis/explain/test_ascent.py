@@ -104,7 +104,9 @@ def test_every_kind_of_picture_is_made(networks):
     from hpcopt.explain import parser
 
     inputs = ["small_networks:Net", "--weights=Net.safetensors", "--inputs=Net.npy", "--rows=0:2"]
-    options = parser().parse_args([*inputs, "--methods=saliency", "--scored=0", "--pictures=all", "--out=p.h5"])
+    options = parser().parse_args(
+        [*inputs, "--methods=saliency", "--curves=0", "--scored=0", "--pictures=all", "--out=p.h5"]
+    )
     assert explain(options, alone(), lambda: False) == 0
     with h5py.File("p.h5") as file:
         kinds = {name.rsplit("-", 1)[0] for name in file["pictures"]}

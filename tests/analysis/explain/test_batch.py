@@ -17,7 +17,7 @@ from hpcopt.explain import main, parser
 
 pytest.importorskip("captum")
 pytest.importorskip("quantus")
-QUICK = ["--samples=12", "--draws=2", "--steps=4", "--scored=1", "--patch=4"]
+QUICK = ["--samples=12", "--draws=2", "--steps=4", "--curves=4", "--scored=1", "--patch=4"]
 
 
 def asked(name: str, *more: str):
@@ -61,7 +61,8 @@ def test_three_ranks_give_the_bits_of_one(on_one_rank):
     assert three["inputs/row"].tolist() == list(range(7))
     assert three["methods/lime/attribution"].shape == (7, 1, 8, 8)
     assert three["methods/grad_cam/attribution"].shape == (7, 1, 8, 8)
-    assert three["methods/lime/deletion"].shape == three["inputs/insertion"].shape == (1, 21)
+    assert three["methods/lime/deletion"].shape == three["inputs/insertion"].shape == (4, 21)
+    assert three["methods/lime/faithfulness"].shape == (1,)
     assert np.isfinite(three["methods/integrated/faithfulness"]).all()
 
 

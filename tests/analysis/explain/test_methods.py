@@ -13,7 +13,7 @@ from hpcopt.analysis.explain.surrogate import Surrogate, neighbours
 from hpcopt.errors import DataError, HpcoptError, JobError
 
 pytest.importorskip("captum")
-QUICK = Settings(steps=16, samples=64, draws=4, patch=4, evaluations=16)
+QUICK = Settings(steps=16, samples=24, draws=3, patch=4, evaluations=16)
 
 
 class Residual(nn.Module):

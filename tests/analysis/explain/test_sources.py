@@ -5,14 +5,19 @@ import pytest
 import torch
 
 from hpcopt.analysis.explain import explain as explain_one
+from hpcopt.analysis.explain import read_explanations
+from hpcopt.analysis.explain.command import explain
 from hpcopt.analysis.explain.forms import HiddenWord
 from hpcopt.analysis.explain.sources import TestSplit, chosen_rows, files_for_run
+from hpcopt.comm.world import alone
 from hpcopt.errors import DataError, JobError
+from hpcopt.explain import parser
 from hpcopt.models.bert import Bert
 from hpcopt.runs import open_run
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.store import Shards
 from hpcopt.train import main as train
+from tests.workloads.test_bert_pretraining import WORDS, write_split
 
 TestSplit.__test__ = False
 
@@ -129,3 +134,24 @@ def test_bert_is_asked_about_its_first_hidden_word():
     )
     assert torch.allclose(found, wanted.sum(2).detach(), atol=1e-4)
     assert (found[~there] == 0).all() and (found[there] != 0).sum() >= 5
+
+
+def test_a_run_of_bert_is_shown_in_words(tmp_path):
+    write_split(tmp_path / "32" / "train", 40, 1, False)
+    write_split(tmp_path / "32" / "test", 5, 2, False)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{n}" for n in range(WORDS - 5))]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    settings = [f"workload.data={tmp_path}/32", "workload.batch=8", "workload.model.size=tiny", "run.steps=1"]
+    settings += ["run.device=cpu", "run.epochs=off"]
+    told = ["jobs/bert_adamw.toml", "--run-dir", str(tmp_path / "run")]
+    assert train([*told, *(word for setting in settings for word in ("--set", setting))]) == 0
+    asked = [str(tmp_path / "run"), "--methods=integrated", "--rows=2:4", "--curves=2", "--scored=1", "--steps=4"]
+    options = parser().parse_args([*asked, "--html", str(tmp_path / "page.html"), "--target=label"])
+    assert explain(options, alone(), lambda: False) == 0
+    found = read_explanations(tmp_path / "run" / "explanations.h5")
+    assert found.methods["integrated"].attribution.shape == (2, 32)
+    assert (found.methods["integrated"].attribution[found.inputs["shown"] == 0] == 0).all()
+    assert [found.class_name(number) for number in found.inputs["target"]] == [words[n] for n in found.inputs["label"]]
+    assert found.words.items() <= dict(enumerate(words)).items()
+    page = (tmp_path / "page.html").read_text()
+    assert "[MASK]" in page and "most for the class: " in page
