@@ -87,8 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.write_plan:
             _write_plan(ground, question, demands, options)
             return EXIT_DONE
-        for case in _cases(ground, question, demands, options):
+        for look, case in enumerate(_cases(ground, question, demands, options)):
             exit_code = EXIT_DONE if case.holds else EXIT_NOT_SHOWN
+            _tell(case, options, first=look == 0)
     except KeyboardInterrupt:
         pass
     except HpcoptError as error:
@@ -98,21 +99,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _cases(ground: Ground, question: Question, demands: Demands | None, options: argparse.Namespace) -> Iterator[Case]:
-    """The case, told; with --watch again whenever demands have come."""
+    """The case; with --watch again whenever demands have come."""
     plan = read_plan(options.plan) if options.plan else None
     observed: Observed | Demands = Observed(*reversed(options.seen or (0, 0))) if demands is None else demands
-    look = 1 if options.watch else None
-    case = assess(question, ground, observed, plan, look)
-    _tell(case, options, last=not _goes_on(case, options))
-    yield case
-    while _goes_on(case, options) and demands is not None and look is not None:
-        if not demands.look():
+    yield (case := assess(question, ground, observed, plan, look=1 if options.watch else None))
+    look = 1
+    while demands is not None and _goes_on(case, options):
+        if demands.look():
+            look += 1
+            yield (case := assess(question, ground, demands, plan, look))
+        else:
             time.sleep(WATCH_S)
-            continue
-        look += 1
-        case = assess(question, ground, demands, plan, look)
-        _tell(case, options, first=False, last=not _goes_on(case, options))
-        yield case
 
 
 def _goes_on(case: Case, options: argparse.Namespace) -> bool:
@@ -120,10 +117,10 @@ def _goes_on(case: Case, options: argparse.Namespace) -> bool:
     return bool(options.watch) and (case.outcome is None or case.outcome.state == "goes on")
 
 
-def _tell(case: Case, options: argparse.Namespace, first: bool = True, last: bool = True) -> None:
+def _tell(case: Case, options: argparse.Namespace, first: bool) -> None:
     """Write the files that are asked for, and say what is claimed, unless JSON goes to standard output."""
     if options.html:
-        refresh_s = None if last else PAGE_S
+        refresh_s = PAGE_S if _goes_on(case, options) else None
         write_out(options.html, page(case, options.html.parent, options.plan, refresh_s))
     if options.json:
         write_out(options.json, json.dumps(case.as_data(), allow_nan=False))

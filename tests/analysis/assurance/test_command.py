@@ -25,6 +25,12 @@ from hpcopt.trainer.loop import evaluate
 from tests.analysis.assurance.conftest import write_demands
 from tests.launching import ROOT
 
+INTERRUPTIBLE = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
+from hpcopt.assure import main
+sys.exit(main())
+"""
 GIVEN = ["--theta", "0.9", "--eps", "0.001", "--bound", "0.01"]
 
 
@@ -153,7 +159,7 @@ def test_a_watch_goes_on_with_the_file_and_ends_with_the_plan(run, tmp_path, mon
 @pytest.mark.parametrize(("n", "code"), [(500, 0), (10, 1)])
 def test_ctrl_c_ends_a_watch_with_what_it_saw_last(tmp_path, n, code):
     demands = write_demands(tmp_path / "demands.csv", 1, 0)
-    command = [sys.executable, "-m", "hpcopt.assure", *GIVEN, "--demands", str(demands), "--watch"]
+    command = [sys.executable, "-c", INTERRUPTIBLE, *GIVEN, "--demands", str(demands), "--watch"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if line.startswith("Assumptions"):
