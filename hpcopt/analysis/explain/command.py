@@ -88,7 +88,7 @@ def join(batch: Batch, parts: Parts) -> None:
     about["/"] = {
         "Conventions": hdf5.CONVENTIONS,
         "schema_version": SCHEMA_VERSION,
-        "title": f"explanations of {subject.name}",
+        "title": f"Explanations of {subject.name}",
         "kind": subject.kind,
         "classes": subject.classes,
         "asked": parts.asked,

@@ -48,7 +48,9 @@ def scores(method: str, question: Question, attribution: Tensor, seed: int) -> d
     if places < 2 or not bool((attribution != 0).any()):  # there is nothing to choose among, or nothing is said
         return dict.fromkeys(SCORES, float("nan"))
     tests: dict[str, Any] = {
-        "faithfulness": quantus.FaithfulnessCorrelation(nr_runs=RUNS, subset_size=max(1, places // 8), **_QUIET),
+        "faithfulness": quantus.FaithfulnessCorrelation(
+            nr_runs=RUNS, subset_size=max(1, places // 8), perturb_func=plain.without, **_QUIET
+        ),
         "robustness": quantus.MaxSensitivity(nr_samples=NOISY, lower_bound=0.05 * float(question.x.std()), **_QUIET),
         "randomisation": quantus.MPRT(skip_layers=True, return_last_correlation=True, abs=False, **_QUIET),
         "complexity": quantus.Sparseness(**_QUIET),
@@ -74,6 +76,13 @@ class _Plain:
     def there(self, values: Tensor) -> Tensor:
         """Tokens and columns as one row of values, (1, 1, values): quantus knows no others."""
         return values if values.dim() == 4 else values.reshape(len(values), 1, -1)
+
+    def without(self, arr: np.ndarray, indices: np.ndarray, **_: object) -> np.ndarray:
+        """Inputs (n, values) with the question's baseline at some places, (n, k); quantus's own is the least value."""
+        q, rows = self._question, np.arange(len(arr))[:, None]
+        changed = arr.copy()
+        changed[rows, indices] = q.baseline.expand_as(q.x).numpy().ravel()[indices]
+        return changed
 
     def score(self, test: Any, method: str, attribution: Tensor) -> float:
         """What a test of quantus says."""

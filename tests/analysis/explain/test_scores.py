@@ -1,5 +1,6 @@
 """Curves and scores: what is known of a linear network, and of rankings that are right, wrong or none."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -7,7 +8,7 @@ from torch import nn
 from hpcopt.analysis.explain import explain
 from hpcopt.analysis.explain.curves import POINTS, area, curves, per_place, random_curves
 from hpcopt.analysis.explain.question import Question, Settings
-from hpcopt.analysis.explain.scores import SCORES, scores
+from hpcopt.analysis.explain.scores import SCORES, _Plain, scores
 
 
 @pytest.fixture
@@ -73,6 +74,7 @@ def test_scores_of_a_linear_network():
     model, x = nn.Sequential(nn.Linear(12, 3)), torch.randn(1, 12)
     q = Question(model, x, torch.tensor([1]), torch.zeros(1, 12), torch.arange(12)[None], settings=Settings(steps=4))
     counts = explain("integrated", model, x, 1, settings=q.settings)
+    assert _Plain(q).without(x.numpy(), np.array([[3, 5]]))[0, [3, 4, 5]].tolist() == [0, float(x[0, 4]), 0]
     found = scores("integrated", q, counts, 3)
     assert found.keys() == SCORES.keys()
     assert found == scores("integrated", q, counts, 3)
