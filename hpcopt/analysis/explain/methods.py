@@ -86,13 +86,28 @@ def explain(
     """
     if method not in METHODS:
         raise JobError(f'there is no method "{method}"; there are {", ".join(METHODS)}')
-    if not x.is_floating_point():
-        raise DataError(
-            f"inputs of {x.dtype} have no gradient: explain their embeddings, see `hpcopt.analysis.explain`"
-        )
     require_captum()
+    question = _question(model, x, target, layer, baseline, parts, extra, settings or USUAL)
+    if not len(x):
+        return torch.empty_like(x)
+    checked(question)
+    return _answered(METHODS[method], question, row_seeds(0, range(len(x)), method) if seeds is None else seeds)
+
+
+def _question(
+    model: nn.Module,
+    x: Tensor,
+    target: Tensor | int,
+    layer: str | nn.Module | None,
+    baseline: Tensor | float,
+    parts: Tensor | None,
+    extra: Sequence[Tensor],
+    settings: Settings,
+) -> Question:
+    if not x.is_floating_point():
+        raise DataError(f"inputs of {x.dtype} have no gradient: explain their embeddings, see `hpcopt explain`")
     base = torch.as_tensor(baseline, dtype=x.dtype)
-    question = Question(
+    return Question(
         model=model,
         x=x.detach(),
         target=torch.as_tensor(target).expand(len(x)),
@@ -100,12 +115,7 @@ def explain(
         parts=every_value(x) if parts is None else parts,
         extra=tuple(extra),
         layer=layer_named(model, layer) if isinstance(layer, str) else layer,
-        settings=settings or USUAL,
-    )
-    if not len(x):
-        return torch.empty_like(x)
-    return _answered(
-        METHODS[method], checked(question), seeds if seeds is not None else row_seeds(0, range(len(x)), method)
+        settings=settings,
     )
 
 
