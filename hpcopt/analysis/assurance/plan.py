@@ -11,9 +11,10 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from hpcopt.analysis.assurance.demands import Demands
 from hpcopt.analysis.assurance.prior import PartialPrior
@@ -127,10 +128,16 @@ def read_plan(path: Path) -> Plan:
         JobError: the file is missing or no plan.
     """
     try:
-        said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return Plan(**{**said, "prior": PartialPrior(**said["prior"]), "needed": tuple(map(int, said["needed"]))})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as cause:
-        raise JobError(f"{path} is no plan ({cause!r}): --write-plan makes one") from None
+        plan = TypeAdapter(Plan).validate_json(path.read_bytes())
+    except ValidationError as cause:
+        first = cause.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise JobError(f"{path} is no plan ({where}: {first['msg']}): --write-plan makes one") from None
+    except OSError as cause:
+        raise JobError(f"{path} is no plan ({cause.strerror}): --write-plan makes one") from None
+    if not plan.needed or min(*plan.needed, plan.start) < 0:
+        raise JobError(f"{path} is no plan (it counts no demands): --write-plan makes one")
+    return plan
 
 
 def check(plan: Plan, demands: Demands, prior: PartialPrior, network: str, profile: dict[str, float] | None) -> Outcome:
