@@ -7,6 +7,7 @@ from hpcopt.dataflow.control import Cond, Isu, Phi
 from hpcopt.dataflow.graph import Graph, Wire
 from hpcopt.dataflow.many import Group, Ungroup
 from hpcopt.dataflow.message import State
+from hpcopt.pinned import seen
 
 ROOT = -1  # the parent of the root
 
@@ -44,7 +45,7 @@ class TreeLstm(nn.Module):
         logits, (1, classes).
         """
         states = list(self.leaf(leaves))
-        for operator, (left, right) in zip(inner[:, 0], inner[:, 1:].tolist(), strict=True):
+        for operator, (left, right) in zip(inner[:, 0], seen(inner)[:, 1:].tolist(), strict=True):
             states.append(self.compose(operator, states[left], states[right]))
         logits: Tensor = self.head(states[-1][None])
         return logits

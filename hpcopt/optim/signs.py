@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpcopt.pinned import sent
+
 
 @dataclass(frozen=True)
 class Outer:
@@ -48,7 +50,10 @@ def rademacher(parameters: Sequence[Tensor], seed: int) -> list[Vector]:
     counts = [p.shape[0] + p.shape[1:].numel() if p.dim() > 1 else p.numel() for p in parameters]
     packed = np.frombuffer(np.random.default_rng(seed).bytes(-(-sum(counts) // 8)), np.uint8)
     signs = torch.from_numpy(np.unpackbits(packed, count=sum(counts))).to(torch.int8).mul_(2).sub_(1)
-    return [_shaped(own.to(p), p) for own, p in zip(torch.split(signs, counts), parameters, strict=True)]
+    return [
+        _shaped(sent(own, p.device).to(p.dtype), p)
+        for own, p in zip(torch.split(signs, counts), parameters, strict=True)
+    ]
 
 
 def _shaped(signs: Tensor, like: Tensor) -> Vector:

@@ -21,10 +21,11 @@ from hpcopt.comm.world import World
 from hpcopt.compress import QSGD, AdaComp, TopK
 from hpcopt.exchange import Exchange, ExchangeConfig, RingConfig, TwoPhaseConfig, VoteConfig
 from hpcopt.exchange.lane import Lane
+from hpcopt.solvers.kaisa.preconditioner import Kaisa
 from tests.simulated_gpu.device import SIM
 from tests.simulated_gpu.ledger import KINDS, LEDGER
 from tests.simulated_gpu.run import interpreted_kernels
-from tests.simulated_gpu.streams import Stream, stream
+from tests.simulated_gpu.streams import Stream, current_stream, stream
 
 SIZES = (2, 3)
 N = 6 * 512  # shards of one length
@@ -107,6 +108,20 @@ def step_of(
     return {**asked, "made": sum(made for _, made, _ in ranks), "sum": total, "refused": dict(LEDGER.refused)}
 
 
+def inverses(transport: Transport) -> list[bool]:
+    """Whether K-FAC's inverses of three steps were computed on the stream that trains."""
+    model, streams = nn.Linear(3, 2).to(SIM), list[Stream]()
+    kaisa = Kaisa(model, World(StagedTransport(transport)), inverse_lag=1, factor_every=1, inverse_every=1)
+    invert = kaisa._method.invert
+    kaisa._method.invert = lambda *work: (streams.append(current_stream()), invert(*work))
+    for _ in range(3):
+        model.zero_grad()
+        model(torch.ones(4, 3).to(SIM)).square().sum().backward()
+        kaisa.step(terms=4)
+    kaisa.state_dict(), kaisa.rank_state_dict()
+    return [each is Stream.default() for each in streams]
+
+
 def main() -> None:
     """The command."""
     with interpreted_kernels():
@@ -117,6 +132,9 @@ def main() -> None:
             with mock.patch.object(ddp, "ProcessGroupTransport", group):
                 found = step_of(EXCHANGES[name], 2, aside=True, way=hooked)
             print(json.dumps({"case": f"DDP, {name}", "2": found}))
+        LEDGER.refused.clear()
+        found = run_ranks(1, inverses)[0]
+        print(json.dumps({"case": "inverses", "training stream": found, "refused": dict(LEDGER.refused)}))
         for method in ("note", "join"):
             with mock.patch.object(Lane, method, lambda self: None):
                 print(json.dumps({"case": f"without {method}", "2": step_of(RingConfig(), 2, aside=True)}))

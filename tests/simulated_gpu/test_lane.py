@@ -54,6 +54,12 @@ def test_the_hook_of_ddp_goes_the_same_way(name, asked):
     assert by_hook["waits"] == by_exchange["waits"]
 
 
+def test_background_inverses_have_a_stream_of_their_own(asked):
+    """But for the first, which are waited for."""
+    assert asked["inverses"]["training stream"][:2] == [True, False]
+    assert asked["inverses"]["refused"] == {}
+
+
 @pytest.mark.parametrize(("method", "what"), [("note", "reads what another"), ("join", "what another stream")])
 def test_without_its_events_the_order_is_open(method, what, asked):
     assert any(what in refused for refused in asked[f"without {method}"]["2"]["refused"])
