@@ -24,19 +24,26 @@ class Method:
         about: in a few words.
         sampled: whether it draws at random: it then sees one input at a time, with a seed of the input's own.
         maps: whether it needs a convolution.
+        slope: whether it says how the number changes with a value, not what the value adds to it: places are then
+            ranked by size, since a slope of either sign is looked at.
     """
 
     answer: Callable[[Question], Tensor]
     about: str
     sampled: bool = False
     maps: bool = False
+    slope: bool = False
+
+    def ranked(self, attribution: Tensor) -> Tensor:
+        """An attribution as places are ranked by it."""
+        return attribution.abs() if self.slope else attribution
 
 
 METHODS = {
-    "saliency": Method(gradients.saliency, "the gradient"),
-    "smooth": Method(gradients.smooth, "the mean gradient at noisy inputs", sampled=True),
+    "saliency": Method(gradients.saliency, "the gradient", slope=True),
+    "smooth": Method(gradients.smooth, "the mean gradient at noisy inputs", sampled=True, slope=True),
     "integrated": Method(gradients.integrated, "gradients from the baseline to the input; they add up"),
-    "guided": Method(gradients.guided, "the gradient, guided through ReLUs"),
+    "guided": Method(gradients.guided, "the gradient, guided through ReLUs", slope=True),
     "gradient_shap": Method(gradients.gradient_shap, "gradients between baseline and noisy input", sampled=True),
     "grad_cam": Method(cam.grad_cam, "maps of a convolution by their mean gradient", maps=True),
     "grad_cam_pp": Method(cam.grad_cam_pp, "maps of a convolution, each place with its weight", maps=True),

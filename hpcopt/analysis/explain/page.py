@@ -20,7 +20,8 @@ SHOWN = 12  # inputs
 TOP = 3  # words that a screen reader hears
 LEGEND = (
     "<p><span class='swatch' style='background:#d62728'></span> red counts for the class, "
-    "<span class='swatch' style='background:#1f77b4'></span> blue against it; each picture has a scale of its own.</p>"
+    "<span class='swatch' style='background:#1f77b4'></span> blue against it, of a slope a larger value does; "
+    "each picture has a scale of its own.</p>"
 )
 
 

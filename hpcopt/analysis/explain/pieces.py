@@ -10,7 +10,7 @@ import torch
 from hpcopt.analysis.explain import gallery
 from hpcopt.analysis.explain.batch import Batch
 from hpcopt.analysis.explain.curves import POINTS, Curves, curves, random_curves
-from hpcopt.analysis.explain.methods import explain, row_seeds
+from hpcopt.analysis.explain.methods import METHODS, explain, row_seeds
 from hpcopt.analysis.explain.parts import Parts
 from hpcopt.analysis.explain.scores import SCORES, scores
 from hpcopt.comm.world import World
@@ -98,7 +98,7 @@ def _method(batch: Batch, name: str, rows: np.ndarray) -> tuple[Arrays, dict[str
     seconds = time.perf_counter() - started_s
     told = batch.source.subject.told(attribution).numpy()
     drawn = [
-        curves(question.row(n), attribution[n : n + 1], _ranking(batch, rows[n]))
+        curves(question.row(n), METHODS[name].ranked(attribution[n : n + 1]), _ranking(batch, rows[n]))
         for n in range(_among(batch, rows, batch.curves))
     ]
     found = [

@@ -205,6 +205,13 @@ def test_a_row_is_explained_alike_alone_and_among_others(method, network, images
         assert not torch.equal(together, other)
 
 
+def test_slopes_are_ranked_by_size_and_shares_by_sign():
+    x = torch.tensor([[-3.0, 2.0]])
+    assert METHODS["saliency"].ranked(x).tolist() == [[3.0, 2.0]]
+    assert METHODS["integrated"].ranked(x).tolist() == [[-3.0, 2.0]]
+    assert {name for name, method in METHODS.items() if method.slope} == {"saliency", "smooth", "guided"}
+
+
 def test_nothing_asked_nothing_said(network):
     assert explain("integrated", network, torch.empty(0, 1, 8, 8), 1).shape == (0, 1, 8, 8)
 
