@@ -34,6 +34,7 @@ class LoopbackHub:
         self._mailboxes: defaultdict[tuple[int, int, int], SimpleQueue[Any]] = defaultdict(SimpleQueue)
         self._subgroups: list[LoopbackHub] = []
         self.arrivals = [threading.Condition() for _ in range(size)]
+        self.awaiting = [0] * size  # threads of a rank that look for a message from anybody
 
     def mailbox(self, source: int, to: int, tag: int) -> "SimpleQueue[Any]":
         """The queue of messages from source to ``to`` with this tag, in the order they were sent."""
@@ -43,9 +44,10 @@ class LoopbackHub:
             return self._mailboxes[source, to, tag]
 
     def announce(self, to: int) -> None:
-        """Wake a rank that waits for a message from anybody."""
-        with self.arrivals[to]:
-            self.arrivals[to].notify_all()
+        """Wake a rank that waits for a message from anybody. One that begins to now finds what is there by itself."""
+        if self.awaiting[to]:
+            with self.arrivals[to]:
+                self.arrivals[to].notify_all()
 
     def subgroup(self, size: int) -> "LoopbackHub":
         """A new hub that fails when this one does."""
@@ -94,8 +96,12 @@ class LoopbackTransport(Transport):
     def take(self, tag: int = 0, *, wait: bool = False) -> tuple[int, Tensor] | None:
         arrivals = self._hub.arrivals[self.rank]
         with arrivals:
-            while (found := self._waiting(tag)) is None and wait:
-                arrivals.wait()
+            self._hub.awaiting[self.rank] += 1
+            try:
+                while (found := self._waiting(tag)) is None and wait:
+                    arrivals.wait()
+            finally:
+                self._hub.awaiting[self.rank] -= 1
         return found
 
     def _waiting(self, tag: int) -> tuple[int, Tensor] | None:

@@ -120,7 +120,7 @@ class Exchange:
         """Make every gradient zero, before the first of ``backwards`` backward passes whose gradients add up. A step
         that was given up in its middle ends here, and counts. Collective only then.
         """
-        self.begin(backwards)
+        self._again(backwards)
         for bucket in self.buckets:
             bucket.values.zero_()
             for p, view in bucket.views.items():
@@ -129,11 +129,14 @@ class Exchange:
 
     def begin(self, backwards: int = 1) -> None:
         """As ``zero``, with no gradients, which count as zero; those that are given come to their place."""
+        self._again(backwards)
+        for p in self._bucket_of:
+            p.grad = None
+
+    def _again(self, backwards: int) -> None:
         if self._next:
             self._complete()
         self._rearm(backwards)
-        for p in self._bucket_of:
-            p.grad = None
 
     def start(self) -> None:
         """Exchange all gradients as they are now, beside what the program does until ``finish``. Collective."""
