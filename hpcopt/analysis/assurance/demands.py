@@ -67,7 +67,7 @@ class Demands:
             columns: Columns = metrics.read(self.path, lambda file: _table(file.get(TABLE), before, self.path))
         elif _is_hdf5(self.path):
             with hdf5.reading(self.path, DataError, REMEDY) as file:
-                columns = _table(file.get(TABLE, file), before, self.path)
+                columns = _table(_guarded(file.get(TABLE, file), self.path), before, self.path)
         else:
             columns = self._lines()
         self._add(columns)
@@ -97,7 +97,7 @@ class Demands:
             known = ", ".join(columns) or "none"
             raise DataError(f"{self.path} has no column failure or correct, but {known}: {REMEDY}")
         values = _binary(columns[kind], self.path, kind, len(self))
-        classes = [c.decode() if isinstance(c, bytes) else str(c) for c in columns.get(CLASS, ())]
+        classes = [c.decode(errors="replace") if isinstance(c, bytes) else str(c) for c in columns.get(CLASS, ())]
         if len(values) != len(classes) and (CLASS in columns or self.classes):
             raise DataError(f"{self.path} has {len(values)} new demands and {len(classes)} classes")
         self.failures = np.concatenate([self.failures, values == (kind == "failure")])
@@ -139,6 +139,14 @@ def _is_hdf5(path: Path) -> bool:
             return file.read(4) == HDF5_SIGNATURE
     except OSError as cause:
         raise DataError(f"{path} cannot be read ({cause.strerror or cause}): {REMEDY}") from None
+
+
+def _guarded(table: h5py.Group, path: Path) -> h5py.Group:
+    """The group, unless its classes lie where HDF5 has no checksum: a damaged heap has the library search for ever."""
+    kinds = table[CLASS].dtype if isinstance(table, h5py.Group) and CLASS in table else np.dtype(int)
+    if kinds.kind == "O":
+        raise DataError(f'{path}: class is text of variable length; write it as np.array(classes, "S"), or as numbers')
+    return table
 
 
 def _table(table: h5py.Group | None, before: int, path: Path) -> dict[str, np.ndarray]:

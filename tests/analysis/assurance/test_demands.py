@@ -29,14 +29,14 @@ def correct_csv(folder):
 def hdf5(folder):
     with h5py.File(folder / "demands.h5", "w") as file:
         file["failure"] = np.array(FAILED, bool)
-        file["class"] = CLASSES
+        file["class"] = np.array(CLASSES, "S")
     return folder / "demands.h5"
 
 
 def grouped_hdf5(folder):
     with h5py.File(folder / "demands.h5", "w") as file:
         file["demands/correct"] = 1.0 - np.array(FAILED)
-        file["demands/class"] = CLASSES
+        file["demands/class"] = np.array(CLASSES, "S")
     return folder / "demands.h5"
 
 
@@ -123,9 +123,18 @@ def test_files_that_are_none(tmp_path):
         Demands(tmp_path / "b.h5")
     with h5py.File(tmp_path / "c.h5", "w") as file:
         file["failure"] = [0, 1]
-        file["class"] = ["a"]
+        file["class"] = [7]
     with pytest.raises(DataError, match="2 new demands and 1 classes"):
         Demands(tmp_path / "c.h5")
+    with h5py.File(tmp_path / "e.h5", "w") as file:
+        file["failure"] = [0]
+        file["class"] = ["a"]
+    with pytest.raises(DataError, match="text of variable length"):
+        Demands(tmp_path / "e.h5")
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["failure"] = [0]
+        file["class"] = np.array([b"\xac"])
+    assert Demands(tmp_path / "f.h5").classes == ["\ufffd"]
     (tmp_path / "d.h5").write_bytes((tmp_path / "a.h5").read_bytes()[:200])
     with pytest.raises(HpcoptError, match="damaged"):
         Demands(tmp_path / "d.h5")
@@ -142,6 +151,6 @@ def test_a_stream_only_grows(tmp_path):
     demands = Demands(hdf5(tmp_path))
     with h5py.File(demands.path, "w") as file:
         file["failure"] = [0]
-        file["class"] = ["a"]
+        file["class"] = np.array(["a"], "S")
     with pytest.raises(DataError, match="is shorter than it was"):
         demands.look()
