@@ -115,7 +115,9 @@ def seen(x: Tensor) -> Tensor:
 
 def numbers(looks: Sequence[Tensor]) -> list[Any]:
     """What tensors of one shape hold, by one question to their device for all."""
-    return seen(torch.stack(list(looks))).tolist() if looks else []
+    if all(x.is_cpu for x in looks):
+        return [x.tolist() for x in looks]
+    return seen(torch.stack(list(looks))).tolist()
 
 
 def sent(x: Tensor, device: torch.device) -> Tensor:

@@ -40,7 +40,9 @@ def page(case: Case, folder: Path, plan: Path | None = None, refresh_s: float | 
         table_of([["assumption", "here it is"], *([printable(a.text), a.state] for a in case.assumptions)]),
         "</section>",
     ]
-    return page_of(f"Assurance of {case.ground.subject}", "\n".join(body), figures, STYLE.read_text(), refresh_s)
+    return page_of(
+        f"Assurance of {case.ground.subject}", "\n".join(body), figures, STYLE.read_text(encoding="utf-8"), refresh_s
+    )
 
 
 LEGEND = (

@@ -40,7 +40,9 @@ def page(found: Explanations) -> str:
         *([f"<section><h2>How good</h2>{table_of(table(found))}{definitions()}</section>"] if figures else []),
         *map(section_of, figures),
     ]
-    return page_of(printable(str(found.attributes["title"])), "\n".join(body), figures, STYLE.read_text())
+    return page_of(
+        printable(str(found.attributes["title"])), "\n".join(body), figures, STYLE.read_text(encoding="utf-8")
+    )
 
 
 def about(found: Explanations) -> str:
