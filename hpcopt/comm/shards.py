@@ -2,17 +2,19 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 from hpcopt.compress import Codec
 from hpcopt.errors import UnsupportedError
 from hpcopt.kernels.cut import Cut
 
 
-def shards(n: int, owners: int, grain: int = 1) -> list[slice]:
+@lru_cache(maxsize=4096)  # buckets are the same in every step
+def shards(n: int, owners: int, grain: int = 1) -> tuple[slice, ...]:
     """Cut n values into one stretch an owner, nearly equal, each beginning at a multiple of ``grain``; the last ones
     may be empty.
     """
-    return Cut.of(n, owners, grain).stretches()
+    return tuple(Cut.of(n, owners, grain).stretches())
 
 
 def grain(codec: Codec) -> int:
