@@ -57,6 +57,14 @@ class BertPretrainingConfig(WorkloadConfig):
     def folder(self) -> Path:
         return self.data
 
+    def words(self) -> list[str]:
+        """The word pieces that the data are numbered by.
+
+        Raises:
+            DataError: there is no such file, or it is of another kind of network.
+        """
+        return _vocabulary(self)
+
     def build(self, context: Context) -> "BertPretraining":
         """Open the data and make the model.
 
@@ -89,7 +97,7 @@ class BertPretraining(Workload):
             raise JobError(
                 f"[workload] batch = {self.batch}, but {config.data} has {self.train_samples} training sequences"
             )
-        words = vocabulary(config)
+        words = _vocabulary(config)
         self._words, self._mask_id = len(words), words.index("[MASK]")
         counted = min(COUNTED_ROWS, self.train_samples)
         self._masked_each = _masked_tokens(self._train, counted) / counted
@@ -211,7 +219,7 @@ def _split_folder(data: Path, *names: str) -> Path:
     raise DataError(f"no folder {names[0]} in {data}: make the data with `python -m hpcopt.prepare bert`")
 
 
-def vocabulary(config: BertPretrainingConfig) -> list[str]:
+def _vocabulary(config: BertPretrainingConfig) -> list[str]:
     """The word pieces that the data are numbered by.
 
     Raises:

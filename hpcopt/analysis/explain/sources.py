@@ -18,7 +18,7 @@ from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.workload import Workload
 from hpcopt.store.weights import newest_weights
-from hpcopt.workloads.bert_pretraining import BertPretrainingConfig, vocabulary
+from hpcopt.workloads.bert_pretraining import BertPretrainingConfig
 from hpcopt.workloads.images import ImageWorkload
 from hpcopt.workloads.own.user_code import made, require_network
 
@@ -56,7 +56,7 @@ class OfRun:
         """
         config = run.job.workload
         self.workload: Workload = config.build(Context(run_seed=run.job.run.seed))
-        words = vocabulary(config) if isinstance(config, BertPretrainingConfig) else []
+        words = config.words() if isinstance(config, BertPretrainingConfig) else []
         self.form = form_of(self.workload, run.model, str(run.directory.path), words)
 
     @property
