@@ -119,11 +119,16 @@ def _require_groups(optimizer: Optimizer, given: Sequence[nn.Parameter]) -> None
     known = {id(p) for p in given}
     for part in parts_of(optimizer):
         groups = getattr(part, "param_groups", None)
-        if not isinstance(groups, list) or any(id(p) not in known for group in groups for p in group["params"]):
+        if not isinstance(groups, list) or not all(_is_group(group, known) for group in groups):
             raise JobError(
                 f"{type(part).__module__}:{type(part).__qualname__} has no param_groups of the parameters it was built "
                 "for: its __init__ calls super().__init__(parameters, defaults)"
             ).everywhere()
+
+
+def _is_group(group: object, known: set[int]) -> bool:
+    members = group.get("params") if isinstance(group, dict) else None
+    return isinstance(members, list) and all(id(p) in known for p in members)
 
 
 def _split(part: Optimizer, own: Mapping[nn.Parameter, GroupConfig], lr: float) -> list[dict[str, Any]]:

@@ -126,7 +126,7 @@ def test_the_groups_are_counted():
     ]
 
 
-@pytest.mark.parametrize("groups", [None, 5, [{"params": [nn.Parameter(torch.ones(3))]}]])
+@pytest.mark.parametrize("groups", [None, 5, [5], [{}], [{"params": 3}], [{"params": [nn.Parameter(torch.ones(3))]}]])
 def test_an_optimizer_without_groups_of_its_parameters_is_one_message(groups):
     class Forgetful(torch.optim.Optimizer):
         def __init__(self, parameters):
