@@ -122,9 +122,9 @@ class Spread:
         """Measured seconds of a message of ``SAMPLES`` samples over each boundary of stages, if it lies before a block:
         a stage's forward and backward pass hides its messages, so the slowest of all is what a batch takes. Collective.
         """
-        values = [SAMPLES * example.numel() for example in self.examples]
         sizes = [
-            SAMPLES * self.boundary_bytes(t) if codec is None else codec.max_bytes(n) for t, n in enumerate(values)
+            SAMPLES * x.numel() * x.element_size() if codec is None else codec.max_bytes(SAMPLES * x.numel())
+            for x in self.examples
         ]
         links = measured_links(context.world, stages, context.device)
         return [[link(nbytes) for nbytes in sizes] for link in links]

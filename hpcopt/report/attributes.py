@@ -1,11 +1,12 @@
 """What a metrics file says of its run, as a report may use it: of the right kind, and without what a terminal obeys."""
 
-import json
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from hpcopt.store import strict_json
 
 KINDS: dict[str, tuple[type, ...]] = {
     "title": (str,),
@@ -77,10 +78,10 @@ def clean(value: Any) -> Any:
 
 def _mapping(text: str) -> dict[str, Any]:
     try:
-        found = clean(json.loads(text))
-    except (ValueError, RecursionError):
+        found: dict[str, Any] = clean(strict_json.mapping(text))
+    except RecursionError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return found
 
 
 def _is(name: str, value: Any) -> bool:

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from hpcopt.errors import JobError
+from hpcopt.store import strict_json
 from hpcopt.store.files import require_plain
 
 
@@ -42,7 +43,7 @@ class RunLock:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            theirs = _parse(file.read(4096))
+            theirs = strict_json.mapping(file.read(4096))
             job = ours["slurm_job"]
             if job is None or theirs.get("slurm_job") != job or theirs.get("restart") == ours["restart"]:
                 file.close()
@@ -79,14 +80,6 @@ def _owner() -> dict[str, Any]:
         "restart": os.environ.get("SLURM_RESTART_COUNT", "0"),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _parse(text: str) -> dict[str, Any]:
-    try:
-        owner = json.loads(text)
-    except ValueError:
-        return {}
-    return owner if isinstance(owner, dict) else {}
 
 
 def _text(owner: dict[str, Any]) -> str:

@@ -10,6 +10,15 @@ def dumps(tree: Any, indent: int | None = None) -> str:
     return json.dumps(_finite(tree), indent=indent, allow_nan=False)
 
 
+def mapping(text: str) -> dict[str, Any]:
+    """The object that a text of anybody's holds; of anything else, none: {}."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _finite(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: _finite(value) for key, value in tree.items()}

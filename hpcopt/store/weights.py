@@ -1,8 +1,11 @@
 """The model out of a run's checkpoints, for whoever has use for it alone."""
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from hpcopt.errors import CheckpointError
@@ -40,3 +43,12 @@ def newest_weights(run: Path, name: str = "model") -> Weights:
         else:
             return Weights(step, model)
     raise CheckpointError(f"no checkpoint in {checkpoints.folder} can be used{damage}")
+
+
+def digest_of(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a network's weights, with their names."""
+    found = hashlib.sha256()
+    for name, tensor in weights.items():
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

@@ -1,18 +1,15 @@
 """What is known of a network before operation, and where it comes from."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from hpcopt.analysis.assurance.held_out import count_failures
 from hpcopt.analysis.assurance.prior import PartialPrior
 from hpcopt.analysis.assurance.sample_bounds import Method, Weighing, weigh
 from hpcopt.errors import JobError
 from hpcopt.runs import Run
+from hpcopt.store.weights import digest_of
 
 THETA = 0.9
 
@@ -88,12 +85,3 @@ def ground_given(
     if theta is None or eps is None:
         raise JobError("without a run both theta and eps must be given: nothing else says what they are")
     return Ground("a network", PartialPrior(theta, eps, p_l), profile=profile)
-
-
-def digest_of(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a network's weights, with their names."""
-    found = hashlib.sha256()
-    for name, tensor in weights.items():
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        found.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()

@@ -19,6 +19,7 @@ from hpcopt.analysis.explain.question import USUAL, Question, Settings, checked
 from hpcopt.analysis.explain.sources import Source
 from hpcopt.analysis.explain.subject import UNKNOWN, Inputs
 from hpcopt.errors import JobError
+from hpcopt.store.weights import digest_of
 
 Target = Literal["predicted", "label"] | int
 
@@ -55,7 +56,6 @@ class Batch:
 
     def asked(self) -> dict[str, Any]:
         """What decides the results, as plain data."""
-        weights = self.source.subject.network.state_dict().values()
         return {
             "baseline": self.baseline,
             "curves": self.curves,
@@ -69,7 +69,7 @@ class Batch:
             "source": self.source.subject.name,
             "inputs": _digest(self.source.read(self.source.blocks(self.rows)[0]).x.numpy()),
             "target": self.target,
-            "weights": _digest(*(tensor.detach().numpy() for tensor in weights)),
+            "weights": digest_of(self.source.subject.network.state_dict()),
         }
 
     def question(self, inputs: Inputs) -> tuple[Question, Tensor]:
@@ -105,9 +105,7 @@ class Batch:
         return inputs.labels
 
 
-def _digest(*arrays: np.ndarray) -> str:
-    found = hashlib.blake2b(digest_size=16)
-    for array in arrays:
-        found.update(f"{array.dtype} {array.shape}".encode())
-        found.update(np.ascontiguousarray(array).tobytes())
+def _digest(array: np.ndarray) -> str:
+    found = hashlib.blake2b(f"{array.dtype} {array.shape}".encode(), digest_size=16)
+    found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()

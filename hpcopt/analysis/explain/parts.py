@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from hpcopt.errors import DataError, JobError
-from hpcopt.store import hdf5
+from hpcopt.store import hdf5, strict_json
 from hpcopt.store.files import remove, write_new
 
 Arrays = Mapping[str, np.ndarray]
@@ -64,7 +64,7 @@ class Parts:
     def _require(self, there: str, asked: str, where: Path) -> None:
         if there == asked:
             return
-        one, other = _plain(there), _plain(asked)
+        one, other = strict_json.mapping(there), strict_json.mapping(asked)
         different = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
         raise JobError(
             f"{where} is of other explanations ({', '.join(different) or 'damaged'} differ): name another --out, or "
@@ -138,14 +138,6 @@ class Parts:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.h5"
-
-
-def _plain(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _added(attributes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
