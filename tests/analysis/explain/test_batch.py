@@ -66,6 +66,15 @@ def test_three_ranks_give_the_bits_of_one(on_one_rank):
     assert np.isfinite(three["methods/integrated/faithfulness"]).all()
 
 
+def test_what_is_drawn_for_an_input_does_not_depend_on_the_others(on_one_rank):
+    code = explain(asked("Net", f"--methods={DRAWN}", "--rows=1,5", "--out=few.h5"), alone(), lambda: False)
+    few = arrays("few.h5")
+    assert code == EXIT_DONE
+    for name in DRAWN.split(","):
+        attribution = f"methods/{name}/attribution"
+        assert np.array_equal(few[attribution], on_one_rank[attribution][[1, 5]])
+
+
 def test_what_was_stopped_goes_on_and_ends_with_the_same_bits(on_one_rank, capsys):
     """Told to leave before its tenth piece, and killed while it wrote another."""
     calls = iter(range(100))

@@ -157,6 +157,28 @@ def test_maps_have_the_size_of_the_images_and_are_positive(network, images):
             assert torch.isfinite(found).all()
 
 
+def test_grad_cam_pp_is_the_papers_sum_over_places(network, images):
+    """The paper's form, of derivatives of exp(number), place by place; that factor is left out of a whole map."""
+    maps: list[Tensor] = []
+    handle = network.one.register_forward_hook(lambda _, __, output: maps.append(output))
+    number = network(images[:1])[0, 2]
+    handle.remove()
+    (g,) = torch.autograd.grad(number, maps[0])
+    a, g, y = maps[0].detach()[0], g[0], number.detach().exp()
+    whole = torch.zeros(a.shape[1:])
+    for k in range(len(a)):
+        weight = torch.tensor(0.0)
+        for i, j in itertools.product(*map(range, a.shape[1:])):
+            second, third = y * g[k, i, j] ** 2, y * g[k, i, j] ** 3
+            below = 2 * second + a[k].sum() * third
+            if below != 0 and g[k, i, j] > 0:
+                weight += second / below * y * g[k, i, j]
+        whole += weight * a[k]
+    assert (g < 0).any() and (g > 0).any() and whole.max() > 0
+    found = explain("grad_cam_pp", network, images[:1], 2, "one")[0, 0]
+    assert torch.allclose(found * y, whole.relu(), rtol=1e-4, atol=1e-6)
+
+
 def test_maps_of_one_channel_are_the_channel():
     """relu(w A) with one map: each method finds the map itself, up to a factor."""
     model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
@@ -167,6 +189,21 @@ def test_maps_of_one_channel_are_the_channel():
     for method in ("grad_cam", "grad_cam_pp", "score_cam"):
         found = explain(method, model, x, 0)
         assert torch.allclose(found / found.amax((2, 3), keepdim=True), (x + 1) / (x + 1).amax((2, 3), keepdim=True))
+
+
+def test_score_cam_weighs_maps_by_what_they_let_through(network, images):
+    maps: list[Tensor] = []
+    handle = network.one.register_forward_hook(lambda _, __, output: maps.append(output.detach()))
+    network(images[:1])
+    handle.remove()
+    numbers = []
+    for a in maps[0][0]:
+        mask = (a - a.min()) / (a.max() - a.min())
+        numbers.append(network(images[:1] * mask + 0.5 * (1 - mask))[0, 3])
+    whole = sum(share * a for share, a in zip(torch.stack(numbers).exp(), maps[0][0], strict=True))
+    expected = (whole / torch.stack(numbers).exp().sum()).relu()
+    found = explain("score_cam", network, images[:1], 3, "one", baseline=0.5)[0, 0]
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)
