@@ -18,6 +18,7 @@ WORKLOADS = Family(
     segmentation="hpcopt.workloads.segmentation:SegmentationConfig",
     node_classification="hpcopt.workloads.node_classification:NodeClassificationConfig",
     bert_pretraining="hpcopt.workloads.bert_pretraining:BertPretrainingConfig",
+    language_model="hpcopt.workloads.language_model:LanguageModelConfig",
     list_reduction="hpcopt.workloads.list_reduction:ListReductionConfig",
     arithmetic_trees="hpcopt.workloads.arithmetic_trees:ArithmeticTreesConfig",
     graph_distance="hpcopt.workloads.graph_distance:GraphDistanceConfig",
@@ -46,6 +47,13 @@ GRAPH_MODELS = Family(
 )
 
 TOKEN_MODELS = Family("model", default="bert", bert="hpcopt.models.bert:BertConfig")
+
+CAUSAL_MODELS = Family(
+    "model",
+    default="lstm",
+    lstm="hpcopt.models.causal.lstm:LstmConfig",
+    transformer="hpcopt.models.causal.transformer:TransformerConfig",
+)
 
 SOLVERS = Family(
     "solver",

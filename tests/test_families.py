@@ -15,6 +15,7 @@ from hpcopt.errors import JobError
 from hpcopt.exchange import ExchangeConfig, RingConfig, TwoPhaseConfig
 from hpcopt.family import Family
 from hpcopt.job import Job, read_job, schema
+from hpcopt.models.causal.config import CausalModelConfig
 from hpcopt.models.config import GraphModelConfig, ImageModelConfig, TokenModelConfig
 from hpcopt.models.heads import HeadConfig
 from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
@@ -31,6 +32,7 @@ FAMILIES = {
     "MASK_MODELS": ImageModelConfig,
     "GRAPH_MODELS": GraphModelConfig,
     "TOKEN_MODELS": TokenModelConfig,
+    "CAUSAL_MODELS": CausalModelConfig,
     "SOLVERS": SolverConfig,
     "HEADS": HeadConfig,
     "OPTIMIZERS": OptimizerConfig,

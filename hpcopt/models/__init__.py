@@ -6,6 +6,9 @@ from hpcopt.lazily import lazily
 
 if TYPE_CHECKING:
     from hpcopt.models.bert import BertConfig
+    from hpcopt.models.causal.config import CausalModelConfig
+    from hpcopt.models.causal.lstm import LstmConfig
+    from hpcopt.models.causal.transformer import TransformerConfig
     from hpcopt.models.config import GraphModelConfig, ImageModelConfig, TokenModelConfig
     from hpcopt.models.deep_resnet import DeepResNetConfig
     from hpcopt.models.graph.networks import GatConfig, GcnConfig, GraphSageConfig, NodeMlpConfig
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BertConfig",
+    "CausalModelConfig",
     "DeepResNetConfig",
     "FactorMlpConfig",
     "GatConfig",
@@ -26,10 +30,12 @@ __all__ = [
     "GraphSageConfig",
     "HeadConfig",
     "ImageModelConfig",
+    "LstmConfig",
     "MlpConfig",
     "NodeMlpConfig",
     "ResNetConfig",
     "TokenModelConfig",
+    "TransformerConfig",
     "UNetConfig",
     "VitConfig",
 ]
@@ -38,6 +44,7 @@ __getattr__ = lazily(
     __name__,
     {
         "BertConfig": "bert",
+        "CausalModelConfig": "causal.config",
         "DeepResNetConfig": "deep_resnet",
         "FactorMlpConfig": "nmf",
         "HeadConfig": "heads",
@@ -46,10 +53,12 @@ __getattr__ = lazily(
         "GraphModelConfig": "config",
         "GraphSageConfig": "graph.networks",
         "ImageModelConfig": "config",
+        "LstmConfig": "causal.lstm",
         "MlpConfig": "mlp",
         "NodeMlpConfig": "graph.networks",
         "ResNetConfig": "resnet",
         "TokenModelConfig": "config",
+        "TransformerConfig": "causal.transformer",
         "UNetConfig": "unet",
         "VitConfig": "vit",
     },

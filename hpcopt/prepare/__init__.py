@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from hpcopt.errors import DataError
 from hpcopt.prepare import debian, digits, fashion_mnist, fashion_segmentation, images, wordnet
 from hpcopt.prepare.dataset import DataSet, write_whole
-from hpcopt.store import graph
+from hpcopt.prepare.text.sources import TEXTS
+from hpcopt.store import graph, text
 from hpcopt.store.shards import Shards
 
 if TYPE_CHECKING:
@@ -22,12 +23,15 @@ SOURCES: dict[str, Callable[[Path | None], DataSet]] = {
     "images": images.read,
     "wordnet": wordnet.read,
     "debian": debian.read,
+    **{name: source.read for name, source in TEXTS.items()},
 }
 GRAPHS = ("wordnet", "debian")
 
 
 def splits_of(name: str) -> tuple[str, ...]:
     """What the rows of a data set's shards are."""
+    if name in TEXTS:
+        return ("vocabulary", *text.SPLITS)
     return graph.SPLITS if name in GRAPHS else ("train", "test")
 
 

@@ -9,6 +9,8 @@ from hpcopt.any_text import print_any_text
 from hpcopt.errors import HpcoptError
 from hpcopt.prepare import GRAPHS, SOURCES, arrays, is_prepared, prepare, splits_of
 from hpcopt.prepare.bert import __main__ as bert
+from hpcopt.prepare.text import __main__ as text
+from hpcopt.prepare.text.sources import TEXTS
 from hpcopt.store.shards import Shards
 
 
@@ -20,13 +22,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return bert.main(arguments[1:])
     if arguments[:1] == ["arrays"]:
         return arrays.main(arguments[1:])
+    if arguments[:1] == ["text"] or (arguments and arguments[0] in TEXTS):
+        return text.main(arguments[0], arguments[1:])
     parser = argparse.ArgumentParser(
         prog="hpcopt prepare",
         description="Turn raw data into the HDF5 shards that training reads.",
-        epilog="Text for BERT, and arrays and tables of yours, have options of their own: hpcopt prepare bert --help, "
-        "hpcopt prepare arrays --help",
+        epilog="Text for BERT, text for language models, and arrays and tables of yours have options of their own: "
+        "hpcopt prepare bert --help, text --help, arrays --help",
     )
-    parser.add_argument("name", choices=list(SOURCES), help="the data set, or bert, or arrays")
+    parser.add_argument("name", choices=list(SOURCES), help="the data set, or bert, text or arrays")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of data sets (default: data)")
     parser.add_argument(
         "--source", type=Path, help="folder of the raw files, if they are not where the system installs them"

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from hpcopt.workloads.bert_pretraining import BertPretrainingConfig
     from hpcopt.workloads.graph_distance import GraphDistanceConfig
     from hpcopt.workloads.image_classification import ImageClassificationConfig
+    from hpcopt.workloads.language_model import LanguageModelConfig
     from hpcopt.workloads.list_reduction import ListReductionConfig
     from hpcopt.workloads.node_classification import NodeClassificationConfig
     from hpcopt.workloads.order import TrainOrder, share
@@ -20,6 +21,7 @@ __all__ = [
     "BertPretrainingConfig",
     "GraphDistanceConfig",
     "ImageClassificationConfig",
+    "LanguageModelConfig",
     "ListReductionConfig",
     "NodeClassificationConfig",
     "SegmentationConfig",
@@ -35,6 +37,7 @@ __getattr__ = lazily(
         "BertPretrainingConfig": "bert_pretraining",
         "GraphDistanceConfig": "graph_distance",
         "ImageClassificationConfig": "image_classification",
+        "LanguageModelConfig": "language_model",
         "ListReductionConfig": "list_reduction",
         "NodeClassificationConfig": "node_classification",
         "SegmentationConfig": "segmentation",

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 from tests.simulated_gpu import streams
+from tests.simulated_gpu.fused_lstm import ONE_KERNEL
 from tests.simulated_gpu.ledger import LEDGER
 
 INDEXING = {"index", "index_put", "_index_put_impl", "_unsafe_index"}
@@ -124,7 +125,7 @@ def _run(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     wrapped = {id(x.values): x for x in tensors if isinstance(x, SimulatedTensor)}
     if "pin_memory" in kwargs:
         kwargs = {**kwargs, "pin_memory": False}
-    found = operation(*tree_map(_unwrapped, args), **tree_map(_unwrapped, kwargs))
+    found = ONE_KERNEL.get(name, operation)(*tree_map(_unwrapped, args), **tree_map(_unwrapped, kwargs))
     if name not in MEMORY_ONLY and not _is_view(operation):
         _order(name, operation, args, kwargs, found if here and name not in TO_HOST else None)
     if name in MEMORY_ONLY and here:

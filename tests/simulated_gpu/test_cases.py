@@ -19,6 +19,7 @@ import pytest
 
 from hpcopt.comm.world import alone
 from hpcopt.families import (
+    CAUSAL_MODELS,
     EXCHANGES,
     GRAPH_MODELS,
     IMAGE_MODELS,
@@ -29,6 +30,7 @@ from hpcopt.families import (
     WORKLOADS,
 )
 from hpcopt.family import Family
+from hpcopt.models.causal.config import CausalModelConfig
 from hpcopt.models.config import GraphModelConfig, ImageModelConfig, TokenModelConfig
 from hpcopt.optim.config import OptimizerConfig
 from hpcopt.shapes import SolverConfig
@@ -96,7 +98,8 @@ def test_nothing_of_the_house_is_left_out():
     assert {workload.name for workload in workloads} == builtin(WORKLOADS, WorkloadConfig)
     models = {workload.model.name for workload in workloads if hasattr(workload, "model")}
     images = [(IMAGE_MODELS, ImageModelConfig), (MASK_MODELS, ImageModelConfig)]
-    families = [*images, (TOKEN_MODELS, TokenModelConfig), (GRAPH_MODELS, GraphModelConfig)]
+    tokens = [(TOKEN_MODELS, TokenModelConfig), (CAUSAL_MODELS, CausalModelConfig)]
+    families = [*images, *tokens, (GRAPH_MODELS, GraphModelConfig)]
     assert models == set().union(*(builtin(*family) for family in families))
     assert BUDGET.keys() == {name for name, case in CASES.items() if case.steady}
 

@@ -11,6 +11,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from hpcopt.models.bert import BertConfig
+from hpcopt.models.causal.config import CausalModelConfig
+from hpcopt.models.causal.lstm import LstmConfig
+from hpcopt.models.causal.transformer import TransformerConfig
 from hpcopt.models.config import GraphModelConfig, ImageModelConfig
 from hpcopt.models.deep_resnet import DeepResNetConfig
 from hpcopt.models.graph.networks import GatConfig, GcnConfig, GraphSageConfig, NodeMlpConfig
@@ -31,11 +34,13 @@ from hpcopt.workloads.bert_pretraining import BertPretrainingConfig
 from hpcopt.workloads.graph_distance import GraphDistanceConfig
 from hpcopt.workloads.image_classification import ImageClassificationConfig
 from hpcopt.workloads.instances import InstanceConfig
+from hpcopt.workloads.language_model import LanguageModelConfig
 from hpcopt.workloads.list_reduction import ListReductionConfig
 from hpcopt.workloads.node_classification import NodeClassificationConfig
 from hpcopt.workloads.own.workload import TorchConfig
 from hpcopt.workloads.segmentation import SegmentationConfig
 from tests.graph_data import write_graph
+from tests.text_data import write_text
 
 SIDE, CLASSES, WORDS, TOKENS = 8, 12, 30, 32  # so many classes that there is a top-5 score
 BATCH = 6
@@ -105,6 +110,7 @@ def data() -> Path:
         (folder / "pairs" / split).mkdir(parents=True)
         write_pairs(folder / "pairs" / split / "0.hdf5", pairs, {})
     write_graph(folder / "graph", nodes=60)
+    write_text(folder / "text")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{n}" for n in range(WORDS - 5))]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     return folder
@@ -123,6 +129,11 @@ def instances(config: type[InstanceConfig]) -> OfHouse:
     return OfHouse(lambda folder: config(batch=BATCH, train=4 * BATCH, test=BATCH, hidden=4))
 
 
+def text(model: CausalModelConfig) -> OfHouse:
+    """Of words, by one network."""
+    return OfHouse(lambda folder: LanguageModelConfig(data=folder / "text", batch=BATCH, length=8, model=model))
+
+
 def nodes(model: GraphModelConfig, **settings: Any) -> OfHouse:
     """Of a graph, by one network."""
     return OfHouse(lambda folder: NodeClassificationConfig(data=folder / "graph", model=model, **settings))
@@ -136,7 +147,10 @@ NETWORKS = (
     FactorMlpConfig(hidden=(8,), factors=4),
     VitConfig(patch=4, layers=1, width=8, heads=2),
 )
-MODELS = {network.name: images(network) for network in NETWORKS}
+MODELS = {
+    **{network.name: images(network) for network in NETWORKS},
+    "transformer": text(TransformerConfig(width=8, layers=1, heads=2, head="tied")),
+}
 WORKLOADS: dict[str, OfHouse] = {
     "image_classification": images(MlpConfig(hidden=(8,)), labelled=0.5),
     "segmentation": OfHouse(
@@ -147,6 +161,7 @@ WORKLOADS: dict[str, OfHouse] = {
             data=folder / "pairs", batch=BATCH, model=BertConfig(size="tiny", dropout=0)
         )
     ),
+    "language_model": text(LstmConfig(width=8, units=8)),
     "list_reduction": instances(ListReductionConfig),
     "arithmetic_trees": instances(ArithmeticTreesConfig),
     "graph_distance": instances(GraphDistanceConfig),

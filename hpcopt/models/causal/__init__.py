@@ -1,0 +1,1 @@
+"""Networks on tokens that predict each token from those before it."""

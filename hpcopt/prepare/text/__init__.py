@@ -1,0 +1,1 @@
+"""Text -> shards of tokens for a language model: bytes, words or word pieces."""
