@@ -22,6 +22,7 @@ WORKLOADS = Family(
     list_reduction="hpcopt.workloads.list_reduction:ListReductionConfig",
     arithmetic_trees="hpcopt.workloads.arithmetic_trees:ArithmeticTreesConfig",
     graph_distance="hpcopt.workloads.graph_distance:GraphDistanceConfig",
+    teacher="hpcopt.workloads.teacher:TeacherConfig",
     torch="hpcopt.workloads.own.workload:TorchConfig",
 )
 
@@ -45,6 +46,8 @@ GRAPH_MODELS = Family(
     gat="hpcopt.models.graph.networks:GatConfig",
     node_mlp="hpcopt.models.graph.networks:NodeMlpConfig",
 )
+
+VECTOR_MODELS = Family("model", default="relu_student", relu_student="hpcopt.models.relu_student:ReluStudentConfig")
 
 TOKEN_MODELS = Family("model", default="bert", bert="hpcopt.models.bert:BertConfig")
 
@@ -71,6 +74,8 @@ SOLVERS = Family(
     block_admm="hpcopt.solvers.block_admm.solver:BlockAdmmConfig",
     deepfacto="hpcopt.solvers.block_admm.deepfacto:DeepFactoConfig",
     amp="hpcopt.solvers.amp.solver:AmpConfig",
+    tensor_init="hpcopt.solvers.relu_network.tensor_init:TensorInitConfig",
+    relu_altmin="hpcopt.solvers.relu_network.relu_altmin:ReluAltMinConfig",
     altmin="hpcopt.solvers.splitting.altmin:AltMinConfig",
     bcd="hpcopt.solvers.splitting.bcd:BcdConfig",
     dladmm="hpcopt.solvers.splitting.dladmm:DlAdmmConfig",

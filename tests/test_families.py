@@ -16,7 +16,7 @@ from hpcopt.exchange import ExchangeConfig, RingConfig, TwoPhaseConfig
 from hpcopt.family import Family
 from hpcopt.job import Job, read_job, schema
 from hpcopt.models.causal.config import CausalModelConfig
-from hpcopt.models.config import GraphModelConfig, ImageModelConfig, TokenModelConfig
+from hpcopt.models.config import GraphModelConfig, ImageModelConfig, TokenModelConfig, VectorModelConfig
 from hpcopt.models.heads import HeadConfig
 from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
 from hpcopt.prepare import prepare
@@ -31,6 +31,7 @@ FAMILIES = {
     "IMAGE_MODELS": ImageModelConfig,
     "MASK_MODELS": ImageModelConfig,
     "GRAPH_MODELS": GraphModelConfig,
+    "VECTOR_MODELS": VectorModelConfig,
     "TOKEN_MODELS": TokenModelConfig,
     "CAUSAL_MODELS": CausalModelConfig,
     "SOLVERS": SolverConfig,

@@ -9,12 +9,13 @@ if TYPE_CHECKING:
     from hpcopt.models.causal.config import CausalModelConfig
     from hpcopt.models.causal.lstm import LstmConfig
     from hpcopt.models.causal.transformer import TransformerConfig
-    from hpcopt.models.config import GraphModelConfig, ImageModelConfig, TokenModelConfig
+    from hpcopt.models.config import GraphModelConfig, ImageModelConfig, TokenModelConfig, VectorModelConfig
     from hpcopt.models.deep_resnet import DeepResNetConfig
     from hpcopt.models.graph.networks import GatConfig, GcnConfig, GraphSageConfig, NodeMlpConfig
     from hpcopt.models.heads import HeadConfig
     from hpcopt.models.mlp import MlpConfig
     from hpcopt.models.nmf import FactorMlpConfig
+    from hpcopt.models.relu_student import ReluStudentConfig
     from hpcopt.models.resnet import ResNetConfig
     from hpcopt.models.unet import UNetConfig
     from hpcopt.models.vit import VitConfig
@@ -33,10 +34,12 @@ __all__ = [
     "LstmConfig",
     "MlpConfig",
     "NodeMlpConfig",
+    "ReluStudentConfig",
     "ResNetConfig",
     "TokenModelConfig",
     "TransformerConfig",
     "UNetConfig",
+    "VectorModelConfig",
     "VitConfig",
 ]
 
@@ -47,19 +50,21 @@ __getattr__ = lazily(
         "CausalModelConfig": "causal.config",
         "DeepResNetConfig": "deep_resnet",
         "FactorMlpConfig": "nmf",
-        "HeadConfig": "heads",
         "GatConfig": "graph.networks",
         "GcnConfig": "graph.networks",
         "GraphModelConfig": "config",
         "GraphSageConfig": "graph.networks",
+        "HeadConfig": "heads",
         "ImageModelConfig": "config",
         "LstmConfig": "causal.lstm",
         "MlpConfig": "mlp",
         "NodeMlpConfig": "graph.networks",
+        "ReluStudentConfig": "relu_student",
         "ResNetConfig": "resnet",
         "TokenModelConfig": "config",
         "TransformerConfig": "causal.transformer",
         "UNetConfig": "unet",
+        "VectorModelConfig": "config",
         "VitConfig": "vit",
     },
 )

@@ -39,3 +39,15 @@ class ImageModelConfig(Choice, ABC):
         Raises:
             ValueError: the network does not suit such images; the message says why.
         """
+
+
+class VectorModelConfig(Choice, ABC):
+    """A network from vectors to numbers."""
+
+    @abstractmethod
+    def build(self, inputs: int) -> nn.Module:
+        """Make the network: of (n, inputs) it makes (n,).
+
+        Raises:
+            ValueError: the network does not suit so many inputs; the message says why.
+        """

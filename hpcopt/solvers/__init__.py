@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from hpcopt.solvers.local.steps import LocalSteps, LocalStepsConfig
     from hpcopt.solvers.pipeline.local_parallel import LocalParallelConfig
     from hpcopt.solvers.pipeline.solver import PipelineConfig
+    from hpcopt.solvers.relu_network.relu_altmin import ReluAltMinConfig
+    from hpcopt.solvers.relu_network.tensor_init import TensorInitConfig
     from hpcopt.solvers.snvrg import SnvrgConfig
     from hpcopt.solvers.splitting.altmin import AltMinConfig
     from hpcopt.solvers.splitting.bcd import BcdConfig
@@ -41,7 +43,9 @@ __all__ = [
     "LocalSteps",
     "LocalStepsConfig",
     "PipelineConfig",
+    "ReluAltMinConfig",
     "SnvrgConfig",
+    "TensorInitConfig",
 ]
 
 __getattr__ = lazily(
@@ -58,12 +62,14 @@ __getattr__ = lazily(
         "GistConfig": "gist.solver",
         "GossipConfig": "gossip",
         "KaisaConfig": "kaisa.solver",
-        "PipelineConfig": "pipeline.solver",
-        "SnvrgConfig": "snvrg",
         "LeaderConfig": "leader.solver",
         "LocalConfig": "local.solver",
         "LocalParallelConfig": "pipeline.local_parallel",
         "LocalSteps": "local.steps",
         "LocalStepsConfig": "local.steps",
+        "PipelineConfig": "pipeline.solver",
+        "ReluAltMinConfig": "relu_network.relu_altmin",
+        "SnvrgConfig": "snvrg",
+        "TensorInitConfig": "relu_network.tensor_init",
     },
 )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hpcopt.workloads.order import TrainOrder, share
     from hpcopt.workloads.own.workload import TorchConfig
     from hpcopt.workloads.segmentation import SegmentationConfig
+    from hpcopt.workloads.teacher import TeacherConfig
 
 __all__ = [
     "ArithmeticTreesConfig",
@@ -25,6 +26,7 @@ __all__ = [
     "ListReductionConfig",
     "NodeClassificationConfig",
     "SegmentationConfig",
+    "TeacherConfig",
     "TorchConfig",
     "TrainOrder",
     "share",
@@ -41,6 +43,7 @@ __getattr__ = lazily(
         "ListReductionConfig": "list_reduction",
         "NodeClassificationConfig": "node_classification",
         "SegmentationConfig": "segmentation",
+        "TeacherConfig": "teacher",
         "TorchConfig": "own.workload",
         "TrainOrder": "order",
         "share": "order",

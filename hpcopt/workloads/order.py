@@ -17,6 +17,8 @@ def epoch_order(samples: int, batch: int, seed: int, epoch: int) -> np.ndarray:
     Raises:
         DataError: there is no memory for it.
     """
+    if batch == samples:  # strata of one sample: there is nothing to draw
+        return np.arange(samples)[None]
     generator = np.random.default_rng([seed, epoch])
     try:
         strata = np.array_split(np.arange(samples), batch)

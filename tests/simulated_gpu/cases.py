@@ -35,6 +35,8 @@ from hpcopt.solvers.local.solver import LocalConfig
 from hpcopt.solvers.mixing import MixingConfig
 from hpcopt.solvers.pipeline.local_parallel import LocalParallelConfig
 from hpcopt.solvers.pipeline.solver import PipelineConfig
+from hpcopt.solvers.relu_network.relu_altmin import ReluAltMinConfig
+from hpcopt.solvers.relu_network.tensor_init import TensorInitConfig
 from hpcopt.solvers.snvrg import SnvrgConfig
 from hpcopt.solvers.splitting.altmin import AltMinConfig
 from hpcopt.solvers.splitting.bcd import BcdConfig
@@ -178,6 +180,8 @@ CASES: dict[str, Case] = {
     "block_admm, stored": Case(BlockAdmmConfig(auxiliaries="stored", in_flight=2), problem=RELU),
     "deepfacto": Case(DeepFactoConfig(plain=0.3, code_steps=2, sweeps=2), problem=FACTORS),
     "amp": Case(AmpConfig(max_active_keys=1)),
+    "tensor_init": Case(TensorInitConfig(), problem=WORKLOADS["teacher"]),
+    "relu_altmin": Case(ReluAltMinConfig(), problem=WORKLOADS["teacher"]),
     "altmin": Case(AltMinConfig(), ranks=1),
     "bcd": Case(BcdConfig(), problem=RELU, ranks=1),
     "dladmm": Case(DlAdmmConfig(), problem=RELU, ranks=1),

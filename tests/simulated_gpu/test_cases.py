@@ -27,11 +27,12 @@ from hpcopt.families import (
     OPTIMIZERS,
     SOLVERS,
     TOKEN_MODELS,
+    VECTOR_MODELS,
     WORKLOADS,
 )
 from hpcopt.family import Family
 from hpcopt.models.causal.config import CausalModelConfig
-from hpcopt.models.config import GraphModelConfig, ImageModelConfig, TokenModelConfig
+from hpcopt.models.config import GraphModelConfig, ImageModelConfig, TokenModelConfig, VectorModelConfig
 from hpcopt.optim.config import OptimizerConfig
 from hpcopt.shapes import SolverConfig
 from hpcopt.shapes.workload import WorkloadConfig
@@ -99,7 +100,8 @@ def test_nothing_of_the_house_is_left_out():
     models = {workload.model.name for workload in workloads if hasattr(workload, "model")}
     images = [(IMAGE_MODELS, ImageModelConfig), (MASK_MODELS, ImageModelConfig)]
     tokens = [(TOKEN_MODELS, TokenModelConfig), (CAUSAL_MODELS, CausalModelConfig)]
-    families = [*images, *tokens, (GRAPH_MODELS, GraphModelConfig)]
+    others = [(GRAPH_MODELS, GraphModelConfig), (VECTOR_MODELS, VectorModelConfig)]
+    families = [*images, *tokens, *others]
     assert models == set().union(*(builtin(*family) for family in families))
     assert BUDGET.keys() == {name for name, case in CASES.items() if case.steady}
 

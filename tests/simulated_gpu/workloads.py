@@ -19,6 +19,7 @@ from hpcopt.models.deep_resnet import DeepResNetConfig
 from hpcopt.models.graph.networks import GatConfig, GcnConfig, GraphSageConfig, NodeMlpConfig
 from hpcopt.models.mlp import MlpConfig
 from hpcopt.models.nmf import FactorMlpConfig
+from hpcopt.models.relu_student import ReluStudentConfig
 from hpcopt.models.resnet import ResNetConfig
 from hpcopt.models.unet import UNetConfig
 from hpcopt.models.vit import VitConfig
@@ -39,6 +40,7 @@ from hpcopt.workloads.list_reduction import ListReductionConfig
 from hpcopt.workloads.node_classification import NodeClassificationConfig
 from hpcopt.workloads.own.workload import TorchConfig
 from hpcopt.workloads.segmentation import SegmentationConfig
+from hpcopt.workloads.teacher import TeacherConfig
 from tests.graph_data import write_graph
 from tests.text_data import write_text
 
@@ -166,6 +168,11 @@ WORKLOADS: dict[str, OfHouse] = {
     "arithmetic_trees": instances(ArithmeticTreesConfig),
     "graph_distance": instances(GraphDistanceConfig),
     "node_classification": nodes(GcnConfig(hidden=(8,)), clusters=4, batch=4),
+    "teacher": OfHouse(
+        lambda folder: TeacherConfig(
+            inputs=6, hidden=(3,), train=60, batch=60, test=BATCH, noise=0.1, model=ReluStudentConfig(hidden=(3,))
+        )
+    ),
     "torch": OfHouse(
         lambda folder: TorchConfig(
             network=f"{MINE}:Net", train=f"{MINE}:Table", test=f"{MINE}:Table", batch=BATCH, scores=("accuracy",)

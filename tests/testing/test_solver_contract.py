@@ -2,7 +2,8 @@
 
 import copy
 from contextlib import suppress
-from functools import cache
+from functools import cache, cached_property
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from hpcopt.exchange import TwoPhaseConfig, VoteConfig
 from hpcopt.families import SOLVERS
 from hpcopt.models.nmf import FactorMlpConfig
 from hpcopt.optim import AdamWConfig, SgdConfig, SignumConfig
-from hpcopt.shapes import Context, Solver, SolverConfig, Task
+from hpcopt.shapes import Context, Solver, SolverConfig, Task, Workload
 from hpcopt.solvers.amp.solver import AmpConfig
 from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
@@ -28,6 +29,8 @@ from hpcopt.solvers.local.solver import LocalConfig
 from hpcopt.solvers.mixing import MixingConfig
 from hpcopt.solvers.pipeline.local_parallel import LocalParallelConfig
 from hpcopt.solvers.pipeline.solver import PipelineConfig
+from hpcopt.solvers.relu_network.relu_altmin import ReluAltMinConfig
+from hpcopt.solvers.relu_network.tensor_init import TensorInitConfig
 from hpcopt.solvers.snvrg import SnvrgConfig
 from hpcopt.solvers.splitting.altmin import AltMinConfig
 from hpcopt.solvers.splitting.bcd import BcdConfig
@@ -43,6 +46,7 @@ from hpcopt.testing.solver import (
     check_resume,
     check_solver,
 )
+from hpcopt.workloads.teacher import TeacherConfig
 
 
 @cache
@@ -59,6 +63,26 @@ def _relu_network() -> nn.Module:
 
 WHOLE = Problem(batch=44, model=lambda: copy.deepcopy(_relu_network()))  # all samples in every batch
 FACTORS = Problem(batch=44, model=lambda: copy.deepcopy(_factor_network()))
+
+
+class OfTeacher(Problem):
+    """Samples of a teacher, all in every batch."""
+
+    def task(self) -> Task:
+        made = self._made
+        return Task(copy.deepcopy(made.model), made.loss, made.by_index())
+
+    def batches(self, rank: int, size: int, steps: int, first: int = 0) -> list[Any]:
+        return list(islice(self._made.train_batches(rank, size, first), steps))
+
+    @cached_property
+    def _made(self) -> Workload:
+        return TeacherConfig(
+            inputs=FEATURES, hidden=(3,), train=self.samples, batch=self.batch, noise=0.1, dtype="float32"
+        ).build(Context())
+
+
+TEACHER = OfTeacher(batch=211, samples=211)
 
 CASES: dict[str, list[tuple[SolverConfig, dict[str, Any]]]] = {
     "data_parallel": [
@@ -104,6 +128,11 @@ CASES: dict[str, list[tuple[SolverConfig, dict[str, Any]]]] = {
     ],
     "leader": [(LeaderConfig(every=2), {"same_curve": False})],
     "amp": [(AmpConfig(max_active_keys=1, min_update_frequency=3), {"ranks": (1, 3)})],
+    "tensor_init": [(TensorInitConfig(), {"problem": TEACHER})],
+    "relu_altmin": [
+        (ReluAltMinConfig(), {"problem": TEACHER}),
+        (ReluAltMinConfig(), {"problem": OfTeacher(batch=2, samples=2), "ranks": (1, 3)}),  # a rank without samples
+    ],
     "altmin": [(AltMinConfig(), {"ranks": (1,)})],
     "bcd": [(BcdConfig(), {"problem": WHOLE, "ranks": (1,)})],
     "dladmm": [(DlAdmmConfig(), {"problem": WHOLE, "ranks": (1,)})],
