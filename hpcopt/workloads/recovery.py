@@ -29,8 +29,8 @@ def recovery_error(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> floa
             fewer units than the other, units of zeros are what it lacks.
 
     >>> import torch
-    >>> recovery_error([torch.tensor([[0.0, 2.0], [1.0, 0.0]])], [torch.eye(2)])  # one unit too long by half of sqrt(2)
-    0.7071067811865475
+    >>> recovery_error([torch.tensor([[0.0, 3.0], [3.0, 0.0]])], [torch.eye(2)])  # the units of eye(2), too long by 2
+    2.0
     """
     ours, theirs = _padded(_normal(student), _normal(teacher))
     missed = 0.0
