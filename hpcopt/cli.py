@@ -21,6 +21,7 @@ COMMANDS = {
     "export": "hand a run to TensorBoard, Weights & Biases, MLflow, OpenTelemetry or a viewer of traces",
     "explain": "say what a trained network looks at, input by input",
     "checkpoint": "look into checkpoints, check them, take the model out",
+    "study": "run a grid of small jobs or of a function's points, each once, into one table; report on it",
     "submit": "put a job into SLURM's queue, or print its batch script",
 }
 

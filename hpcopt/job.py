@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticSerializationError
@@ -22,6 +22,7 @@ from hpcopt.shapes.workload import WorkloadConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
 from hpcopt.trainer.run import RunConfig
 
+C = TypeVar("C", bound=Config)
 TEXT_EXPECTED = {"string_type", "path_type"}  # pydantic's words
 GOSSIP_IS_A_SOLVER = (
     '[exchange] name = "gossip" is a solver now: write [solver] name = "gossip", with the keys of this section beside '
@@ -136,51 +137,81 @@ def read_job(path: Path, settings: Sequence[str] = ()) -> Job:
         JobError: the file cannot be read, or a key, type or range is wrong; the message names each and what would be
         right.
     """
-    raw = read_toml(path)
-    given = [Setting.of(text) for text in settings]
+    left_out: list[str] = []
+    job = job_of(read_toml(path), [Setting.of(text) for text in settings], path, left_out)
+    if left_out and launch_from().rank == 0:
+        print("\n".join(left_out), file=sys.stderr, flush=True)
+    return job
+
+
+def job_of(raw: dict[str, Any], given: Sequence[Setting], path: Path, left_out: list[str]) -> Job:
+    """Make a job of the content of a file, which is changed, and of settings over it.
+
+    Args:
+        raw: the content.
+        given: the settings.
+        path: of the file, for messages.
+        left_out: gets a line for whatever a setting leaves out of the content.
+
+    Raises:
+        JobError: as ``read_job`` does.
+    """
     before = [_section_around(setting.keys, raw) for setting in given]
     changed = {setting.apply(raw): setting for setting in given}
     for setting, model in zip(given, before, strict=True):
         if setting.keys[-1] == "name" and len(setting.keys) > 1 and _section_around(setting.keys, raw) is not model:
-            _leave_out(raw, setting, changed, path)
+            left_out += _leave_out(raw, setting, changed, path)
+    return validated(Job, raw, path, changed)
+
+
+def validated(kind: type[C], raw: dict[str, Any], path: Path, changed: Mapping[Keys, Setting] | None = None) -> C:
+    """The content of a file as a config; a complaint says which key of the file, or which setting, is wrong.
+
+    Args:
+        kind: of the config.
+        raw: the content.
+        path: of the file, for messages.
+        changed: what settings have changed.
+
+    Raises:
+        JobError: a key, type or range is wrong.
+    """
     try:
-        return Job.model_validate(raw)
+        return kind.model_validate(raw)
     except ValidationError as error:
         try:
             found = error.errors()
         except UnicodeEncodeError as cause:
             raise JobError(f"{path}: a complaint of somebody's class has no text: {cause}").everywhere() from None
         complaints = [
-            _complaint(e, raw, path, changed)
+            _complaint(e, kind, raw, path, changed or {})
             for e in found
             if e["type"] != "default_factory_not_called"  # what it follows from is said
         ]
         raise JobError("\n".join(complaints)).everywhere() from None
 
 
-def _leave_out(raw: dict[str, Any], setting: Setting, changed: Mapping[Keys, Setting], path: Path) -> None:
-    """Another class takes a section over: leave out the file's keys that are none of its own."""
+def _leave_out(raw: dict[str, Any], setting: Setting, changed: Mapping[Keys, Setting], path: Path) -> list[str]:
+    """Another class takes a section over: leave out the file's keys that are none of its own; give a line about it."""
     model = _section_around(setting.keys, raw)
     way, section = setting.keys[:-1], raw
     for name in way:
         section = section.get(name, {}) if isinstance(section, dict) else {}
     if model is None or not isinstance(section, dict):  # there is none of that name, as will be said
-        return
+        return []
     set_here = {keys[len(way)] for keys in changed if keys[: len(way)] == way and len(keys) > len(way)}
     foreign = [key for key in section if key not in model.model_fields and key not in set_here]
     for key in foreign:
         del section[key]
-    if foreign and launch_from().rank == 0:
-        text = f"--set {'.'.join(setting.keys)}={setting.text} leaves out {', '.join(foreign)} of {path}"
-        print(f"hpcopt: {text}, which it does not know", file=sys.stderr, flush=True)
+    return [f"hpcopt: {setting} leaves out {', '.join(foreign)} of {path}, which it does not know"] if foreign else []
 
 
-def _complaint(error: ErrorDetails, raw: Any, path: Path, changed: Mapping[Keys, Setting]) -> str:
+def _complaint(error: ErrorDetails, root: type[Config], raw: Any, path: Path, changed: Mapping[Keys, Setting]) -> str:
     """One error as a person reads it: where, which key, and what would be right."""
     names = [str(part) for part in error["loc"]]
     setting = next((made for keys, made in changed.items() if tuple(names[: len(keys)]) == keys), None)
-    where, key = str(path) if setting is None else "--set", ".".join(names) or "job"
-    model = _section_around(error["loc"], raw)
+    where, key = str(path) if setting is None else setting.source, ".".join(names) or "job"
+    model = _section_around(error["loc"], raw, root)
     if error["type"] == "extra_forbidden":
         keys = [] if model is None else list(model.model_fields)
         near = difflib.get_close_matches(names[-1], keys, n=1, cutoff=0.5)
@@ -198,9 +229,9 @@ def _complaint(error: ErrorDetails, raw: Any, path: Path, changed: Mapping[Keys,
     return said
 
 
-def _section_around(location: Sequence[Any], raw: Any) -> type[BaseModel] | None:
+def _section_around(location: Sequence[Any], raw: Any, root: type[Config] = Job) -> type[BaseModel] | None:
     """The config class of the section that a location lies in, as far as that can be told."""
-    model: type[BaseModel] | None = Job
+    model: type[BaseModel] | None = root
     for part in location[:-1]:
         if isinstance(raw, Mapping):
             raw = raw.get(part)

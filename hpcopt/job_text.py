@@ -46,11 +46,13 @@ class Setting(NamedTuple):
         keys: the way to the value.
         text: the value as it was typed.
         value: it, as TOML.
+        source: what it was typed behind.
     """
 
     keys: Keys
     text: str
     value: Any
+    source: str = "--set"
 
     @classmethod
     def of(cls, typed: str) -> "Setting":
@@ -85,13 +87,14 @@ class Setting(NamedTuple):
                 depth = min(depth, index)
             section = section.setdefault(name, {})
             if not isinstance(section, dict):
-                raise JobError(
-                    f"--set {'.'.join(self.keys)}={self.text}: {name} is a value, not a section"
-                ).everywhere()
+                raise JobError(f"{self}: {name} is a value, not a section").everywhere()
         section[self.keys[-1]] = self.value
         return self.keys[:depth]
 
     @property
     def quoted(self) -> str:
         """It again, with a value that is text whatever it looks like."""
-        return f"--set '{'.'.join(self.keys)}=\"{self.text}\"'"
+        return f"{self.source} '{'.'.join(self.keys)}=\"{self.text}\"'"
+
+    def __str__(self) -> str:
+        return f"{self.source} {'.'.join(self.keys)}={self.text}"

@@ -14,7 +14,7 @@ PACKAGE = Path(hpcopt.__file__).parent
 # One line a floor, from the top; the rooms of one floor do not know each other.
 FLOORS = [
     {"cli", "new", "train", "export", "submit", "checkpoint", "explain", "assure"},
-    {"analysis"},
+    {"analysis", "study"},
     {"report"},
     {"plan", "training"},
     {"prepare", "testing"},

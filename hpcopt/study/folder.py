@@ -1,0 +1,268 @@
+"""A study on disk: its table, and beside it what processes at work have to add.
+
+``table.h5`` has all points. A process at work appends a line for each point that it has done to a file of its own in
+``parts/``, under a lock that it holds as long as it lives; whoever comes next and finds a part without a process puts
+its rows into the table. So a kill at any moment costs the points that were at work, and no row.
+"""
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from secrets import token_hex
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from hpcopt.errors import DataError, JobError
+from hpcopt.store import strict_json
+from hpcopt.store.files import remove, unused
+from hpcopt.store.metrics import software
+from hpcopt.store.range_lock import lock
+from hpcopt.study.claims import FREE, Claims
+from hpcopt.study.grid import label
+from hpcopt.study.table import FAILED, LEFT, Row, Table, empty, key_of, read_table, write_table
+
+if TYPE_CHECKING:
+    from hpcopt.study.study_file import Study  # brings torch, which readers can do without
+
+TABLE, CLAIMS, LOCK, PARTS, RUNS = "table.h5", "claims", "lock", "parts", "runs"
+
+
+class Folder:
+    """The folder of a study.
+
+    Attributes:
+        path: of it.
+        table: path of the table.
+        runs: run directories of points that are jobs.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()  # a point may change the working directory
+        self.table, self.runs = self.path / TABLE, self.path / RUNS
+        self._parts = self.path / PARTS
+
+    def begin(self, study: "Study", *, fresh: bool = False, again: bool = False) -> Table:
+        """Make the folder, or find it again and give it the points that it has not.
+
+        Args:
+            study: what is asked.
+            fresh: move a folder that is there aside.
+            again: let points that have failed be left.
+
+        Raises:
+            JobError: it is another study's folder.
+            DataError: it cannot be written, or its table is damaged.
+        """
+        try:
+            if fresh and self.path.exists():
+                stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+                self.path.rename(unused(self.path.parent, f"{self.path.name}.before-{stamp}"))
+            self._parts.mkdir(parents=True, exist_ok=True)
+            with self._alone():
+                table, gone, more = self._gathered()
+                wanted = study.points
+                if len(table):
+                    self._require_same(table, study)
+                    there = set(map(key_of, table.points))
+                    wanted = [point for point in wanted if key_of(point) not in there]
+                else:
+                    table.attributes = _attributes(study)
+                table.extend(wanted)
+                if again:
+                    for number in np.flatnonzero(table.status == FAILED).tolist():
+                        remove(self.run_directory(number))
+                    table.forget(FAILED)
+                self._publish(table, gone, changed=bool(more or wanted or again))
+        except OSError as cause:
+            raise DataError(f"cannot write the folder {self.path} of the study: {cause.strerror or cause}") from cause
+        return table
+
+    def join(self) -> "Hands":
+        """Come to work on the points."""
+        with self._alone():
+            return Hands(
+                Claims(self.path / CLAIMS),
+                Part(self._parts / f"{socket.gethostname()}-{os.getpid()}-{token_hex(4)}.jsonl"),
+            )
+
+    def settle(self) -> int:
+        """Put the rows of processes that are gone into the table, and free the points that they had; give how many
+        points nobody has then.
+        """
+        with self._alone():
+            table, gone, more = self._gathered()
+            return self._publish(table, gone, changed=more > 0)
+
+    def read(self) -> Table:
+        """The table with the rows of processes at work; changes nothing on disk.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        while True:
+            table, before = read_table(self.table), self.table.stat()
+            seen = self._seen(table)
+            after = self.table.stat()  # of another file, if a part has been put into the table meanwhile
+            if (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns):
+                return seen
+
+    def run_directory(self, number: int) -> Path:
+        """Of a point that is a job."""
+        return self.runs / f"{number:06d}"
+
+    def _gathered(self) -> tuple[Table, list[Path], int]:
+        """The table with the rows of processes that are gone, their parts, and how many rows these had to add."""
+        table = read_table(self.table) if self.table.exists() else empty({})
+        gone, more = [], 0
+        for path in sorted(self._parts.glob("*.jsonl")):
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                if lock(descriptor, 0):
+                    more += table.fill(rows_of(path))
+                    gone.append(path)
+            finally:
+                os.close(descriptor)
+        return table, gone, more
+
+    def _publish(self, table: Table, gone: list[Path], *, changed: bool) -> int:
+        """Write the table if it has changed, remove the parts that are in it, and free their processes' points; give
+        how many points nobody has then.
+        """
+        if changed:
+            write_table(self.table, table)
+        for path in gone:
+            path.unlink()
+        with Claims(self.path / CLAIMS) as claims:
+            claims.settle(len(table), lambda: self._seen(table).status != LEFT)
+            return int((claims.states() == FREE).sum())
+
+    def _seen(self, table: Table) -> Table:
+        """The table, with the rows of all parts."""
+        for path in sorted(self._parts.glob("*.jsonl")):
+            with contextlib.suppress(FileNotFoundError):  # somebody has just put it into the table
+                table.fill(rows_of(path))
+        return table
+
+    def _require_same(self, table: Table, study: "Study") -> None:
+        """Raise JobError unless the table is of the same study, or of one with fewer points."""
+        there = strict_json.mapping(str(table.attributes.get("asked")))
+        different = list(_differences(there, json.loads(_text(study.asked))))
+        keys = sorted({key for point in study.points[:1] for key in point})
+        if sorted(table.axes) != keys:
+            different.append(f"axes: {', '.join(sorted(table.axes))}")
+        remedy = "name another folder by --out, or begin anew by --fresh"
+        if different:
+            raise JobError(f"{self.path} has the points of another study ({'; '.join(different)} there): {remedy}")
+        wanted = set(map(key_of, study.points))
+        gone = next((point for point in table.points if key_of(point) not in wanted), None)
+        if gone is not None:
+            raise JobError(
+                f"{self.path} has a point that {study.path} has not any more: {label(gone)}. Axes may get further "
+                f"values, and lose none: {remedy}"
+            )
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While no other process looks for parts, or makes one."""
+        descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            lock(descriptor, 0, wait=True)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+class Part:
+    """The rows of one process, a line each, written as soon as they are known."""
+
+    def __init__(self, path: Path) -> None:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._file = os.open(path, flags, 0o666)
+        lock(self._file, 0)
+
+    def write(self, row: Row) -> None:
+        """Add a row.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        line = (json.dumps(row) + "\n").encode()
+        try:
+            if os.write(self._file, line) < len(line):
+                raise OSError("the disk is full")
+        except OSError as cause:
+            raise DataError(
+                f"cannot write a row of the study ({cause}): make room, and start the command again"
+            ) from cause
+
+    def close(self) -> None:
+        """Write no more."""
+        os.close(self._file)
+
+
+class Hands:
+    """What a process at work has: its claims, and its part of the rows."""
+
+    def __init__(self, claims: Claims, part: Part) -> None:
+        self.claims, self._part = claims, part
+
+    def done(self, row: Row) -> None:
+        """Keep the row of a point that was taken."""
+        self._part.write(row)
+        self.claims.done(row.number)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        self.claims.give_back()
+        self.claims.__exit__(None, None, None)
+        self._part.close()
+
+
+def rows_of(path: Path) -> Iterator[Row]:
+    """Rows of a part; what a kill has cut short is none."""
+    for line in path.read_bytes().splitlines(keepends=True):
+        with contextlib.suppress(ValueError, TypeError):
+            if line.endswith(b"\n"):
+                yield Row(*json.loads(line))
+
+
+def _attributes(study: "Study") -> dict[str, Any]:
+    """What a table says of its study."""
+    return {**software(), "title": study.name, "asked": _text(study.asked)}
+
+
+def _text(asked: dict[str, Any]) -> str:
+    """As JSON; a TOML file may have dates."""
+    return json.dumps(asked, sort_keys=True, default=str)
+
+
+def _differences(there: Any, asked: Any, way: str = "") -> Iterator[str]:
+    """Keys whose values differ, with the values of the table."""
+    if isinstance(there, dict) and isinstance(asked, dict):
+        for key in sorted(there.keys() | asked.keys()):
+            yield from _differences(there.get(key), asked.get(key), f"{way}.{key}".lstrip("."))
+    elif there != asked:
+        yield f"{way} = {json.dumps(there)}"
+
+
+def read_study(path: Path | str) -> Table:
+    """The table of a study, also while it goes on.
+
+    Args:
+        path: of its folder, or of the table itself.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+    """
+    path = Path(path)
+    if path.name == TABLE:
+        path = path.parent
+    return Folder(path).read() if path.is_dir() else read_table(path)
