@@ -5,7 +5,7 @@ stay for ever, with the network, its buffers and its thread, however often a pro
 """
 
 from collections.abc import Callable
-from weakref import WeakMethod
+from weakref import ref
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -17,11 +17,11 @@ def after_accumulation(p: nn.Parameter, listener: Callable[[nn.Parameter], None]
     Args:
         listener: a method; it is called for as long as its object is used elsewhere.
     """
-    method = WeakMethod(listener)
+    owner, method = ref(listener.__self__), listener.__func__  # type: ignore[attr-defined]
 
     def call(changed: nn.Parameter) -> None:
-        if (living := method()) is not None:
-            living(changed)
+        if (living := owner()) is not None:
+            method(living, changed)
 
     handle: RemovableHandle = p.register_post_accumulate_grad_hook(call)  # type: ignore[no-untyped-call]
     return handle

@@ -50,7 +50,8 @@ class Bucket:
     def take(self, p: nn.Parameter) -> None:
         """Bring a parameter's gradient to its place, whoever made it and however; none counts as zero."""
         place = self.views[p]
-        if place.data_ptr() != self.values[self.offsets[p] :].data_ptr():  # model.to() has moved it away
+        if place.data_ptr() != self.values.data_ptr() + self.offsets[p] * self.values.element_size():
+            # model.to() has moved it away; an empty one has no place
             place = self.views[p] = self._view(p)
         if p.grad is None:
             place.zero_()

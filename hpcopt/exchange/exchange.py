@@ -255,7 +255,8 @@ class Exchange:
         if not bucket.fits(p):
             return  # finish says so
         bucket.take(p)
-        self._note()
+        if self._lane is not None:
+            self._lane.note()
         self._passes_left[p] -= 1
         if self._passes_left[p] < 0:
             raise HpcoptError(
@@ -264,7 +265,8 @@ class Exchange:
             )
         if self._passes_left[p] == 0:
             self._waiting_for[bucket.index] -= 1
-            self._send(self._next_incomplete())
+            if not self._waiting_for[bucket.index]:
+                self._send(self._next_incomplete())
 
     def _look_around(self) -> UnsupportedError | None:
         """Take in parameters and gradients that have changed without a backward pass; give what cannot be."""
