@@ -23,6 +23,7 @@ WORKLOADS = Family(
     arithmetic_trees="hpcopt.workloads.arithmetic_trees:ArithmeticTreesConfig",
     graph_distance="hpcopt.workloads.graph_distance:GraphDistanceConfig",
     teacher="hpcopt.workloads.teacher:TeacherConfig",
+    pictures="hpcopt.workloads.pictures.workload:PicturesConfig",
     torch="hpcopt.workloads.own.workload:TorchConfig",
 )
 
@@ -48,6 +49,12 @@ GRAPH_MODELS = Family(
 )
 
 VECTOR_MODELS = Family("model", default="relu_student", relu_student="hpcopt.models.relu_student:ReluStudentConfig")
+PICTURE_MODELS = Family(
+    "model",
+    default="graph_weighted",
+    graph_weighted="hpcopt.models.graph_weighted:GraphWeightedConfig",
+    padded_mlp="hpcopt.models.padded_mlp:PaddedMlpConfig",
+)
 
 TOKEN_MODELS = Family("model", default="bert", bert="hpcopt.models.bert:BertConfig")
 

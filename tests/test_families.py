@@ -16,7 +16,13 @@ from hpcopt.exchange import ExchangeConfig, RingConfig, TwoPhaseConfig
 from hpcopt.family import Family
 from hpcopt.job import Job, read_job, schema
 from hpcopt.models.causal.config import CausalModelConfig
-from hpcopt.models.config import GraphModelConfig, ImageModelConfig, TokenModelConfig, VectorModelConfig
+from hpcopt.models.config import (
+    GraphModelConfig,
+    ImageModelConfig,
+    PictureModelConfig,
+    TokenModelConfig,
+    VectorModelConfig,
+)
 from hpcopt.models.heads import HeadConfig
 from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
 from hpcopt.prepare import prepare
@@ -32,6 +38,7 @@ FAMILIES = {
     "MASK_MODELS": ImageModelConfig,
     "GRAPH_MODELS": GraphModelConfig,
     "VECTOR_MODELS": VectorModelConfig,
+    "PICTURE_MODELS": PictureModelConfig,
     "TOKEN_MODELS": TokenModelConfig,
     "CAUSAL_MODELS": CausalModelConfig,
     "SOLVERS": SolverConfig,

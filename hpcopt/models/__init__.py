@@ -9,12 +9,20 @@ if TYPE_CHECKING:
     from hpcopt.models.causal.config import CausalModelConfig
     from hpcopt.models.causal.lstm import LstmConfig
     from hpcopt.models.causal.transformer import TransformerConfig
-    from hpcopt.models.config import GraphModelConfig, ImageModelConfig, TokenModelConfig, VectorModelConfig
+    from hpcopt.models.config import (
+        GraphModelConfig,
+        ImageModelConfig,
+        PictureModelConfig,
+        TokenModelConfig,
+        VectorModelConfig,
+    )
     from hpcopt.models.deep_resnet import DeepResNetConfig
     from hpcopt.models.graph.networks import GatConfig, GcnConfig, GraphSageConfig, NodeMlpConfig
+    from hpcopt.models.graph_weighted import GraphWeightedConfig
     from hpcopt.models.heads import HeadConfig
     from hpcopt.models.mlp import MlpConfig
     from hpcopt.models.nmf import FactorMlpConfig
+    from hpcopt.models.padded_mlp import PaddedMlpConfig
     from hpcopt.models.relu_student import ReluStudentConfig
     from hpcopt.models.resnet import ResNetConfig
     from hpcopt.models.unet import UNetConfig
@@ -29,12 +37,15 @@ __all__ = [
     "GcnConfig",
     "GraphModelConfig",
     "GraphSageConfig",
+    "GraphWeightedConfig",
     "HeadConfig",
     "ImageModelConfig",
     "LstmConfig",
     "MlpConfig",
     "NodeMlpConfig",
     "ReluStudentConfig",
+    "PaddedMlpConfig",
+    "PictureModelConfig",
     "ResNetConfig",
     "TokenModelConfig",
     "TransformerConfig",
@@ -55,11 +66,14 @@ __getattr__ = lazily(
         "GraphModelConfig": "config",
         "GraphSageConfig": "graph.networks",
         "HeadConfig": "heads",
+        "GraphWeightedConfig": "graph_weighted",
         "ImageModelConfig": "config",
         "LstmConfig": "causal.lstm",
         "MlpConfig": "mlp",
         "NodeMlpConfig": "graph.networks",
         "ReluStudentConfig": "relu_student",
+        "PaddedMlpConfig": "padded_mlp",
+        "PictureModelConfig": "config",
         "ResNetConfig": "resnet",
         "TokenModelConfig": "config",
         "TransformerConfig": "causal.transformer",

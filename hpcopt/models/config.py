@@ -51,3 +51,19 @@ class VectorModelConfig(Choice, ABC):
         Raises:
             ValueError: the network does not suit so many inputs; the message says why.
         """
+
+
+class PictureModelConfig(Choice, ABC):
+    """A network from pictures, grids of symbols of any size, to a value each."""
+
+    @abstractmethod
+    def build(self, largest: tuple[int, int], symbols: int) -> nn.Module:
+        """Make the network: called with pictures of one size, (n, rows, columns), uint8, it gives (n,).
+
+        Args:
+            largest: rows and columns of the largest pictures.
+            symbols: that a pixel may be, from 0 on.
+
+        Raises:
+            ValueError: the network does not suit such pictures; the message says why.
+        """

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hpcopt.workloads.node_classification import NodeClassificationConfig
     from hpcopt.workloads.order import TrainOrder, share
     from hpcopt.workloads.own.workload import TorchConfig
+    from hpcopt.workloads.pictures.workload import PicturesConfig
     from hpcopt.workloads.segmentation import SegmentationConfig
     from hpcopt.workloads.teacher import TeacherConfig
 
@@ -25,6 +26,7 @@ __all__ = [
     "LanguageModelConfig",
     "ListReductionConfig",
     "NodeClassificationConfig",
+    "PicturesConfig",
     "SegmentationConfig",
     "TeacherConfig",
     "TorchConfig",
@@ -42,6 +44,7 @@ __getattr__ = lazily(
         "LanguageModelConfig": "language_model",
         "ListReductionConfig": "list_reduction",
         "NodeClassificationConfig": "node_classification",
+        "PicturesConfig": "pictures.workload",
         "SegmentationConfig": "segmentation",
         "TeacherConfig": "teacher",
         "TorchConfig": "own.workload",

@@ -25,6 +25,7 @@ from hpcopt.families import (
     IMAGE_MODELS,
     MASK_MODELS,
     OPTIMIZERS,
+    PICTURE_MODELS,
     SOLVERS,
     TOKEN_MODELS,
     VECTOR_MODELS,
@@ -32,7 +33,13 @@ from hpcopt.families import (
 )
 from hpcopt.family import Family
 from hpcopt.models.causal.config import CausalModelConfig
-from hpcopt.models.config import GraphModelConfig, ImageModelConfig, TokenModelConfig, VectorModelConfig
+from hpcopt.models.config import (
+    GraphModelConfig,
+    ImageModelConfig,
+    PictureModelConfig,
+    TokenModelConfig,
+    VectorModelConfig,
+)
 from hpcopt.optim.config import OptimizerConfig
 from hpcopt.shapes import SolverConfig
 from hpcopt.shapes.workload import WorkloadConfig
@@ -101,7 +108,8 @@ def test_nothing_of_the_house_is_left_out():
     images = [(IMAGE_MODELS, ImageModelConfig), (MASK_MODELS, ImageModelConfig)]
     tokens = [(TOKEN_MODELS, TokenModelConfig), (CAUSAL_MODELS, CausalModelConfig)]
     others = [(GRAPH_MODELS, GraphModelConfig), (VECTOR_MODELS, VectorModelConfig)]
-    families = [*images, *tokens, *others]
+    pictures = (PICTURE_MODELS, PictureModelConfig)
+    families = [*images, *tokens, *others, pictures]
     assert models == set().union(*(builtin(*family) for family in families))
     assert BUDGET.keys() == {name for name, case in CASES.items() if case.steady}
 

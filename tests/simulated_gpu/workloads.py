@@ -19,6 +19,7 @@ from hpcopt.models.deep_resnet import DeepResNetConfig
 from hpcopt.models.graph.networks import GatConfig, GcnConfig, GraphSageConfig, NodeMlpConfig
 from hpcopt.models.mlp import MlpConfig
 from hpcopt.models.nmf import FactorMlpConfig
+from hpcopt.models.padded_mlp import PaddedMlpConfig
 from hpcopt.models.relu_student import ReluStudentConfig
 from hpcopt.models.resnet import ResNetConfig
 from hpcopt.models.unet import UNetConfig
@@ -39,6 +40,7 @@ from hpcopt.workloads.language_model import LanguageModelConfig
 from hpcopt.workloads.list_reduction import ListReductionConfig
 from hpcopt.workloads.node_classification import NodeClassificationConfig
 from hpcopt.workloads.own.workload import TorchConfig
+from hpcopt.workloads.pictures.workload import PicturesConfig
 from hpcopt.workloads.segmentation import SegmentationConfig
 from hpcopt.workloads.teacher import TeacherConfig
 from tests.graph_data import write_graph
@@ -141,6 +143,12 @@ def nodes(model: GraphModelConfig, **settings: Any) -> OfHouse:
     return OfHouse(lambda folder: NodeClassificationConfig(data=folder / "graph", model=model, **settings))
 
 
+def pictures(**settings: Any) -> OfHouse:
+    """Of few and small sizes."""
+    sizes = {"sizes": ((2, 2), (2, 3)), "validation_sizes": (), "test_sizes": ((3, 3),)}
+    return OfHouse(lambda folder: PicturesConfig(batch=BATCH, train=4 * BATCH, test=BATCH, **sizes, **settings))
+
+
 GRAPH_NETWORKS = (GraphSageConfig(hidden=(8,)), GatConfig(hidden=(8,), heads=2), NodeMlpConfig(hidden=(8,)))
 GRAPHS = {network.name: nodes(network) for network in GRAPH_NETWORKS}
 NETWORKS = (
@@ -152,6 +160,7 @@ NETWORKS = (
 MODELS = {
     **{network.name: images(network) for network in NETWORKS},
     "transformer": text(TransformerConfig(width=8, layers=1, heads=2, head="tied")),
+    "padded_mlp": pictures(model=PaddedMlpConfig(hidden=(4,))),
 }
 WORKLOADS: dict[str, OfHouse] = {
     "image_classification": images(MlpConfig(hidden=(8,)), labelled=0.5),
@@ -173,6 +182,7 @@ WORKLOADS: dict[str, OfHouse] = {
             inputs=6, hidden=(3,), train=60, batch=60, test=BATCH, noise=0.1, model=ReluStudentConfig(hidden=(3,))
         )
     ),
+    "pictures": pictures(),
     "torch": OfHouse(
         lambda folder: TorchConfig(
             network=f"{MINE}:Net", train=f"{MINE}:Table", test=f"{MINE}:Table", batch=BATCH, scores=("accuracy",)

@@ -1,0 +1,1 @@
+"""Pictures of any size, drawn by the seed, whose values are known."""
