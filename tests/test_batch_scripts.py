@@ -126,6 +126,15 @@ def test_a_sweeps_points_are_started_on_nodes_of_their_own(allocation):
     assert (code, "different numbers of ranks, 1,3(x3)" in said) == (2, True)
 
 
+def test_a_task_of_a_studys_array_starts_all_its_ranks(allocation):
+    allocation |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "4", "SLURM_ARRAY_TASK_COUNT": "9"}
+    code, said = run("slurm/study.sh", "jobs/study_rates.toml", **allocation, SLURM_TASKS_PER_NODE="2(x4)")
+    assert code == 0, said
+    words = asked("srun")
+    assert words[:3] == ["--ntasks=8", "--nodes=4", "--ntasks-per-node=2"]
+    assert words[-4:] == ["python", "-m", "hpcopt.study", "jobs/study_rates.toml"]
+
+
 def test_a_site_file_stands_here_or_beside_the_launch_script(allocation, tmp_path):
     """An installed package has the scripts elsewhere than the folder that is submitted from."""
     (tmp_path / "slurm").unlink()
@@ -197,6 +206,7 @@ def test_a_rank_that_the_system_killed_is_a_lost_one(allocation, tmp_path, launc
         ("train.sh", {"CONTAINER": "pyxis", "IMAGE": "a", "LAUNCHER": "mpirun"}, "so LAUNCHER=srun"),
         ("train.sh", {}, "usage: sbatch slurm/train.sh JOB.toml"),
         ("scaling_sweep.sh", {}, "usage: sbatch slurm/scaling_sweep.sh JOB.toml"),
+        ("study.sh", {}, "usage: sbatch slurm/study.sh FILE.toml"),
         ("kaisa_bert.sh jobs/none.toml", {}, "there is no jobs/none.toml"),
         ("kaisa_bert.sh", {"PHASE": "two"}, "PHASE=two: write 1 or 2"),
         ("kaisa_bert.sh", {"PHASE": "2"}, "PHASE1_DIR: give the run directory"),

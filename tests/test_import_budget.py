@@ -41,7 +41,7 @@ def test_doors_that_only_read_or_submit_need_no_mpi():
 
 
 def test_reports_need_no_torch():
-    assert "torch" not in imported("import hpcopt.report, hpcopt.report.__main__")
+    assert "torch" not in imported("import hpcopt.report, hpcopt.report.__main__, hpcopt.study.report")
 
 
 def test_the_package_itself_is_light():

@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
@@ -24,7 +24,7 @@ from hpcopt.store.files import remove, unused
 from hpcopt.store.metrics import software
 from hpcopt.store.range_lock import lock
 from hpcopt.study.claims import FREE, Claims
-from hpcopt.study.grid import label
+from hpcopt.study.grid import Point, label
 from hpcopt.study.table import FAILED, LEFT, Row, Table, empty, key_of, read_table, write_table
 
 if TYPE_CHECKING:
@@ -66,14 +66,14 @@ class Folder:
             self._parts.mkdir(parents=True, exist_ok=True)
             with self._alone():
                 table, gone, more = self._gathered()
-                wanted = study.points
+                wanted = {key_of(point): point for point in study.points}
                 if len(table):
-                    self._require_same(table, study)
-                    there = set(map(key_of, table.points))
-                    wanted = [point for point in wanted if key_of(point) not in there]
+                    there = {key_of(point): point for point in table.points}
+                    self._require_same(table, study, gone=[there[key] for key in there if key not in wanted])
+                    wanted = {key: wanted[key] for key in wanted if key not in there}
                 else:
                     table.attributes = _attributes(study)
-                table.extend(wanted)
+                table.extend(list(wanted.values()))
                 if again:
                     for number in np.flatnonzero(table.status == FAILED).tolist():
                         remove(self.run_directory(number))
@@ -149,8 +149,8 @@ class Folder:
                 table.fill(rows_of(path))
         return table
 
-    def _require_same(self, table: Table, study: "Study") -> None:
-        """Raise JobError unless the table is of the same study, or of one with fewer points."""
+    def _require_same(self, table: Table, study: "Study", gone: Sequence[Point]) -> None:
+        """Raise JobError unless the table is of the same study, and no point of it is gone from the study."""
         there = strict_json.mapping(str(table.attributes.get("asked")))
         different = list(_differences(there, json.loads(_text(study.asked))))
         keys = sorted({key for point in study.points[:1] for key in point})
@@ -159,11 +159,9 @@ class Folder:
         remedy = "name another folder by --out, or begin anew by --fresh"
         if different:
             raise JobError(f"{self.path} has the points of another study ({'; '.join(different)} there): {remedy}")
-        wanted = set(map(key_of, study.points))
-        gone = next((point for point in table.points if key_of(point) not in wanted), None)
-        if gone is not None:
+        if gone:
             raise JobError(
-                f"{self.path} has a point that {study.path} has not any more: {label(gone)}. Axes may get further "
+                f"{self.path} has a point that {study.path} has not any more: {label(gone[0])}. Axes may get further "
                 f"values, and lose none: {remedy}"
             )
 

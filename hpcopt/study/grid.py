@@ -80,7 +80,9 @@ def filled(base: Mapping[str, Any], point: Point) -> dict[str, Any]:
 
 def identity(value: Any) -> Any:
     """What makes a value the same as another: a number's value, the text of anything else."""
-    return value if type(value) in (int, float) else json.dumps(value, sort_keys=True)
+    if type(value) in (int, float):
+        return value
+    return f'"{value}"' if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
 def usable(name: str) -> bool:

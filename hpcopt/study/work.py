@@ -97,7 +97,8 @@ def require_jobs(study: Study, world: World, say: Callable[[str], None]) -> list
 
 def prepare(folders: Sequence[Path], world: World) -> None:
     """Make data sets that are missing, if hpcopt knows how. Collective."""
-    from hpcopt.prepare import prepare_if_missing
+    if folders:
+        from hpcopt.prepare import prepare_if_missing
 
     for folder in folders:
         prepare_if_missing(folder, world)

@@ -76,6 +76,14 @@ def test_a_study_killed_at_any_moment_goes_on(study_of, calls):
     assert 60 < len(calls()) <= 60 + kills
 
 
+@pytest.mark.parallel([2])
+def test_ranks_under_mpi(shared_tmp_path):
+    from hpcopt.comm.mpi import MpiTransport
+
+    study = Study("numbers", [{"n": list(range(30))}], (), {}, lambda point: {"square": point["n"] ** 2})
+    assert whole(run_study(study, shared_tmp_path / "out", World(MpiTransport())), 30)
+
+
 def test_what_is_done_is_not_done_again(study_of, calls):
     run_study(study_of("noted"), Path("out"))
     assert whole(run_study(study_of("noted"), Path("out")), 7)
