@@ -140,8 +140,9 @@ def _context(seed: int, steps: int) -> Context:
 
 def main(folder: str) -> None:
     """Print what a study of ``initialised`` says: medians over teachers, and slopes with intervals of 95 %."""
-    from hpcopt.study import read_study
     from scipy.stats import t
+
+    from hpcopt.study import read_study
 
     table = read_study(folder)
     columns = {**table.axes, **table.results}
