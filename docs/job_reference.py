@@ -67,10 +67,10 @@ def describe(model: dict[str, Any], section: str, schema: dict[str, Any], descri
         nested = choices(value, schema)
         entries = choices(value.get("items", {}), schema)
         takes = ", ".join(link(choice, f"{section}.{key}") for choice in nested) if nested else kind(value)
-        default = default_of(value, key in model.get("required", ()))
-        lines.append(f"| `{key}` | {takes} | {default} | {value.get('description', '')} |")
         if entries:
             takes = f"sections `[[{section}.{key}]]`: {', '.join(link(e, f'{section}.{key}') for e in entries)}"
+        default = default_of(value, key in model.get("required", ()))
+        lines.append(f"| `{key}` | {takes} | {default} | {value.get('description', '')} |")
         inner += [(f"{section}.{key}", choice) for choice in nested + entries]
     lines.append("")
     for place, choice in inner:

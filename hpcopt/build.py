@@ -50,7 +50,7 @@ def build(job: Job, world: World, device: torch.device = CPU, *, verify: bool = 
     clock = clock_of(device, job.solver.phases)
     context = Context(world=world, exchange=job.exchange, device=device, clock=clock, run_seed=job.run.seed)
     with world.together():
-        workload = job.workload.build(context)
+        workload = job.workload.made(context)
         if verify:
             workload.verify(world.rank, world.size)
     job.check_ranks(world.size)

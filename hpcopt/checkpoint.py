@@ -13,9 +13,10 @@ from torch import Tensor
 
 from hpcopt.any_text import print_any_text
 from hpcopt.errors import EXIT_DONE, CheckpointError, HpcoptError
+from hpcopt.models.coded_embedding import compact_state
 from hpcopt.store.checkpoint import MANIFEST, SHARED, Checkpoints
 from hpcopt.store.hdf5 import printable
-from hpcopt.store.tree import read_tree, verify_tree
+from hpcopt.store.tree import read_tree, verify_tree, write_tree
 
 EXIT_DIFFERENT = 1
 MODEL = "solver.model"
@@ -46,9 +47,10 @@ def parser() -> argparse.ArgumentParser:
     commands = p.add_subparsers(dest="command", required=True, metavar="ls|verify|export|diff")
     for name, text in (("ls", "list checkpoints, or what is in a part"), ("verify", "read every byte")):
         commands.add_parser(name, help=text).add_argument("path", type=Path)
-    export = commands.add_parser("export", help="write a state_dict as .safetensors, or as .pt for torch.load")
+    export = commands.add_parser("export", help="write a state_dict as .safetensors, .h5, or .pt for torch.load")
     export.add_argument("path", type=Path)
-    export.add_argument("file", type=Path, help="FILE.safetensors or FILE.pt")
+    export.add_argument("file", type=Path, help="FILE.safetensors, FILE.pt or FILE.h5")
+    export.add_argument("--codes", action="store_true", help="embeddings of codes as packed integers and small tables")
     export.add_argument("--key", default=MODEL, help=f"which subtree of the part to write (default: {MODEL})")
     diff = commands.add_parser("diff", help="compare two checkpoints or parts, value by value")
     diff.add_argument("path", type=Path)
@@ -67,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case "verify":
                 return verify(options.path)
             case "export":
-                return export(options.path, options.file, options.key)
+                return export(options.path, options.file, options.key, codes=options.codes)
             case _:
                 return diff(options.path, options.other)
     except HpcoptError as error:
@@ -126,11 +128,17 @@ def _verify(folder: Path) -> bool:
     return not damaged
 
 
-def export(path: Path, file: Path, key: str) -> int:
+def export(path: Path, file: Path, key: str, *, codes: bool = False) -> int:
     """Write the tensors under a key of a checkpoint's common part as a flat state_dict.
 
+    Args:
+        path: of the checkpoint.
+        file: to write.
+        key: of the common part.
+        codes: write embeddings of codes as ``hpcopt.models.coded_embedding.compact`` has them.
+
     Raises:
-        CheckpointError: no such key, nothing under it, or the file's suffix is unknown.
+        CheckpointError: no such key, nothing under it, no codes, or the file's suffix is unknown.
     """
     tree: Any = read_tree(path) if path.is_file() else read_tree(*parts(path)[SHARED])
     for name in filter(None, key.split(".")):
@@ -141,6 +149,11 @@ def export(path: Path, file: Path, key: str) -> int:
     tensors = {name: value for name, value in leaves(tree) if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"no tensors under --key {key} in {path}")
+    if codes:
+        try:
+            tensors = compact_state(tensors)
+        except ValueError as cause:
+            raise CheckpointError(f"--codes: {cause}") from cause
     _save(tensors, file)
     print(f"{file}: {len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} values")
     return EXIT_DONE
@@ -154,8 +167,10 @@ def _save(tensors: dict[str, Tensor], file: Path) -> None:
             save_file(tensors, file)
         elif file.suffix in (".pt", ".pth"):
             torch.save(tensors, file)
+        elif file.suffix == ".h5":
+            write_tree(file, tensors)
         else:
-            raise CheckpointError(f"cannot export to {file.name}: name a .safetensors or a .pt file")
+            raise CheckpointError(f"cannot export to {file.name}: name a .safetensors, .h5 or .pt file")
     except ImportError as cause:
         raise CheckpointError("safetensors is not installed: `pip install safetensors`, or export a .pt") from cause
     except HpcoptError:

@@ -88,6 +88,8 @@ SOLVERS = Family(
     dladmm="hpcopt.solvers.splitting.dladmm:DlAdmmConfig",
 )
 
+REWRITES = Family("rewrite", coded_embedding="hpcopt.models.coded_embedding:CodedEmbeddingConfig")
+
 HEADS = Family(
     "head",
     default="auto",

@@ -114,7 +114,7 @@ class Run:
     def _build_workload(self) -> Workload:
         config = self.job.workload
         context = Context(run_seed=self.job.run.seed)
-        return on_device(config.build(context), context.device, config.precision)
+        return on_device(config.made(context), context.device, config.precision)
 
 
 def open_run(path: Path | str) -> Run:

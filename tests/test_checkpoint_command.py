@@ -90,7 +90,7 @@ def test_an_export_is_the_newest_model(tmp_path, model, name, load):
 def test_exports_that_cannot_be(tmp_path, model, capsys):
     save(tmp_path, 6, model)
     for arguments, text in (
-        (["m.bin"], "name a .safetensors or a .pt"),
+        (["m.bin"], "name a .safetensors, .h5 or .pt"),
         (["m.pt", "--key", "solver.models"], "no `models` of --key solver.models"),
         (["m.pt", "--key", "position"], "no tensors"),
     ):

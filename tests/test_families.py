@@ -24,6 +24,7 @@ from hpcopt.models.config import (
     VectorModelConfig,
 )
 from hpcopt.models.heads import HeadConfig
+from hpcopt.models.rewrite import Rewrite
 from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
 from hpcopt.prepare import prepare
 from hpcopt.shapes import SolverConfig, WorkloadConfig
@@ -42,6 +43,7 @@ FAMILIES = {
     "TOKEN_MODELS": TokenModelConfig,
     "CAUSAL_MODELS": CausalModelConfig,
     "SOLVERS": SolverConfig,
+    "REWRITES": Rewrite,
     "HEADS": HeadConfig,
     "OPTIMIZERS": OptimizerConfig,
     "SCHEDULES": ScheduleConfig,
@@ -263,6 +265,7 @@ import torch
 from hpcopt.compress import Codec
 from hpcopt.compress.qsgd import QSGD
 from hpcopt.exchange import TwoPhaseConfig
+from hpcopt.models.rewrite import Rewrite
 from hpcopt.optim import OptimizerConfig, ScheduleConfig
 from hpcopt.models.mlp import MlpConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig

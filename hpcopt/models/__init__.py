@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from hpcopt.models.causal.config import CausalModelConfig
     from hpcopt.models.causal.lstm import LstmConfig
     from hpcopt.models.causal.transformer import TransformerConfig
+    from hpcopt.models.coded_embedding import CodedEmbeddingConfig
     from hpcopt.models.config import (
         GraphModelConfig,
         ImageModelConfig,
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
     from hpcopt.models.padded_mlp import PaddedMlpConfig
     from hpcopt.models.relu_student import ReluStudentConfig
     from hpcopt.models.resnet import ResNetConfig
+    from hpcopt.models.rewrite import Rewrite
     from hpcopt.models.unet import UNetConfig
     from hpcopt.models.vit import VitConfig
 
 __all__ = [
     "BertConfig",
     "CausalModelConfig",
+    "CodedEmbeddingConfig",
     "DeepResNetConfig",
     "FactorMlpConfig",
     "GatConfig",
@@ -47,6 +50,7 @@ __all__ = [
     "PaddedMlpConfig",
     "PictureModelConfig",
     "ResNetConfig",
+    "Rewrite",
     "TokenModelConfig",
     "TransformerConfig",
     "UNetConfig",
@@ -59,6 +63,7 @@ __getattr__ = lazily(
     {
         "BertConfig": "bert",
         "CausalModelConfig": "causal.config",
+        "CodedEmbeddingConfig": "coded_embedding",
         "DeepResNetConfig": "deep_resnet",
         "FactorMlpConfig": "nmf",
         "GatConfig": "graph.networks",
@@ -75,6 +80,7 @@ __getattr__ = lazily(
         "PaddedMlpConfig": "padded_mlp",
         "PictureModelConfig": "config",
         "ResNetConfig": "resnet",
+        "Rewrite": "rewrite",
         "TokenModelConfig": "config",
         "TransformerConfig": "causal.transformer",
         "UNetConfig": "unet",

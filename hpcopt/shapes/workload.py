@@ -3,13 +3,17 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from hpcopt.config import Choice
+from hpcopt.errors import JobError
+from hpcopt.families import REWRITES
 from hpcopt.held import Held
+from hpcopt.models.rewrite import Penalised, Rewrite, with_penalties
+from hpcopt.randomness import drawn_by
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import Loss
 from hpcopt.shapes.samples import Samples
@@ -95,7 +99,7 @@ class Workload(Held, ABC):
 class WorkloadConfig(Choice, ABC):
     """What is trained: a model, its data, its loss and its scores."""
 
-    may_change: ClassVar[frozenset[str]] = frozenset({"data", "model", "precision", "compile"})
+    may_change: ClassVar[frozenset[str]] = frozenset({"data", "model", "rewrites", "precision", "compile"})
     """Keys that do not decide which samples a step draws: a resumed run may have others."""
 
     batch: int = Field(ge=1, description="samples in one step, over all ranks")
@@ -103,6 +107,9 @@ class WorkloadConfig(Choice, ABC):
         "float32", description="of matrix products in the model; parameters, norms and losses are float32"
     )
     compile: bool = Field(False, description="let torch.compile translate the model; takes a C++ compiler")
+    rewrites: tuple[Annotated[Rewrite, REWRITES], ...] = Field(
+        (), description="changes of the network once it is made, one after another"
+    )
 
     @property
     def folder(self) -> Path | None:
@@ -117,3 +124,20 @@ class WorkloadConfig(Choice, ABC):
             DataError: the data are missing, damaged, or not what the workload needs.
             JobError: the settings do not suit the data.
         """
+
+    def made(self, context: Context) -> Workload:
+        """``build``, and the rewrites.
+
+        Raises:
+            DataError, JobError: as of ``build``; or a rewrite does not suit the network.
+        """
+        workload = self.build(context)
+        for number, rewrite in enumerate(self.rewrites):
+            with drawn_by(context.seed(f"rewrite {number}")):
+                try:
+                    workload.model = rewrite.apply(workload.model)
+                except ValueError as cause:
+                    raise JobError(f"[[workload.rewrites]] {rewrite.name}: {cause}") from cause
+        if any(isinstance(layer, Penalised) for layer in workload.model.modules()):
+            workload.loss = with_penalties(workload.loss)
+        return workload

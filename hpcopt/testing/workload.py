@@ -46,7 +46,7 @@ def check_workload(config: WorkloadConfig, *, ranks: Iterable[int] = (1, 2, 3), 
 
 def built(config: WorkloadConfig, seed: int = SEED) -> Workload:
     """A fresh workload whose network is ready to be evaluated: dropout is off."""
-    workload = config.build(Context(run_seed=seed))
+    workload = config.made(Context(run_seed=seed))
     workload.model.eval()
     return workload
 

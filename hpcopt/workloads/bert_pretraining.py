@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpcopt.errors import CheckpointError, DataError, JobError
+from hpcopt.errors import DataError, JobError
 from hpcopt.families import TOKEN_MODELS
 from hpcopt.models.bert import POSITIONS, Bert, BertConfig, import_weights
 from hpcopt.models.config import TokenModelConfig
@@ -24,8 +24,8 @@ from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.workload import Better, Workload, WorkloadConfig
 from hpcopt.store.sentence_pairs import SentencePairs, read_vocabulary
-from hpcopt.store.weights import newest_weights
 from hpcopt.workloads.ahead import ahead
+from hpcopt.workloads.begun import load_newest_weights
 from hpcopt.workloads.masking import mask_tokens, predicted
 from hpcopt.workloads.order import share
 from hpcopt.workloads.streams import Rows, Streams
@@ -204,12 +204,7 @@ def load_weights(model: nn.Module, source: Path) -> None:
         assert isinstance(model, Bert)
         import_weights(model, source)
         return
-    try:
-        model.load_state_dict(newest_weights(source).state_dict)
-    except CheckpointError as cause:
-        raise DataError(f"[workload] start_from: {cause}") from cause
-    except RuntimeError as cause:
-        raise DataError(f"[workload] start_from: {source} holds another network ({cause})") from cause
+    load_newest_weights(model, source)
 
 
 def _split_folder(data: Path, *names: str) -> Path:

@@ -25,6 +25,7 @@ from hpcopt.shapes.context import Context
 from hpcopt.shapes.samples import Samples
 from hpcopt.shapes.workload import Better, Workload, WorkloadConfig
 from hpcopt.store.text import StoredText
+from hpcopt.workloads.begun import load_newest_weights
 from hpcopt.workloads.order import TrainOrder, share
 
 TEST_BATCH = 32
@@ -41,6 +42,9 @@ class LanguageModelConfig(WorkloadConfig):
     evaluate_on: Literal["test", "validation"] = Field("test", description="text that scores are of")
     test_samples: int | None = Field(None, ge=1, description="most windows to evaluate on, from the first on")
     model: Annotated[CausalModelConfig, CAUSAL_MODELS] = Field(LstmConfig(), description="the network")
+    start_from: Path | None = Field(
+        None, description="weights to begin with: a run directory, whose newest checkpoint counts"
+    )
 
     @property
     def folder(self) -> Path:
@@ -50,7 +54,7 @@ class LanguageModelConfig(WorkloadConfig):
         """Open the text and make the model.
 
         Raises:
-            DataError: the text is missing, damaged, or shorter than two tokens.
+            DataError: the text is missing, damaged, or shorter than two tokens; or so are the weights to begin with.
             JobError: it has fewer windows than a batch, or the network's settings do not suit each other.
         """
         return LanguageModel(self, context.run_seed)
@@ -82,6 +86,8 @@ class LanguageModel(Workload):
             self.model: nn.Module = config.model.build(self._text.words, config.length)
         except ValueError as cause:
             raise JobError(f"[workload.model]: {cause}") from cause
+        if config.start_from is not None:
+            load_newest_weights(self.model, config.start_from)
 
     @property
     def steps_per_epoch(self) -> int:

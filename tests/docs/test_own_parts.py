@@ -19,4 +19,4 @@ def test_every_section_of_a_family_is_in_the_table():
     found = [value for value in vars(families).values() if isinstance(value, Family)]
     assert found
     for family in found:
-        assert re.search(rf"`\[(\w+\.)?{family.what}\]`", page), family.what
+        assert re.search(rf"`\[+(\w+\.)?{family.what}s?\]+`", page), family.what

@@ -14,6 +14,7 @@ from hpcopt.models.bert import BertConfig
 from hpcopt.models.causal.config import CausalModelConfig
 from hpcopt.models.causal.lstm import LstmConfig
 from hpcopt.models.causal.transformer import TransformerConfig
+from hpcopt.models.coded_embedding import CodedEmbeddingConfig
 from hpcopt.models.config import GraphModelConfig, ImageModelConfig
 from hpcopt.models.deep_resnet import DeepResNetConfig
 from hpcopt.models.graph.networks import GatConfig, GcnConfig, GraphSageConfig, NodeMlpConfig
@@ -88,7 +89,7 @@ class OfHouse:
     config: Callable[[Path], WorkloadConfig]
 
     def __call__(self) -> Workload:
-        return self.config(data()).build(Context(run_seed=1))
+        return self.config(data()).made(Context(run_seed=1))
 
 
 @cache
@@ -133,9 +134,11 @@ def instances(config: type[InstanceConfig]) -> OfHouse:
     return OfHouse(lambda folder: config(batch=BATCH, train=4 * BATCH, test=BATCH, hidden=4))
 
 
-def text(model: CausalModelConfig) -> OfHouse:
+def text(model: CausalModelConfig, **settings: Any) -> OfHouse:
     """Of words, by one network."""
-    return OfHouse(lambda folder: LanguageModelConfig(data=folder / "text", batch=BATCH, length=8, model=model))
+    return OfHouse(
+        lambda folder: LanguageModelConfig(data=folder / "text", batch=BATCH, length=8, model=model, **settings)
+    )
 
 
 def nodes(model: GraphModelConfig, **settings: Any) -> OfHouse:
@@ -161,6 +164,7 @@ MODELS = {
     **{network.name: images(network) for network in NETWORKS},
     "transformer": text(TransformerConfig(width=8, layers=1, heads=2, head="tied")),
     "padded_mlp": pictures(model=PaddedMlpConfig(hidden=(4,))),
+    "of codes": text(LstmConfig(width=8, units=8), rewrites=(CodedEmbeddingConfig(ways=4, digits=3, guide="table"),)),
 }
 WORKLOADS: dict[str, OfHouse] = {
     "image_classification": images(MlpConfig(hidden=(8,)), labelled=0.5),

@@ -13,6 +13,7 @@ from hpcopt.models.causal.transformer import TransformerConfig
 from hpcopt.shapes.context import Context
 from hpcopt.store.shards import write_shards
 from hpcopt.store.text import StoredText
+from hpcopt.store.weights import newest_weights
 from hpcopt.testing.workload import check_workload
 from hpcopt.train import main
 from hpcopt.workloads.language_model import LanguageModelConfig
@@ -135,3 +136,14 @@ def test_a_job_goes_on_bit_for_bit(data, tmp_path, capsys):
     ends = [tmp_path / name / "checkpoints" / "step_00000006" for name in ("straight", "stopped")]
     assert checkpoint(["diff", *map(str, ends)]) == 0
     assert "FOM test_perplexity" in capsys.readouterr().out
+    begun = LanguageModelConfig(
+        data=data,
+        batch=5,
+        length=6,
+        start_from=tmp_path / "straight",
+        model=LstmConfig(width=6, units=16, layers=2, head="adaptive", cutoffs=(4, 9)),
+    )
+    weights = newest_weights(tmp_path / "straight").state_dict
+    assert torch.equal(begun.build(Context()).model.word.weight, weights["word.weight"])
+    with pytest.raises(DataError, match="holds another network"):
+        begun.model_copy(update={"model": LSTM}).build(Context())

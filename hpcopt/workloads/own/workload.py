@@ -37,7 +37,7 @@ class TorchConfig(WorkloadConfig):
 
     may_change: ClassVar[frozenset[str]] = frozenset(
         {"network", "network_arguments", "loss", "loss_arguments", "scores", "test", "test_arguments", "test_samples"}
-        | {"workers", "workers_by", "precision", "compile"}
+        | {"workers", "workers_by", "rewrites", "precision", "compile"}
     )
 
     name: Literal["torch"] = "torch"

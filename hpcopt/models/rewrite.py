@@ -1,0 +1,45 @@
+"""Changes of a network after it is made, as sections of a job: ``[[workload.rewrites]]``."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from hpcopt.config import Choice
+
+
+class Rewrite(Choice, ABC):
+    """A change of a network."""
+
+    @abstractmethod
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Give the network changed; it may be the same object. What is drawn at random comes from torch's generator,
+        which stands at the same place on all ranks.
+
+        Raises:
+            ValueError: the network lacks what is to be changed; the message says what it has.
+        """
+
+
+class Penalised(nn.Module):
+    """A layer that adds to the loss what its last forward pass in training has cost.
+
+    Attributes:
+        penalty: a mean over the batch, (); None: nothing.
+    """
+
+    penalty: Tensor | None = None
+
+
+def with_penalties(loss: Callable[[nn.Module, Any], Tensor]) -> Callable[[nn.Module, Any], Tensor]:
+    """A loss of a model and a batch, and the penalties of the model's layers."""
+
+    def both(model: nn.Module, batch: Any) -> Tensor:
+        value = loss(model, batch)
+        for layer in model.modules():
+            if isinstance(layer, Penalised) and layer.penalty is not None:
+                value, layer.penalty = value + layer.penalty, None
+        return value
+
+    return both
