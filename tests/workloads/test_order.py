@@ -21,6 +21,11 @@ def test_an_epoch_has_no_sample_twice():
     assert len(set(seen.tolist())) == len(seen) == 96
 
 
+def test_all_samples_in_every_batch_have_one_order():
+    order = TrainOrder(50, 50, seed=0)
+    assert all(order.indices(step, 0, 1).tolist() == list(range(50)) for step in range(3))
+
+
 def test_epochs_differ_and_seeds_differ():
     order = TrainOrder(64, 8, seed=0)
     assert order.indices(0, 0, 1).tolist() != order.indices(1, 0, 1).tolist()
