@@ -24,6 +24,7 @@ WORKLOADS = Family(
     graph_distance="hpcopt.workloads.graph_distance:GraphDistanceConfig",
     teacher="hpcopt.workloads.teacher:TeacherConfig",
     pictures="hpcopt.workloads.pictures.workload:PicturesConfig",
+    w_language="hpcopt.workloads.w_language:WLanguageConfig",
     torch="hpcopt.workloads.own.workload:TorchConfig",
 )
 
@@ -65,6 +66,14 @@ CAUSAL_MODELS = Family(
     transformer="hpcopt.models.causal.transformer:TransformerConfig",
 )
 
+FRAME_MODELS = Family(
+    "model",
+    default="deductron",
+    deductron="hpcopt.models.deductron:DeductronConfig",
+    tanh_rnn="hpcopt.models.frames:TanhRnnConfig",
+    frame_mlp="hpcopt.models.frames:FrameMlpConfig",
+)
+
 SOLVERS = Family(
     "solver",
     default="data_parallel",
@@ -86,6 +95,7 @@ SOLVERS = Family(
     altmin="hpcopt.solvers.splitting.altmin:AltMinConfig",
     bcd="hpcopt.solvers.splitting.bcd:BcdConfig",
     dladmm="hpcopt.solvers.splitting.dladmm:DlAdmmConfig",
+    annealing="hpcopt.solvers.annealing.solver:AnnealingConfig",
 )
 
 REWRITES = Family("rewrite", coded_embedding="hpcopt.models.coded_embedding:CodedEmbeddingConfig")

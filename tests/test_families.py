@@ -17,6 +17,7 @@ from hpcopt.family import Family
 from hpcopt.job import Job, read_job, schema
 from hpcopt.models.causal.config import CausalModelConfig
 from hpcopt.models.config import (
+    FrameModelConfig,
     GraphModelConfig,
     ImageModelConfig,
     PictureModelConfig,
@@ -40,6 +41,7 @@ FAMILIES = {
     "GRAPH_MODELS": GraphModelConfig,
     "VECTOR_MODELS": VectorModelConfig,
     "PICTURE_MODELS": PictureModelConfig,
+    "FRAME_MODELS": FrameModelConfig,
     "TOKEN_MODELS": TokenModelConfig,
     "CAUSAL_MODELS": CausalModelConfig,
     "SOLVERS": SolverConfig,

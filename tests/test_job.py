@@ -224,7 +224,7 @@ def test_an_exchange_meets_what_the_solver_needs(path):
     assert read_job(path, ["solver.optimizer.name=signum", *either]).exchange.signs
 
 
-@pytest.mark.parametrize("solver", ["gossip", "altmin", "bcd", "dladmm"])
+@pytest.mark.parametrize("solver", ["gossip", "altmin", "bcd", "dladmm", "annealing"])
 def test_a_solver_without_exchange_takes_none(tmp_path, solver):
     path = tmp_path / "job.toml"
     path.write_text(f'[run]\nsteps = 1\n[workload]\ndata = "d"\nbatch = 4\n[solver]\nname = "{solver}"\n')

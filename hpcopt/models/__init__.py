@@ -11,13 +11,16 @@ if TYPE_CHECKING:
     from hpcopt.models.causal.transformer import TransformerConfig
     from hpcopt.models.coded_embedding import CodedEmbeddingConfig
     from hpcopt.models.config import (
+        FrameModelConfig,
         GraphModelConfig,
         ImageModelConfig,
         PictureModelConfig,
         TokenModelConfig,
         VectorModelConfig,
     )
+    from hpcopt.models.deductron import DeductronConfig
     from hpcopt.models.deep_resnet import DeepResNetConfig
+    from hpcopt.models.frames import FrameMlpConfig, TanhRnnConfig
     from hpcopt.models.graph.networks import GatConfig, GcnConfig, GraphSageConfig, NodeMlpConfig
     from hpcopt.models.graph_weighted import GraphWeightedConfig
     from hpcopt.models.heads import HeadConfig
@@ -34,8 +37,11 @@ __all__ = [
     "BertConfig",
     "CausalModelConfig",
     "CodedEmbeddingConfig",
+    "DeductronConfig",
     "DeepResNetConfig",
     "FactorMlpConfig",
+    "FrameMlpConfig",
+    "FrameModelConfig",
     "GatConfig",
     "GcnConfig",
     "GraphModelConfig",
@@ -51,6 +57,7 @@ __all__ = [
     "PictureModelConfig",
     "ResNetConfig",
     "Rewrite",
+    "TanhRnnConfig",
     "TokenModelConfig",
     "TransformerConfig",
     "UNetConfig",
@@ -64,23 +71,27 @@ __getattr__ = lazily(
         "BertConfig": "bert",
         "CausalModelConfig": "causal.config",
         "CodedEmbeddingConfig": "coded_embedding",
+        "DeductronConfig": "deductron",
         "DeepResNetConfig": "deep_resnet",
         "FactorMlpConfig": "nmf",
+        "FrameMlpConfig": "frames",
+        "FrameModelConfig": "config",
         "GatConfig": "graph.networks",
         "GcnConfig": "graph.networks",
         "GraphModelConfig": "config",
         "GraphSageConfig": "graph.networks",
-        "HeadConfig": "heads",
         "GraphWeightedConfig": "graph_weighted",
+        "HeadConfig": "heads",
         "ImageModelConfig": "config",
         "LstmConfig": "causal.lstm",
         "MlpConfig": "mlp",
         "NodeMlpConfig": "graph.networks",
-        "ReluStudentConfig": "relu_student",
         "PaddedMlpConfig": "padded_mlp",
         "PictureModelConfig": "config",
+        "ReluStudentConfig": "relu_student",
         "ResNetConfig": "resnet",
         "Rewrite": "rewrite",
+        "TanhRnnConfig": "frames",
         "TokenModelConfig": "config",
         "TransformerConfig": "causal.transformer",
         "UNetConfig": "unet",

@@ -25,6 +25,19 @@ class GraphModelConfig(Choice, ABC):
         """
 
 
+class FrameModelConfig(Choice, ABC):
+    """A network from sequences of frames to outputs of each frame."""
+
+    @abstractmethod
+    def build(self, inputs: int, outputs: int) -> nn.Module:
+        """Make the network from frames, (n, T, inputs), to outputs in [0, 1], (n, T, outputs); those of a frame depend
+        on it and on frames before.
+
+        Raises:
+            ValueError: the network does not suit such frames; the message says why.
+        """
+
+
 class ImageModelConfig(Choice, ABC):
     """A network from images to outputs."""
 

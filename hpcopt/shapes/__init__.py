@@ -2,6 +2,7 @@
 
 from hpcopt.shapes.batch import Batch, TensorBatch
 from hpcopt.shapes.context import Context
+from hpcopt.shapes.discrete import Discrete
 from hpcopt.shapes.graph_batch import GraphBatch
 from hpcopt.shapes.loss import Loss, OutputLoss
 from hpcopt.shapes.samples import Samples
@@ -13,6 +14,7 @@ __all__ = [
     "Batch",
     "Better",
     "Context",
+    "Discrete",
     "GraphBatch",
     "Loss",
     "OutputLoss",

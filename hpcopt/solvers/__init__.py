@@ -6,6 +6,7 @@ from hpcopt.lazily import lazily
 
 if TYPE_CHECKING:
     from hpcopt.solvers.amp.solver import AmpConfig
+    from hpcopt.solvers.annealing.solver import AnnealingConfig
     from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
     from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
     from hpcopt.solvers.data_parallel import DataParallelConfig
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AltMinConfig",
     "AmpConfig",
+    "AnnealingConfig",
     "BcdConfig",
     "BlockAdmmConfig",
     "DataParallelConfig",
@@ -51,6 +53,7 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
+        "AnnealingConfig": "annealing.solver",
         "AltMinConfig": "splitting.altmin",
         "AmpConfig": "amp.solver",
         "BcdConfig": "splitting.bcd",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hpcopt.workloads.pictures.workload import PicturesConfig
     from hpcopt.workloads.segmentation import SegmentationConfig
     from hpcopt.workloads.teacher import TeacherConfig
+    from hpcopt.workloads.w_language import WLanguageConfig
 
 __all__ = [
     "ArithmeticTreesConfig",
@@ -31,12 +32,14 @@ __all__ = [
     "TeacherConfig",
     "TorchConfig",
     "TrainOrder",
+    "WLanguageConfig",
     "share",
 ]
 
 __getattr__ = lazily(
     __name__,
     {
+        "WLanguageConfig": "w_language",
         "ArithmeticTreesConfig": "arithmetic_trees",
         "BertPretrainingConfig": "bert_pretraining",
         "GraphDistanceConfig": "graph_distance",

@@ -23,6 +23,7 @@ from hpcopt.optim.svag import MSvagConfig, SvagConfig
 from hpcopt.shapes import SolverConfig
 from hpcopt.shapes.workload import Precision, Workload
 from hpcopt.solvers.amp.solver import AmpConfig
+from hpcopt.solvers.annealing.solver import AnnealingConfig
 from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
@@ -185,4 +186,5 @@ CASES: dict[str, Case] = {
     "altmin": Case(AltMinConfig(), ranks=1),
     "bcd": Case(BcdConfig(), problem=RELU, ranks=1),
     "dladmm": Case(DlAdmmConfig(), problem=RELU, ranks=1),
+    "annealing": Case(AnnealingConfig(chains=3, moves=2), problem=MODELS["deductron"]),
 }

@@ -21,6 +21,7 @@ from hpcopt.comm.world import alone
 from hpcopt.families import (
     CAUSAL_MODELS,
     EXCHANGES,
+    FRAME_MODELS,
     GRAPH_MODELS,
     IMAGE_MODELS,
     MASK_MODELS,
@@ -34,6 +35,7 @@ from hpcopt.families import (
 from hpcopt.family import Family
 from hpcopt.models.causal.config import CausalModelConfig
 from hpcopt.models.config import (
+    FrameModelConfig,
     GraphModelConfig,
     ImageModelConfig,
     PictureModelConfig,
@@ -108,8 +110,8 @@ def test_nothing_of_the_house_is_left_out():
     images = [(IMAGE_MODELS, ImageModelConfig), (MASK_MODELS, ImageModelConfig)]
     tokens = [(TOKEN_MODELS, TokenModelConfig), (CAUSAL_MODELS, CausalModelConfig)]
     others = [(GRAPH_MODELS, GraphModelConfig), (VECTOR_MODELS, VectorModelConfig)]
-    pictures = (PICTURE_MODELS, PictureModelConfig)
-    families = [*images, *tokens, *others, pictures]
+    drawn = [(PICTURE_MODELS, PictureModelConfig), (FRAME_MODELS, FrameModelConfig)]
+    families = [*images, *tokens, *others, *drawn]
     assert models == set().union(*(builtin(*family) for family in families))
     assert BUDGET.keys() == {name for name, case in CASES.items() if case.steady}
 

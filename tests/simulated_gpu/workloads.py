@@ -15,8 +15,10 @@ from hpcopt.models.causal.config import CausalModelConfig
 from hpcopt.models.causal.lstm import LstmConfig
 from hpcopt.models.causal.transformer import TransformerConfig
 from hpcopt.models.coded_embedding import CodedEmbeddingConfig
-from hpcopt.models.config import GraphModelConfig, ImageModelConfig
+from hpcopt.models.config import FrameModelConfig, GraphModelConfig, ImageModelConfig
+from hpcopt.models.deductron import DeductronConfig
 from hpcopt.models.deep_resnet import DeepResNetConfig
+from hpcopt.models.frames import FrameMlpConfig, TanhRnnConfig
 from hpcopt.models.graph.networks import GatConfig, GcnConfig, GraphSageConfig, NodeMlpConfig
 from hpcopt.models.mlp import MlpConfig
 from hpcopt.models.nmf import FactorMlpConfig
@@ -44,6 +46,7 @@ from hpcopt.workloads.own.workload import TorchConfig
 from hpcopt.workloads.pictures.workload import PicturesConfig
 from hpcopt.workloads.segmentation import SegmentationConfig
 from hpcopt.workloads.teacher import TeacherConfig
+from hpcopt.workloads.w_language import WLanguageConfig
 from tests.graph_data import write_graph
 from tests.text_data import write_text
 
@@ -141,6 +144,11 @@ def text(model: CausalModelConfig, **settings: Any) -> OfHouse:
     )
 
 
+def strings(model: FrameModelConfig) -> OfHouse:
+    """Of drawings, by one network."""
+    return OfHouse(lambda folder: WLanguageConfig(batch=BATCH, train=2 * BATCH, test=BATCH, model=model))
+
+
 def nodes(model: GraphModelConfig, **settings: Any) -> OfHouse:
     """Of a graph, by one network."""
     return OfHouse(lambda folder: NodeClassificationConfig(data=folder / "graph", model=model, **settings))
@@ -160,8 +168,10 @@ NETWORKS = (
     FactorMlpConfig(hidden=(8,), factors=4),
     VitConfig(patch=4, layers=1, width=8, heads=2),
 )
+OF_FRAMES = (DeductronConfig(gates="hard"), TanhRnnConfig(), FrameMlpConfig())
 MODELS = {
     **{network.name: images(network) for network in NETWORKS},
+    **{network.name: strings(network) for network in OF_FRAMES},
     "transformer": text(TransformerConfig(width=8, layers=1, heads=2, head="tied")),
     "padded_mlp": pictures(model=PaddedMlpConfig(hidden=(4,))),
     "of codes": text(LstmConfig(width=8, units=8), rewrites=(CodedEmbeddingConfig(ways=4, digits=3, guide="table"),)),
@@ -180,6 +190,7 @@ WORKLOADS: dict[str, OfHouse] = {
     "list_reduction": instances(ListReductionConfig),
     "arithmetic_trees": instances(ArithmeticTreesConfig),
     "graph_distance": instances(GraphDistanceConfig),
+    "w_language": strings(DeductronConfig()),
     "node_classification": nodes(GcnConfig(hidden=(8,)), clusters=4, batch=4),
     "teacher": OfHouse(
         lambda folder: TeacherConfig(

@@ -19,6 +19,7 @@ from hpcopt.models.nmf import FactorMlpConfig
 from hpcopt.optim import AdamWConfig, SgdConfig, SignumConfig
 from hpcopt.shapes import Context, Solver, SolverConfig, Task, Workload
 from hpcopt.solvers.amp.solver import AmpConfig
+from hpcopt.solvers.annealing.solver import AnnealingConfig
 from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.solvers.data_parallel import DataParallel, DataParallelConfig
@@ -47,6 +48,7 @@ from hpcopt.testing.solver import (
     check_solver,
 )
 from hpcopt.workloads.teacher import TeacherConfig
+from tests.solvers.annealing.walkers import Signs
 
 
 @cache
@@ -62,6 +64,7 @@ def _relu_network() -> nn.Module:
 
 
 WHOLE = Problem(batch=44, model=lambda: copy.deepcopy(_relu_network()))  # all samples in every batch
+SIGNS = Problem(model=Signs)
 FACTORS = Problem(batch=44, model=lambda: copy.deepcopy(_factor_network()))
 
 
@@ -136,6 +139,10 @@ CASES: dict[str, list[tuple[SolverConfig, dict[str, Any]]]] = {
     "altmin": [(AltMinConfig(), {"ranks": (1,)})],
     "bcd": [(BcdConfig(), {"problem": WHOLE, "ranks": (1,)})],
     "dladmm": [(DlAdmmConfig(), {"problem": WHOLE, "ranks": (1,)})],
+    "annealing": [
+        (AnnealingConfig(moves=3), {"problem": SIGNS}),
+        (AnnealingConfig(method="simulated_annealing", chains=2, moves=3), {"problem": SIGNS, "ranks": (1, 3)}),
+    ],
 }
 
 

@@ -1,0 +1,1 @@
+"""Simulated annealing and parallel tempering: chains of random moves, dealt over the ranks."""
