@@ -1,16 +1,17 @@
-"""How K-FAC's work on a model is spread over the ranks: from its layers and the settings to every rank's plan.
+"""How KAISA's work on a model is spread over the ranks: from its layers and the settings to every rank's plan.
 
 Pure functions of shapes and settings: nothing here communicates, and every rank finds the same.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
 
 from hpcopt.solvers.kaisa.cost import Forecast, forecast, layer_cost
-from hpcopt.solvers.kaisa.inverse import Method
 from hpcopt.solvers.kaisa.layers.layer import Layer, memory_of
 from hpcopt.solvers.kaisa.memory import Memory, Widths, choose, predict
+from hpcopt.solvers.kaisa.method import Method, PerLayer
 from hpcopt.solvers.kaisa.placement import Grid, place
 from hpcopt.solvers.kaisa.plan import Plan, Sizes
 from hpcopt.solvers.kaisa.settings import DTYPES, KaisaSettings
@@ -25,7 +26,7 @@ class Arrangement:
         placement: the grid, and who owns which layer.
     """
 
-    def __init__(self, layers: Sequence[Layer], method: Method, settings: KaisaSettings, size: int) -> None:
+    def __init__(self, layers: Sequence[Layer], method: PerLayer, settings: KaisaSettings, size: int) -> None:
         """Place the layers.
 
         Raises:
@@ -37,8 +38,8 @@ class Arrangement:
         self.inverse_dtype = self._kept(settings.inverse_dtype)
         own = self._dtype.itemsize
         self._widths = Widths(own, self.factor_dtype.itemsize, self.inverse_dtype.itemsize, own)
-        self._sizes = [_sizes(layer, method) for layer in layers]
-        self._costs = [layer_cost(layer, method, self._widths, settings) for layer in layers]
+        self._sizes = [_sizes(layer, method.of(layer)) for layer in layers]
+        self._costs = [layer_cost(layer, method.of(layer), self._widths, settings) for layer in layers]
         if settings.memory_budget is not None:
             self.placement, _ = choose(self._costs, self._sizes, size, self._widths, settings.memory_budget)
         else:
@@ -59,18 +60,22 @@ class Arrangement:
         return [forecast(grid, self._costs, self._sizes, self._widths, self._settings) for grid in grids]
 
     def describe(self, skipped: Mapping[str, str]) -> dict[str, str]:
-        """The arrangement for a person, with what K-FAC leaves alone, and why."""
+        """The arrangement for a person, with what is left alone, and why."""
         grid = self.placement.grid
         plans = [self.plan(rank) for rank in range(grid.size)]
         memory = [self.memory(plan) for plan in plans]
         names = [layer.name for layer in self._layers]
         return {
-            "K-FAC layers": f"{len(names)} preconditioned, {len(skipped)} not: " + _by_reason(skipped),
-            "K-FAC grid": f"fraction {grid.fraction:.3g}\n{self.placement.text()}",
-            "K-FAC memory": f"{max(m.held_bytes for m in memory):,} bytes kept on the fullest rank, "
+            "KAISA layers": f"{self._by_method()}; {len(skipped)} not: {_by_reason(skipped)}",
+            "KAISA grid": f"fraction {grid.fraction:.3g}\n{self.placement.text()}",
+            "KAISA memory": f"{max(m.held_bytes for m in memory):,} bytes kept on the fullest rank, "
             f"{max(m.passing_bytes for m in memory):,} more in passing",
-            "K-FAC rank 0": "\n".join(plans[0].lines(names, self._widths.sums)),
+            "KAISA rank 0": "\n".join(plans[0].lines(names, self._widths.sums)),
         }
+
+    def _by_method(self) -> str:
+        counts = Counter(layer.method for layer in self._layers)
+        return ", ".join(f"{count} by {name}" for name, count in counts.items()) or "none"
 
     def _kept(self, name: str) -> torch.dtype:
         return self._dtype if name == "float32" else DTYPES[name]
@@ -83,6 +88,5 @@ def _by_reason(skipped: Mapping[str, str]) -> str:
 
 
 def _sizes(layer: Layer, method: Method) -> Sizes:
-    factors = (layer.a, layer.g)
-    inverting = method.squares * max(f.matrices * f.size**2 for f in factors)
-    return Sizes(layer.a.numel + layer.g.numel + 1, method.numel(layer), layer.numel, inverting)
+    kept = method.numel(layer), layer.numel, layer.factors, method.carried(layer)
+    return Sizes(layer.sums, *kept, method.working(layer))

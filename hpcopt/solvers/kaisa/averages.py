@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from hpcopt.pinned import numbers
-from hpcopt.solvers.kaisa.layers.layer import Layer, memory_of
+from hpcopt.solvers.kaisa import symmetric
+from hpcopt.solvers.kaisa.layers.layer import FactorShape, Layer, memory_of
+from hpcopt.solvers.kaisa.layers.matrix import Matrix
 
 
 @dataclass
@@ -50,7 +52,7 @@ class Averages:
         self.of: dict[int, Average] = {}
         self._layers = layers
         self.rejected = 0
-        lengths = [layers[i].a.numel + layers[i].g.numel for i in owned]
+        lengths = [layers[i].factors for i in owned]
         flat = torch.zeros(sum(lengths), dtype=dtype, device=memory_of(layers)[1])
         for i, own in zip(owned, torch.split(flat, lengths), strict=True):
             self.of[i] = Average(*split(layers[i], own))
@@ -60,11 +62,12 @@ class Averages:
 
         A layer that no rank used, or whose sums are not finite, stays as it is.
         """
-        lengths = [average.numel + 1 for average in self.of.values()]
+        there = {i: average for i, average in self.of.items() if self._layers[i].sums}
+        lengths = [average.numel + 1 for average in there.values()]
         pieces = torch.split(own, lengths)
         # a sum is the quicker look, but may overflow although all its summands are finite
         looks = numbers([x for piece in pieces for x in (piece[-1], piece.sum())])
-        for (i, average), piece, rows, total in zip(self.of.items(), pieces, looks[::2], looks[1::2], strict=True):
+        for (i, average), piece, rows, total in zip(there.items(), pieces, looks[::2], looks[1::2], strict=True):
             if rows == 0:
                 continue
             if not (math.isfinite(total) or torch.isfinite(piece).all()):
@@ -73,9 +76,19 @@ class Averages:
             a, g = split(self._layers[i], piece[:-1])
             average.add(a.div_(rows), g, decay)
 
+    def add_gradients(self, decay: float) -> None:
+        """Add the factors of gradients, where they are made of those."""
+        for i, average in self.of.items():
+            layer = self._layers[i]
+            if isinstance(layer, Matrix) and layer.factors and layer.weight.grad is not None:
+                average.add(*layer.factors_of(layer.gradient().to(layer.dtype)), decay)
+
 
 def split(layer: Layer, flat: Tensor) -> tuple[Tensor, Tensor]:
     """The packed factors A and G in a flat tensor, views of shape (matrices, packed length)."""
-    n = layer.a.numel
-    a = flat[:n].view(layer.a.matrices, -1) if n else flat[:0].view(0, 1)
-    return a, flat[n : n + layer.g.numel].view(layer.g.matrices, -1)
+    a, g = torch.split(flat[: layer.factors], [layer.a.numel, layer.g.numel])
+    return _matrices(a, layer.a), _matrices(g, layer.g)
+
+
+def _matrices(flat: Tensor, shape: FactorShape) -> Tensor:
+    return flat.view(shape.matrices, symmetric.packed_length(shape.size))

@@ -1,27 +1,30 @@
-"""What K-FAC takes of a step, predicted from sizes: for the placement of layers, and for ``--dry-run``.
+"""What KAISA takes of a step, predicted from sizes: for the placement of layers, and for ``--dry-run``.
 
 Arithmetic is counted in floating-point operations at one rate, traffic in bytes at another. A method's own count
-(``Method.flops``) is that of matrix products which would take as long.
+(``Method.refresh_flops``) is that of matrix products which would take as long.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hpcopt.solvers.kaisa.inverse import Method
 from hpcopt.solvers.kaisa.layers.layer import Layer
 from hpcopt.solvers.kaisa.memory import Widths, predict
+from hpcopt.solvers.kaisa.method import Method
 from hpcopt.solvers.kaisa.placement import Cost, Grid, place
 from hpcopt.solvers.kaisa.plan import Message, Plan, Sizes
 from hpcopt.solvers.kaisa.settings import DTYPES, KaisaSettings
 
 
 def layer_cost(layer: Layer, method: Method, widths: Widths, settings: KaisaSettings) -> Cost:
-    """Of a layer, spread over the steps between two inversions."""
-    shapes = (layer.a, layer.g)
-    invert_s = sum(f.matrices * method.flops(f.size) for f in shapes) / settings.flops
-    products = sum(2 * layer.numel * method.products(f.size) for f in shapes if f.blocks)
+    """Of a layer, spread over the steps between two refreshes."""
+    refresh_s = method.refresh_flops(layer) / settings.flops
+    factors_s = layer.factor_flops / settings.flops
     send_s = method.numel(layer) * widths.inverse / settings.bandwidth
-    return Cost(invert_s / settings.inverse_every, products / settings.flops, send_s / settings.inverse_every)
+    return Cost(
+        refresh_s / settings.inverse_every + factors_s / settings.factor_every,
+        method.step_flops(layer) / settings.flops,
+        send_s / settings.inverse_every,
+    )
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Forecast:
 
     Attributes:
         fraction: of the ranks that keep each layer's inverses.
-        held_bytes: factors and inverses, kept from step to step.
+        held_bytes: factors, inverses and moments, kept from step to step.
         sent_bytes: in an average step, for factors, inverses and preconditioned gradients.
         compute_s: preconditioning and inverting in an average step; statistics, which each rank takes of its own
             samples whatever the fraction, are left out.
@@ -77,7 +80,7 @@ def forecast(
 
 def table(forecasts: Sequence[Forecast], other_s: float) -> str:
     """For a person; ``other_s`` is the rest of a step: the model's own passes and the exchange of gradients."""
-    rows = ["fraction   kept on the fullest rank   sent a step   K-FAC, compute + wire   whole step"]
+    rows = ["fraction   kept on the fullest rank   sent a step   KAISA, compute + wire   whole step"]
     rows += [
         f"{f.fraction:<8.3g} {f.held_bytes / 1e6:20,.1f} MB {f.sent_bytes / 1e6:10,.1f} MB "
         f"{f.compute_s:11.3g} + {f.wire_s:.3g} s {f.compute_s + f.wire_s + other_s:10.3g} s"

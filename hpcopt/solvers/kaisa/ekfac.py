@@ -39,7 +39,7 @@ class Ekfac(Eigen):
             self.moments(layer, out).copy_(d_g.reshape(layer.batch, -1, 1) * d_a.reshape(layer.batch, 1, -1))
             out[-1] = 0
 
-    def apply(self, layer: Layer, kept: Tensor, w: Tensor, damping: float) -> Tensor:
+    def apply(self, layer: Layer, kept: Tensor, w: Tensor, damping: float, moments: Tensor | None = None) -> Tensor:
         if not has_moments(layer):
             return super().apply(layer, kept, w, damping)
         (q_a, _), (q_g, _) = self.pairs(layer, kept)

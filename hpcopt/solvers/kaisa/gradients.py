@@ -12,9 +12,11 @@ from torch import Tensor
 
 from hpcopt.comm.ragged import exchange
 from hpcopt.comm.world import World
-from hpcopt.pinned import seen
-from hpcopt.solvers.kaisa.inverse import Method
+from hpcopt.pinned import numbers, seen
 from hpcopt.solvers.kaisa.layers.layer import Layer, memory_of
+from hpcopt.solvers.kaisa.layers.matrix import Matrix, all_finite
+from hpcopt.solvers.kaisa.method import PerLayer
+from hpcopt.solvers.kaisa.moments import Moments
 from hpcopt.solvers.kaisa.plan import Plan
 from hpcopt.solvers.kaisa.refresh import Inverses
 from hpcopt.solvers.kaisa.settings import KaisaSettings
@@ -30,24 +32,31 @@ class Gradients:
 
     def __init__(
         self,
-        method: Method,
+        method: PerLayer,
         layers: Sequence[Layer],
         plan: Plan,
         inverses: Inverses,
+        moments: Moments,
         world: World,
         settings: KaisaSettings,
     ) -> None:
         self._method, self._layers, self._plan, self._inverses = method, layers, plan, inverses
-        self._world, self._settings = world, settings
+        self._moments, self._world, self._settings = moments, world, settings
+        self._matrices = [layer for layer in layers if isinstance(layer, Matrix)]
+        self._unclipped = [not method.of(layer).natural for layer in layers]
         self.cosines = {layer.name: math.nan for layer in layers}
         self.clipped = 1.0
 
     def precondition(self, damping: float, lr: float, step: int) -> None:
         """Replace all, unless some are not finite. Collective, where ranks have inverses of some layers only."""
         squares = [f.matrices * f.size**2 for layer in self._layers for f in (layer.a, layer.g) if f.size > 1]
-        self._method.scratch = self._inverses.flat.new_empty(max(squares, default=0))
+        self._method.lend(self._inverses.flat.new_empty(max(squares, default=0)))
         self._replace(damping, lr, step)
-        self._method.scratch = None
+        self._method.lend(None)
+
+    def usable(self) -> bool:
+        """Whether no method's state would be spoilt: gradients that are looked at themselves are all finite."""
+        return not self._matrices or bool(numbers([all_finite(self._matrices)])[0])
 
     def _replace(self, damping: float, lr: float, step: int) -> None:
         used = [i for i, layer in enumerate(self._layers) if all(p.grad is not None for p in layer.parameters())]
@@ -64,13 +73,17 @@ class Gradients:
             return
         cosines = values[:, 0] / (values[:, 1] * values[:, 2]).sqrt().clamp(min=1e-30)
         self.cosines.update(zip((self._layers[i].name for i in used), cosines.tolist(), strict=True))
+        values[torch.tensor([self._unclipped[i] for i in used], dtype=torch.bool), 0] = 0
         self.clipped = self._clip(float(values[:, 0].sum()) * lr**2)
         for i, p in preconditioned.items():
-            self._layers[i].set_gradient(p, self.clipped)
+            self._layers[i].set_gradient(p, 1.0 if self._unclipped[i] else self.clipped)
 
     def _natural(self, i: int, w: Tensor, damping: float) -> Tensor:
-        p = self._method.apply(self._layers[i], self._inverses.of(i), w, damping)
-        return p * (w.norm() / p.norm().clamp(min=torch.finfo(p.dtype).tiny)) if self._settings.graft else p
+        layer = self._layers[i]
+        method = self._method.of(layer)
+        p = method.apply(layer, self._inverses.of(i), w, damping, self._moments.of(i))
+        graft = self._settings.graft if self._settings.graft is not None else not method.natural
+        return p * (w.norm() / p.norm().clamp(min=torch.finfo(p.dtype).tiny)) if graft and not method.whole else p
 
     def _spread(self, used: Sequence[int], damping: float, step: int) -> Tensor:
         """Those of all layers, flat: of the own column computed, the others' received."""

@@ -10,7 +10,7 @@ A method keeps what it needs of a layer in a flat tensor, which travels as it is
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -24,63 +24,60 @@ from hpcopt.solvers.kaisa.factors import (
     invert_factors,
 )
 from hpcopt.solvers.kaisa.layers.layer import FactorShape, Layer
+from hpcopt.solvers.kaisa.layers.matrix import Source
 
-MethodName = Literal["cholesky", "low_rank", "eigen", "ekfac"]
 
-
-class Method(Protocol):
-    """How a layer's factors are inverted.
+class Kfac:
+    """What the ways to invert K-FAC's factors share: no state but factors and inverses, and their costs by size.
 
     Attributes:
-        squares: matrices of a factor's size, unpacked, that are alive at once meanwhile.
-        scratch: flat memory for one kept matrix unpacked, of the kept values' dtype; set while a step preconditions.
+        squares: matrices of a factor's size, unpacked, that are alive at once while it is inverted.
     """
 
-    squares: int
-    scratch: Tensor | None
-
-    def numel(self, layer: Layer) -> int:
-        """Values kept of a layer."""
-
-    def invert(self, work: Sequence[Work], failures: Failures) -> None:
-        """Fill every ``out``, shape (numel(layer),)."""
-
-    def apply(self, layer: Layer, kept: Tensor, w: Tensor, damping: float) -> Tensor:
-        """The preconditioned W; both of shape (batch, outputs, inputs). A method may have damped when it inverted."""
+    source: ClassVar[Source] = "activations"
+    natural: ClassVar[bool] = True
+    whole: ClassVar[bool] = False
+    squares: ClassVar[int]
+    scratch: Tensor | None = None
 
     def flops(self, size: int) -> float:
         """Operations of the matrix products that take as long as inverting one matrix of so many rows; rough."""
+        raise NotImplementedError
 
     def products(self, size: int) -> int:
         """Multiplications for each value of W that a factor of so many rows takes to apply."""
+        raise NotImplementedError
+
+    def carried(self, layer: Layer) -> int:
+        return 0
+
+    def working(self, layer: Layer) -> int:
+        return self.squares * max(f.matrices * f.size**2 for f in (layer.a, layer.g))
+
+    def leave(self, layer: Layer, kept: Tensor, moments: Tensor) -> None:
+        return
+
+    def enter(self, layer: Layer, kept: Tensor, moments: Tensor) -> None:
+        return
+
+    def refresh_flops(self, layer: Layer) -> float:
+        return sum(f.matrices * self.flops(f.size) for f in (layer.a, layer.g))
+
+    def step_flops(self, layer: Layer) -> float:
+        return sum(2 * layer.numel * self.products(f.size) for f in (layer.a, layer.g) if f.blocks)
 
 
-class Cholesky:
-    """Factored damping; keeps the packed inverses of A and G."""
-
-    squares = 3  # the factor, its root, its inverse
-    scratch: Tensor | None = None
+class Packed(Kfac):
+    """Keeps a symmetric matrix for each of A and G, packed, and multiplies by them."""
 
     def numel(self, layer: Layer) -> int:
-        return layer.a.numel + layer.g.numel
-
-    def flops(self, size: int) -> float:
-        return 1.5 * size**3
+        return layer.factors
 
     def products(self, size: int) -> int:
         return size
 
-    def invert(self, work: Sequence[Work], failures: Failures) -> None:
-        factors = []
-        for w, (damping_a, damping_g) in zip(work, factored_dampings(work), strict=True):
-            kept_a, kept_g = _parts(w.layer, w.out)
-            if w.layer.a.blocks:
-                factors.append(Factor(w.a, w.layer.a.size, damping_a, kept_a))
-            factors.append(Factor(w.g, w.layer.g.size, damping_g, kept_g))
-        invert_factors(factors, failures)
-
-    def apply(self, layer: Layer, kept: Tensor, w: Tensor, damping: float) -> Tensor:
-        kept_a, kept_g = _parts(layer, kept)
+    def apply(self, layer: Layer, kept: Tensor, w: Tensor, damping: float, moments: Tensor | None = None) -> Tensor:
+        kept_a, kept_g = parts(layer, kept)
         w = apply_left(layer.g, w, lambda x: symmetric.multiply(kept_g, x, self.scratch))
         if layer.a.blocks:
             turned = w.transpose(1, 2)
@@ -88,11 +85,28 @@ class Cholesky:
         return w
 
 
-class Eigen:
+class Cholesky(Packed):
+    """Factored damping; keeps the packed inverses of A and G."""
+
+    squares = 3  # the factor, its root, its inverse
+
+    def flops(self, size: int) -> float:
+        return 1.5 * size**3
+
+    def invert(self, work: Sequence[Work], failures: Failures) -> None:
+        factors = []
+        for w, (damping_a, damping_g) in zip(work, factored_dampings(work), strict=True):
+            kept_a, kept_g = parts(w.layer, w.out)
+            if w.layer.a.blocks:
+                factors.append(Factor(w.a, w.layer.a.size, damping_a, kept_a))
+            factors.append(Factor(w.g, w.layer.g.size, damping_g, kept_g))
+        invert_factors(factors, failures)
+
+
+class Eigen(Kfac):
     """Exact damping; keeps eigenvectors and eigenvalues of A and G, for each matrix (size + 1) rows of size."""
 
     squares = 4  # the factor, its eigenvectors, and the two that divide and conquer works in
-    scratch: Tensor | None = None
 
     def numel(self, layer: Layer) -> int:
         return sum(_eigen_numel(shape) for shape in (layer.a, layer.g))
@@ -111,7 +125,7 @@ class Eigen:
                     factors.append(Factor(packed, shape.size, 0.0, rows))
         decompose_factors(factors, failures)
 
-    def apply(self, layer: Layer, kept: Tensor, w: Tensor, damping: float) -> Tensor:
+    def apply(self, layer: Layer, kept: Tensor, w: Tensor, damping: float, moments: Tensor | None = None) -> Tensor:
         (q_a, d_a), (q_g, d_g) = self.pairs(layer, kept)
         w = apply_left(layer.g, w, lambda x: q_g.transpose(1, 2) @ x)
         if not layer.a.blocks:
@@ -133,7 +147,7 @@ class Eigen:
         return [part.view(s.matrices, s.size + 1, s.size) for part, s in zip(parts, shapes, strict=True)]
 
 
-def _parts(layer: Layer, kept: Tensor) -> tuple[Tensor, Tensor]:
+def parts(layer: Layer, kept: Tensor) -> tuple[Tensor, Tensor]:
     """The packed matrices of A and of G, views."""
     split = layer.a.numel
     a = kept[:split].view(layer.a.matrices, -1) if split else kept[:0]

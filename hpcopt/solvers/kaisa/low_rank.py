@@ -28,18 +28,17 @@ from hpcopt.solvers.kaisa.factors import (
     together,
     unpacked,
 )
-from hpcopt.solvers.kaisa.inverse import apply_left
+from hpcopt.solvers.kaisa.inverse import Kfac, apply_left
 from hpcopt.solvers.kaisa.layers.layer import FactorShape, Layer
 from hpcopt.solvers.kaisa.products import times_transposed
 
 ITERATIONS = 2
 
 
-class LowRank:
+class LowRank(Kfac):
     """Keeps, for each large matrix, U transposed, (d - mu) / (d + damping), and 1 / (mu + damping)."""
 
     squares = 3  # at most: those of a matrix that is inverted whole
-    scratch: Tensor | None = None
 
     def __init__(self, rank: int, seed: int = 0) -> None:
         """``seed`` is that of the subspaces that the first iterations start from."""
@@ -72,7 +71,7 @@ class LowRank:
             self._decompose(group, [starts[id(factor)] for factor in group])
         invert_factors(whole, failures)
 
-    def apply(self, layer: Layer, kept: Tensor, w: Tensor, damping: float) -> Tensor:
+    def apply(self, layer: Layer, kept: Tensor, w: Tensor, damping: float, moments: Tensor | None = None) -> Tensor:
         of_a, of_g = torch.split(kept, [self._numel(layer.a), self._numel(layer.g)])
         w = apply_left(layer.g, w, lambda x: self._multiply(layer.g, of_g, x))
         if layer.a.blocks:

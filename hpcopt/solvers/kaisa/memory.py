@@ -23,7 +23,7 @@ class Memory:
     """Bytes of one rank.
 
     Attributes:
-        held_bytes: factors and inverses, kept from step to step.
+        held_bytes: factors, inverses and moments, kept from step to step.
         passing_bytes: most that is needed beside them for a while: the sums of a factor step with what the other ranks
             send, the matrices at work while a factor is inverted, or a step's gradients.
     """
@@ -36,7 +36,7 @@ def predict(plan: Plan, widths: Widths) -> Memory:
     """The memory of a rank's plan."""
     size = plan.placement.grid.size
     own = plan.sums.lengths[plan.rank]
-    held = (own - len(plan.owned)) * widths.factor + plan.inverses.numel * widths.inverse
+    held = plan.factors * widths.factor + plan.inverses.numel * widths.inverse + plan.moments.numel * widths.gradient
     # at worst the others' segments as they are sent, and as many of the own as there are ranks
     travelling = size * own if size > 1 else 0
     sums = (plan.sums.numel + travelling) * widths.sums
@@ -62,7 +62,7 @@ def choose(
         if memory.held_bytes <= budget_bytes:
             return placement, memory
     raise JobError(
-        f"K-FAC needs {memory.held_bytes:,} bytes on its fullest rank even with a fraction of 1/{size}, more than the "
+        f"KAISA needs {memory.held_bytes:,} bytes on its fullest rank even with a fraction of 1/{size}, more than the "
         f'memory_budget of {budget_bytes:,}: raise it, use more ranks, factor_dtype and inverse_dtype = "bfloat16", or '
         "a smaller max_size"
     )

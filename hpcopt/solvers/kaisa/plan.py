@@ -31,11 +31,15 @@ class Message:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Values that a layer has in each event's buffer, and those needed beside it while it is inverted."""
+    """Values that a layer has in each event's buffer, those that its owner and its column keep beside it, and those
+    needed for a while when it is inverted.
+    """
 
     sums: int
     inverse: int
     gradient: int
+    factors: int = 0
+    moments: int = 0
     inverting: int = 0
 
 
@@ -73,6 +77,9 @@ class Plan:
         worked: layers that it preconditions, those of its column.
         sums, inverses, gradients: the three buffers; inverses has a group for each rank of the column.
         own_inverses: where this rank's own lie in it.
+        refreshed: owned layers that have any.
+        moments: the buffer of the column's moments, which never travels.
+        factors: values of the owned layers' factors.
         inverting: values that inverting each layer needs beside them.
         inverses_out, inverses_in, gradients_out, gradients_in: messages.
     """
@@ -87,7 +94,10 @@ class Plan:
         self.sums = Buffer([placement.owned(r) for r in range(grid.size)], [s.sums for s in sizes])
         self.inverses = Buffer([placement.owned(r) for r in members], [s.inverse for s in sizes])
         self.gradients = Buffer([placement.of_column(c) for c in range(grid.columns)], [s.gradient for s in sizes])
+        self.moments = Buffer([self.worked], [s.moments for s in sizes])
         self.inverting = [s.inverting for s in sizes]
+        self.refreshed = [i for i in self.owned if sizes[i].inverse]
+        self.factors = sum(sizes[i].factors for i in self.owned)
         own = self.inverses.segments[members.index(rank)]
         others = [(segment, r) for segment, r in zip(self.inverses.segments, members, strict=True) if r != rank]
         self.own_inverses = own

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hpcopt.comm.ragged import exchange, reduce_to_owners
 from hpcopt.comm.world import World
 from hpcopt.errors import CheckpointError, JobError
-from hpcopt.solvers.kaisa import checkpoint, inverse
+from hpcopt.solvers.kaisa import checkpoint
 from hpcopt.solvers.kaisa.arrangement import Arrangement
 from hpcopt.solvers.kaisa.averages import Averages
 from hpcopt.solvers.kaisa.cost import Forecast
@@ -20,19 +20,14 @@ from hpcopt.solvers.kaisa.ekfac import BatchMoments, Ekfac
 from hpcopt.solvers.kaisa.factors import Failures
 from hpcopt.solvers.kaisa.gradients import Gradients
 from hpcopt.solvers.kaisa.layers.find import Layers
-from hpcopt.solvers.kaisa.low_rank import LowRank
+from hpcopt.solvers.kaisa.method import PerLayer
+from hpcopt.solvers.kaisa.methods import chooser, made
+from hpcopt.solvers.kaisa.moments import Moments
 from hpcopt.solvers.kaisa.products import rounding
 from hpcopt.solvers.kaisa.recorder import Recorder
 from hpcopt.solvers.kaisa.refresh import Inverses, Refresher
 from hpcopt.solvers.kaisa.settings import DTYPES, MOVING, KaisaSettings
 from hpcopt.solvers.kaisa.targets import Distribution, Draws
-
-METHODS: dict[str, Callable[[KaisaSettings, int], inverse.Method]] = {
-    "cholesky": lambda s, seed: inverse.Cholesky(),
-    "low_rank": lambda s, seed: LowRank(s.rank, seed),
-    "eigen": lambda s, seed: inverse.Eigen(),
-    "ekfac": lambda s, seed: Ekfac(),
-}
 
 
 class Kaisa:
@@ -81,9 +76,9 @@ class Kaisa:
         self._total_steps = total_steps
         if total_steps is None and s.scheduled(0):
             raise JobError("settings named _final need total_steps").everywhere()
-        self.layers = Layers(model, s.options(), s.skip)
+        self.layers = Layers(model, s.options(), s.skip, chooser(s))
         self._found = self.layers.found
-        self._method = METHODS[s.method](s, seed)
+        self._method = PerLayer(made(s, seed))
         self._arrangement = Arrangement(self._found, self._method, s, world.size)
         self.plan = self._arrangement.plan(world.rank)
         self.memory = self._arrangement.memory(self.plan)
@@ -103,16 +98,24 @@ class Kaisa:
         self._inverses = Inverses(plan, self._arrangement.inverse_dtype, self._arrangement.device)
         parts = plan, self._averages, self._inverses
         self._refresher = Refresher(self._method, found, *parts, s.refresh_tolerance, s.inverse_lag, seed)
-        self._gradients = Gradients(self._method, found, plan, self._inverses, world, s)
+        self._carried = Moments(self._method, found, plan, self._inverses)
+        self._gradients = Gradients(self._method, found, plan, self._inverses, self._carried, world, s)
         self.cosines = self._gradients.cosines
         draws = Draws(seed, world.rank, lambda: self.steps) if s.fisher == "sampled" else None
         self._recorder = Recorder(self._model, self.layers, plan.sums, draws, lambda: self.factors_due)
         if self._arrangement.device.type != "cpu":
             self._recorder.products = partial(rounding, s.tf32)
         self._moments: BatchMoments | None = None
-        if isinstance(self._method, Ekfac):
-            self._moments = BatchMoments(self._method, found, self._inverses, plan.gradients)
+        if isinstance(ekfac := self._method.named("ekfac"), Ekfac):
+            self._moments = BatchMoments(ekfac, found, self._inverses, plan.gradients)
             self._recorder.also = self._moments.record
+
+    @property
+    def whole(self) -> list[nn.Parameter]:
+        """Parameters whose gradients become whole steps: for an inner optimizer that only multiplies by its rate, and
+        decays.
+        """
+        return [p for layer in self._found if self._method.of(layer).whole for p in layer.parameters()]
 
     @property
     def factors_due(self) -> bool:
@@ -177,13 +180,13 @@ class Kaisa:
                 themselves must have been unscaled.
         """
         self._recorder.follow()
+        usable = self._gradients.usable()
         if self.factors_due:
-            self._refresh_factors(terms, grad_scale)
-        if self._refresher.refresh(self.steps, self.inverses_due, self.damping):
-            self._spread_inverses()
+            self._refresh_factors(terms, grad_scale, usable)
+        self._refresh_inverses()
         if self.damping_due:
             self._trial = Trial.begin([p for p in self._model.parameters() if p.requires_grad])
-        if self._inverses.made:
+        if self._inverses.made and usable:
             lr = self._lr() if callable(self._lr) else self._lr
             self._gradients.precondition(self.damping, lr, self.steps)
         self.steps += 1
@@ -212,7 +215,11 @@ class Kaisa:
             for name, value in self.settings.scheduled(done).items():
                 setattr(self, name, value)
 
-    def _refresh_factors(self, terms: float | None, grad_scale: float) -> None:
+    def _refresh_factors(self, terms: float | None, grad_scale: float, usable: bool) -> None:
+        if usable:
+            self._averages.add_gradients(self.settings.factor_decay)
+        if not self.plan.sums.numel:
+            return
         scale = (terms or self._recorder.terms) / grad_scale**2 / (self._world.size if self._averaged else 1)
         flat = self._recorder.take(scale)
         wire = DTYPES[self.settings.wire_dtype] if self.settings.wire_dtype != "float32" else None
@@ -221,6 +228,16 @@ class Kaisa:
         self._averages.add_sums(own, self.settings.factor_decay)
         if self._moments is not None:
             self._moments.average(self._world, scale, self.settings.factor_decay)
+
+    def _refresh_inverses(self) -> None:
+        due = self.inverses_due
+        arrives = self._refresher.arrives(self.steps, due)
+        if arrives:
+            self._carried.leave()
+        self._refresher.refresh(self.steps, due, self.damping)
+        if arrives:
+            self._spread_inverses()
+            self._carried.enter()
 
     def _spread_inverses(self) -> None:
         flat, messages = self._inverses.flat, (self.plan.inverses_out, self.plan.inverses_in)
@@ -254,8 +271,8 @@ class Kaisa:
         }
 
     def rank_state_dict(self) -> dict[str, Any]:
-        """Factors and inverses of the layers that this rank owns, by name."""
-        return checkpoint.rank_state(self._refresher)
+        """Factors, inverses and moments of the layers that this rank owns, by name."""
+        return checkpoint.rank_state(self._refresher, self._carried)
 
     def load_state_dict(self, shared: dict[str, Any], parts: Sequence[dict[str, Any]]) -> None:
         """Restore from any number of ranks' parts, and go on under the settings of now: what was made under others is
@@ -271,7 +288,7 @@ class Kaisa:
         self._follow_schedule()
         kept = now.inverses(self.damping) == then.inverses(shared["damping"])
         try:
-            checkpoint.restore(self._refresher, parts, shared["inverses_come"], kept)
+            checkpoint.restore(self._refresher, self._carried, parts, shared["inverses_come"], kept)
         except CheckpointError as error:
             raise CheckpointError(f"{error}{checkpoint.changes(now, then)}") from error
         self._inverses.made = kept and shared["inverted"]

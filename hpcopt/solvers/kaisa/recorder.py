@@ -35,6 +35,7 @@ class Recorder:
     ) -> None:
         """``draws`` if targets are sampled; ``wanted`` says whether to look."""
         self._model, self._all_layers, self._layers = model, layers, layers.found
+        self._recorded = [(i, layer) for i, layer in enumerate(layers.found) if layer.sums]
         self._buffer, self._draws, self._wanted = buffer, draws, wanted
         self._flat: Tensor | None = None
         self._sums: dict[Layer, Sums] = {}
@@ -83,7 +84,7 @@ class Recorder:
         if flat is None:  # nothing was recorded
             flat = fresh.zeros(self._buffer.numel, *memory_of(self._layers))
         else:
-            for i, layer in enumerate(self._layers):
+            for i, layer in self._recorded:
                 sums = self._sums[layer]
                 sums.g.mul_(scale)
                 flat[self._buffer.pieces[i].stop - 1] = sums.rows
@@ -172,7 +173,7 @@ class Recorder:
     def _into(self, layer: Layer) -> Sums:
         if self._flat is None:
             self._flat = fresh.zeros(self._buffer.numel, *memory_of(self._layers))
-            for i, other in enumerate(self._layers):
+            for i, other in self._recorded:
                 self._sums[other] = Sums(*split(other, self._flat[self._buffer.pieces[i]]))
         return self._sums[layer]
 

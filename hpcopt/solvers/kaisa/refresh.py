@@ -19,8 +19,8 @@ from hpcopt.seeds import EVERY_RANK, derive
 from hpcopt.solvers.kaisa import symmetric
 from hpcopt.solvers.kaisa.averages import Average, Averages
 from hpcopt.solvers.kaisa.factors import Failures, Work
-from hpcopt.solvers.kaisa.inverse import Method
 from hpcopt.solvers.kaisa.layers.layer import FactorShape, Layer
+from hpcopt.solvers.kaisa.method import PerLayer
 from hpcopt.solvers.kaisa.plan import Plan
 
 
@@ -63,7 +63,7 @@ class Refresher:
         failures, skipped: what happened so far.
     """
 
-    method: Method
+    method: PerLayer
     layers: Sequence[Layer]
     plan: Plan
     averages: Averages
@@ -76,6 +76,11 @@ class Refresher:
     _sketches: dict[int, Tensor] = field(default_factory=dict)
     _pending: "Future[Tensor] | None" = None
     _due: int = 0
+
+    def arrives(self, step: int, due: bool) -> bool:
+        """Whether ``refresh`` will put new inverses to use; the same on all ranks."""
+        at_once = due and (self.lag == 0 or not self.inverses.made)
+        return at_once or (self._pending is not None and step >= self._due)
 
     def refresh(self, step: int, due: bool, damping: float) -> bool:
         """Do a step's part; ``due`` says that new inverses are asked for. Give whether the own ones are new.
@@ -167,14 +172,14 @@ class Refresher:
     def _changed(self, damping: float) -> list[int]:
         """The own layers to invert; their sketches are brought up to date."""
         if self.tolerance == 0:
-            return self.plan.owned
-        sketches = {i: self._sketch(i, damping) for i in self.plan.owned}
-        known = [i for i in self.plan.owned if i in self._sketches]
+            return self.plan.refreshed
+        sketches = {i: self._sketch(i, damping) for i in self.plan.refreshed}
+        known = [i for i in self.plan.refreshed if i in self._sketches]
         looks = [self._has_moved(i, sketches[i], self._sketches[i]) for i in known]
         moved = dict(zip(known, numbers(looks), strict=True))  # one question for all
-        changed = [i for i in self.plan.owned if moved.get(i, True)]
+        changed = [i for i in self.plan.refreshed if moved.get(i, True)]
         self._sketches.update((i, sketches[i]) for i in changed)
-        self.skipped += len(self.plan.owned) - len(changed)
+        self.skipped += len(self.plan.refreshed) - len(changed)
         return changed
 
     def _has_moved(self, i: int, new: Tensor, old: Tensor) -> Tensor:

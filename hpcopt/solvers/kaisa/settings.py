@@ -7,7 +7,6 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 
 from hpcopt.config import Config
-from hpcopt.solvers.kaisa.inverse import MethodName
 from hpcopt.solvers.kaisa.layers.layer import Options
 
 UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -26,6 +25,8 @@ def parse_bytes(text: object) -> object:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MOVING = ("damping", "factor_every", "inverse_every")
 DtypeName = Literal["float32", "bfloat16"]
+MethodName = Literal["cholesky", "low_rank", "eigen", "ekfac"]
+KFAC = ("cholesky", "low_rank", "eigen", "ekfac")
 
 
 class KaisaSettings(Config):
@@ -45,8 +46,14 @@ class KaisaSettings(Config):
     factor_every_final: int | None = Field(None, ge=1, description="factor_every at the run's end, as damping_final")
     inverse_every_final: int | None = Field(None, ge=1, description="inverse_every at the run's end")
     kl_clip: float | None = Field(1e-3, gt=0, description="largest lr^2 <P, gradient> of a step; off: no clipping")
-    graft: bool = Field(False, description="give each layer's preconditioned gradient the norm of its gradient")
-    method: MethodName = Field("cholesky", description="how factors are inverted")
+    graft: bool | None = Field(None, description="give each layer's preconditioned gradient the norm of its gradient")
+    method: MethodName = Field(
+        "cholesky",
+        description="of all layers: one of K-FAC's, cholesky, low_rank, eigen or ekfac, or muon, soap or shampoo",
+    )
+    methods: dict[str, MethodName] = Field(
+        {}, description="others, by patterns of names or classes of modules; the first that is found in them holds"
+    )
     rank: int = Field(64, ge=1, description="with low_rank: leading eigenvectors kept of a factor")
     fisher: Literal["empirical", "sampled"] = Field("empirical", description="gradients of true or of sampled targets")
     sharing: Literal["expand", "reduce"] = Field("expand", description="whether a sequence's positions are rows")
@@ -81,11 +88,31 @@ class KaisaSettings(Config):
 
     @model_validator(mode="after")
     def _eigenvectors_are_float32(self) -> "KaisaSettings":
-        if self.method in ("eigen", "ekfac") and self.inverse_dtype != "float32":
-            raise ValueError(
-                f'method = "{self.method}" keeps eigenvectors, in float32: leave inverse_dtype, or use cholesky'
-            )
+        for name in self.method_names():
+            if name in ("eigen", "ekfac") and self.inverse_dtype != "float32":
+                raise ValueError(
+                    f'method = "{name}" keeps eigenvectors, in float32: leave inverse_dtype, or use cholesky'
+                )
         return self
+
+    @model_validator(mode="after")
+    def _methods_go_together(self) -> "KaisaSettings":
+        for pattern in self.methods:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"methods: {pattern!r} is no pattern: {error}") from None
+        names = self.method_names()
+        if "ekfac" in names and len(names) > 1:
+            raise ValueError('method = "ekfac" looks at every layer\'s samples and stands alone: use eigen')
+        others = [name for name in names if name not in KFAC]
+        if self.damping_every and others:
+            raise ValueError(f"damping_every measures K-FAC's model of the loss, which {others[0]} has none of")
+        return self
+
+    def method_names(self) -> list[MethodName]:
+        """All that are named, each once."""
+        return list(dict.fromkeys([self.method, *self.methods.values()]))
 
     def options(self) -> Options:
         """Those of the statistics."""
@@ -94,8 +121,11 @@ class KaisaSettings(Config):
 
     def inverses(self, damping: float) -> tuple[object, ...]:
         """What inverses depend on beside the factors, where the damping in use is this."""
-        damped = self.method in ("cholesky", "low_rank")  # others add it when they are applied
-        return self.method, self.rank if self.method == "low_rank" else None, damping if damped else None
+        names = self.method_names()
+        damped = not {"cholesky", "low_rank"}.isdisjoint(names)  # others add it when they are applied
+        own = {"low_rank": self.rank}
+        of_use = [own[name] for name in own if name in names]
+        return self.method, self.methods, of_use, damping if damped else None
 
     def moving(self, name: str) -> tuple[object, ...]:
         """What decides where ``name``, one of those in use that may move in a run, starts and goes."""

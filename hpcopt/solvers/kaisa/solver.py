@@ -127,7 +127,7 @@ class KaisaSolver(DataParallel):
         other_s = flops / s.flops + self._exchange.planned_bytes() / s.bandwidth
         rates = f"predicted at {s.flops:.3g} operations and {s.bandwidth:.3g} bytes a second"
         times = f"{rates}\n{table(self.kaisa.forecasts(), other_s)}"
-        return {**super().plan(flops), **self.kaisa.describe(), "K-FAC times": times}
+        return {**super().plan(flops), **self.kaisa.describe(), "KAISA times": times}
 
     def state_dict(self) -> Tree:
         return {**super().state_dict(), "kaisa": self.kaisa.state_dict()}

@@ -84,7 +84,7 @@ def test_what_is_no_plain_layer_is_left_to_the_inner_optimizer_by_name(why, make
     assert [layer.name for layer in kaisa.layers.found] == ["first", "last"]
     assert list(kaisa.layers.skipped) == ["odd"]
     assert why in kaisa.layers.skipped["odd"]
-    assert f"odd ({kaisa.layers.skipped['odd']})" in kaisa.describe()["K-FAC layers"]
+    assert f"odd ({kaisa.layers.skipped['odd']})" in kaisa.describe()["KAISA layers"]
     for name, p in model.named_parameters():
         if name.startswith("odd") and p.grad is not None:
             torch.testing.assert_close(p.grad, expected[name], rtol=0, atol=1e-15)

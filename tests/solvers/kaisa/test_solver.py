@@ -83,4 +83,4 @@ def test_sampled_targets_need_a_loss_that_shows_its_outputs():
 
 def test_the_plan_names_grid_memory_and_messages():
     plan = solver().plan(flops=1e9)
-    assert {"K-FAC grid", "K-FAC memory", "K-FAC times", "K-FAC rank 0"} <= set(plan)
+    assert {"KAISA grid", "KAISA memory", "KAISA times", "KAISA rank 0"} <= set(plan)

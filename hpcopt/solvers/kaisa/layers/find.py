@@ -19,6 +19,10 @@ from hpcopt.solvers.kaisa.layers.follow import Parameters
 from hpcopt.solvers.kaisa.layers.free import FreeUses, OnUse
 from hpcopt.solvers.kaisa.layers.known import kind_of, require_shapes, why_not
 from hpcopt.solvers.kaisa.layers.layer import WITHOUT_BIAS, Input, Layer, Options, Sums
+from hpcopt.solvers.kaisa.layers.matrix import Choice, Matrix
+from hpcopt.solvers.kaisa.layers.norm import ScaleShift
+
+Choose = Callable[[str, nn.Module], Choice]
 
 
 class Layers:
@@ -30,8 +34,15 @@ class Layers:
         parameters: the model's, to follow what happens to them.
     """
 
-    def __init__(self, model: nn.Module, options: Options, skip: Sequence[str] = ()) -> None:
-        """Look at every module whose name, or class, no pattern of ``skip`` is found in.
+    def __init__(
+        self,
+        model: nn.Module,
+        options: Options,
+        skip: Sequence[str] = (),
+        choose: Choose = lambda name, module: Choice(),
+    ) -> None:
+        """Look at every module whose name, or class, no pattern of ``skip`` is found in; ``choose`` says by which
+        method a module goes.
 
         Raises:
             JobError: a parameter has no shape yet.
@@ -52,26 +63,50 @@ class Layers:
             if any(re.search(pattern, name) or re.search(pattern, type(module).__name__) for pattern in skip):
                 self.skipped[name] = "skip"
             elif isinstance(module, nn.MultiheadAttention):
-                self._add_attention(name, module)
+                self._add_attention(name, module, choose(name, module))
             elif isinstance(kind := kind_of(module), str):
                 self.skipped[name] = kind
             else:
-                self._add(name, module, kind, of_weight)
+                self._add(name, module, kind, choose(name, module), of_weight)
         order = {id(p): i for i, p in enumerate(model.parameters())}
         self.found.sort(key=lambda layer: order[id(layer.weight)])
         self._free = FreeUses([x for x in of_weight.values() if type(x) is Layer or isinstance(x, Embedding)])
         self.parameters = Parameters(model, self.found, self.skipped)
 
-    def _add(self, name: str, module: nn.Module, kind: Callable[..., Layer], of_weight: dict[int, Layer]) -> None:
+    def _add(
+        self,
+        name: str,
+        module: nn.Module,
+        kind: Callable[..., Layer],
+        choice: Choice,
+        of_weight: dict[int, Layer],
+    ) -> None:
         tied = of_weight.get(id(module.weight))
-        if tied is None:
+        if tied is None and choice.source != "activations":
+            self._add_matrix(name, module, kind, choice, of_weight)
+        elif tied is None:
             layer = of_weight[id(module.weight)] = kind(name, module, self._options)
+            layer.method = choice.method
             self.found.append(layer)
             self._watches.append((module, layer))
+        elif isinstance(tied, Matrix):
+            return
         elif isinstance(tied, Embedding) or not isinstance(module, nn.Embedding):  # an output layer tells more
             self._watches.append((module, tied))
 
-    def _add_attention(self, name: str, module: nn.MultiheadAttention) -> None:
+    def _add_matrix(
+        self, name: str, module: nn.Module, kind: object, choice: Choice, of_weight: dict[int, Layer]
+    ) -> None:
+        """Its weight alone; a method without factors is for maps, not for a table of words."""
+        if kind is ScaleShift or (kind is Embedding and choice.source == "nothing"):
+            self.skipped[name] = f"no matrix for {choice.method}"
+            return
+        weight, batch = module.weight, getattr(module, "groups", 1)
+        assert isinstance(weight, nn.Parameter)
+        self.found.append(Matrix(name, weight, self._options, choice, batch))
+        of_weight[id(weight)] = self.found[-1]
+
+    def _add_attention(self, name: str, module: nn.MultiheadAttention, choice: Choice) -> None:
         names = ("in_proj_weight", "in_proj_bias", "bias_k", "bias_v")
         separate = "its projections have weights of their own" if module.in_proj_weight is None else ""
         why = separate or why_not(module, nn.MultiheadAttention, *names)
@@ -79,9 +114,18 @@ class Layers:
         if why:
             self.skipped[name] = why
             return
-        attention = WatchedAttention(name, module, self._options)
-        self.found += attention.layers
-        self._watches.append(attention)
+        if choice.source == "activations":
+            attention = WatchedAttention(name, module, self._options)
+            for layer in attention.layers:
+                layer.method = choice.method
+            self.found += attention.layers
+            self._watches.append(attention)
+        else:
+            packed, output = module.in_proj_weight, module.out_proj.weight
+            assert isinstance(packed, nn.Parameter)
+            assert isinstance(output, nn.Parameter)
+            self.found.append(Matrix(f"{name}.in_proj", packed, self._options, choice, batch=3))
+            self.found.append(Matrix(f"{name}.out_proj", output, self._options, choice))
         if module.bias_k is not None:
             self.skipped[f"{name}.bias_k, bias_v"] = "not known"
 

@@ -157,7 +157,12 @@ class Layer:
         name: of the module, in the model.
         weight, bias: the parameters; weight, flattened, has shape (batch, outputs, inputs).
         a, g: shapes of the factors.
+        method: by whose name its gradient is replaced.
+        source: what its factors are made of: what goes through the layer, or its gradient (``matrix.py``).
     """
+
+    method = "cholesky"
+    source = "activations"
 
     def __init__(self, name: str, module: nn.Module, options: Options, batch: int = 1) -> None:
         assert isinstance(module.weight, nn.Parameter)
@@ -223,6 +228,21 @@ class Layer:
         if self.bias is not None:
             assert self.bias.grad is not None
             torch.mul(matrix[:, :, self.inputs].reshape(self.bias.shape), scale, out=self.bias.grad)
+
+    @property
+    def factors(self) -> int:
+        """Values of both factors."""
+        return self.a.numel + self.g.numel
+
+    @property
+    def sums(self) -> int:
+        """Values that a rank sends of its statistics: both factors, and the number of rows."""
+        return self.factors + 1
+
+    @property
+    def factor_flops(self) -> float:
+        """Operations that the owner alone has, for the factors of a step."""
+        return 0.0
 
     @property
     def numel(self) -> int:

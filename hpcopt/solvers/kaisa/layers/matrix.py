@@ -1,0 +1,58 @@
+"""A weight whose method looks at its gradient, not at what goes through its module; the bias is left to the inner
+optimizer.
+
+Of a gradient W, shape (outputs, inputs), the factors are Shampoo's (Gupta, Koren, Singer 2018, arXiv:1802.09568)::
+
+    A = W^T W,   G = W W^T
+
+W is the global gradient, which every rank has: a layer's owner makes them alone, and nothing travels.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hpcopt.solvers.kaisa import symmetric
+from hpcopt.solvers.kaisa.layers.layer import FactorShape, Layer, Options
+
+Source = Literal["activations", "gradients", "nothing"]
+
+
+class Choice(NamedTuple):
+    """How a module's parameters are treated: by which method, and what that takes factors of."""
+
+    method: str = "cholesky"
+    source: Source = "activations"
+
+
+class Matrix(Layer):
+    """The weight alone, flattened, with factors or without."""
+
+    def __init__(self, name: str, weight: nn.Parameter, options: Options, choice: Choice, batch: int = 1) -> None:
+        self._setup(name, weight, None, options, batch)
+        self.method, self.source = choice
+        if choice.source == "nothing":
+            self.a = self.g = FactorShape(batch, 0, 1)
+
+    @property
+    def sums(self) -> int:
+        return 0
+
+    @property
+    def factor_flops(self) -> float:
+        return 2 * self.numel * sum(f.size for f in (self.a, self.g) if f.blocks)
+
+    def factors_of(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """A and G of a gradient, packed, shape (matrices, packed length)."""
+        rows = w, w.transpose(1, 2)
+        both = [w.new_zeros(f.matrices, symmetric.packed_length(f.size)) for f in (self.a, self.g)]
+        for shape, packed, x in zip((self.a, self.g), both, rows, strict=True):
+            shape.add_rows(packed, x.contiguous(), narrow=self.options.narrow)
+        return both[0], both[1]
+
+
+def all_finite(layers: list[Matrix]) -> Tensor:
+    """Whether the gradients of layers that have one are, as a scalar."""
+    norms = torch._foreach_norm([layer.weight.grad for layer in layers if layer.weight.grad is not None])
+    return torch.stack(norms).isfinite().all() if norms else torch.tensor(True)
