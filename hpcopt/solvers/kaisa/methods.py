@@ -7,17 +7,23 @@ from torch import nn
 
 from hpcopt.solvers.kaisa.ekfac import Ekfac
 from hpcopt.solvers.kaisa.inverse import Cholesky, Eigen
-from hpcopt.solvers.kaisa.layers.find import Choose
+from hpcopt.solvers.kaisa.layers.find import Choose, Layers
 from hpcopt.solvers.kaisa.layers.matrix import Choice
 from hpcopt.solvers.kaisa.low_rank import LowRank
 from hpcopt.solvers.kaisa.method import Method
-from hpcopt.solvers.kaisa.settings import KaisaSettings
+from hpcopt.solvers.kaisa.muon import Muon
+from hpcopt.solvers.kaisa.settings import DTYPES, KaisaSettings
+from hpcopt.solvers.kaisa.shampoo import Shampoo
+from hpcopt.solvers.kaisa.soap import Soap
 
 METHODS: dict[str, tuple[type[Method], Callable[[KaisaSettings, int], Method]]] = {
     "cholesky": (Cholesky, lambda s, seed: Cholesky()),
     "low_rank": (LowRank, lambda s, seed: LowRank(s.rank, seed)),
     "eigen": (Eigen, lambda s, seed: Eigen()),
     "ekfac": (Ekfac, lambda s, seed: Ekfac()),
+    "muon": (Muon, lambda s, seed: Muon(s.muon, None if s.inverse_dtype == "float32" else DTYPES[s.inverse_dtype])),
+    "soap": (Soap, lambda s, seed: Soap(s.soap)),
+    "shampoo": (Shampoo, lambda s, seed: Shampoo(s.shampoo)),
 }
 
 
@@ -31,6 +37,12 @@ def chooser(settings: KaisaSettings) -> Choose:
         return Choice(method, METHODS[method][0].source)
 
     return choose
+
+
+def whole_steps(model: nn.Module, settings: KaisaSettings) -> list[nn.Parameter]:
+    """The parameters whose gradients become whole steps."""
+    layers = Layers(model, settings.options(), settings.skip, chooser(settings)).found
+    return [p for layer in layers if METHODS[layer.method][0].whole for p in layer.parameters()]
 
 
 def made(settings: KaisaSettings, seed: int) -> dict[str, Method]:

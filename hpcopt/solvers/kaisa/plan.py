@@ -98,6 +98,7 @@ class Plan:
         self.inverting = [s.inverting for s in sizes]
         self.refreshed = [i for i in self.owned if sizes[i].inverse]
         self.factors = sum(sizes[i].factors for i in self.owned)
+        self._averaged = [i for i in self.owned if sizes[i].sums or sizes[i].factors]
         own = self.inverses.segments[members.index(rank)]
         others = [(segment, r) for segment, r in zip(self.inverses.segments, members, strict=True) if r != rank]
         self.own_inverses = own
@@ -124,8 +125,8 @@ class Plan:
         sent = [n * item_bytes for r, n in enumerate(self.sums.lengths) if r != self.rank]
         return [
             f"factors: send {sum(sent):,} B to {len(sent)} ranks; "
-            f"keep those of {', '.join(names[i] for i in self.owned) or 'no layer'}",
-            f"inverses: compute {len(self.owned)} layers; send {bytes_of(self.inverses_out)}; "
+            f"keep those of {', '.join(names[i] for i in self._averaged) or 'no layer'}",
+            f"inverses: compute {len(self.refreshed)} layers; send {bytes_of(self.inverses_out)}; "
             f"receive {bytes_of(self.inverses_in)}",
             f"gradients: precondition {len(self.worked)} layers; send {bytes_of(self.gradients_out)}; "
             f"receive {bytes_of(self.gradients_in)}",

@@ -8,6 +8,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from hpcopt.config import Config
 from hpcopt.solvers.kaisa.layers.layer import Options
+from hpcopt.solvers.kaisa.muon import MuonSettings
+from hpcopt.solvers.kaisa.shampoo import ShampooSettings
+from hpcopt.solvers.kaisa.soap import SoapSettings
 
 UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -25,7 +28,7 @@ def parse_bytes(text: object) -> object:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MOVING = ("damping", "factor_every", "inverse_every")
 DtypeName = Literal["float32", "bfloat16"]
-MethodName = Literal["cholesky", "low_rank", "eigen", "ekfac"]
+MethodName = Literal["cholesky", "low_rank", "eigen", "ekfac", "muon", "soap", "shampoo"]
 KFAC = ("cholesky", "low_rank", "eigen", "ekfac")
 
 
@@ -46,14 +49,19 @@ class KaisaSettings(Config):
     factor_every_final: int | None = Field(None, ge=1, description="factor_every at the run's end, as damping_final")
     inverse_every_final: int | None = Field(None, ge=1, description="inverse_every at the run's end")
     kl_clip: float | None = Field(1e-3, gt=0, description="largest lr^2 <P, gradient> of a step; off: no clipping")
-    graft: bool | None = Field(None, description="give each layer's preconditioned gradient the norm of its gradient")
+    graft: bool | None = Field(
+        None, description="give each layer's preconditioned gradient the norm of its gradient; shampoo's unless false"
+    )
     method: MethodName = Field(
         "cholesky",
-        description="of all layers: one of K-FAC's, cholesky, low_rank, eigen or ekfac, or muon, soap or shampoo",
+        description="cholesky, low_rank, eigen or ekfac: K-FAC, by how factors are inverted; muon, soap or shampoo",
     )
     methods: dict[str, MethodName] = Field(
         {}, description="others, by patterns of names or classes of modules; the first that is found in them holds"
     )
+    muon: MuonSettings = Field(MuonSettings(), description="of the method muon")
+    soap: SoapSettings = Field(SoapSettings(), description="of the method soap")
+    shampoo: ShampooSettings = Field(ShampooSettings(), description="of the method shampoo")
     rank: int = Field(64, ge=1, description="with low_rank: leading eigenvectors kept of a factor")
     fisher: Literal["empirical", "sampled"] = Field("empirical", description="gradients of true or of sampled targets")
     sharing: Literal["expand", "reduce"] = Field("expand", description="whether a sequence's positions are rows")
@@ -89,7 +97,7 @@ class KaisaSettings(Config):
     @model_validator(mode="after")
     def _eigenvectors_are_float32(self) -> "KaisaSettings":
         for name in self.method_names():
-            if name in ("eigen", "ekfac") and self.inverse_dtype != "float32":
+            if name in ("eigen", "ekfac", "soap") and self.inverse_dtype != "float32":
                 raise ValueError(
                     f'method = "{name}" keeps eigenvectors, in float32: leave inverse_dtype, or use cholesky'
                 )
@@ -123,7 +131,7 @@ class KaisaSettings(Config):
         """What inverses depend on beside the factors, where the damping in use is this."""
         names = self.method_names()
         damped = not {"cholesky", "low_rank"}.isdisjoint(names)  # others add it when they are applied
-        own = {"low_rank": self.rank}
+        own = {"low_rank": self.rank, "shampoo": self.shampoo}
         of_use = [own[name] for name in own if name in names]
         return self.method, self.methods, of_use, damping if damped else None
 

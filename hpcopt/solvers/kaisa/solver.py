@@ -1,14 +1,18 @@
-"""K-FAC as a job's solver: data parallelism whose summed gradients are preconditioned before the inner optimizer."""
+"""KAISA as a job's solver: data parallelism whose summed gradients are preconditioned before the inner optimizer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from hpcopt.errors import JobError, fitting
+from hpcopt.optim.by_pattern import build_by_pattern
+from hpcopt.optim.config import Outcome
+from hpcopt.optim.groups import scale_learning_rate
+from hpcopt.optim.several import Several
 from hpcopt.randomness import random_state, replayed
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
@@ -16,8 +20,9 @@ from hpcopt.shapes.loss import OutputLoss
 from hpcopt.shapes.solver import SolverConfig, Task, Tree
 from hpcopt.shapes.stats import Scalar, StepStats
 from hpcopt.solvers.data_parallel import DataParallel
-from hpcopt.solvers.first_order import Synchronous
+from hpcopt.solvers.first_order import Synchronous, trained
 from hpcopt.solvers.kaisa.cost import table
+from hpcopt.solvers.kaisa.methods import METHODS, whole_steps
 from hpcopt.solvers.kaisa.preconditioner import Kaisa
 from hpcopt.solvers.kaisa.settings import KaisaSettings
 from hpcopt.solvers.kaisa.targets import Distribution
@@ -25,11 +30,33 @@ from hpcopt.store.saved_parts import SavedParts
 
 
 class KaisaConfig(SolverConfig, Synchronous, KaisaSettings):
-    """Distributed K-FAC around any optimizer."""
+    """K-FAC, or another method of layers, spread over the ranks, around any optimizer."""
 
     name: Literal["kaisa"] = "kaisa"
     terms_per_sample: float = Field(1.0, gt=0, description="terms that the loss averages over, for each sample")
     distribution: Distribution = Field("categorical", description="of targets, for sampled Fisher")
+    step_lr: float | None = Field(
+        None, gt=0, description="learning rate, at its top, of what muon and soap move; by default the optimizer's"
+    )
+    step_decay: float = Field(0.0, ge=0, description="decay of those weights, decoupled")
+
+    @model_validator(mode="after")
+    def _steps_are_not_clipped(self) -> "KaisaConfig":
+        whole = [name for name in self.method_names() if METHODS[name][0].whole]
+        if whole and self.clip_norm is not None:
+            raise ValueError(f"clip_norm would shorten the steps of {whole[0]}, whose size is no gradient's: leave it")
+        return self
+
+    def optimizer_of(self, model: nn.Module, signs: Callable[[float], Outcome] | None = None) -> torch.optim.Optimizer:
+        """That of the job; whole steps are multiplied by their learning rate alone."""
+        moved = whole_steps(model, self)
+        if not moved:
+            return super().optimizer_of(model, signs)
+        ids = {id(p) for p in moved}
+        rest = [(name, p) for name, p in trained(model) if id(p) not in ids]
+        steps = torch.optim.SGD(moved, lr=self.optimizer.lr, weight_decay=self.step_decay)
+        scale_learning_rate(steps, (self.step_lr or self.optimizer.lr) / self.optimizer.lr)
+        return Several([build_by_pattern(self.optimizer, self.groups, rest, signs), steps]) if rest else steps
 
     def build(self, task: Task, context: Context) -> "KaisaSolver":
         """Make the solver. Collective.

@@ -83,6 +83,10 @@ WAYS = [
     {"inverse_lag": 2},
     {"refresh_tolerance": 0.3},
     {"factor_dtype": "bfloat16"},
+    {"method": "muon"},
+    {"method": "soap", "inverse_lag": 1},
+    {"method": "shampoo", "inverse_lag": 1},
+    {"methods": {"conv": "soap", "Linear": "muon"}, "inverse_lag": 2},
 ]
 
 
@@ -113,10 +117,20 @@ def test_a_checkpoint_continues_on_other_ranks(settings):
 
 
 @pytest.mark.parametrize("size, fraction", [(1, 1.0), (3, 0.5), (4, 0.25), (4, 1.0)])
-@pytest.mark.parametrize("narrow", ["float32", "bfloat16"])
-def test_memory_is_as_predicted(size, fraction, narrow):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"factor_dtype": "bfloat16", "inverse_dtype": "bfloat16"},
+        {"method": "muon"},
+        {"method": "soap"},
+        {"method": "shampoo", "factor_dtype": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_memory_is_as_predicted(size, fraction, settings):
     def program(t):
-        _, kaisa = train(World(t), torch.float32, 2, fraction=fraction, factor_dtype=narrow, inverse_dtype=narrow)
+        _, kaisa = train(World(t), torch.float32, 2, fraction=fraction, **settings)
         return kaisa.memory.held_bytes, held_bytes(kaisa)
 
     for predicted, measured in run_ranks(size, program):
@@ -157,11 +171,12 @@ def test_factors_travel_in_bfloat16_at_half_the_bytes():
         assert sent - less == 2 * values
 
 
+@pytest.mark.parametrize("method", ["cholesky", "muon", "soap"])
 @pytest.mark.parametrize("size, columns", [(3, 1), (4, 2), (4, 4)])
-def test_bytes_are_as_forecast(size, columns):
+def test_bytes_are_as_forecast(size, columns, method):
     def program(t):
         world = World(t)
-        settings = {"factor_every": 2, "inverse_every": 4, "wire_dtype": "bfloat16"}
+        settings = {"factor_every": 2, "inverse_every": 4, "wire_dtype": "bfloat16", "method": method}
         net, kaisa = train(world, torch.float32, 0, fraction=1 / columns, **settings)
         before = world.traffic.sent_bytes
         for _ in range(4):

@@ -1,0 +1,167 @@
+"""Muon over ranks: against singular values, against torch's, and bit for bit against one rank."""
+
+import copy
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from hpcopt.comm.loopback import run_ranks
+from hpcopt.comm.world import World, alone
+from hpcopt.optim import AdamWConfig, SgdConfig
+from hpcopt.solvers.kaisa.orthogonal import A, B, C, orthogonalized
+from hpcopt.solvers.kaisa.preconditioner import Kaisa
+from hpcopt.solvers.kaisa.solver import KaisaConfig
+from tests.solvers.kaisa.test_layers import mean_loss
+from tests.solvers.kaisa.test_solver import PROBLEM, STEPS, Trial
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("shape", [(1, 5, 5), (1, 80, 300), (1, 300, 80), (3, 4, 6), (1, 1, 7)], ids=str)
+def test_singular_values_go_by_the_polynomial(shape, dtype, tolerance):
+    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    u, s, v = torch.linalg.svd(x, full_matrices=False)
+    s = s / s.norm(dim=1, keepdim=True)
+    for _ in range(5):
+        s = A * s + B * s**3 + C * s**5
+    found = orthogonalized(x.to(dtype), 5).double()
+    torch.testing.assert_close(found, u * s.unsqueeze(1) @ v, rtol=0, atol=tolerance)
+    assert ((s > 0.6) & (s < 1.3)).all()
+    assert not orthogonalized(torch.zeros(shape), 5).any()
+
+
+class Mixed(nn.Module):
+    """A plain map, a wider one, a convolution in groups, attention, and what Muon leaves alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.norm = nn.Embedding(7, 8), nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.conv = nn.Conv1d(8, 6, 3, groups=2)
+        self.head = nn.Linear(6, 9)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.norm(self.words(x))
+        h = h + self.attention(h, h, h, need_weights=False)[0]
+        out: torch.Tensor = self.head(self.conv(h.transpose(1, 2)).mean(2))
+        return out
+
+
+torch.manual_seed(3)
+MIXED, WORDS = Mixed(), torch.randint(0, 7, (10, 5))
+
+
+def stepped(world: World, steps: int = 3, model: nn.Module | None = None, **settings) -> tuple[nn.Module, Kaisa]:
+    """Steps of which all ranks have the same gradients to the bit, for they look at the same batch."""
+    model = copy.deepcopy(MIXED) if model is None else model
+    kaisa = Kaisa(model, world, **settings)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    for step in range(steps):
+        optimizer.zero_grad()
+        mean_loss(model(WORDS.roll(step, 1))).backward()
+        kaisa.step()
+        optimizer.step()
+    return model, kaisa
+
+
+def test_every_matrix_goes_by_its_own_momentum():
+    model, kaisa = stepped(alone(), 1, method="muon", muon={"nesterov": False, "scale": "shape"}, skip=["^head"])
+    assert [layer.name for layer in kaisa.layers.found] == ["attention.in_proj", "attention.out_proj", "conv"]
+    assert kaisa.layers.skipped == {"words": "no matrix for muon", "norm": "no matrix for muon", "head": "skip"}
+    assert {id(p) for p in kaisa.whole} == {
+        id(p) for p in (model.attention.in_proj_weight, model.attention.out_proj.weight, model.conv.weight)
+    }
+    before = copy.deepcopy(MIXED)
+    mean_loss(before(WORDS)).backward()
+    for now, then, batch in (
+        (model.attention.in_proj_weight, before.attention.in_proj_weight, 3),
+        (model.conv.weight, before.conv.weight, 2),
+    ):
+        w = then.grad.reshape(batch, -1, then[0].numel())
+        expected = orthogonalized(w * 0.05, 5) * max(1, w.shape[1] / w.shape[2]) ** 0.5
+        torch.testing.assert_close(now.grad.view_as(w), expected)
+    torch.testing.assert_close(model.head.weight.grad, before.head.weight.grad)
+
+
+@pytest.mark.parametrize("scale, adjust", [("adamw", "match_rms_adamw"), ("shape", "original")])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_the_trajectory_is_that_of_torchs_muon(scale, adjust, nesterov):
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Linear(12, 40, bias=False), nn.Tanh(), nn.Linear(40, 5, bias=False))
+    theirs, start, x = copy.deepcopy(ours), copy.deepcopy(ours), torch.randn(30, 12)
+    muon = torch.optim.Muon(theirs.parameters(), lr=0.02, weight_decay=0.3, nesterov=nesterov, adjust_lr_fn=adjust)
+    kaisa = Kaisa(ours, alone(), method="muon", muon={"nesterov": nesterov, "scale": scale}, inverse_dtype="bfloat16")
+    sgd = torch.optim.SGD(kaisa.whole, lr=0.02, weight_decay=0.3)
+    for _ in range(6):
+        for model, optimizer in ((ours, sgd), (theirs, muon)):
+            optimizer.zero_grad()
+            mean_loss(model(x)).backward()
+            if model is ours:
+                kaisa.step()
+            optimizer.step()
+    for a, b, c in zip(ours.parameters(), theirs.parameters(), start.parameters(), strict=True):
+        assert (a - b).norm() < 0.02 * (b - c).norm()  # products are rounded to 8 bits
+
+
+METHODS = [{"method": "muon"}, {"method": "muon", "methods": {"Linear": "cholesky", "conv": "eigen"}}]
+
+
+@pytest.mark.parametrize("settings", METHODS, ids=str)
+@pytest.mark.parametrize("size, fraction", [(2, 0.5), (3, 0.34), (3, 1.0), (4, 0.25), (4, 0.5)])
+def test_any_grid_has_the_bits_of_one_rank(size, fraction, settings):
+    settings = {**settings, "factor_every": 1, "inverse_every": 2, "damping": 0.1}
+    expected, _ = stepped(alone(), **settings)
+
+    def program(t):
+        model, kaisa = stepped(World(t), fraction=fraction, **settings)
+        return model, kaisa.memory.held_bytes
+
+    for found, _ in run_ranks(size, program):
+        if "methods" in settings:  # ranks each add up the same rows: other sums, the same means
+            for p, q in zip(found.parameters(), expected.parameters(), strict=True):
+                torch.testing.assert_close(p, q)
+        else:
+            assert all(torch.equal(p, q) for p, q in zip(found.parameters(), expected.parameters(), strict=True))
+
+
+def test_gradients_that_are_not_finite_leave_the_momentum_alone():
+    model, kaisa = stepped(alone(), 2, method="muon")
+    (before,) = [copy.deepcopy(kaisa.rank_state_dict())]
+    for p in model.parameters():
+        p.grad.fill_(1.0)
+    model.conv.weight.grad[0, 0, 0] = float("inf")
+    kaisa.step()
+    after = kaisa.rank_state_dict()
+    assert all(torch.equal(before[name]["moments"], after[name]["moments"]) for name in before)
+    assert torch.equal(model.head.weight.grad, torch.ones_like(model.head.weight))
+
+
+def test_a_job_has_a_rate_for_whole_steps_and_another_optimizer_for_the_rest():
+    config = KaisaConfig(method="muon", step_lr=0.03, step_decay=0.1, optimizer=AdamWConfig(lr=0.01))
+    trial = Trial(config, PROBLEM)
+    (expected,) = [run.parameters for run in trial.run(1, STEPS, total=STEPS)]
+    for run in Trial(config.model_copy(update={"fraction": 0.5}), PROBLEM).run(3, STEPS, total=STEPS):
+        torch.testing.assert_close(run.parameters, expected, rtol=1e-8, atol=1e-10)
+    optimizer = config.optimizer_of(MIXED)
+    assert [type(part).__name__ for part in optimizer.parts] == ["AdamW", "SGD"]
+    assert optimizer.param_groups[-1]["lr_factor"] == pytest.approx(3)
+    assert optimizer.param_groups[-1]["weight_decay"] == 0.1
+    moved = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    assert moved == sum(p.numel() for p in MIXED.parameters())
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"clip_norm": 1.0}, "clip_norm would shorten the steps of muon"),
+        ({"damping_every": 2}, "damping_every measures K-FAC's model"),
+        ({"methods": {"(": "muon"}}, "is no pattern"),
+        ({"methods": {"^head": "ekfac"}}, "stands alone"),
+        ({"muon": {"momentum": 1.5}}, "less than 1"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_together_is_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        KaisaConfig(**{"method": "muon", "optimizer": SgdConfig(lr=0.1), **settings})

@@ -1,0 +1,164 @@
+"""SOAP and Shampoo over ranks: against pytorch-optimizer's, against formulas, and bit for bit against one rank."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from hpcopt.comm.loopback import run_ranks
+from hpcopt.comm.world import World, alone
+from hpcopt.errors import CheckpointError
+from hpcopt.solvers.kaisa.preconditioner import Kaisa
+from hpcopt.solvers.kaisa.shampoo import newton_roots, rounds
+from tests.solvers.kaisa.test_muon import MIXED, stepped
+
+ALWAYS = {"factor_every": 1, "inverse_every": 1}
+
+
+def followed(ours: nn.Module, kaisa: Kaisa, gradients: list[torch.Tensor]) -> list[torch.Tensor]:
+    """What becomes of a lone weight's gradients."""
+    found = []
+    for g in gradients:
+        ours.weight.grad = g.clone()
+        kaisa.step()
+        found.append(ours.weight.grad.clone())
+    return found
+
+
+def draws(count: int, *shape: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(*shape, dtype=torch.float64, generator=generator) for _ in range(count)]
+
+
+def test_soap_is_that_of_pytorch_optimizer():
+    """There a basis is used a step after the gradient that it is of, as with ``inverse_lag = 1`` here, and the first
+    gradient makes a basis only: it is given twice, its weight in the averages made the same.
+    """
+    others = pytest.importorskip("pytorch_optimizer")
+    gradients, p = draws(7, 6, 6), nn.Parameter(torch.zeros(6, 6, dtype=torch.float64))
+    theirs = others.SOAP([p], lr=1.0, betas=(0.9, 0.8), shampoo_beta=0.5, weight_decay=0.0, precondition_frequency=1)
+    expected = []
+    for g in (gradients[0], *gradients):
+        p.grad, before = g.clone(), p.detach().clone()
+        theirs.step()
+        expected.append(before - p.detach())
+        if len(expected) == 1:
+            for factor in theirs.state[p]["GG"]:
+                factor.mul_(2)
+    layer = nn.Linear(6, 6, bias=False).double()
+    kaisa = Kaisa(layer, alone(), method="soap", soap={"betas": (0.9, 0.8)}, factor_decay=0.5, inverse_lag=1, **ALWAYS)
+    for found, p in zip(followed(layer, kaisa, gradients), expected[1:], strict=True):
+        torch.testing.assert_close(found, p, rtol=1e-5, atol=1e-6)  # their bases are rounded to float32
+
+
+@pytest.mark.parametrize("inputs, max_size", [(4, 100), (7, 5)])
+def test_soap_is_adam_in_eigenbases(inputs, max_size):
+    """A basis of the first gradients' factors, exact, that stays; a side of more than max_size has none."""
+    gradients = draws(5, 4, inputs)
+    layer = nn.Linear(inputs, 4, bias=False).double()
+    settings = {"factor_every": 1, "inverse_every": 100, "max_size": max_size, "soap": {"betas": (0.8, 0.7)}}
+    kaisa = Kaisa(layer, alone(), method="soap", **settings)
+    q_g = torch.linalg.eigh(gradients[0] @ gradients[0].T)[1]
+    q_a = torch.eye(inputs, dtype=torch.float64)
+    if inputs <= max_size:
+        q_a = torch.linalg.eigh(gradients[0].T @ gradients[0])[1]
+    adam = nn.Parameter(torch.zeros(4, inputs, dtype=torch.float64))
+    optimizer = torch.optim.Adam([adam], lr=1.0, betas=(0.8, 0.7), eps=1e-8)
+    for found, g in zip(followed(layer, kaisa, gradients), gradients, strict=True):
+        adam.grad, before = q_g.T @ g @ q_a, adam.detach().clone()
+        optimizer.step()
+        back = q_g @ (before - adam.detach()) @ q_a.T
+        torch.testing.assert_close(found, back, rtol=1e-4, atol=1e-4)
+
+
+def test_the_first_moment_follows_the_basis():
+    """Turned at every refresh, it is the plain average of the gradients: with beta2 = 0 and beta1 near 1 it shows."""
+    gradients = draws(4, 5, 5)
+    layer = nn.Linear(5, 5, bias=False).double()
+    kaisa = Kaisa(layer, alone(), method="soap", soap={"betas": (0.9, 0.9)}, **ALWAYS)
+    followed(layer, kaisa, gradients)
+    kaisa._carried.leave()
+    m = torch.zeros(5, 5, dtype=torch.float64)
+    for g in gradients:
+        m.lerp_(g, 0.1)
+    torch.testing.assert_close(kaisa._carried.of(0)[:25].view(5, 5), m)
+
+
+@pytest.mark.parametrize("roots", ["eigen", "newton"])
+def test_shampoo_has_the_direction_of_pytorch_optimizers(roots):
+    """There the factors are sums, not means: P differs by a number, which grafting takes away."""
+    others = pytest.importorskip("pytorch_optimizer")
+    gradients, p = draws(5, 4, 6), nn.Parameter(torch.zeros(4, 6, dtype=torch.float64))
+    theirs = others.Shampoo([p], lr=1.0, matrix_eps=0.0)
+    layer = nn.Linear(6, 4, bias=False).double()
+    settings = {"method": "shampoo", "shampoo": {"epsilon": 1e-13, "roots": roots}, "factor_decay": 0.9999, **ALWAYS}
+    kaisa = Kaisa(layer, alone(), **settings)
+    for t, (found, g) in enumerate(zip(followed(layer, kaisa, gradients), gradients, strict=True)):
+        p.grad, before = g.clone(), p.detach().clone()
+        theirs.step()
+        step = before - p.detach()
+        if t >= 2:  # before, the larger factor is singular
+            torch.testing.assert_close(found, step * (g.norm() / step.norm()), rtol=1e-3, atol=1e-4)
+
+
+def test_shampoo_is_a_formula_with_diagonals_and_blocks():
+    (g,) = draws(1, 4, 6)
+    epsilon = 0.01
+
+    def root(f: torch.Tensor) -> torch.Tensor:
+        d, q = torch.linalg.eigh(f + epsilon * f.trace() * torch.eye(len(f), dtype=f.dtype))
+        return q * d**-0.25 @ q.T
+
+    a, left = g.T @ g, root(g @ g.T)
+    diagonal = torch.diag((a.diagonal() + epsilon * a.trace()) ** -0.25)
+    blocks = torch.block_diag(root(a[:3, :3]), root(a[3:, 3:]))
+    for settings, right in (({}, root(a)), ({"max_size": 5}, diagonal), ({"max_size": 5, "large": "blocked"}, blocks)):
+        layer = nn.Linear(6, 4, bias=False).double()
+        settings = {**settings, "shampoo": {"epsilon": epsilon}, "graft": False}
+        (found,) = followed(layer, Kaisa(layer, alone(), method="shampoo", **settings), [g])
+        torch.testing.assert_close(found, left @ g @ right)
+
+
+def test_newtons_roots_are_those_of_eigenvalues():
+    q = torch.linalg.qr(draws(1, 2, 9, 9)[0]).Q
+    d = torch.logspace(-6, 0, 9, dtype=torch.float64)
+    found = newton_roots((q * d) @ q.transpose(1, 2), rounds(1e-6))
+    torch.testing.assert_close(found, (q * d**-0.25) @ q.transpose(1, 2), rtol=1e-6, atol=1e-6)
+
+
+SETTINGS = [
+    {"method": "soap"},
+    {"method": "shampoo"},
+    {"method": "soap", "inverse_lag": 1},
+    {"method": "shampoo", "methods": {"conv": "muon", "Embedding": "soap"}, "max_size": 6},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("size, fraction", [(2, 0.5), (3, 0.34), (3, 1.0), (4, 0.25), (4, 0.5)])
+def test_any_grid_has_the_bits_of_one_rank(size, fraction, settings):
+    settings = {**settings, "factor_every": 1, "inverse_every": 2}
+    expected, _ = stepped(alone(), 5, **settings)
+    for found, _ in run_ranks(size, lambda t: stepped(World(t), 5, fraction=fraction, **settings)):
+        assert all(torch.equal(p, q) for p, q in zip(found.parameters(), expected.parameters(), strict=True))
+
+
+def test_factors_of_another_source_are_refused():
+    _, kaisa = stepped(alone(), 1, method="shampoo")
+    other = Kaisa(copy.deepcopy(MIXED), alone(), method="cholesky")
+    with pytest.raises(CheckpointError, match=r"of gradients, by shampoo, and cholesky takes activations.*method = "):
+        other.load_state_dict(kaisa.state_dict(), [kaisa.rank_state_dict()])
+
+
+def test_a_method_of_the_same_factors_goes_on_with_them():
+    """SOAP's moments begin anew; what Shampoo kept is made anew of the factors."""
+    model, kaisa = stepped(alone(), 3, method="shampoo", **ALWAYS)
+    other = Kaisa(model, alone(), method="soap", factor_every=100, inverse_every=100)
+    other.load_state_dict(kaisa.state_dict(), [kaisa.rank_state_dict()])
+    assert not any(other._carried.of(i).any() for i in range(len(other.layers.found)))
+    for p in model.parameters():
+        p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+    other.step()
+    assert all(p.grad.isfinite().all() for p in other.whole)
+    assert all(other._carried.of(i)[-1] == 1 for i in range(len(other.layers.found)))
