@@ -24,7 +24,6 @@ from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
 from hpcopt.solvers.block_admm.solver import BlockAdmmConfig
 from hpcopt.solvers.data_parallel import DataParallel, DataParallelConfig
 from hpcopt.solvers.gossip import GossipConfig
-from hpcopt.solvers.kaisa.soap import SoapSettings
 from hpcopt.solvers.kaisa.solver import KaisaConfig
 from hpcopt.solvers.leader.solver import LeaderConfig
 from hpcopt.solvers.local.solver import LocalConfig
@@ -100,8 +99,6 @@ CASES: dict[str, list[tuple[SolverConfig, dict[str, Any]]]] = {
         (KaisaConfig(factor_every=1, inverse_every=2), {}),
         (KaisaConfig(factor_every=1, inverse_every=2), {"problem": Problem(batch=2), "ranks": (1, 3)}),
         (KaisaConfig(method="muon", optimizer=AdamWConfig(eps=1e-3), fraction=0.5), {}),
-        (KaisaConfig(method="soap", soap=SoapSettings(eps=1e-2), factor_every=1, inverse_every=2, fraction=0.5), {}),
-        (KaisaConfig(method="shampoo", factor_every=1, inverse_every=2, inverse_lag=1), {}),
     ],
     "pipeline": [
         (PipelineConfig(), {}),

@@ -1,4 +1,4 @@
-"""Kaisa: gradients in, natural gradients out. ``kaisa.step()`` stands before ``optimizer.step()``."""
+"""Kaisa: gradients in, natural gradients or steps out. ``kaisa.step()`` stands before ``optimizer.step()``."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ from hpcopt.solvers.kaisa.targets import Distribution, Draws
 
 
 class Kaisa:
-    """Distributed K-FAC for a model whose gradients are already the same on all ranks.
+    """K-FAC, Muon, SOAP or Shampoo over ranks, for a model whose gradients are already the same on all of them.
 
     Attributes:
         layers: what was found in the model; ``layers.skipped`` says what was left alone and why.

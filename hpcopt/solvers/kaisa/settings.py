@@ -33,7 +33,7 @@ KFAC = ("cholesky", "low_rank", "eigen", "ekfac")
 
 
 class KaisaSettings(Config):
-    """What K-FAC computes, how often, and how it is spread over the ranks."""
+    """What is computed of layers, how often, and how it is spread over the ranks."""
 
     damping: float = Field(0.03, gt=0, description="added to the curvature; in units of the loss's own")
     damping_final: float | None = Field(None, gt=0, description="damping at the run's end, reached geometrically")

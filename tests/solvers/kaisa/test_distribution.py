@@ -84,9 +84,7 @@ WAYS = [
     {"refresh_tolerance": 0.3},
     {"factor_dtype": "bfloat16"},
     {"method": "muon"},
-    {"method": "soap", "inverse_lag": 1},
-    {"method": "shampoo", "inverse_lag": 1},
-    {"methods": {"conv": "soap", "Linear": "muon"}, "inverse_lag": 2},
+    {"methods": {"conv": "shampoo", "Linear": "muon"}, "inverse_lag": 2},
 ]
 
 
@@ -112,8 +110,9 @@ def test_a_checkpoint_continues_on_other_ranks(settings):
             size, lambda t, f=fraction: train(World(t), torch.float64, 3, state, **settings, fraction=f)[0]
         )
         assert_same(found[-1], straight, tolerance)
+    lacking = [part for part in parts if part][:-1]
     with pytest.raises(CheckpointError, match="no factors of"):
-        train(alone(), torch.float64, 1, (halves[0][0], halves[0][1], parts[:-1]), **settings)
+        train(alone(), torch.float64, 1, (halves[0][0], halves[0][1], lacking), **settings)
 
 
 @pytest.mark.parametrize("size, fraction", [(1, 1.0), (3, 0.5), (4, 0.25), (4, 1.0)])
@@ -139,8 +138,8 @@ def test_memory_is_as_predicted(size, fraction, settings):
 
 def held_bytes(kaisa: Kaisa) -> int:
     """Bytes of all storages that the preconditioner leads to, without the model's own."""
-    model = {p.untyped_storage().data_ptr() for layer in kaisa.layers.found for p in layer.parameters()}
-    model |= {p.grad.untyped_storage().data_ptr() for layer in kaisa.layers.found for p in layer.parameters()}
+    model = {p.untyped_storage().data_ptr() for p in kaisa._model.parameters()}
+    model |= {p.grad.untyped_storage().data_ptr() for p in kaisa._model.parameters()}
     seen, storages, queue = set(), {}, [kaisa]
     while queue:
         thing = queue.pop()

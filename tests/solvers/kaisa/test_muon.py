@@ -52,14 +52,17 @@ torch.manual_seed(3)
 MIXED, WORDS = Mixed(), torch.randint(0, 7, (10, 5))
 
 
-def stepped(world: World, steps: int = 3, model: nn.Module | None = None, **settings) -> tuple[nn.Module, Kaisa]:
+def stepped(world: World, steps: int = 3, saved: tuple | None = None, **settings) -> tuple[nn.Module, Kaisa]:
     """Steps of which all ranks have the same gradients to the bit, for they look at the same batch."""
-    model = copy.deepcopy(MIXED) if model is None else model
+    model = copy.deepcopy(MIXED)
     kaisa = Kaisa(model, world, **settings)
+    if saved is not None:
+        model.load_state_dict(saved[0])
+        kaisa.load_state_dict(*saved[1:])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
-    for step in range(steps):
+    for _ in range(steps):
         optimizer.zero_grad()
-        mean_loss(model(WORDS.roll(step, 1))).backward()
+        mean_loss(model(WORDS.roll(kaisa.steps, 1))).backward()
         kaisa.step()
         optimizer.step()
     return model, kaisa

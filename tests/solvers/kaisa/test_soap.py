@@ -144,6 +144,23 @@ def test_any_grid_has_the_bits_of_one_rank(size, fraction, settings):
         assert all(torch.equal(p, q) for p, q in zip(found.parameters(), expected.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("method", ["soap", "shampoo"])
+def test_a_checkpoint_goes_on_at_other_ranks_to_the_bit(method):
+    """Also with a refresh under way."""
+    settings = {"method": method, "factor_every": 1, "inverse_every": 2, "inverse_lag": 1}
+    expected, _ = stepped(alone(), 6, **settings)
+
+    def half(t):
+        model, kaisa = stepped(World(t), 3, fraction=0.5, **settings)
+        return copy.deepcopy((model.state_dict(), kaisa.state_dict(), kaisa.rank_state_dict()))
+
+    halves = run_ranks(4, half)
+    saved = (*halves[0][:2], [part for *_, part in halves])
+    for size, fraction in ((1, 1.0), (3, 0.34)):
+        for found, _ in run_ranks(size, lambda t, f=fraction: stepped(World(t), 3, saved, fraction=f, **settings)):
+            assert all(torch.equal(p, q) for p, q in zip(found.parameters(), expected.parameters(), strict=True))
+
+
 def test_factors_of_another_source_are_refused():
     _, kaisa = stepped(alone(), 1, method="shampoo")
     other = Kaisa(copy.deepcopy(MIXED), alone(), method="cholesky")
