@@ -7,7 +7,8 @@ With A and G the averages of ``W^T W`` and ``W W^T``, and Q_A and Q_G their eige
 
 A refresh takes one step of subspace iteration, ``Q <- qr(A Q)``, with columns in the order of their eigenvalues during
 it; each stays where it was, so that V need not be told. M is turned from the old basis into the new one. A factor of
-more than ``max_size`` rows has no basis: that side is left as it is.
+more than ``max_size`` rows has no basis: that side is left as it is. The first gradient makes a basis and no step: in
+its own basis it is diagonal, and all else that Adam would bring to full size is what rounding left.
 """
 
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ class SoapSettings(Config):
 
 
 class Soap:
-    """Keeps Q_A^T and Q_G^T; carries M, V and t."""
+    """Keeps Q_A^T and Q_G^T; carries M, V and t, the steps that were asked for so far."""
 
     source: ClassVar[Source] = "gradients"
     natural: ClassVar[bool] = False
@@ -69,11 +70,13 @@ class Soap:
     def apply(self, layer: Layer, kept: Tensor, w: Tensor, damping: float, moments: Tensor) -> Tensor:
         (beta1, beta2), eps = self._settings.betas, self._settings.eps
         m, v = (self._moment(layer, moments, i) for i in (0, 1))
-        t = moments[-1].add_(1)
+        begun = moments[-1].clamp(max=1)  # a device is not asked
+        t = moments[-1].clamp(min=1)
         turned = self._into_basis(layer, kept, w)
-        m.lerp_(turned, 1 - beta1)
-        v.mul_(beta2).addcmul_(turned, turned, value=1 - beta2)
-        step = (m / v.sqrt().add_(eps)).mul_((1 - beta2**t).sqrt() / (1 - beta1**t))
+        m.lerp_(turned, (1 - beta1) * begun)
+        v.lerp_(turned.square(), (1 - beta2) * begun)
+        step = (m / v.sqrt().add_(eps)).mul_(begun * (1 - beta2**t).sqrt() / (1 - beta1**t))
+        moments[-1] += 1
         return self._out_of_basis(layer, kept, step)
 
     def leave(self, layer: Layer, kept: Tensor, moments: Tensor) -> None:

@@ -32,14 +32,14 @@ def draws(count: int, *shape: int) -> list[torch.Tensor]:
 
 
 def test_soap_is_that_of_pytorch_optimizer():
-    """There a basis is used a step after the gradient that it is of, as with ``inverse_lag = 1`` here, and the first
-    gradient makes a basis only: it is given twice, its weight in the averages made the same.
+    """There a basis is used a step after the gradient that it is of, as with ``inverse_lag = 1`` here. Averages begin
+    at 0 there: the first one is made as large as here.
     """
     others = pytest.importorskip("pytorch_optimizer")
     gradients, p = draws(7, 6, 6), nn.Parameter(torch.zeros(6, 6, dtype=torch.float64))
     theirs = others.SOAP([p], lr=1.0, betas=(0.9, 0.8), shampoo_beta=0.5, weight_decay=0.0, precondition_frequency=1)
     expected = []
-    for g in (gradients[0], *gradients):
+    for g in gradients:
         p.grad, before = g.clone(), p.detach().clone()
         theirs.step()
         expected.append(before - p.detach())
@@ -48,7 +48,7 @@ def test_soap_is_that_of_pytorch_optimizer():
                 factor.mul_(2)
     layer = nn.Linear(6, 6, bias=False).double()
     kaisa = Kaisa(layer, alone(), method="soap", soap={"betas": (0.9, 0.8)}, factor_decay=0.5, inverse_lag=1, **ALWAYS)
-    for found, p in zip(followed(layer, kaisa, gradients), expected[1:], strict=True):
+    for found, p in zip(followed(layer, kaisa, gradients), expected, strict=True):
         torch.testing.assert_close(found, p, rtol=1e-5, atol=1e-6)  # their bases are rounded to float32
 
 
@@ -65,7 +65,9 @@ def test_soap_is_adam_in_eigenbases(inputs, max_size):
         q_a = torch.linalg.eigh(gradients[0].T @ gradients[0])[1]
     adam = nn.Parameter(torch.zeros(4, inputs, dtype=torch.float64))
     optimizer = torch.optim.Adam([adam], lr=1.0, betas=(0.8, 0.7), eps=1e-8)
-    for found, g in zip(followed(layer, kaisa, gradients), gradients, strict=True):
+    first, *rest = followed(layer, kaisa, gradients)
+    assert not first.any()
+    for found, g in zip(rest, gradients[1:], strict=True):
         adam.grad, before = q_g.T @ g @ q_a, adam.detach().clone()
         optimizer.step()
         back = q_g @ (before - adam.detach()) @ q_a.T
@@ -80,7 +82,7 @@ def test_the_first_moment_follows_the_basis():
     followed(layer, kaisa, gradients)
     kaisa._carried.leave()
     m = torch.zeros(5, 5, dtype=torch.float64)
-    for g in gradients:
+    for g in gradients[1:]:
         m.lerp_(g, 0.1)
     torch.testing.assert_close(kaisa._carried.of(0)[:25].view(5, 5), m)
 
