@@ -126,7 +126,7 @@ KAISA = (
     *({"fisher": "sampled"}, {"fisher": "sampled", "distribution": "bernoulli"}, {"damping_every": 1, "accumulate": 2}),
     *({"refresh_tolerance": 0.1, "graft": True}, {"inverse_lag": 1, "factor_dtype": "bfloat16"}),
     *({"max_size": 4, "large": "blocked"}, {"sharing": "reduce", "batch_every": 2, "position_every": 2}),
-    *({"method": "muon", "fraction": 0.5}, {"method": "shampoo"}),
+    *({"method": "muon", "fraction": 0.5}, {"method": "shampoo", "shampoo": {"epsilon": 1e-3}}),
     {"method": "soap", "inverse_lag": 1, "soap": {"eps": 1.0}},  # or rounding in singular factors decides
     {"method": "shampoo", "shampoo": {"roots": "newton"}, "methods": {"Linear": "cholesky"}},
 )
