@@ -1,6 +1,7 @@
 """Learned gradient compression beside shared top-k and dense sums: residual networks on Fashion-MNIST of half the side.
 
-    python benchmarks/lgc.py [--data data/fashion-mnist] [--steps 600] [--seeds 0,1,2] [--blocks 1,2]
+    mpirun -n 2 hpcopt study benchmarks/lgc.toml [--set base.steps=360]
+    hpcopt study report studies/lgc
 
 Four ranks as threads, batches of 64. The first twelfth of the steps is dense, in the next quarter the autoencoder
 learns, and codes may travel in the rest: where they err by less than half, or always. Beside LGC stand shared top-k at
@@ -8,10 +9,11 @@ the same places, and at two fifths of them. For each phase: kilobytes a step and
 steps had codes and what the decoder's relative squared error was. CPU seconds are those of all ranks.
 """
 
-import argparse
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,8 +40,9 @@ class Pictures:
     y: Tensor
 
     @classmethod
-    def of(cls, folder: Path, split: str) -> "Pictures":
-        shards = Shards(folder, split)
+    @cache
+    def of(cls, folder: str, split: str) -> "Pictures":
+        shards = Shards(Path(folder), split)
         rows = shards.rows(np.arange(len(shards)))
         x = torch.from_numpy(rows["images"]).float().reshape(-1, 1, 28, 28) / 255
         return cls((F.avg_pool2d(x, 2) - 0.286) / 0.353, torch.from_numpy(rows["labels"]).long())
@@ -59,25 +62,13 @@ def rows(steps: int) -> dict[str, ExchangeConfig]:
     }
 
 
-@dataclass(frozen=True)
-class Result:
-    """Of one run.
-
-    Attributes:
-        phases_kb: a step and rank, in the three phases.
-        coded: share of the last phase's steps in which a bucket went as a code.
-        error: the autoencoder's, mean over the last phase; NaN without one.
+def trained(point: dict[str, Any]) -> dict[str, float]:
+    """A run over all ranks: accuracy; kilobytes a step and rank in the three phases; the share of the last phase's
+    steps in which a bucket went as a code, and the autoencoder's error, mean over them; CPU seconds.
     """
-
-    accuracy: float
-    phases_kb: tuple[float, ...]
-    coded: float
-    error: float
-    cpu_s: float
-
-
-def trained(config: ExchangeConfig, blocks: int, steps: int, seed: int, training: Pictures, test: Pictures) -> Result:
-    """One run over all ranks."""
+    steps, seed, blocks = point["steps"], point["seed"], point["blocks"]
+    config = rows(steps)[point["row"]]
+    training, test = (Pictures.of(point["data"], split) for split in ("train", "test"))
     torch.manual_seed(seed)
     networks = [ResNetConfig(blocks=blocks).build((1, 14, 14), 10) for _ in range(RANKS)]
     bounds = (steps // 12, steps // 12 + steps // 4, steps)
@@ -108,44 +99,17 @@ def trained(config: ExchangeConfig, blocks: int, steps: int, seed: int, training
     cpu_s = time.process_time() - start_s
     sent = np.mean([sent for sent, _ in ranks], axis=0)
     last = ranks[0][1][bounds[1] :]
-    return Result(
-        accuracy(networks[0], test),
-        tuple(float(part.mean()) / 1e3 for part in np.split(sent, bounds[:2])),
-        float(np.mean([told.get("coded_buckets", 0.0) > 0 for told in last])),
-        float(np.mean([told.get("autoencoder_error", np.nan) for told in last])),
-        cpu_s,
-    )
+    phases = zip(("dense_kb", "learning_kb", "last_kb"), np.split(sent, bounds[:2]), strict=True)
+    return {
+        "accuracy": accuracy(networks[0], test),
+        **{name: float(part.mean()) / 1e3 for name, part in phases},
+        "coded": float(np.mean([told.get("coded_buckets", 0.0) > 0 for told in last])),
+        "error": float(np.mean([told.get("autoencoder_error", np.nan) for told in last])),
+        "cpu_s": cpu_s,
+    }
 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, test: Pictures) -> float:
     right = [model(x).argmax(1) == y for x, y in zip(test.x.split(1000), test.y.split(1000), strict=True)]
     return float(torch.cat(right).float().mean())
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data/fashion-mnist"))
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--blocks", default="1,2", help="1: ResNet-8; 2: ResNet-14")
-    parser.add_argument("--row", action="append", help="only this one, and others so given")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    training, test = (Pictures.of(options.data, split) for split in ("train", "test"))
-    print(
-        "| network | row | accuracy | KB a step: dense, learning, last | coded | error | CPU s |\n" + "|---" * 7 + "|"
-    )
-    for blocks in map(int, options.blocks.split(",")):
-        for row, config in rows(options.steps).items():
-            if options.row and row not in options.row:
-                continue
-            for seed in map(int, options.seeds.split(",")):
-                r = trained(config, blocks, options.steps, seed, training, test)
-                sent = ", ".join(f"{kb:.1f}" for kb in r.phases_kb)
-                cells = f"{r.accuracy:.4f} | {sent} | {r.coded:.0%} | {r.error:.2f} | {r.cpu_s:.0f}"
-                print(f"| ResNet-{6 * blocks + 2} | {row} | {cells} |", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -35,6 +35,14 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("study", type=Path, metavar="FILE.toml", help='study file; or "report STUDY"')
+    p.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change one key of the file, such as base.run.epochs=2",
+    )
     p.add_argument("--out", type=Path, metavar="DIR", help="folder of the study (default: studies/NAME)")
     p.add_argument("--fresh", action="store_true", help="begin anew; a folder that is there is moved aside")
     p.add_argument("--again", action="store_true", help="do the points that failed again")
@@ -83,7 +91,7 @@ def run(options: argparse.Namespace, signals: StopSignals, ending: Ending) -> in
             print(text, flush=True)
 
     with world.together():
-        study = read_study_file(options.study)
+        study = read_study_file(options.study, options.settings)
     folder = options.out or Path("studies") / study.name
     torch.set_num_threads(usable_threads(world.local_size))
     if options.dry_run:

@@ -54,9 +54,9 @@ class Claims:
         for number in np.flatnonzero((before == FREE) & known).tolist():
             self._set(number, ROW)
 
-    def take(self, most: int) -> list[int]:
-        """Take the first points that nobody has, up to so many; none if there are none."""
-        free = np.flatnonzero(self.states() == FREE)
+    def take(self, most: int, count: int) -> list[int]:
+        """Take the first of ``count`` points that nobody has, up to ``most``; none if there are none."""
+        free = np.flatnonzero(self.states()[:count] == FREE)
         while len(free):
             first = int(free[0])
             run = int(np.argmax(np.append(np.diff(free), 2) != 1)) + 1  # of points one behind the other

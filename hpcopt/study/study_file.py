@@ -112,27 +112,29 @@ class Study:
             raise JobError(f"{self.path}, at {label(point) or 'the only point'}:\n{error}") from None
 
 
-def read_study_file(path: Path) -> Study:
-    """Read a study file.
+def read_study_file(path: Path, settings: Sequence[str] = ()) -> Study:
+    """Read a study file, then apply ``section.key=value`` settings over it.
 
     Raises:
         JobError: it cannot be read, or a key, type or axis is wrong; on all ranks.
     """
-    file = validated(StudyFile, read_toml(path), path)
-    settings, base = file.study, file.base
-    if settings.function is not None and settings.job is not None:
+    raw = read_toml(path)
+    changed = {setting.apply(raw): setting for setting in map(Setting.of, settings)}
+    file = validated(StudyFile, raw, path, changed)
+    about, base = file.study, file.base
+    if about.function is not None and about.job is not None:
         raise JobError(f"{path}: [study] has a function and a job: a point is one of them").everywhere()
-    if settings.job is not None:
-        base = merged(read_toml(settings.job), base)
+    if about.job is not None:
+        base = merged(read_toml(about.job), base)
     try:
         return Study(
-            name=settings.name or path.stem,
+            name=about.name or path.stem,
             axes=file.axes,
-            seeds=settings.seeds,
+            seeds=about.seeds,
             base=base,
-            function=settings.function,
-            keep=settings.keep,
-            keep_runs=settings.keep_runs,
+            function=about.function,
+            keep=about.keep,
+            keep_runs=about.keep_runs,
             path=path,
         )
     except JobError as error:

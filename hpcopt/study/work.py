@@ -52,7 +52,7 @@ def run_study(
         JobError: on all ranks: a point is no job, the function cannot be imported, or the folder is another study's.
         DataError: the folder cannot be written.
     """
-    world, signals = world or alone(), signals or StopSignals()
+    world, signals = world or alone(), signals or _Unheard()
     folder = Folder(Path(path))
     with world.together():
         trial = trial_of(study, folder, world, signals)
@@ -62,10 +62,10 @@ def run_study(
             table = folder.begin(study, fresh=fresh, again=again)
             left = int((table.status == LEFT).sum())
             say(f"{study.name}: {len(table):,} points, {left:,} left; {world.size} rank{'s' * (world.size > 1)}")
-    with world.together():
-        points = folder.read().points
     free = 1
     while free:
+        with world.together():
+            points = folder.read().points  # more than before, if another command has extended the study
         with folder.join() as hands:
             work(hands, points, trial, lambda: signals.received is not None, _Telling(say, world.rank == 0))
         stopped = world.sum([signals.received is not None])[0] > 0  # waits for all
@@ -107,7 +107,7 @@ def prepare(folders: Sequence[Path], world: World) -> None:
 def work(hands: Hands, points: Sequence[Point], trial: Trial, stopped: Callable[[], bool], tell: "_Telling") -> None:
     """Take points and do them until there are none, or somebody says stop."""
     take, count, spent_s = 1, 0, 0.0
-    while not stopped() and (numbers := hands.claims.take(take)):
+    while not stopped() and (numbers := hands.claims.take(take, len(points))):
         for number in numbers:
             row = None if stopped() else attempt(trial, number, points[number])
             if row is None:
@@ -130,6 +130,13 @@ def attempt(trial: Trial, number: int, point: Point) -> Row | None:
         else:
             return None if results is None else Row(number, DONE, time.perf_counter() - start_s, results)
     return Row(number, FAILED, time.perf_counter() - start_s, {}, failure)
+
+
+class _Unheard(StopSignals):
+    """No signal is listened for: what the program does at one is its own affair."""
+
+    def listen_for(self, name: str) -> None:
+        pass
 
 
 class _Telling:

@@ -124,6 +124,14 @@ def test_a_dry_run_counts(here, capsys):
     assert capsys.readouterr().out == "grid: 6 points into studies/grid; c, seed\n"
 
 
+def test_keys_may_be_set(here, capsys):
+    path = written(f"{FUNCTION}[base]\nd = 3\n{AXIS}")
+    study = read_study_file(path, ["study.seeds=[4]", "base.d=5", "base.e=x", "axes=[{c=[7]}]"])
+    assert study.points == [{"c": 7, "seed": 4}] and study.base == {"d": 5, "e": "x"}
+    assert main([str(path), "--set", "study.seed=3"]) == EXIT_BAD_INPUT
+    assert 'unknown key "study.seed"' in capsys.readouterr().err
+
+
 def test_an_array_cannot_begin_anew(here, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     assert main([str(written(f"{FUNCTION}{AXIS}")), "--fresh"]) == EXIT_BAD_INPUT

@@ -128,6 +128,18 @@ def test_more_values_are_more_points_and_what_is_done_stays(study_of, calls):
     assert table.points[:6] == study_of("noted", 3, seeds=2).points
 
 
+def test_a_study_that_is_extended_while_it_goes_on_is_done_to_its_new_end(here):
+    def study(n: int) -> Study:
+        return Study("numbers", [{"n": list(range(n))}], (), {}, trial)
+
+    def trial(point):
+        if point["n"] == 1 and len(read_study("out")) == 3:
+            Folder(Path("out")).begin(study(6))
+        return {"square": point["n"] ** 2}
+
+    assert whole(run_study(study(3), "out"), 6)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -159,7 +171,7 @@ def test_a_row_that_a_kill_has_cut_short_is_none(study_of, calls):
     folder, more = Folder(Path("out")), study_of("noted", 4)
     folder.begin(more)
     with folder.join() as hands:
-        assert hands.claims.take(5) == [2, 3]
+        assert hands.claims.take(5, 4) == [2, 3]
         part = next(Path("out/parts").iterdir())
     part.write_bytes(b'[2, "done", 0.1, {"square": 4.0, "sum": 2.0}, ""]\n[3, "done", 0.1, {"squ')
     assert whole(run_study(more, Path("out")), 4)
@@ -181,12 +193,13 @@ def test_claims_of_the_living_are_kept_and_those_of_the_dead_are_free(tmp_path):
     path = tmp_path / "claims"
     with Claims(path) as one, Claims(path) as other:
         one.settle(6, known())
-        assert one.take(2) == [0, 1]
-        assert other.take(3) == [2, 3, 4]
-        assert one.take(9) == [5]
+        assert one.take(2, 6) == [0, 1]
+        assert other.take(3, 6) == [2, 3, 4]
+        assert one.take(9, 5) == []
+        assert one.take(9, 6) == [5]
         one.done(5)
         with Claims(path) as third:
-            assert third.take(9) == []
+            assert third.take(9, 6) == []
             third.settle(6, known(5))
             assert third.states().tolist() == [TAKEN] * 5 + [ROW]
     with Claims(path) as third:  # their processes are gone, one of them had written a row
@@ -194,7 +207,7 @@ def test_claims_of_the_living_are_kept_and_those_of_the_dead_are_free(tmp_path):
         assert third.states().tolist() == [FREE] * 3 + [ROW, FREE, ROW]
         third.settle(6, known(3))  # somebody has removed a row
         assert third.states().tolist() == [FREE] * 3 + [ROW, FREE, FREE]
-        assert third.take(9) == [0, 1, 2]
+        assert third.take(9, 6) == [0, 1, 2]
 
 
 def begun(study):
