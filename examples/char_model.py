@@ -1,4 +1,4 @@
-"""A language model of characters, on any text file: a GRU that guesses the next one.
+"""A language model of characters, on any text file: an LSTM that guesses the next one.
 
 python char_model.py                                Python's own manual
 mpirun -n 4 python char_model.py my.txt
@@ -9,11 +9,11 @@ import math
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import hpcopt
+from hpcopt.models import LstmConfig
 
 LENGTH = 64  # characters of a sample
 
@@ -39,20 +39,6 @@ class Passages(Dataset[Tensor]):
         return self.numbers[index * LENGTH : (index + 1) * LENGTH + 1]
 
 
-class Guesser(nn.Module):
-    """Logits of the next character, (n, LENGTH, characters), after each of the characters before, (n, LENGTH)."""
-
-    def __init__(self, characters: int, width: int = 128) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(characters, width)
-        self.memory = nn.GRU(width, width, batch_first=True)
-        self.head = nn.Linear(width, characters)
-
-    def forward(self, numbers: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.memory(self.embedding(numbers))[0])
-        return logits
-
-
 def manual() -> str:
     """Python's own, some 700,000 characters."""
     from pydoc_data.topics import topics
@@ -60,10 +46,10 @@ def manual() -> str:
     return "\n".join(topics.values())
 
 
-passages = Passages(options.text.read_text() if options.text else manual())
+passages = Passages(options.text.read_text(encoding="utf-8") if options.text else manual())
 
 with hpcopt.Session(options.run_dir, steps=options.steps, settings={"text": options.text}) as session:
-    model = Guesser(len(passages.alphabet)).to(session.device)
+    model = LstmConfig(width=128, units=128).build(len(passages.alphabet), LENGTH).to(session.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     session.keep(model=model, optimizer=optimizer)
     exchange = session.exchange(model)
@@ -71,7 +57,7 @@ with hpcopt.Session(options.run_dir, steps=options.steps, settings={"text": opti
     for numbers in session.steps(loader):
         numbers = numbers.to(session.device)
         exchange.zero()
-        loss = F.cross_entropy(model(numbers[:, :-1]).flatten(0, 1), numbers[:, 1:].flatten())
+        loss = model(numbers[:, :-1], numbers[:, 1:]).mean()
         loss.backward()
         exchange.finish()
         optimizer.step()
