@@ -73,7 +73,7 @@ def run(options: argparse.Namespace, signals: StopSignals, ending: Ending) -> in
 
     import torch
 
-    from hpcopt.comm.launch import usable_threads
+    from hpcopt.comm.launch import launch_from, usable_threads
     from hpcopt.comm.world import alone, connect
     from hpcopt.lean_torch import keep_dynamo_out
     from hpcopt.study.folder import Folder
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace, signals: StopSignals, ending: Ending) -> in
     ending.world = None if options.dry_run else world
 
     def say(text: str) -> None:
-        if world.rank == 0:
+        if launch_from().rank == 0:
             print(text, flush=True)
 
     with world.together():
@@ -100,12 +100,13 @@ def run(options: argparse.Namespace, signals: StopSignals, ending: Ending) -> in
         say(f"{study.name}: {len(study.points):,} points into {folder}; {', '.join(study.points[0])}")
         return EXIT_DONE
     table = run_study(study, folder, world, signals, fresh=options.fresh, again=options.again, say=say)
+    stopped = world.sum([signals.received is not None])[0] > 0
     left, failed = (int((table.status == status).sum()) for status in (LEFT, FAILED))
     say(f"{len(table) - left:,} of {len(table):,} points are done, {failed:,} of them failed: {folder}")
     if failed:
         say(f"  {next(message for message in table.message if message)}")
-    if left and signals.received is not None:
-        say(f"stopped by {signals.received}; the same command goes on")
+    if left and stopped:
+        say("stopped before the end; the same command goes on")
         return EXIT_REQUEUE
     return EXIT_DONE
 

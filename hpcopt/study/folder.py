@@ -8,13 +8,10 @@ its rows into the table. So a kill at any moment costs the points that were at w
 import contextlib
 import json
 import os
-import socket
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from secrets import token_hex
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,7 +22,8 @@ from hpcopt.store.metrics import software
 from hpcopt.store.range_lock import lock
 from hpcopt.study.claims import FREE, Claims
 from hpcopt.study.grid import Point, label
-from hpcopt.study.table import FAILED, LEFT, Row, Table, empty, key_of, read_table, write_table
+from hpcopt.study.parts import Hands, Part, rows_of
+from hpcopt.study.table import FAILED, LEFT, Table, empty, key_of, read_table, write_table
 
 if TYPE_CHECKING:
     from hpcopt.study.study_file import Study  # brings torch, which readers can do without
@@ -83,13 +81,10 @@ class Folder:
             raise DataError(f"cannot write the folder {self.path} of the study: {cause.strerror or cause}") from cause
         return table
 
-    def join(self) -> "Hands":
+    def join(self) -> Hands:
         """Come to work on the points."""
         with self._alone():
-            return Hands(
-                Claims(self.path / CLAIMS),
-                Part(self._parts / f"{socket.gethostname()}-{os.getpid()}-{token_hex(4)}.jsonl"),
-            )
+            return Hands(Claims(self.path / CLAIMS), Part(self._parts))
 
     def settle(self) -> int:
         """Put the rows of processes that are gone into the table, and free the points that they had; give how many
@@ -174,62 +169,6 @@ class Folder:
             yield
         finally:
             os.close(descriptor)
-
-
-class Part:
-    """The rows of one process, a line each, written as soon as they are known."""
-
-    def __init__(self, path: Path) -> None:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self._file = os.open(path, flags, 0o666)
-        lock(self._file, 0)
-
-    def write(self, row: Row) -> None:
-        """Add a row.
-
-        Raises:
-            DataError: it cannot be written.
-        """
-        line = (json.dumps(row) + "\n").encode()
-        try:
-            if os.write(self._file, line) < len(line):
-                raise OSError("the disk is full")
-        except OSError as cause:
-            raise DataError(
-                f"cannot write a row of the study ({cause}): make room, and start the command again"
-            ) from cause
-
-    def close(self) -> None:
-        """Write no more."""
-        os.close(self._file)
-
-
-class Hands:
-    """What a process at work has: its claims, and its part of the rows."""
-
-    def __init__(self, claims: Claims, part: Part) -> None:
-        self.claims, self._part = claims, part
-
-    def done(self, row: Row) -> None:
-        """Keep the row of a point that was taken."""
-        self._part.write(row)
-        self.claims.done(row.number)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
-        self.claims.give_back()
-        self.claims.__exit__(None, None, None)
-        self._part.close()
-
-
-def rows_of(path: Path) -> Iterator[Row]:
-    """Rows of a part; what a kill has cut short is none."""
-    for line in path.read_bytes().splitlines(keepends=True):
-        with contextlib.suppress(ValueError, TypeError):
-            if line.endswith(b"\n"):
-                yield Row(*json.loads(line))
 
 
 def _attributes(study: "Study") -> dict[str, Any]:

@@ -13,7 +13,7 @@ from hpcopt.config import Config
 from hpcopt.errors import JobError
 from hpcopt.job import Job, job_of, validated
 from hpcopt.job_text import Setting, read_toml
-from hpcopt.study.grid import SEED, Axis, Point, axes_of, count, label, points_of
+from hpcopt.study.grid import SEED, Axis, Point, axes_of, count, label, points_of, usable
 
 
 def _seeds(given: Any) -> Any:
@@ -82,6 +82,9 @@ class Study:
     def __post_init__(self) -> None:
         object.__setattr__(self, "axes", axes_of(self.axes))
         count(self.axes, self.seeds)
+        for name in self.keep:
+            if not usable(name) or name == SEED or any(name in axis for axis in self.axes):
+                raise JobError(f'keep has "{name}", which is a column of every table: leave it out')
 
     @cached_property
     def points(self) -> list[Point]:

@@ -8,8 +8,9 @@ import numpy as np
 
 from hpcopt.comm.world import World, alone
 from hpcopt.study.claims import ROW
-from hpcopt.study.folder import Folder, Hands
+from hpcopt.study.folder import Folder
 from hpcopt.study.grid import Point
+from hpcopt.study.parts import Hands
 from hpcopt.study.study_file import Study
 from hpcopt.study.table import DONE, FAILED, LEFT, Row, Table
 from hpcopt.study.trials import Trial, said, trial_of
@@ -97,8 +98,9 @@ def require_jobs(study: Study, world: World, say: Callable[[str], None]) -> list
 
 def prepare(folders: Sequence[Path], world: World) -> None:
     """Make data sets that are missing, if hpcopt knows how. Collective."""
-    if folders:
-        from hpcopt.prepare import prepare_if_missing
+    if not folders:
+        return
+    from hpcopt.prepare import prepare_if_missing
 
     for folder in folders:
         prepare_if_missing(folder, world)

@@ -79,6 +79,8 @@ WRONG = [
     (f"{FUNCTION}[[axes]]\nseed = [1]\n", "write [study] seeds instead"),
     (f"{FUNCTION}[[axes]]\nstatus = [1]\n", "the table has the name for something else"),
     (f"{FUNCTION}[[axes]]\na = {list(range(2000))}\n[[axes]]\nb = {list(range(2000))}\n", "4,000,000 points"),
+    (f"{FUNCTION}keep = ['seconds']\n{AXIS}", 'keep has "seconds", which is a column of every table'),
+    (f"{FUNCTION}keep = ['c']\n{AXIS}", 'keep has "c"'),
     (f"[study]\nfunction = 'points'\n{AXIS}", 'write "package.module:function"'),
     (f"[study]\nfunction = 'pionts:plain'\n{AXIS}", "there is no module pionts"),
     (f"[study]\nfunction = 'points:plane'\n{AXIS}", "points has no plane; it has"),

@@ -61,8 +61,8 @@ def test_processes_side_by_side_do_each_point_once(study_of, calls):
 
 def test_a_study_killed_at_any_moment_goes_on(study_of, calls):
     """A kill costs the points that were at work, no more: only those are begun a second time."""
-    study, draw, kills = study_of("slow", 60, sleep_s=0.01), random.Random(5), 0
-    while len(calls()) < 50:
+    study, draw, kills = study_of("slow", 40, sleep_s=0.01), random.Random(5), 0
+    while len(calls()) < 32:
         seen, more = len(calls()), draw.randint(1, 6)
         started = [begun(study) for _ in range(2)]
         try:
@@ -71,9 +71,9 @@ def test_a_study_killed_at_any_moment_goes_on(study_of, calls):
         finally:
             end(started)
         kills += len(started)
-    assert whole(run_study(study, Path("out")), 60)
-    assert {line.split()[0] for line in calls()} == set(map(str, range(60)))
-    assert 60 < len(calls()) <= 60 + kills
+    assert whole(run_study(study, Path("out")), 40)
+    assert {line.split()[0] for line in calls()} == set(map(str, range(40)))
+    assert 40 < len(calls()) <= 40 + kills
 
 
 @pytest.mark.parallel([2])
