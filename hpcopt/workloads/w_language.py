@@ -37,7 +37,7 @@ class WLanguageConfig(WorkloadConfig):
     """Strings over X and O, drawn as columns of three pixels; a network marks each letter where it is first known."""
 
     may_change: ClassVar[frozenset[str]] = frozenset(
-        {"model", "test", "test_lengths", "test_stretch", "precision", "compile"}
+        {"model", "rewrites", "test", "test_lengths", "test_stretch", "precision", "compile"}
     )
 
     name: Literal["w_language"] = "w_language"
