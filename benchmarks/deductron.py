@@ -16,6 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from torch import nn
@@ -30,6 +31,7 @@ from hpcopt.workloads import WLanguageConfig
 from hpcopt.workloads.w_language import WLanguage, batch_of, wrong
 from hpcopt.workloads.w_strings import draw_string, stretched
 
+SPACE = 64  # distinct frames of pixels
 COLDEST, HOTTEST, MOVES = 0.02, 0.1, 25  # as in jobs/deductron_annealing.toml
 WALKS = {
     "tempering": {"method": "parallel_tempering", "coldest": COLDEST, "hottest": HOTTEST},
@@ -70,6 +72,55 @@ def errors(model: nn.Module, sets: dict[str, list[Any]]) -> dict[str, int]:
     }
 
 
+class Counted(HardDeductron):
+    """A hard deductron whose energy is the loss of W-strings, wrong marks over strings, counted in a compiled loop."""
+
+    def energy(self, loss: Any, batch: Any) -> float:
+        """The same number as that of the loss."""
+        if batch is not self._batch:
+            self._batch = batch
+            frames, targets = batch.tensors["frames"].numpy().astype(np.int64), batch.tensors["targets"].numpy()
+            self._kinds = frames @ (1 << np.arange(frames.shape[-1]))
+            self._targets = targets.astype(np.int64) @ np.array([1, 2])
+            self._lengths = batch.tensors["mask"].numpy().sum((1, 2)).astype(np.int64)
+        parameters = [p.detach().numpy() for p in self._all]
+        return wrong_marks(*parameters, self._kinds, self._lengths, self._targets) / len(batch)
+
+
+@numba.njit
+def wrong_marks(w1: Any, b1: Any, w2: Any, b2: Any, kinds: Any, lengths: Any, targets: Any) -> int:
+    """Marks too many or too few in all frames that strings have; bit i of a kind of frame is its i'th pixel."""
+    units = w2.shape[1]
+    sets, keeps, marks = np.zeros(SPACE, np.int64), np.zeros(SPACE, np.int64), np.zeros(1 << units, np.int64)
+    for kind in range(SPACE):
+        for unit in range(units):
+            left, right = b1[unit], b1[units + unit]
+            for pixel in range(w1.shape[1]):
+                if kind >> pixel & 1:
+                    left += w1[unit, pixel]
+                    right += w1[units + unit, pixel]
+            if left <= 0.5:
+                sets[kind] |= 1 << unit
+            elif right > 0.5:
+                keeps[kind] |= 1 << unit
+    for z in range(1 << units):
+        for output in range(2):
+            a = b2[output]
+            for unit in range(units):
+                if z >> unit & 1:
+                    a += w2[output, unit]
+            if a <= 0.5:
+                marks[z] |= 1 << output
+    count = 0
+    for string in range(len(lengths)):
+        z = 0
+        for t in range(lengths[string]):
+            missed = marks[z] ^ targets[string, t]
+            count += (missed & 1) + (missed >> 1)
+            z = (z & keeps[kinds[string, t]]) | sets[kinds[string, t]]
+    return count
+
+
 def anneal(method: str, seed: int, most: int, sets: dict[str, list[Any]]) -> dict[str, Any]:
     """Walk until a chain comes to a network without an error in training."""
     config = WLanguageConfig(
@@ -77,6 +128,9 @@ def anneal(method: str, seed: int, most: int, sets: dict[str, list[Any]]) -> dic
     )
     context = Context(run_seed=seed, steps=most // (4 * MOVES))
     workload = config.build(context)
+    counted = Counted(6, 2, 4)
+    counted.load_state_dict(workload.model.state_dict())
+    workload.model = counted
     solver = AnnealingConfig(chains=4, moves=MOVES, **WALKS[method]).build(task(workload), context)
     started = time.process_time()
     for _ in range(context.total_steps):

@@ -134,11 +134,11 @@ class HardDeductron(Deductron):
 
     def propose(self, draw: np.random.Generator) -> None:
         """Give one number, drawn uniformly, another value, drawn uniformly of those that it may have."""
-        sizes = [p.numel() for p in self._all]
-        number, place = 0, int(draw.integers(sum(sizes)))
-        while place >= sizes[number]:
-            place, number = place - sizes[number], number + 1
-        values, allowed = self._all[number].detach().view(-1), _allowed(self._all[number])
+        parameters = self._all
+        number, place = 0, int(draw.integers(sum(p.numel() for p in parameters)))
+        while place >= parameters[number].numel():
+            place, number = place - parameters[number].numel(), number + 1
+        values, allowed = parameters[number].detach().view(-1), _allowed(parameters[number])
         before = int(values[place])
         self._changed = number, place, before
         values[place] = allowed[(before - allowed.start + int(draw.integers(1, len(allowed)))) % len(allowed)]
@@ -157,18 +157,19 @@ class HardDeductron(Deductron):
             return float(loss(self, batch))
         if batch is not self._batch:
             self._batch, self._logic, self._energies = batch, None, {}
-        known = self._energies.get(self._function())
-        if known is None:
-            known = float(loss(self, batch))
-            self._energies = self._energies if len(self._energies) < MOST_KNOWN else {}
-            self._energies[self._function()] = known
-        return known
+        if self._logic is None:  # the loss shows it the frames
+            return float(loss(self, batch))
+        function = self._function(self._logic)
+        if function not in self._energies:
+            if len(self._energies) == MOST_KNOWN:
+                self._energies.clear()
+            self._energies[function] = float(loss(self, batch))
+        return self._energies[function]
 
-    def _function(self) -> bytes:
-        """What decides the loss: all, until it is known what frames there are."""
-        gates = self._all[:2] if self._logic is None else ()
-        said = b"" if self._logic is None else self._said(self._logic).tobytes()
-        return said + b"".join(p.detach().numpy().tobytes() for p in (*gates, *self._all[2:]))
+    def _function(self, logic: FrameLogic) -> bytes:
+        """What decides the loss."""
+        w2, b2 = self.readout.weight.detach().numpy(), self.readout.bias.detach().numpy()
+        return self._said(logic).tobytes() + w2.tobytes() + b2.tobytes()
 
 
 def scan(a: Tensor, b: Tensor) -> Tensor:
