@@ -31,7 +31,7 @@ def boltzmann(temperature: float) -> np.ndarray:
 @pytest.fixture(scope="module")
 def long_walk():
     """(solver, its stats, places of the chains after each step, the rung of each chain after each step)."""
-    steps = 2000
+    steps = 1200
     solver = LADDER.build(task(), Context(steps=steps, run_seed=5))
     places, rungs = [], []
     for _ in range(steps):
@@ -42,11 +42,11 @@ def long_walk():
 
 
 def test_each_rung_is_in_each_state_as_often_as_boltzmann_says(long_walk):
-    """Every fifth step, which is 30 moves on a ring of 6: nearly independent."""
+    """Every fourth step, which is 24 moves on a ring of 6: nearly independent."""
     _, _, places, rungs = long_walk
     temperatures = (0.25, math.sqrt(0.5), 2.0)
     for rung, temperature in enumerate(temperatures):
-        seen = places[rungs == rung][20::5]
+        seen = places[rungs == rung][20::4]
         expected = boltzmann(temperature) * len(seen)
         found = np.bincount(seen, minlength=len(ENERGIES))
         assert ((found - expected) ** 2 / expected).sum() < CHI2_99_OF_5, f"at {temperature}: {found}, not {expected}"
@@ -66,7 +66,7 @@ def test_neighbours_swap_as_often_as_the_closed_form_says(long_walk):
             )
         )
         tries, swaps = state["tries"][low], state["swaps"][low]
-        assert tries == 1000
+        assert tries == 600
         assert abs(swaps / tries - chance) < 3.5 * math.sqrt(chance * (1 - chance) / tries)
 
 
