@@ -103,6 +103,16 @@ def test_the_best_only_gets_better_and_is_what_is_gathered():
     assert stats[-1].scalars["moves"] == 100
 
 
+def test_all_ranks_gather_the_best_whichever_rank_found_it():
+    finders = set()
+    for seed in range(6):
+        runs = walk(AnnealingConfig(chains=3, moves=1, hottest=1.0, coldest=0.5), 2, ranks=3, seed=seed)
+        for solver, stats, _ in runs:
+            assert float(solver.model()) == stats[-1].scalars["best"]
+        finders.add(runs[0][0].state_dict()["best_chain"])
+    assert len(finders) > 1
+
+
 def test_a_cold_chain_walks_downhill_and_a_hot_one_everywhere():
     cold, hot = (
         AnnealingConfig(method="simulated_annealing", chains=1, moves=60, hottest=t, coldest=t) for t in (1e-6, 1e6)
