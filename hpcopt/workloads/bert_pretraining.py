@@ -25,9 +25,9 @@ from hpcopt.shapes.context import Context
 from hpcopt.shapes.workload import Better, Workload, WorkloadConfig
 from hpcopt.store.sentence_pairs import SentencePairs, read_vocabulary
 from hpcopt.workloads.ahead import ahead
-from hpcopt.workloads.begun import load_newest_weights
 from hpcopt.workloads.masking import mask_tokens, predicted
 from hpcopt.workloads.order import share
+from hpcopt.workloads.start_from import load_newest_weights
 from hpcopt.workloads.streams import Rows, Streams
 
 TEST_BATCH = 32

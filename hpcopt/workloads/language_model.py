@@ -25,8 +25,8 @@ from hpcopt.shapes.context import Context
 from hpcopt.shapes.samples import Samples
 from hpcopt.shapes.workload import Better, Workload, WorkloadConfig
 from hpcopt.store.text import StoredText
-from hpcopt.workloads.begun import load_newest_weights
 from hpcopt.workloads.order import TrainOrder, share
+from hpcopt.workloads.start_from import load_newest_weights
 
 TEST_BATCH = 32
 LARGEST_EXPONENT = 700.0  # of a perplexity that float64 holds
