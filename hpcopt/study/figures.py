@@ -11,7 +11,7 @@ from hpcopt.study.grid import label
 from hpcopt.study.measures import Measure, grouped, values_of
 from hpcopt.study.table import Table
 
-DIAGRAMS, LINES = 6, 7  # at most: of a measure; in a plot
+DIAGRAMS, LINES, BANDS = 6, 7, 3  # at most: of a measure; in a plot; lines of rates, whose bands are wide
 WIDE = 100  # ratio of largest to smallest above which a scale is logarithmic
 
 
@@ -59,13 +59,15 @@ def curves(table: Table, measure: Measure, x: str, rest: Sequence[str], rows: np
     """
     values, lines = measure.values(table), list(grouped(table, rest, rows).items())
     keep = [lines[i] for i in np.unique(np.linspace(0, len(lines) - 1, min(LINES, len(lines))).astype(int))]
+    banded = not measure.relation or len(keep) <= BANDS
     data: list[dict[str, Any]] = []
     columns: dict[str, list[Any]] = {name: [] for name in (*rest, x, "points", "low", "middle", "high")}
     for index, (at, members) in enumerate(keep):
         groups = grouped(table, [x], members)
         spreads = [measure.spread(values[own]) for own in groups.values()]
         xs, name = [place[0] for place in groups], label(dict(zip(rest, at, strict=True))) or str(measure)
-        data += _band(xs, spreads, name, colour(index))
+        lined = _band(xs, spreads, name, colour(index))
+        data += lined if banded else lined[-1:]
         for place, spread, own in zip(xs, spreads, groups.values(), strict=True):
             for key, value in zip(columns, (*at, place, len(own), *plain(spread)), strict=True):
                 columns[key].append(value)
@@ -75,10 +77,11 @@ def curves(table: Table, measure: Measure, x: str, rest: Sequence[str], rows: np
     }
     if measure.relation:
         layout["yaxis"] = {"title": {"text": f"share with {measure}"}, "range": [-0.02, 1.02]}
-    band = "the share, and Wilson's interval of 95 %" if measure.relation else "the median and the quartiles"
-    definition = f"Line and band: {band} over seeds." + f" {len(keep)} of {len(lines)} lines." * (
-        len(keep) < len(lines)
+    band = "share, and Wilson's interval of 95 %" if measure.relation else "median, and quartiles"
+    definition = (
+        f"Line and band: {band} over seeds." if banded else "Line: share of seeds; its interval is in the table."
     )
+    definition += f" {len(keep)} of {len(lines)} lines." * (len(keep) < len(lines))
     title = f"{measure} over {x}"
     return Figure(_name("curves", title), title, definition, data, layout, columns)
 

@@ -13,7 +13,8 @@ from hpcopt.errors import EXIT_BAD_INPUT, DataError
 from hpcopt.study import Study, read_study, run_study
 from hpcopt.study.figures import curves, phase_diagrams
 from hpcopt.study.measures import Measure, chosen, grouped, varying
-from hpcopt.study.report import main
+from hpcopt.study.report import main, parser
+from hpcopt.study.view import View
 
 SEEDS = 8
 
@@ -89,7 +90,7 @@ def test_the_terminal_has_a_row_a_group_and_says_what_failed(table, capsys):
     assert f"trials: {24 * SEEDS} points, {2 * SEEDS} failed" in said
     assert f"{2 * SEEDS} failed: ArithmeticError: too few samples" in said
     assert re.search(r"^ +5 +3 +altmin +8 +1 \(0.6756 to 1\) +8 *$", said, re.M)
-    assert len(said.splitlines()) == 2 + 24 + 1
+    assert len(said.splitlines()) == 3 + 24 + 1
 
 
 def test_a_large_grid_is_a_map(here, capsys):
@@ -97,9 +98,14 @@ def test_a_large_grid_is_a_map(here, capsys):
     run_study(Study("map", axes, (), {}, lambda p: {"value": 100 * p["n"] + p["k"]}), "map")
     assert main(["map"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split() == ["value:", "k", "by", "n", *map(str, range(12))]
-    assert lines[2].split() == ["9", *(str(100 * n + 9) for n in range(12))]
-    assert len(lines) == 12
+    assert lines[1] == "value: median by n and k"
+    assert lines[2].split() == ["k", "\\", "n", *map(str, range(12))]
+    assert lines[3].split() == ["9", *(f"{100 * n + 9:.2g}" for n in range(12))]
+    assert len(lines) == 13
+    view = View(read_study("map"), parser().parse_args(["map", "--value", "value>500,value"]))
+    (caption, narrow), _ = view.as_tables(width=30)
+    assert caption == "value > 500: share by n and k, one value of n in 3"
+    assert narrow[0] == ["k \\ n", "0", "3", "6", "9"] and narrow[1] == ["9", "0", "0", "1", "1"]
 
 
 def test_files(table, capsys):
