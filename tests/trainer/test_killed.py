@@ -22,9 +22,9 @@ from hpcopt.trainer.signals import StopSignals
 from hpcopt.training import train
 from tests.launching import PATIENCE_S
 
-STEPS = 80
+STEPS, EVERY = 32, 12
 JOB = """
-run = {{name = "t", steps = {steps}, checkpoint_every = 20}}
+run = {{name = "t", steps = {steps}, checkpoint_every = {every}}}
 workload = {{data = "{data}", batch = 64, model = {{name = "mlp", hidden = [32]}}}}
 """
 SETTINGS = {
@@ -52,14 +52,26 @@ class Deaf(StopSignals):
         pass
 
 
-def run(folder: Path, setting: str, ranks: int, name: str) -> None:
+class AtItsEnd(Deaf):
+    """Goes no further than a checkpoint: there it waits to be killed."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._checkpoint = checkpoint
+
+    @property
+    def received(self) -> None:  # type: ignore[override]
+        if self._checkpoint.exists():
+            time.sleep(PATIENCE_S)
+
+
+def run(folder: Path, setting: str, ranks: int, name: str, signals: StopSignals) -> None:
     """What the training command does, on threads."""
     job = read_job(folder / "job.toml", SETTINGS[setting])
     torch.manual_seed(0)
     network = job.workload.model.build((1, 8, 8), 10)  # here, where no thread seeds the generator that all share
     options = argparse.Namespace(run_dir=folder / name, fresh=False, resume=(folder / name).exists())
     with mock.patch.object(MlpConfig, "build", lambda *_: copy.deepcopy(network)):
-        codes = run_ranks(ranks, lambda transport: train(job, World(transport), options, Deaf()))
+        codes = run_ranks(ranks, lambda transport: train(job, World(transport), options, signals))
     assert codes == [0] * ranks
 
 
@@ -74,11 +86,14 @@ def end(run_dir: Path) -> tuple[np.ndarray, torch.Tensor, float]:
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_ranks_are_killed_and_go_on(tmp_path, digits, setting):
-    (tmp_path / "job.toml").write_text(JOB.format(steps=STEPS, data=digits / "digits"))
-    killed = multiprocessing.get_context("spawn").Process(target=run, args=(tmp_path, setting, 4, "4"))
+    (tmp_path / "job.toml").write_text(JOB.format(steps=STEPS, every=EVERY, data=digits / "digits"))
+    checkpoint = tmp_path / "4" / "checkpoints" / "latest"
+    processes = multiprocessing.get_context("forkserver")  # which imports once
+    processes.set_forkserver_preload([__name__])
+    killed = processes.Process(target=run, args=(tmp_path, setting, 4, "4", AtItsEnd(checkpoint)), daemon=True)
     killed.start()
     patience = time.monotonic() + PATIENCE_S
-    while not (tmp_path / "4" / "checkpoints" / "latest").exists():
+    while not checkpoint.exists():
         assert killed.is_alive() and time.monotonic() < patience
         time.sleep(0.005)
     killed.kill()
@@ -87,11 +102,11 @@ def test_ranks_are_killed_and_go_on(tmp_path, digits, setting):
     others = () if setting in NETWORKS_OVER_RANKS else (3, 5)
     for ranks in others:
         shutil.copytree(tmp_path / "4", tmp_path / f"{ranks}")
-    run(tmp_path, setting, 4, "straight")
+    run(tmp_path, setting, 4, "straight", Deaf())
     losses, parameters, accuracy = end(tmp_path / "straight")
     for ranks in (4, *others):
-        run(tmp_path, setting, ranks, f"{ranks}")
+        run(tmp_path, setting, ranks, f"{ranks}", Deaf())
         more, moved, again = end(tmp_path / f"{ranks}")
         assert torch.equal(moved, parameters) == np.array_equal(more, losses) == (ranks == 4)
-        np.testing.assert_array_equal(more[:20], losses[:20])
+        np.testing.assert_array_equal(more[:EVERY], losses[:EVERY])
         assert again > accuracy - 0.1
