@@ -108,11 +108,13 @@ class HardDeductron(Deductron):
                 p.copy_(torch.randint(allowed.start, allowed.stop, p.shape))
 
     def forward(self, frames: Tensor) -> Tensor:
-        """As a soft one's. On a walk, only what a move has changed is worked out."""
+        """As a soft one's. Of the frames of a walk, only what a move has changed is worked out."""
         if self._batch is None or torch.is_grad_enabled():
             return super().forward(frames)
-        if self._logic is None or self._logic.frames is not frames:
+        if self._logic is None:
             self._logic = FrameLogic(frames)
+        if self._logic.frames is not frames:
+            return super().forward(frames)
         w2, b2 = self.readout.weight.detach().numpy(), self.readout.bias.detach().numpy()
         gates = zip(*np.split(self._said(self._logic), 2), strict=True)
         z = np.stack([self._logic.memory(left, right) for left, right in gates])
@@ -150,8 +152,8 @@ class HardDeductron(Deductron):
 
     @torch.no_grad()
     def energy(self, loss: Loss, batch: Any) -> float:
-        """The loss of a batch, which must not change. In main memory it is looked up where gates that say the same, and
-        the same readout, have had it.
+        """The loss of a batch, which must not change, and has one tensor of frames. In main memory it is looked up
+        where gates that say the same, and the same readout, have had it.
         """
         if not self.gates.weight.is_cpu:
             return float(loss(self, batch))

@@ -116,6 +116,7 @@ def test_a_walk_s_energies_are_the_losses_of_a_network_that_does_not_walk():
     walker, draw, still = HardDeductron(6, 2, 3), np.random.default_rng(0), HardDeductron(6, 2, 3)
     texts = list(drawings(2))
     one, other = (batch_of(some, torch.arange(len(some)), len(some)) for some in (texts[:40], texts[90:97]))
+    strange = torch.randint(2, (3, 5, 6)).float()
     loss, seen = WLanguageConfig(test=1).build(Context()).loss, set()
     for number in range(150):
         walker.propose(draw)
@@ -124,6 +125,8 @@ def test_a_walk_s_energies_are_the_losses_of_a_network_that_does_not_walk():
             with torch.no_grad():
                 expected = float(loss(still, batch))
             assert walker.energy(loss, batch) == expected
+            with torch.no_grad():
+                assert torch.equal(walker(strange), still(strange))
             seen.add(expected)
         if number % 3 == 0:
             walker.undo()
