@@ -39,9 +39,9 @@ WALKS = {
     "fixed": {"method": "simulated_annealing", "coldest": 0.04, "hottest": 0.04},
 }
 MODELS: dict[str, FrameModelConfig] = {
-    "deductron": DeductronConfig(units=4),  # 66 parameters
-    "tanh_rnn": TanhRnnConfig(units=4),  # 58
-    "frame_mlp": FrameMlpConfig(hidden=7),  # 65
+    "deductron": DeductronConfig(units=8),  # 130 parameters
+    "tanh_rnn": TanhRnnConfig(units=8),  # 146
+    "frame_mlp": FrameMlpConfig(hidden=14),  # 128
 }
 
 
@@ -193,8 +193,8 @@ def main() -> None:
     parser.add_argument("which", help="METHOD, MODEL or FILE")
     parser.add_argument("--seeds", type=int, nargs=2, default=(0, 20), metavar=("FIRST", "END"))
     parser.add_argument("--moves", type=int, default=200_000, help="most, of all chains")
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--out", type=Path, default=Path("deductron.jsonl"))
     options = parser.parse_args()
     if options.what == "table":
