@@ -11,6 +11,7 @@ import pytest
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World
 from hpcopt.errors import HpcoptError
+from hpcopt.store.range_lock import lock, unlock
 from hpcopt.study import Study, read_study, run_study
 from hpcopt.study.claims import FREE, ROW, TAKEN, Claims
 from hpcopt.study.folder import Folder
@@ -164,6 +165,17 @@ def test_another_study_is_refused_on_every_rank_and_changes_nothing(study_of, ch
     assert Path("out/table.h5").read_bytes() == before
     assert whole(run_study(study_of("noted", 4), Path("out"), fresh=True), 4)
     assert len(list(Path().glob("out.before-*"))) == 1
+
+
+def test_a_point_that_somebody_is_about_to_note_as_taken_is_left_to_them(tmp_path):
+    with Claims(tmp_path / "claims") as claims, (tmp_path / "claims").open("r+b") as other:
+        claims.settle(6, lambda: np.zeros(6, bool))
+        assert lock(other.fileno(), 1)
+        assert claims.take(1, 6) == [0]
+        assert claims.take(2, 6) == [3, 4]  # 1 and 2 in one piece cannot be had
+        unlock(other.fileno(), 1)
+        assert claims.take(9, 6) == [1, 2]
+        assert not lock(other.fileno(), 1)
 
 
 def test_a_row_that_a_kill_has_cut_short_is_none(study_of, calls):
