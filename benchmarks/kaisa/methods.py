@@ -1,7 +1,7 @@
 """What Muon, SOAP and Shampoo keep on a rank and what their steps cost, beside SGD and AdamW.
 
     python benchmarks/kaisa/methods.py memory
-    python benchmarks/kaisa/methods.py steps [--ranks 1 4] [--rounds 5]
+    python benchmarks/kaisa/methods.py steps [--ranks 1 4] [--rounds 5] [--names muon soap]
 
 The model is the Transformer of step_cost.py; its words, norms and output layer go by AdamW. Ranks are threads that
 share out a batch of 16 times 64 tokens. A step's seconds are the CPU seconds of a rank's own thread, of the rank that
@@ -11,6 +11,7 @@ new bases or roots as well.
 
 import argparse
 import time
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,12 @@ from hpcopt.comm.world import World, alone
 
 SKIP = ["words", "decoder"]
 FIRST_ORDER = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
-METHODS = ("muon", "soap", "shampoo")
+METHODS: dict[str, dict[str, Any]] = {
+    "muon": {"method": "muon"},
+    "soap": {"method": "soap"},
+    "soap one-sided": {"method": "soap", "max_size": 512},  # the wide side of the feed-forward maps has no basis
+    "shampoo": {"method": "shampoo"},
+}
 KINDS = {"plain": 1, "factors": 10, "inverses": 100}  # the step number that makes KAISA do it
 BATCH, TOKENS, WORDS = 16, 64, 8192
 
@@ -38,7 +44,7 @@ class Training:
         if name in FIRST_ORDER:
             self.optimizers = [FIRST_ORDER[name](self.model.parameters(), lr=1e-3)]
         else:
-            self.kaisa = hpcopt.Kaisa(self.model, world, method=name, skip=SKIP, fraction=1 / world.size)
+            self.kaisa = hpcopt.Kaisa(self.model, world, **METHODS[name], skip=SKIP, fraction=1 / world.size)
             moved = {p for layer in self.kaisa.layers.found for p in layer.parameters()}
             rest = [p for p in self.model.parameters() if p not in moved]
             inner = torch.optim.SGD([*moved], lr=1e-3, momentum=0.9 if name == "shampoo" else 0)
@@ -66,13 +72,14 @@ class Training:
         return time.thread_time() - before
 
 
-def steps(ranks: int, rounds: int) -> None:
-    kinds = [(name, "plain") for name in (*FIRST_ORDER, *METHODS)]
-    kinds += [(name, kind) for name in ("soap", "shampoo") for kind in ("factors", "inverses")]
+def steps(ranks: int, rounds: int, names: list[str]) -> None:
+    often = [name for name in names if name != "muon"]
+    kinds = [(name, "plain") for name in (*FIRST_ORDER, *names)]
+    kinds += [(name, kind) for name in often for kind in ("factors", "inverses")]
 
     def program(t) -> list[list[float]]:
         world = World(t)
-        trainings = {name: Training(name, world) for name in (*FIRST_ORDER, *METHODS)}
+        trainings = {name: Training(name, world) for name in (*FIRST_ORDER, *names)}
         for name, training in trainings.items():
             for kind in ("plain",) if name in FIRST_ORDER else ("inverses", "plain"):
                 training.step(kind)
@@ -88,11 +95,11 @@ def steps(ranks: int, rounds: int) -> None:
     seconds = dict(zip(kinds, by_rank.amax(0).amin(0).tolist(), strict=True))
     print(f"{ranks} ranks, {BATCH} x {TOKENS} tokens in all, {rounds} rounds")
     for (name, kind), s in seconds.items():
-        print(f"{name:8} {kind:9} {s:.4f} s, {s / seconds['sgd', 'plain']:.3f} of SGD, ", end="")
+        print(f"{name:14} {kind:9} {s:.4f} s, {s / seconds['sgd', 'plain']:.3f} of SGD, ", end="")
         print(f"{s / seconds['adamw', 'plain']:.3f} of AdamW")
-    for name in ("soap", "shampoo"):
-        often = 0.9 * seconds[name, "factors"] + 0.1 * seconds[name, "inverses"]
-        print(f"{name:8} 1/10      {often / seconds['sgd', 'plain']:.3f} of SGD")
+    for name in often:
+        s = 0.9 * seconds[name, "factors"] + 0.1 * seconds[name, "inverses"]
+        print(f"{name:14} 1/10      {s / seconds['sgd', 'plain']:.3f} of SGD")
 
 
 def memory() -> None:
@@ -111,13 +118,13 @@ def memory() -> None:
         layers = Training(method, alone()).kaisa.layers.found
         squares = sum(f.matrices * f.size**2 for layer in layers for f in (layer.a, layer.g))
         carried = sum(layer.numel for layer in layers)
-        values = {"muon": carried, "soap": 2 * carried + 2 * squares, "shampoo": 2 * squares}[method]
+        values = 2 * squares if method == "shampoo" else carried if method == "muon" else 2 * carried + 2 * squares
         for ranks in (1, 4):
             planned, measured = (max(x) for x in zip(*run_ranks(ranks, program), strict=True))
             print(
-                f"{method:8} P = {ranks}: planned {planned:,}, measured {measured:,}, ratio {measured / planned:.4f}; "
+                f"{method:14} P = {ranks}: planned {planned:,}, measured {measured:,}, ratio {measured / planned:.4f}; "
             )
-            print(f"         {measured / (4 * values):.3f} of {4 * values:,}, the whole in square matrices")
+            print(f"{'':14} {measured / (4 * values):.3f} of {4 * values:,}, the whole in square matrices")
 
 
 if __name__ == "__main__":
@@ -125,10 +132,11 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=("memory", "steps"))
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--names", nargs="+", choices=METHODS, default=[*METHODS])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.what == "memory":
         memory()
     else:
         for size in arguments.ranks:
-            steps(size, arguments.rounds)
+            steps(size, arguments.rounds, arguments.names)
