@@ -18,6 +18,7 @@ from hpcopt.shapes.batch import require_batch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Solver, Task
 from hpcopt.shapes.workload import Workload
+from hpcopt.twice import DifferentiableTwice
 from hpcopt.workloads.on_device import on_device
 from hpcopt.workloads.own.user_code import require_network, theirs
 
@@ -115,7 +116,8 @@ def try_twice(workload: Workload) -> None:
     model = workload.model
     training, parameters = model.training, [p for p in model.parameters() if p.requires_grad]
     with draws_kept():
-        loss = workload.loss(model.eval(), one_sample(workload))
+        with DifferentiableTwice():
+            loss = workload.loss(model.eval(), one_sample(workload))
         model.train(training)
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
         curved = [g for g in gradients if g is not None and g.grad_fn is not None]

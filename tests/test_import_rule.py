@@ -45,6 +45,7 @@ FLOORS = [
         "sbatch",
         "seeds",
         "shipped",
+        "twice",
     },
     {"held", "hooks"},
     {"errors"},

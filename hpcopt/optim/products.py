@@ -19,6 +19,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from hpcopt.errors import UnsupportedError
 from hpcopt.optim.signs import Outer, Vector, dense
+from hpcopt.twice import DifferentiableTwice
 
 
 def products(
@@ -54,7 +55,13 @@ def gradients_and_products(
     pairs = list(zip(parameters, vectors, strict=True))
     plain = Tensor, nn.Parameter  # one of a class of its own has its own ways of linear maps
     aliases = {p: _alias(p, v) for p, v in pairs if isinstance(v, Outer) and type(p) in plain}
-    work = _Work(model, lambda: _found(loss(model), pairs, aliases))
+
+    def derivatives() -> tuple[Tensor, Sequence[Tensor | None], list[Tensor]]:
+        with DifferentiableTwice():
+            value = loss(model)
+        return _found(value, pairs, aliases)
+
+    work = _Work(model, derivatives)
     found: tuple[Tensor, Sequence[Tensor | None], list[Tensor]] = torch.func.functional_call(
         work, {names[p]: alias for p, alias in aliases.items()}, ()
     )

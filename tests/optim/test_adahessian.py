@@ -11,7 +11,7 @@ from torch import nn
 from hpcopt.errors import UnsupportedError
 from hpcopt.optim import AdaHessian, AdaHessianConfig
 from hpcopt.optim.adahessian import averaged
-from hpcopt.optim.products import products
+from hpcopt.optim.products import gradients_and_products, products
 from hpcopt.optim.signs import dense, rademacher
 
 pytestmark = pytest.mark.filterwarnings(
@@ -177,6 +177,39 @@ def test_a_loss_without_a_second_derivative_is_refused():
     bag(torch.tensor([[0, 1]])).square().sum().backward(create_graph=True)
     with pytest.raises(UnsupportedError, match="no second derivative: the derivative for '_embedding_bag_backward'"):
         AdaHessian(bag.parameters()).step()
+
+
+class Attention(nn.Module):
+    """One head over five tokens, by torch's own kernel, which has no second derivative."""
+
+    def __init__(self):
+        super().__init__()
+        self.into = nn.Linear(4, 12)
+
+    def forward(self, x):
+        return F.scaled_dot_product_attention(*self.into(x).chunk(3, -1), is_causal=True)
+
+
+def test_products_go_through_attention():
+    torch.manual_seed(0)
+    model, x = Attention().double(), torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    parameters = list(model.parameters())
+    vectors = [torch.randn_like(p) for p in parameters]
+
+    def gradient(shift):
+        with torch.no_grad():
+            for p, v in zip(parameters, vectors, strict=True):
+                p += shift * v
+        found = torch.autograd.grad(model(x).square().sum(), parameters)
+        with torch.no_grad():
+            for p, v in zip(parameters, vectors, strict=True):
+                p -= shift * v
+        return found
+
+    _, slopes, seen = gradients_and_products(model, lambda m: m(x).square().sum(), parameters, vectors)
+    torch.testing.assert_close(slopes, list(gradient(0.0)))
+    for product, ahead, behind in zip(seen, gradient(1e-5), gradient(-1e-5), strict=True):
+        torch.testing.assert_close(product, (ahead - behind) / 2e-5, rtol=1e-6, atol=1e-7)
 
 
 def test_a_linear_loss_has_no_curvature():

@@ -20,6 +20,7 @@ from hpcopt.pipeline.cut import is_proximal
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Tree
 from hpcopt.solvers.block_admm.goal import Goal, Match
+from hpcopt.twice import DifferentiableTwice
 
 Proximal = Callable[[Tensor, Tensor, float], Tensor]
 
@@ -146,7 +147,8 @@ class Block:
             rounds = FIRST_ITERATIONS
         v = self._direction.to(z.device).expand_as(z)
         z = z.detach().requires_grad_()
-        out = self.layers(z)
+        with DifferentiableTwice():
+            out = self.layers(z)
         probe = torch.zeros_like(out, requires_grad=True)
         (back,) = torch.autograd.grad(out, z, probe, create_graph=True)  # J^T probe: linear in the probe
         size = z.new_zeros(len(z))

@@ -81,6 +81,27 @@ def test_power_iteration_finds_the_norm_of_the_jacobian():
     assert s.stage.blocks[1]._jacobian_square == pytest.approx(1.1 * expected, rel=1e-3)
 
 
+class Attention(nn.Module):
+    """A row of eight values as two tokens that attend to each other, by torch's own kernel."""
+
+    def forward(self, x):
+        tokens = x.view(len(x), 1, 2, 4)
+        return F.scaled_dot_product_attention(tokens, tokens, tokens).flatten(1)
+
+
+def test_power_iteration_goes_through_attention():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), Attention(), nn.Linear(8, 3)).double()
+    block = solver(BlockAdmmConfig(blocks=2), net).stage.blocks[1]
+    z = torch.randn(1, 8, dtype=torch.float64)
+    for _ in range(30):
+        block.measure(z, 1.0)
+    jacobian = torch.func.jacrev(block.layers)(z).view(3, 8)
+    assert block._jacobian_square == pytest.approx(
+        1.1 * float(torch.linalg.matrix_norm(jacobian.detach(), 2)) ** 2, rel=1e-3
+    )
+
+
 def test_auxiliaries_and_outputs_come_to_agree():
     s = solver(BlockAdmmConfig(rho=1.0, optimizer=AdamWConfig(lr=1e-2, weight_decay=0)), network(), steps=600)
     residuals = [s.step(batch).scalars["residual"].value for batch in batches(600)]
