@@ -159,7 +159,8 @@ def main(folder: str) -> None:
         half = t.ppf(0.975, len(slopes) - 1) * slopes.std(ddof=1) / len(slopes) ** 0.5
         return f"{slopes.mean():.3f} +- {half:.3f} ({len(slopes)} teachers)"
 
-    counts, noises = sorted(set(columns["train"])), sorted(set(columns["noise"]))
+    left = set(columns["train"][~np.isfinite(columns["start"])])  # numbers of samples with points that are to be done
+    counts, noises = sorted({*columns["train"]} - left), sorted({*columns["noise"]})
     for train in counts:
         for noise in noises:
             found = {name: of(name, train=train, noise=noise) for name in ("start", "end", "random", "rate", "bend")}
