@@ -98,7 +98,11 @@ SOLVERS = Family(
     annealing="hpcopt.solvers.annealing.solver:AnnealingConfig",
 )
 
-REWRITES = Family("rewrite", coded_embedding="hpcopt.models.coded_embedding:CodedEmbeddingConfig")
+REWRITES = Family(
+    "rewrite",
+    coded_embedding="hpcopt.models.coded_embedding:CodedEmbeddingConfig",
+    quantized="hpcopt.lowbit.quantized_model:QuantizedConfig",
+)
 
 HEADS = Family(
     "head",

@@ -27,6 +27,7 @@ FLOORS = [
     {"shapes", "replicator"},
     {"exchange"},
     {"comm"},
+    {"lowbit"},
     {"models", "optim", "compress", "store"},
     {"dataflow"},
     {"families"},

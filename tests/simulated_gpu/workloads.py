@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from hpcopt.lowbit import QuantizedConfig
 from hpcopt.models.bert import BertConfig
 from hpcopt.models.causal.config import CausalModelConfig
 from hpcopt.models.causal.lstm import LstmConfig
@@ -174,6 +175,7 @@ MODELS = {
     **{network.name: strings(network) for network in OF_FRAMES},
     "transformer": text(TransformerConfig(width=8, layers=1, heads=2, head="tied")),
     "padded_mlp": pictures(model=PaddedMlpConfig(hidden=(4,))),
+    "of few bits": images(ResNetConfig(blocks=1, width=4), rewrites=(QuantizedConfig(),)),
     "of codes": text(LstmConfig(width=8, units=8), rewrites=(CodedEmbeddingConfig(ways=4, digits=3, guide="table"),)),
 }
 WORKLOADS: dict[str, OfHouse] = {
