@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class DifferentiableTwice(TorchFunctionMode):
-    """Within it ``F.scaled_dot_product_attention`` is made of products and a softmax, in this thread.
+    """Within it, and in this thread, attention is made of products and a softmax.
 
     with DifferentiableTwice():
         loss = criterion(model(x), y)
@@ -19,6 +19,9 @@ class DifferentiableTwice(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        named = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            return torch.ops.aten._scaled_dot_product_attention_math(*args, **(kwargs or {}))[0]
-        return func(*args, **(kwargs or {}))
+            return torch.ops.aten._scaled_dot_product_attention_math(*args, **named)[0]
+        if func is F.multi_head_attention_forward and named.get("need_weights") is False:
+            return func(*args, **named | {"need_weights": True})[0], None  # the weights come from no fused kernel
+        return func(*args, **named)

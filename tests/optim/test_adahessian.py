@@ -190,9 +190,14 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(*self.into(x).chunk(3, -1), is_causal=True)
 
 
-def test_products_go_through_attention():
+@pytest.mark.parametrize(
+    "network",
+    [Attention, lambda: nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, activation="gelu", batch_first=True)],
+    ids=["kernel", "layer"],
+)
+def test_products_go_through_attention(network):
     torch.manual_seed(0)
-    model, x = Attention().double(), torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    model, x = network().double(), torch.randn(6, 5, 4, dtype=torch.float64)
     parameters = list(model.parameters())
     vectors = [torch.randn_like(p) for p in parameters]
 
