@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hpcopt.models.config import PictureModelConfig
 
-MOST_VALUES = 2**26  # that a row's state may have: 256 MiB
+MOST_VALUES = 2**26  # that the tensors, or a row's state, may have: 256 MiB
 
 
 class GraphWeighted(nn.Module):
@@ -77,6 +77,24 @@ def drawn(symbols: int, dimension: int, generator: torch.Generator | None = None
     return GraphWeighted(cells, *borders)
 
 
+def drawn_for(
+    largest: tuple[int, int], symbols: int, dimension: int, generator: torch.Generator | None = None
+) -> GraphWeighted:
+    """As ``drawn``, for pictures of at most so many rows and columns.
+
+    Raises:
+        ValueError: it would take too much memory.
+    """
+    if (values := dimension ** (min(largest) + 1)) > MOST_VALUES:
+        raise ValueError(
+            f"a picture of {largest[0]} by {largest[1]} takes a state of {values} values with dimension = "
+            f"{dimension}: choose a smaller one, or smaller pictures"
+        )
+    if (values := symbols * dimension**4) > MOST_VALUES:
+        raise ValueError(f"dimension = {dimension} takes tensors of {values} values: choose a smaller one")
+    return drawn(symbols, dimension, generator)
+
+
 def direct_sum(one: GraphWeighted, other: GraphWeighted) -> GraphWeighted:
     """A model whose values are the sums of those of two, of dimension d + d'."""
     d, whole = one.dimension, one.dimension + other.dimension
@@ -103,9 +121,4 @@ class GraphWeightedConfig(PictureModelConfig):
 
     def build(self, largest: tuple[int, int], symbols: int) -> GraphWeighted:
         """Make the model; it gives values, (n,)."""
-        if (values := self.dimension ** (min(largest) + 1)) > MOST_VALUES:
-            raise ValueError(
-                f"a picture of {largest[0]} by {largest[1]} takes a state of {values} values with dimension = "
-                f"{self.dimension}: choose a smaller one, or smaller pictures"
-            )
-        return drawn(symbols, self.dimension)
+        return drawn_for(largest, symbols, self.dimension)

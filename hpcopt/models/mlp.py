@@ -4,7 +4,7 @@ import itertools
 import math
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import nn
 
 from hpcopt.models.config import ImageModelConfig
@@ -17,7 +17,7 @@ class MlpConfig(ImageModelConfig):
     """Fully connected layers with one activation between them."""
 
     name: Literal["mlp"] = "mlp"
-    hidden: tuple[int, ...] = Field((128,), description="widths of the hidden layers")
+    hidden: tuple[PositiveInt, ...] = Field((128,), description="widths of the hidden layers")
     activation: Literal["relu", "tanh", "sigmoid", "sign"] = Field("relu", description="between the layers")
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Sequential:

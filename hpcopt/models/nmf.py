@@ -9,7 +9,7 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from hpcopt.models.config import ImageModelConfig
@@ -118,7 +118,7 @@ class FactorMlpConfig(ImageModelConfig):
     """A perceptron whose last hidden features go through an NMF layer into the classifier."""
 
     name: Literal["factor_mlp"] = "factor_mlp"
-    hidden: tuple[int, ...] = Field((256, 128), min_length=1, description="widths of the hidden layers")
+    hidden: tuple[PositiveInt, ...] = Field((256, 128), min_length=1, description="widths of the hidden layers")
     factors: int = Field(20, ge=1, description="non-negative factors that the features are written in")
     code_steps: int = Field(50, ge=1, description="projected gradient steps to a sample's codes")
 

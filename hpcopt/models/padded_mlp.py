@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from hpcopt.models.config import PictureModelConfig
@@ -40,7 +40,7 @@ class PaddedMlpConfig(PictureModelConfig):
     """A perceptron on padded pixels: what is learned of a pixel is known of no other. ``hidden = []`` is linear."""
 
     name: Literal["padded_mlp"] = "padded_mlp"
-    hidden: tuple[int, ...] = Field((64,), description="widths of the hidden layers")
+    hidden: tuple[PositiveInt, ...] = Field((64,), description="widths of the hidden layers")
 
     def build(self, largest: tuple[int, int], symbols: int) -> PaddedMlp:
         """Make the model; it gives values, (n,)."""

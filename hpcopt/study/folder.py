@@ -57,7 +57,7 @@ class Folder:
             JobError: it is another study's folder.
             DataError: it cannot be written, or its table is damaged.
         """
-        try:
+        with self._writing():
             if fresh and self.path.exists():
                 stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
                 self.path.rename(unused(self.path.parent, f"{self.path.name}.before-{stamp}"))
@@ -77,20 +77,25 @@ class Folder:
                         remove(self.run_directory(number))
                     table.forget(FAILED)
                 self._publish(table, gone, changed=bool(more or wanted or again))
-        except OSError as cause:
-            raise DataError(f"cannot write the folder {self.path} of the study: {cause.strerror or cause}") from cause
         return table
 
     def join(self) -> Hands:
-        """Come to work on the points."""
-        with self._alone():
+        """Come to work on the points.
+
+        Raises:
+            DataError: the folder cannot be written.
+        """
+        with self._writing(), self._alone():
             return Hands(Claims(self.path / CLAIMS), Part(self._parts))
 
     def settle(self) -> int:
         """Put the rows of processes that are gone into the table, and free the points that they had; give how many
         points nobody has then.
+
+        Raises:
+            DataError: the folder cannot be written, or its table is damaged.
         """
-        with self._alone():
+        with self._writing(), self._alone():
             table, gone, more = self._gathered()
             return self._publish(table, gone, changed=more > 0)
 
@@ -101,11 +106,17 @@ class Folder:
             DataError: it is missing or damaged.
         """
         while True:
-            table, before = read_table(self.table), self.table.stat()
-            seen = self._seen(table)
-            after = self.table.stat()  # of another file, if a part has been put into the table meanwhile
-            if (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns):
+            before = self._version()
+            seen = self._seen(read_table(self.table))
+            if before == self._version():  # another, if a part has been put into the table meanwhile
                 return seen
+
+    def _version(self) -> tuple[int, int] | None:
+        """Of the table's file; None, where there is none."""
+        with contextlib.suppress(OSError):
+            about = self.table.stat()
+            return about.st_ino, about.st_mtime_ns
+        return None
 
     def run_directory(self, number: int) -> Path:
         """Of a point that is a job."""
@@ -135,7 +146,7 @@ class Folder:
             path.unlink()
         with Claims(self.path / CLAIMS) as claims:
             claims.settle(len(table), lambda: self._seen(table).status != LEFT)
-            return int((claims.states() == FREE).sum())
+            return int((claims.states()[: len(table)] == FREE).sum())  # the file may be of a longer table, now gone
 
     def _seen(self, table: Table) -> Table:
         """The table, with the rows of all parts."""
@@ -159,6 +170,14 @@ class Folder:
                 f"{self.path} has a point that {study.path} has not any more: {label(gone[0])}. Axes may get further "
                 f"values, and lose none: {remedy}"
             )
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What the system refuses is an error that names the folder."""
+        try:
+            yield
+        except OSError as cause:
+            raise DataError(f"cannot write the folder {self.path} of the study: {cause.strerror or cause}") from cause
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

@@ -67,27 +67,38 @@ def count(axes: Sequence[Axis], seeds: Sequence[int]) -> int:
 
 
 def filled(base: Mapping[str, Any], point: Point) -> dict[str, Any]:
-    """What a function is given: the base, a copy, with the point's values in it by their dotted keys."""
+    """What a function is given: the base, a copy, with the point's values in it by their dotted keys.
+
+    Raises:
+        JobError: a key lies in one of the base that has no keys.
+    """
     whole: dict[str, Any] = copy.deepcopy(dict(base))
     for key, value in point.items():
         *way, name = key.split(".")
         section = whole
         for part in way:
             section = section.setdefault(part, {})
+            if not isinstance(section, dict):
+                raise JobError(f"the axis {key} lies in {part} of [base], which is {section!r} and no table")
         section[name] = copy.deepcopy(value)
     return whole
 
 
 def identity(value: Any) -> Any:
     """What makes a value the same as another: a number's value, the text of anything else."""
-    if type(value) in (int, float):
+    if is_number(value):
         return value
-    return f'"{value}"' if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return f'"{value}"' if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is one, and neither true nor false."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def usable(name: str) -> bool:
     """Whether a column of the table can be called that."""
-    return "/" not in name and name not in ("", ".", *OWN_COLUMNS)
+    return name.isprintable() and "/" not in name and name not in ("", ".", *OWN_COLUMNS)
 
 
 def label(point: Point) -> str:
@@ -114,10 +125,24 @@ def _require_plain(key: str, value: Any) -> None:
     if isinstance(value, list | dict):
         for inner in value.values() if isinstance(value, dict) else value:
             _require_plain(key, inner)
-    elif not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
+    elif not _is_plain(value):
         raise JobError(
-            f"the axis {key} has {value}: values are finite numbers, texts, true and false, lists and tables"
+            f"the axis {key} has {value!r}: values are finite numbers, whole ones of 64 bits, texts without NUL, true "
+            "and false, lists and tables"
         )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether the table can hold a value that is no list and no table."""
+    match value:
+        case str():
+            return "\0" not in value and value.encode("utf-8", "ignore").decode() == value  # no half of a pair
+        case float():
+            return math.isfinite(value)
+        case int():
+            return -(2**63) <= value < 2**63
+        case _:
+            return False
 
 
 def _require_apart(keys: Sequence[str]) -> None:

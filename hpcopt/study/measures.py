@@ -68,8 +68,8 @@ class Measure:
         if not len(known):
             return math.nan, math.nan, math.nan
         if not self.relation:
-            low, middle, high = np.quantile(known, [0.25, 0.5, 0.75], method="linear")
-            return float(low), float(middle), float(high)
+            low, middle, high = (_quantile(np.sort(known).tolist(), share) for share in (0.25, 0.5, 0.75))
+            return low, middle, high
         n, p = len(known), float(known.mean())
         centre, half = p + Z * Z / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
         return (centre - half) / (1 + Z * Z / n), p, (centre + half) / (1 + Z * Z / n)
@@ -125,3 +125,10 @@ def grouped(table: Table, keys: Sequence[str], rows: np.ndarray) -> dict[tuple[A
         groups.setdefault(tuple(column[row] for column in columns), []).append(row)
     ranked = sorted(groups, key=lambda values: [place[v] for place, v in zip(order, values, strict=True)])
     return {values: np.array(groups[values]) for values in ranked}
+
+
+def _quantile(rising: Sequence[float], share: float) -> float:
+    """Linear between two values, as numpy's; but among infinite ones that number, where numpy's is NaN."""
+    place = share * (len(rising) - 1)
+    below, above = rising[math.floor(place)], rising[math.ceil(place)]
+    return below if below == above else below + (above - below) * (place % 1)

@@ -38,7 +38,7 @@ class StudyConfig(Config):
     job: Path | None = Field(
         None, description="job file that [base] and the points change; without one, [base] is a job"
     )
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_seeds)] = Field(
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], BeforeValidator(_seeds)] = Field(
         (), description="how many, 0 and on, or a list: an axis of its own, over which the report takes medians"
     )
     keep: tuple[str, ...] = Field(

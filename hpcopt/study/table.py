@@ -11,11 +11,11 @@ import numpy as np
 
 from hpcopt.errors import DataError
 from hpcopt.store import hdf5
-from hpcopt.study.grid import Point, identity
+from hpcopt.study.grid import Point, identity, is_number
 
 SCHEMA_VERSION = 1
 LEFT, DONE, FAILED = "left", "done", "failed"
-REMEDY = "`hpcopt study FILE.toml` makes it"
+REMEDY = "`hpcopt study FILE.toml` makes it, with --fresh where a damaged one stands"
 OWN = {
     "status": "left, done or failed",
     "seconds": "that it took, the last try alone",
@@ -167,10 +167,10 @@ def _read(dataset: h5py.Dataset) -> np.ndarray:
 
 
 def _column(values: Sequence[Any]) -> np.ndarray:
-    """Values as numbers if all are."""
+    """Values as numbers if all are, and none would be another number."""
     if all(type(value) is int for value in values):
         return np.array(values, np.int64)
-    if all(type(value) in (int, float) for value in values):
+    if all(is_number(value) and float(value) == value for value in values):
         return np.array(values, np.float64)
     return _objects(values)
 

@@ -45,9 +45,10 @@ class FunctionTrial:
         """Import the function.
 
         Raises:
-            JobError: it cannot be imported, or is none.
+            JobError: it cannot be imported, or is none; or an axis has no place in the base.
         """
         self._study, name = study, study.function
+        filled(study.base, study.points[0])  # all points have the same keys
         if callable(name):
             self._function: Callable[[dict[str, Any]], Mapping[str, Any]] = name
             return
@@ -140,16 +141,25 @@ def kept(found: Any, keep: Sequence[str], point: Point) -> Results:
         if not isinstance(name, str) or not usable(name) or name in point:
             raise ValueError(f"a result cannot be called {name!r}: the table has the name for something else")
         try:
-            results[name] = float(found[name])
-        except (TypeError, ValueError):
+            results[name] = _number(found[name])
+        except (TypeError, ValueError, OverflowError):
             raise ValueError(f"the result {name} is {found[name]!r}, not a number") from None
     return results
+
+
+def _number(value: Any) -> float:
+    """As float() has it, but for texts of digits. Raises TypeError: it is a text."""
+    if isinstance(value, str | bytes):
+        raise TypeError(f"{value!r} is a text")
+    return float(value)
 
 
 def said(error: BaseException) -> str:
     """A failure in a line."""
     text = str(error) if isinstance(error, HpcoptError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())[:400]
+    return (
+        " ".join(text.split())[:400].encode("utf-8", "backslashreplace").decode()
+    )  # a file's name may be of any bytes
 
 
 def _last(values: np.ndarray) -> float:

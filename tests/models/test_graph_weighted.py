@@ -153,6 +153,8 @@ def test_what_does_not_fit_is_refused():
     network = PaddedMlpConfig(hidden=()).build((3, 2), 2)
     with pytest.raises(ValueError, match="a picture of 2 by 3 is larger than 3 by 2"):
         network(pictures(2, 3, symbols=2))
+    with pytest.raises(ValueError, match="greater than 0"):
+        PaddedMlpConfig(hidden=(8, -1))
 
 
 def test_a_padded_perceptron_sees_pixels_where_they_are():

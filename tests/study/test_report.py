@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import re
 from pathlib import Path
 
@@ -68,6 +69,11 @@ def test_a_rate_counts_failed_points_as_misses_and_points_that_are_left_as_nothi
     low, share, high = rate.spread(np.array([1.0, 1.0, 1.0, 0.0, np.nan]))
     assert (round(low, 4), share, round(high, 4)) == (0.3006, 0.75, 0.9544)  # Wilson's, of 3 in 4
     assert Measure.of("error > 2").values(table)[-1] == float(table.results["error"][-1] > 2)
+
+
+def test_a_median_among_infinite_values_is_infinite():
+    assert Measure("error").spread(np.array([math.inf, 1.0, math.inf, np.nan, math.inf])) == (math.inf,) * 3
+    assert Measure("error").spread(np.array([1.0, 2.0, math.inf, math.inf, math.inf])) == (2.0, math.inf, math.inf)
 
 
 def test_a_curve_has_medians_and_quartiles(table):
@@ -141,6 +147,7 @@ def test_a_study_that_goes_on_is_shown_as_far_as_it_is(table, capsys):
         (["--x", "m"], "no axis m; it has n, k, method, seed"),
         (["--where", "k=9"], "no point has k = 9; there are 1, 2, 3"),
         (["--where", "k"], "write AXIS=VALUE"),
+        (["--where", "method=2026-01-01"], "no point has method = 2026-01-01"),
     ],
 )
 def test_what_cannot_be_shown_is_one_message(table, capsys, options, says):

@@ -50,6 +50,24 @@ def test_a_column_of_whole_numbers_takes_others(tmp_path):
     assert read_table(tmp_path / "t.h5").points == [{"x": 1.0}, {"x": 2.0}, {"x": 0.5}, {"x": "off"}]
 
 
+def test_numbers_of_two_kinds_stay_the_numbers_that_they_were():
+    table = empty({})
+    table.extend([{"x": 2**53 + 1}, {"x": 0.5}])
+    assert table.points == [{"x": 2**53 + 1}, {"x": 0.5}]
+
+
+def test_numpys_numbers_are_the_same_points_again(here):
+    study = Study("rates", [{"rate": list(np.linspace(0, 1, 3))}], (), {}, lambda p: {"value": p["rate"]})
+    assert run_study(study, "out").axes["rate"].dtype == np.float64
+    assert run_study(study, "out").results["value"].tolist() == [0, 0.5, 1]
+
+
+def test_lists_of_one_length_are_values(here):
+    study = Study("widths", [{"hidden": [[8], [16]]}], (), {}, lambda p: {"width": p["hidden"][0]})
+    assert run_study(study, "out").points == [{"hidden": [8]}, {"hidden": [16]}]
+    assert run_study(study, "out").results["width"].tolist() == [8, 16]
+
+
 def test_ten_thousand_points_are_one_file(here):
     """That they are read in 0.1 s or so is told in docs/howto/study.md."""
     axes = [{"n": list(range(50))}, {"k": [1, 2, 3, 4, 5]}, {"method": ["a", "b"]}]

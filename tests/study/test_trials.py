@@ -74,11 +74,15 @@ def test_a_job_that_diverges_is_a_failed_point(here, job):
         ({"a": 1.0}, ("b",), "gave no b; it gave a"),
         ({}, ("b",), "it gave nothing"),
         ({"a": "text"}, (), "a is 'text', not a number"),
+        ({"a": "3"}, (), "a is '3', not a number"),
         ({"a": None}, (), "not a number"),
+        ({"a": 10**400}, (), "not a number"),
         ({"n": 1.0}, (), "cannot be called 'n'"),
         ({"status": 1.0}, (), "cannot be called 'status'"),
         ({"a/b": 1.0}, (), "cannot be called 'a/b'"),
         ({3: 1.0}, (), "cannot be called 3"),
+        ({"a\0": 1.0}, (), "cannot be called"),
+        ({"a\udcff": 1.0}, (), "cannot be called"),
     ],
 )
 def test_what_is_no_result_says_so(found, keep, says):

@@ -13,6 +13,7 @@ from hpcopt.comm.world import World
 from hpcopt.errors import HpcoptError
 from hpcopt.store.range_lock import lock, unlock
 from hpcopt.study import Study, read_study, run_study
+from hpcopt.study import folder as folder_room
 from hpcopt.study.claims import FREE, ROW, TAKEN, Claims
 from hpcopt.study.folder import Folder
 from hpcopt.trainer.signals import StopSignals
@@ -196,6 +197,67 @@ def test_a_row_that_is_in_the_table_and_still_in_a_part_counts_once(study_of):
     Path("out/parts/gone.jsonl").write_text('[1, "done", 9.0, {"square": 5.0}, ""]\n', encoding="utf-8")
     assert whole(run_study(study_of("noted", 2), Path("out")), 2)
     assert not list(Path("out/parts").iterdir())
+
+
+def test_claims_of_a_longer_table_that_is_gone_are_no_points(study_of, calls):
+    Folder(Path("out")).begin(study_of("noted", 9))
+    Path("out/table.h5").unlink()
+    assert whole(run_study(study_of("noted", 3), Path("out")), 3)
+    assert calls() == ["0 0", "1 0", "2 0"]
+
+
+def test_a_message_of_any_bytes_is_kept(here):
+    def trial(point):
+        raise OSError("no file b\udcff\0")
+
+    table = run_study(Study("s", [{"n": [0]}], (), {}, trial), "out")
+    assert table.message[0].startswith("OSError: no file b\\udcff")
+    assert read_study("out").status.tolist() == ["failed"]
+
+
+def test_a_table_that_is_written_anew_while_it_is_read_loses_no_row(study_of, monkeypatch):
+    """Between reading the table and reading the parts, a part has been put into it."""
+    study = study_of("noted", 2)
+    folder = Folder(Path("out"))
+    folder.begin(study)
+    Path("out/parts/gone.jsonl").write_text('[1, "done", 9.0, {"square": 1.0}, ""]\n', encoding="utf-8")
+    read, settled = folder_room.read_table, []
+
+    def read_slowly(path):
+        table = read(path)
+        if not settled:
+            settled.append(True)
+            Folder(Path("out")).settle()
+        return table
+
+    monkeypatch.setattr(folder_room, "read_table", read_slowly)
+    assert folder.read().status.tolist() == ["left", "done"]
+
+
+@pytest.mark.parametrize("spoil", ["damage", "file"])
+def test_a_folder_that_cannot_serve_is_one_message_on_every_rank(study_of, calls, spoil):
+    if spoil == "file":
+        Path("out").touch()
+    else:
+        Path("out").mkdir()
+        Path("out/table.h5").write_bytes(b"something")
+
+    def refused(transport):
+        with pytest.raises(HpcoptError, match=r"--fresh where a damaged|cannot write the folder .*out") as caught:
+            run_study(study_of("noted", 3), Path("out"), World(transport))
+        return caught.value.on_every_rank
+
+    assert run_ranks(2, refused) == [True, True]
+    assert calls() == []
+
+
+def test_a_folder_that_is_taken_away_is_one_message(study_of):
+    folder = Folder(Path("out"))
+    folder.begin(study_of("noted", 2))
+    Path("out").rename("elsewhere")
+    for use in (folder.join, folder.settle):
+        with pytest.raises(HpcoptError, match=r"cannot write the folder .*out of the study: No such file"):
+            use()
 
 
 def test_claims_of_the_living_are_kept_and_those_of_the_dead_are_free(tmp_path):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from hpcopt.models.config import GraphModelConfig
@@ -52,7 +52,7 @@ class GraphNetwork(nn.Module):
 
 
 class _NetworkConfig(GraphModelConfig):
-    hidden: tuple[int, ...] = Field((256, 256), min_length=1, description="widths of the hidden layers")
+    hidden: tuple[PositiveInt, ...] = Field((256, 256), min_length=1, description="widths of the hidden layers")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of a hidden layer's outputs set to 0 in training")
 
     def _build(self, kind: type[GraphLayer], features: int, classes: int, *, norm: bool) -> GraphNetwork:

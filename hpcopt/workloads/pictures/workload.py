@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hpcopt.errors import JobError
 from hpcopt.families import PICTURE_MODELS
 from hpcopt.models.config import PictureModelConfig
-from hpcopt.models.graph_weighted import GraphWeightedConfig, drawn
+from hpcopt.models.graph_weighted import GraphWeightedConfig, drawn_for
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.samples import Samples
 from hpcopt.shapes.workload import Better, Workload, WorkloadConfig
@@ -87,9 +87,13 @@ class Pictures(Workload):
         self.test_samples = config.test * sum(map(bool, self._sizes[:TRAIN]))
         self.scores: Mapping[str, Better] = dict.fromkeys(self._places(), self._measure.better)
         self._known = cache(self.picture)  # a picture to train on comes back to its rank in every epoch
-        self._truth = drawn(SYMBOLS, config.dimension, context.generator("picture values"))
-        torch.manual_seed(self._seed)
         largest = max(rows for rows, _ in self._all), max(columns for _, columns in self._all)
+        if config.task == "random_values":
+            try:
+                self._truth = drawn_for(largest, SYMBOLS, config.dimension, context.generator("picture values"))
+            except ValueError as cause:
+                raise JobError(f'[workload] task = "random_values": {cause}') from cause
+        torch.manual_seed(self._seed)
         try:
             self.model: nn.Module = config.model.build(largest, SYMBOLS)
         except ValueError as cause:

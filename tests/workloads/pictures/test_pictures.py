@@ -10,6 +10,7 @@ import torch
 
 from hpcopt.errors import JobError
 from hpcopt.models.exact_pictures import bars_and_stripes, shifting_bits
+from hpcopt.models.graph_weighted import GraphWeightedConfig
 from hpcopt.models.padded_mlp import PaddedMlpConfig
 from hpcopt.shapes.context import Context
 from hpcopt.testing.workload import check_workload
@@ -30,6 +31,7 @@ EXACT = {
     "shifting_bits_zero": lambda: shifting_bits("zero"),
     "shifting_bits_cyclic": lambda: shifting_bits("cyclic"),
 }
+ROWS = {"validation_sizes": (), "test_sizes": ((1, 3),)}
 SMALL = {"batch": 11, "train": 40, "test": 12, "validation_sizes": ((4, 2),), "test_sizes": ((4, 3),)}
 
 
@@ -97,8 +99,8 @@ def test_random_values_are_one_models_on_all_ranks_and_sizes():
 
 def test_splits_are_drawn_apart():
     workload = PicturesConfig(sizes=((4, 4),), test_sizes=((5, 4),), batch=4).build(Context())
-    some, others = ({workload.picture(split, i)[0].tobytes() for i in range(1, 80, 2)} for split in (0, 3))
-    assert len(some & others) < 30  # of members of 4 by 4 there are 30 only
+    some, others = ([workload.picture(split, i)[0].tobytes() for i in range(1, 80, 2)] for split in (0, 3))
+    assert sum(a == b for a, b in zip(some, others, strict=True)) < 10  # of 40; there are 30 members of 4 by 4
 
 
 def test_a_batch_has_one_group_a_size_and_is_cut_without_loss():
@@ -123,6 +125,12 @@ def test_a_batch_has_one_group_a_size_and_is_cut_without_loss():
         ({"sizes": ((2, 2), (5, 5))}, "pictures of 5 by 5 stand twice"),
         ({"test": 11}, "test = 11: .* take 12 at least"),
         ({"test_sizes": ((30, 30),)}, "model: a picture of 30 by 30 takes a state"),
+        ({"model": GraphWeightedConfig(dimension=80)}, "model: .*dimension = 80"),
+        (
+            {"task": "random_values", "test_sizes": ((30, 30),), "model": PaddedMlpConfig()},
+            'task = "random_values": a picture of 30 by 30',
+        ),
+        ({"task": "random_values", "dimension": 99, "sizes": ((1, 2),), **ROWS}, "tensors of 192119202 values"),
     ],
 )
 def test_settings_that_do_not_suit_each_other_are_refused(settings, complaint):
