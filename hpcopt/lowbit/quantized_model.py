@@ -29,19 +29,25 @@ class QuantizedConfig(Rewrite):
         """Put quantized layers in the place of ``torch.nn.Linear`` and ``torch.nn.Conv2d``, with their parameters.
 
         Raises:
-            ValueError: no layer is left to be replaced.
+            ValueError: no layer is left to be replaced, or a pattern of ``skip`` matches none.
         """
         bits = Bits(self.forward_bits, None if self.gradient == "exact" else self.gradient, self.bits)
         new: dict[nn.Module, QuantizedLayer] = {}
+        unused = set(self.skip)
         for name, layer in model.named_modules():
-            if any(fnmatchcase(name, pattern) for pattern in self.skip):
-                continue
-            if type(layer) is nn.Linear:
+            if skipping := {pattern for pattern in self.skip if fnmatchcase(name, pattern)}:
+                unused -= skipping
+            elif type(layer) is nn.Linear:
                 new[layer] = QuantizedLinear(layer, bits).train(layer.training)
             elif type(layer) is nn.Conv2d:
                 new[layer] = QuantizedConv2d(layer, bits).train(layer.training)
         if not new:
             raise ValueError("the network has no torch.nn.Linear and no torch.nn.Conv2d that is not skipped")
+        if unused:
+            raise ValueError(f"skip: no layer is named {min(unused)}")
+        for layer in model.modules():
+            if isinstance(layer, nn.TransformerEncoderLayer):
+                layer.activation_relu_or_gelu = 0  # else torch evaluates it by a kernel of its own, in float32
         if model in new:
             return new[model]
         for path, layer in list(model.named_modules(remove_duplicate=False)):

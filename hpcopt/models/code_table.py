@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hpcopt.errors import fitting
+
 Composition = Literal["mean", "mlp", "cnn", "lstm"]
 
 
@@ -94,22 +96,25 @@ class CodeTable(nn.Module):
 
         Raises:
             KeyError: there is no such embedding of codes.
+            CheckpointError: it is damaged.
         """
         prefix = f"{name}." if name else ""
         own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
         if "packed" not in own:
             there = [key.removesuffix(".packed") for key in state if key.endswith(".packed")]
             raise KeyError(f"no embedding {name} of codes, only {', '.join(there) or 'none'}")
-        words, digits, ways = own["size"].tolist()
-        inner = own["composer.tables"].shape[2]
-        width = own["composer.out.weight"].shape[0] if "composer.out.weight" in own else inner
         kinds: tuple[Composition, ...] = ("mlp", "cnn", "lstm")
         how: Composition = "mean"
         for kind in kinds:
             if any(key.startswith(f"composer.{kind}.") for key in own):
                 how = kind
-        table = CodeTable(words, digits, ways, Composer(digits, ways, inner, width, how))
-        table.load_state_dict(own)
+        with fitting("an embedding of codes"):
+            words, digits, ways = own["size"].tolist()
+            inner = own["composer.tables"].shape[2]
+            width = own["composer.out.weight"].shape[0] if "composer.out.weight" in own else inner
+            table = CodeTable(words, digits, ways, Composer(digits, ways, inner, width, how))
+            table.load_state_dict(own)
+            _ = table.codes
         return table.eval()
 
     @property
@@ -158,8 +163,14 @@ def pack(codes: Tensor, ways: int) -> Tensor:
 
 
 def unpack(packed: Tensor, words: int, digits: int, ways: int) -> Tensor:
-    """The codes again, (v, D), int16; int32 if there are more ways than that holds."""
+    """The codes again, (v, D), int16; int32 if there are more ways than that holds.
+
+    Raises:
+        ValueError: one is none of the ways.
+    """
     width = bits_of(ways)
     bits = np.unpackbits(packed.cpu().numpy(), count=words * digits * width, bitorder="little").reshape(-1, width)
     values = (bits.astype(np.int64) << np.arange(width)).sum(1).reshape(words, digits)
+    if values.size and values.max() >= ways:
+        raise ValueError(f"a code is {values.max()}, and there are {ways} ways")
     return torch.from_numpy(values.astype(np.int16 if width < 16 else np.int32)).to(packed.device)

@@ -81,7 +81,8 @@ class CodedEmbedding(Penalised):
         inner = config.inner or old.embedding_dim
         self.logits = nn.Parameter(torch.randn(old.num_embeddings, config.digits, config.ways))
         self.composer = Composer(config.digits, config.ways, inner, old.embedding_dim, config.compose)
-        self.composer.scale_to(float(old.weight.detach().std()))
+        if old.weight.numel() > 1:
+            self.composer.scale_to(float(old.weight.detach().std()))
         self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
         if config.guide == "online":
             self.guide = nn.Parameter(old.weight.detach().clone())

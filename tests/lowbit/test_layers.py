@@ -169,3 +169,16 @@ def test_layers_are_those_that_they_stand_for():
     assert isinstance(QuantizedConfig().apply(nn.Linear(2, 2)), QuantizedLinear)
     with pytest.raises(ValueError, match=r"no torch\.nn\.Linear and no torch\.nn\.Conv2d that is not skipped"):
         QuantizedConfig(skip=("*",)).apply(new)
+    with pytest.raises(ValueError, match="skip: no layer is named kpt"):
+        QuantizedConfig(skip=("kpt", "0")).apply(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+
+
+def test_a_transformer_is_evaluated_in_few_bits():
+    """Without gradients, too, where torch has a kernel that calls no layers."""
+    torch.manual_seed(0)
+    old = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    new, x = QuantizedConfig(forward_bits=2).apply(copy.deepcopy(old)), torch.randn(3, 5, 8)
+    with torch.no_grad():
+        found, plain = new(x), old(x)
+    torch.testing.assert_close(found, new(x).detach())
+    assert not torch.allclose(found, plain, atol=0.01)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from hpcopt.errors import CheckpointError
 from hpcopt.models.code_table import CodeTable, Composer, bits_of, pack, storage_bits, unpack
 from hpcopt.models.coded_embedding import CodedEmbedding, CodedEmbeddingConfig, compact, compact_state
 from hpcopt.store.tree import read_tree, write_tree
@@ -97,6 +98,27 @@ def test_what_has_no_codes_is_said():
         compact_state(nn.Linear(2, 2).state_dict())
     with pytest.raises(KeyError, match="no embedding word of codes, only none"):
         CodeTable.of_state({"word.weight": torch.ones(2)}, "word")
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda state: state.pop("size"), "it lacks 'size'"),
+        (lambda state: state.pop("composer.tables"), "it lacks 'composer.tables'"),
+        (lambda state: state.update(packed=state["packed"][:-1]), "size mismatch for packed"),
+        (lambda state: state["packed"].fill_(255), "a code is 7, and there are 5 ways"),
+        (lambda state: state["size"].neg_(), "negative dimension"),
+    ],
+)
+def test_a_damaged_export_is_one_message(damage, complaint):
+    state = compact_state(coded().state_dict())
+    damage(state)
+    with pytest.raises(CheckpointError, match=complaint):
+        CodeTable.of_state(state)
+
+
+def test_one_word_of_one_value_has_an_embedding():
+    assert torch.isfinite(coded(words=1, width=1).weight).all()
 
 
 def test_a_composer_begins_with_the_deviation_asked_for():

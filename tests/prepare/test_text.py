@@ -109,6 +109,10 @@ def test_a_dictionary_gives_a_document_a_headword(tmp_path):
     with pytest.raises(DataError, match="apt-get install dict-gcide"):
         list(documents.gcide(tmp_path / "none"))
     (tmp_path / "other.gz").write_bytes(gzip.compress(b"something else"))
+    for damage in (lambda b: b[: len(b) // 2], lambda b: b[:12] + bytes(9) + b[21:]):
+        (tmp_path / "damaged.gz").write_bytes(damage(gzip.compress(ENTRIES.encode())))
+        with pytest.raises(DataError, match=r"no dictionary in .*damaged\.gz"):
+            list(documents.gcide(tmp_path / "damaged.gz"))
     with pytest.raises(DataError, match="has no entry"):
         list(documents.gcide(tmp_path / "other.gz"))
 

@@ -3,6 +3,7 @@
 import gzip
 import re
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -80,7 +81,7 @@ def gcide(source: Path | None) -> Iterator[str]:
     path = source or GCIDE
     try:
         text = gzip.decompress(path.read_bytes()).decode(errors="replace")  # dictzip's files are gzip's
-    except OSError as cause:
+    except (OSError, EOFError, zlib.error) as cause:
         raise DataError(
             f"no dictionary in {path} ({cause}): `apt-get install dict-gcide`, or name gcide.dict.dz with --source"
         ) from cause

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from hpcopt.errors import JobError
 from hpcopt.solvers.kaisa.ekfac import Ekfac
 from hpcopt.solvers.kaisa.inverse import Cholesky, Eigen
 from hpcopt.solvers.kaisa.layers.find import Choose, Layers
@@ -27,21 +28,31 @@ METHODS: dict[str, tuple[type[Method], Callable[[KaisaSettings, int], Method]]] 
 }
 
 
-def chooser(settings: KaisaSettings) -> Choose:
-    """Says by which method a module goes: that of the first pattern that is found in its name or its class's name."""
+def chooser(model: nn.Module, settings: KaisaSettings) -> Choose:
+    """Says by which method a module goes: that of the first pattern that is found in its name or its class's name.
+
+    Raises:
+        JobError: on all ranks: a pattern is found in none.
+    """
 
     def choose(name: str, module: nn.Module) -> Choice:
-        texts = name, type(module).__name__
-        own = (m for pattern, m in settings.methods.items() if any(re.search(pattern, text) for text in texts))
+        own = (m for pattern, m in settings.methods.items() if _is_found(pattern, name, module))
         method = next(own, settings.method)
         return Choice(method, METHODS[method][0].source)
 
+    for pattern in settings.methods:
+        if not any(_is_found(pattern, name, module) for name, module in model.named_modules()):
+            raise JobError(f'methods: "{pattern}" is found in the name and the class of no module').everywhere()
     return choose
+
+
+def _is_found(pattern: str, name: str, module: nn.Module) -> bool:
+    return any(re.search(pattern, text) for text in (name, type(module).__name__))
 
 
 def whole_steps(model: nn.Module, settings: KaisaSettings) -> list[nn.Parameter]:
     """The parameters whose gradients become whole steps."""
-    layers = Layers(model, settings.options(), settings.skip, chooser(settings)).found
+    layers = Layers(model, settings.options(), settings.skip, chooser(model, settings)).found
     return [p for layer in layers if METHODS[layer.method][0].whole for p in layer.parameters()]
 
 

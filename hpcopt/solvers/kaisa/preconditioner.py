@@ -76,7 +76,7 @@ class Kaisa:
         self._total_steps = total_steps
         if total_steps is None and s.scheduled(0):
             raise JobError("settings named _final need total_steps").everywhere()
-        self.layers = Layers(model, s.options(), s.skip, chooser(s))
+        self.layers = Layers(model, s.options(), s.skip, chooser(model, s))
         self._found = self.layers.found
         self._method = PerLayer(made(s, seed))
         self._arrangement = Arrangement(self._found, self._method, s, world.size)

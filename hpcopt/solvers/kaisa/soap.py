@@ -12,7 +12,7 @@ its own basis it is diagonal, and all else that Adam would bring to full size is
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -29,10 +29,13 @@ from hpcopt.solvers.kaisa.products import times_transposed
 ALIGNED = 16  # values: products in main memory have the same bits wherever a matrix begins at such a multiple
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class SoapSettings(Config):
     """Adam's."""
 
-    betas: tuple[float, float] = Field((0.95, 0.95), description="decay of the first and the second moment")
+    betas: tuple[Decay, Decay] = Field((0.95, 0.95), description="decay of the first and the second moment")
     eps: float = Field(1e-8, gt=0, description="added to the square root of the second moment")
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World, alone
+from hpcopt.errors import JobError
 from hpcopt.optim import AdamWConfig, SgdConfig
 from hpcopt.solvers.kaisa.orthogonal import A, B, C, orthogonalized
 from hpcopt.solvers.kaisa.preconditioner import Kaisa
@@ -168,3 +169,20 @@ def test_a_job_has_a_rate_for_whole_steps_and_another_optimizer_for_the_rest():
 def test_what_does_not_go_together_is_refused(settings, message):
     with pytest.raises(ValidationError, match=message):
         KaisaConfig(**{"method": "muon", "optimizer": SgdConfig(lr=0.1), **settings})
+
+
+def test_a_pattern_that_no_module_has_is_refused():
+    with pytest.raises(JobError, match='methods: "conv2" is found in the name and the class of no module'):
+        stepped(alone(), 1, methods={"Conv1d": "muon", "conv2": "muon"})
+    with pytest.raises(JobError, match="conv2"):
+        KaisaConfig(methods={"conv2": "muon"}, optimizer=SgdConfig(lr=0.1)).optimizer_of(MIXED)
+
+
+@pytest.mark.parametrize("method", ["cholesky", "muon", "soap", "shampoo"])
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_an_empty_weight_is_left_alone(method):
+    net = nn.Sequential(nn.Linear(4, 0), nn.Linear(0, 3), nn.Linear(3, 2))
+    kaisa = Kaisa(net, alone(), method=method)
+    assert kaisa.layers.skipped == {"0": "it has no values", "1": "it has no values"}
+    net(torch.ones(5, 4)).sum().backward()
+    kaisa.step()

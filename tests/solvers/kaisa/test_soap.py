@@ -4,12 +4,14 @@ import copy
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World, alone
 from hpcopt.errors import CheckpointError
 from hpcopt.solvers.kaisa.preconditioner import Kaisa
+from hpcopt.solvers.kaisa.settings import KaisaSettings
 from hpcopt.solvers.kaisa.shampoo import newton_roots, rounds
 from tests.solvers.kaisa.test_muon import MIXED, stepped
 
@@ -181,3 +183,9 @@ def test_a_method_of_the_same_factors_goes_on_with_them():
     other.step()
     assert all(p.grad.isfinite().all() for p in other.whole)
     assert all(other._carried.of(i)[-1] == 1 for i in range(len(other.layers.found)))
+
+
+@pytest.mark.parametrize("betas", [(1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, float("nan"))], ids=str)
+def test_decays_are_below_one(betas):
+    with pytest.raises(ValidationError, match="betas"):
+        KaisaSettings(method="soap", soap={"betas": betas})

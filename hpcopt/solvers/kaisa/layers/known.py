@@ -45,6 +45,8 @@ def why_not(module: nn.Module, known: type[nn.Module], *names: str) -> str:
         return f"{type(module).__name__} has a forward of its own"
     if any(getattr(module, name, None) is not own.get(name) for name in names) or set(own) - set(names):
         return COMPUTED
+    if any(p.numel() == 0 for p in own.values()):
+        return "it has no values"
     if getattr(module, "sparse", False):
         return "its gradient is sparse"
     trained = [p.requires_grad for p in own.values()]
