@@ -5,7 +5,7 @@ Inputs are standard normal, ``x ~ N(0, I)``, and targets are ``f(x) + noise z`` 
 Sample i is a function of the run's seed and of i, so every rank draws its own.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -22,14 +22,12 @@ from hpcopt.seeds import EVERY_RANK, derive
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import OutputLoss
-from hpcopt.shapes.samples import Samples
-from hpcopt.shapes.workload import Better, Workload, WorkloadConfig
+from hpcopt.shapes.workload import Better, WorkloadConfig
+from hpcopt.workloads.drawn import TRAIN, DrawnWorkload
 from hpcopt.workloads.normal import normals
-from hpcopt.workloads.order import TrainOrder, share
 from hpcopt.workloads.recovery import recovery_error, require_scipy
 
-TRAIN, TEST = "train", "test"
-TEST_BATCH = 4096
+SPLITS = "train", "test"
 
 
 class TeacherConfig(WorkloadConfig):
@@ -67,7 +65,7 @@ class TeacherConfig(WorkloadConfig):
         return Teacher(self, context.run_seed)
 
 
-class Teacher(Workload):
+class Teacher(DrawnWorkload):
     """The workload; a batch has ``inputs``, (n, d), and ``targets``, (n,).
 
     Scores: ``test_loss``, as the loss, on targets without noise; ``recovery_error``, see ``hpcopt.workloads.recovery``,
@@ -77,16 +75,13 @@ class Teacher(Workload):
         teacher: the network that the targets are from.
     """
 
-    ahead = True
+    test_batch = 4096
 
     def __init__(self, config: TeacherConfig, seed: int) -> None:
-        if config.batch > config.train:
-            raise JobError(f"[workload] batch = {config.batch}, but train = {config.train} samples")
         require_scipy()
-        self.batch, self.train_samples, self.test_samples = config.batch, config.train, config.test
-        self._config, self._seed, self._dtype = config, seed, getattr(torch, config.dtype)
-        self._order = TrainOrder(config.train, config.batch, seed)
-        self._last: tuple[str, TensorBatch] | None = None
+        super().__init__(config.train, config.test, config.batch, seed)
+        self._config, self._dtype = config, getattr(torch, config.dtype)
+        self._last: tuple[int, TensorBatch] | None = None
         self.teacher = drawn_teacher(config, torch.Generator().manual_seed(derive(seed, 0, EVERY_RANK, "teacher")))
         with drawn_by(seed):
             self.model: nn.Module = self._student().to(self._dtype)
@@ -102,24 +97,6 @@ class Teacher(Workload):
             example=torch.zeros(1, config.inputs, dtype=self._dtype),
         )
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return self._order.steps_per_epoch
-
-    def train_batches(self, rank: int, size: int, start: int) -> Iterator[TensorBatch]:
-        step = start
-        while True:
-            yield self._at(self._order.indices(step, rank, size), self.batch)
-            step += 1
-
-    def by_index(self) -> Samples:
-        return Samples(self.train_samples, self.batch, self._at)
-
-    def test_batches(self, rank: int, size: int) -> Iterator[TensorBatch]:
-        mine = share(np.arange(self.test_samples), rank, size)
-        for start in range(0, len(mine), TEST_BATCH):
-            yield self._at(mine[start : start + TEST_BATCH], self.test_samples, TEST)
-
     def score(self, model: nn.Module, batch: TensorBatch) -> dict[str, Tensor]:
         outputs, targets = model(batch.tensors["inputs"]), batch.tensors["targets"]
         added = {"test_loss": (outputs - targets).square().sum() / 2}
@@ -129,14 +106,14 @@ class Teacher(Workload):
         return added
 
     @torch.no_grad()
-    def _at(self, indices: np.ndarray, global_size: int, split: str = TRAIN) -> TensorBatch:
+    def part(self, indices: np.ndarray, global_size: int, split: int = TRAIN) -> TensorBatch:
         """Samples by number; what was drawn last is kept, for those who take all of them in every step."""
         numbers = torch.from_numpy(indices)
         last = self._last  # once: another thread may draw batches ahead
         if last is not None and last[0] == split and torch.equal(last[1].indices, numbers):
             return TensorBatch(last[1].tensors, numbers, global_size)
         drawn = torch.from_numpy(
-            normals(derive(self._seed, 0, EVERY_RANK, f"{split} samples"), indices, self._config.inputs + 1)
+            normals(derive(self._seed, 0, EVERY_RANK, f"{SPLITS[split]} samples"), indices, self._config.inputs + 1)
         )
         x, noise = drawn[:, :-1].contiguous(), drawn[:, -1] * (self._config.noise if split == TRAIN else 0.0)
         tensors = {"inputs": x.to(self._dtype), "targets": (self.teacher(x) + noise).to(self._dtype)}

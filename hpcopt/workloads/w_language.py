@@ -4,7 +4,7 @@ Sample i of a split is a function of the run's seed and of i: a string of a leng
 uniformly. Every other sample is stretched: each of its columns comes as often as is drawn.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated, ClassVar, Literal
 
@@ -20,13 +20,10 @@ from hpcopt.models.deductron import DeductronConfig
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import OutputLoss
-from hpcopt.shapes.samples import Samples
-from hpcopt.shapes.workload import Better, Workload, WorkloadConfig
-from hpcopt.workloads.order import TrainOrder, share
+from hpcopt.shapes.workload import Better, WorkloadConfig
+from hpcopt.workloads.drawn import TRAIN, DrawnWorkload
 from hpcopt.workloads.w_strings import INPUTS, LETTERS, OUTPUTS, draw_string, frames_of, stretched
 
-TRAIN, TEST = 0, 1
-TEST_BATCH = 250
 KEPT = 4096  # drawings in memory
 
 Drawing = tuple[np.ndarray, np.ndarray]  # heights of columns, and targets of frames
@@ -66,7 +63,7 @@ class WLanguageConfig(WorkloadConfig):
         return WLanguage(self, context.run_seed)
 
 
-class WLanguage(Workload):
+class WLanguage(DrawnWorkload):
     """The workload. A batch's tensors are ``frames``, (n, T, 6); ``targets``, (n, T, 2), 1 where a letter is to be
     marked; ``mask``, (n, T, 1), 0 on the frames behind a string's end. All are float32.
 
@@ -74,15 +71,13 @@ class WLanguage(Workload):
     mark too many or too few.
     """
 
-    ahead = True
+    samples = "strings"
+    test_batch = 250
     scores: Mapping[str, Better] = {"test_loss": "lower", "test_wrong": "lower"}
 
     def __init__(self, config: WLanguageConfig, seed: int) -> None:
-        if config.batch > config.train:
-            raise JobError(f"[workload] batch = {config.batch}, but train = {config.train} strings")
-        self.batch, self.train_samples, self.test_samples = config.batch, config.train, config.test
-        self._order = TrainOrder(config.train, config.batch, seed)
-        self._config, self._seed = config, seed
+        super().__init__(config.train, config.test, config.batch, seed)
+        self._config = config
         self._kept = lru_cache(KEPT)(self.sample)
         self.loss = OutputLoss(
             inputs=lambda batch: batch.tensors["frames"],
@@ -106,29 +101,11 @@ class WLanguage(Workload):
         times = draw.integers(1, stretch + 1, len(heights)) if index % 2 else np.ones(len(heights), np.int64)
         return stretched(heights, targets, times)
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return self._order.steps_per_epoch
-
-    def train_batches(self, rank: int, size: int, start: int) -> Iterator[TensorBatch]:
-        step = start
-        while True:
-            yield self._at(self._order.indices(step, rank, size), self.batch)
-            step += 1
-
-    def by_index(self) -> Samples:
-        return Samples(self.train_samples, self.batch, self._at)
-
-    def test_batches(self, rank: int, size: int) -> Iterator[TensorBatch]:
-        mine = share(np.arange(self.test_samples), rank, size)
-        for start in range(0, len(mine), TEST_BATCH):
-            yield self._at(mine[start : start + TEST_BATCH], self.test_samples, TEST)
-
     def score(self, model: nn.Module, batch: TensorBatch) -> dict[str, Tensor]:
         marks = model(batch.tensors["frames"])
         return {"test_loss": squared_error(marks, batch).sum(), "test_wrong": wrong(marks, batch).sum()}
 
-    def _at(self, indices: np.ndarray, global_size: int, split: int = TRAIN) -> TensorBatch:
+    def part(self, indices: np.ndarray, global_size: int, split: int = TRAIN) -> TensorBatch:
         return batch_of([self._kept(split, int(i)) for i in indices], torch.from_numpy(indices), global_size)
 
 

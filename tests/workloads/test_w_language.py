@@ -11,7 +11,7 @@ from hpcopt.models import DeductronConfig, FrameMlpConfig, TanhRnnConfig
 from hpcopt.shapes import Context
 from hpcopt.testing.workload import check_workload
 from hpcopt.workloads import WLanguageConfig
-from hpcopt.workloads.w_language import TEST, TRAIN
+from hpcopt.workloads.drawn import TEST, TRAIN
 from hpcopt.workloads.w_strings import BLANK, draw_string, frames_of, marked, read_drawing, stretched
 
 

@@ -5,7 +5,7 @@ Graph weighted models were made for it (Amortila and Rabusseau 2018, arXiv:1806.
 whether larger ones follow.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Annotated, ClassVar, Literal
@@ -20,16 +20,15 @@ from hpcopt.families import PICTURE_MODELS
 from hpcopt.models.config import PictureModelConfig
 from hpcopt.models.graph_weighted import GraphWeightedConfig, drawn_for
 from hpcopt.shapes.context import Context
-from hpcopt.shapes.samples import Samples
-from hpcopt.shapes.workload import Better, Workload, WorkloadConfig
-from hpcopt.workloads.order import TrainOrder, share
+from hpcopt.shapes.workload import Better, WorkloadConfig
+from hpcopt.workloads.drawn import TRAIN, DrawnWorkload
 from hpcopt.workloads.pictures.batch import PictureBatch
 from hpcopt.workloads.pictures.languages import Language, Size, coins, member, other
 from hpcopt.workloads.pictures.measures import Accuracy, Error, Measure
 
-SYMBOLS, SMALLEST, TEST_BATCH = 2, 2, 256
+SYMBOLS, SMALLEST = 2, 2
 SCORED = ("familiar", "validation", "test")  # kinds of sizes, each drawn apart, and so is
-TRAIN = len(SCORED)
+TRAINED = len(SCORED)
 
 Side = Annotated[int, Field(ge=1)]
 Sizes = tuple[tuple[Side, Side], ...]  # rows and columns
@@ -72,19 +71,18 @@ class PicturesConfig(WorkloadConfig):
         return Pictures(self, context)
 
 
-class Pictures(Workload):
+class Pictures(DrawnWorkload):
     """The workload."""
 
-    ahead = True
+    samples = "pictures"
 
     def __init__(self, config: PicturesConfig, context: Context) -> None:
         self._sizes = (config.sizes, config.validation_sizes, config.test_sizes, config.sizes)
         self._all = _checked(config)
-        self._task, self._near, self._seed = config.task, config.near, context.run_seed
+        tested = config.test * sum(map(bool, self._sizes[:TRAINED]))
+        super().__init__(config.train, tested, config.batch, context.run_seed)
+        self._task, self._near, self._each = config.task, config.near, config.test
         self._measure: Measure = Error() if config.task == "random_values" else Accuracy()
-        self._order = TrainOrder(config.train, config.batch, self._seed)
-        self.batch, self.train_samples, self._each = config.batch, config.train, config.test
-        self.test_samples = config.test * sum(map(bool, self._sizes[:TRAIN]))
         self.scores: Mapping[str, Better] = dict.fromkeys(self._places(), self._measure.better)
         self._known = cache(self.picture)  # a picture to train on comes back to its rank in every epoch
         largest = max(rows for rows, _ in self._all), max(columns for _, columns in self._all)
@@ -99,10 +97,6 @@ class Pictures(Workload):
         except ValueError as cause:
             raise JobError(f"[workload] model: {cause}") from cause
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return self._order.steps_per_epoch
-
     def picture(self, split: int, index: int) -> tuple[np.ndarray, float]:
         """The index'th picture of a split, (rows, columns), uint8, and whether it is a member; drawn at random and 0,
         where there is no language.
@@ -116,21 +110,12 @@ class Pictures(Workload):
             return member(self._task, size, generator), 1.0
         return other(self._task, size, self._near, generator), 0.0
 
-    def train_batches(self, rank: int, size: int, start: int) -> Iterator[PictureBatch]:
-        step = start
-        while True:
-            yield self._at(self._order.indices(step, rank, size), self.batch)
-            step += 1
-
-    def by_index(self) -> Samples:
-        return Samples(self.train_samples, self.batch, self._at)
-
-    def test_batches(self, rank: int, size: int) -> Iterator[PictureBatch]:
-        mine = share(np.arange(self.test_samples), rank, size)
-        kinds = [kind for kind, sizes in enumerate(self._sizes[:TRAIN]) if sizes]
-        for start in range(0, len(mine), TEST_BATCH):
-            places = (divmod(int(i), self._each) for i in mine[start : start + TEST_BATCH])
-            yield self._of([(kinds[kind], index) for kind, index in places], self.test_samples)
+    def part(self, indices: np.ndarray, global_size: int, split: int = TRAIN) -> PictureBatch:
+        if split == TRAIN:
+            return self._of([(TRAINED, int(index)) for index in indices], global_size)
+        kinds = [kind for kind, sizes in enumerate(self._sizes[:TRAINED]) if sizes]
+        places = (divmod(int(index), self._each) for index in indices)
+        return self._of([(kinds[kind], index) for kind, index in places], global_size)
 
     def loss(self, model: nn.Module, batch: PictureBatch) -> Tensor:
         """Mean squared error of the values."""
@@ -156,9 +141,6 @@ class Pictures(Workload):
         each = {f"test_{what}_{rows}x{columns}": [(rows, columns)] for rows, columns in sizes["test"]}
         return {name: [self._all.index(size) for size in of] for name, of in {**kinds, **each}.items()}
 
-    def _at(self, indices: np.ndarray, global_size: int) -> PictureBatch:
-        return self._of([(TRAIN, int(index)) for index in indices], global_size)
-
     def _of(self, places: Iterable[tuple[int, int]], global_size: int) -> PictureBatch:
         batch = PictureBatch.of([self._known(*place) for place in places], global_size)
         if self._task != "random_values":
@@ -181,8 +163,6 @@ def _checked(config: PicturesConfig) -> list[Size]:
         raise JobError(
             f"[workload] sizes have {small[0][0]} by {small[0][1]}: {config.task} takes {SMALLEST} rows and columns"
         )
-    if config.batch > config.train:
-        raise JobError(f"[workload] batch = {config.batch}, but train = {config.train} pictures")
     if config.test < (least := 2 * max(map(len, kinds))):
         raise JobError(f"[workload] test = {config.test}: for a member and another of each size take {least} at least")
     return found
