@@ -6,11 +6,11 @@ Sample i is a function of the run's seed and of i, so every rank draws its own.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from hpcopt.errors import JobError
@@ -55,6 +55,12 @@ class TeacherConfig(WorkloadConfig):
     model: Annotated[VectorModelConfig, VECTOR_MODELS] | None = Field(
         None, description="the student; off: a relu_student of the teacher's form"
     )
+
+    @model_validator(mode="after")
+    def _rounds_what_can_be_rounded(self) -> Self:
+        if self.precision == "bfloat16" and self.dtype == "float64":
+            raise ValueError('precision = "bfloat16" rounds products of float32: set dtype = "float32", too')
+        return self
 
     def build(self, context: Context) -> "Teacher":
         """Draw the teacher and make the student.

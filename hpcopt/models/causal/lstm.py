@@ -4,6 +4,7 @@ arXiv:1409.2329).
 
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -48,6 +49,8 @@ class Lstm(nn.Module):
             With targets, (n, s), int64: minus the logarithm of the probability of each, (n, s), float32. Without:
             logarithms of the probabilities of all words, (n, s, v), float32.
         """
-        hidden = self.dropout(self.lstm(self.dropout(self.word(tokens)))[0])
+        embedded = self.dropout(self.word(tokens))
+        with torch.autocast("cpu", enabled=False):  # not every CPU has an LSTM in bfloat16
+            hidden = self.dropout(self.lstm(embedded)[0])
         logarithms: Tensor = self.head(hidden, targets, self.word)
         return logarithms
