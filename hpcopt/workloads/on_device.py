@@ -3,13 +3,15 @@
 Workloads make everything in main memory, so that parameters begin the same, and batches are the same, on any device.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hpcopt.shapes.batch import Batch
@@ -20,6 +22,7 @@ from hpcopt.shapes.workload import Precision, Workload
 from hpcopt.workloads.handover import Handover
 
 WITHOUT_STREAMS = ("cpu", "meta")
+RECURRENCES = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 
 
 def on_device(workload: Workload, device: torch.device, precision: Precision = "float32") -> Workload:
@@ -41,7 +44,9 @@ class Narrow(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model gives."""
         given = (x for x in (*tree_leaves((args, kwargs)), *self.model.parameters()) if isinstance(x, Tensor))
-        with torch.autocast(next(given).device.type, torch.bfloat16):
+        device = next(given).device.type
+        recurrent = device == "cpu" and any(isinstance(m, nn.RNNBase) for m in self.model.modules())
+        with torch.autocast(device, torch.bfloat16), WideRecurrence() if recurrent else nullcontext():
             outputs = self.model(*args, **kwargs)
         return tree_map(_widened, outputs)
 
@@ -50,6 +55,18 @@ class Narrow(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(self.model, name)
+
+
+class WideRecurrence(TorchFunctionMode):
+    """Within it, and in this thread, LSTM, GRU and RNN compute in float32: not every CPU has them in bfloat16."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func not in RECURRENCES:
+            return func(*args, **(kwargs or {}))
+        with torch.autocast("cpu", enabled=False):
+            return func(*tree_map(_widened, args), **(kwargs or {}))
 
 
 class WorkloadOnDevice(Workload):

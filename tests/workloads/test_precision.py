@@ -14,7 +14,7 @@ from hpcopt.solvers.data_parallel import DataParallelConfig
 from hpcopt.solvers.kaisa.solver import KaisaConfig
 from hpcopt.trainer.loop import evaluate
 from hpcopt.trainer.run import RunConfig
-from hpcopt.workloads.on_device import on_device
+from hpcopt.workloads.on_device import Narrow, on_device
 from hpcopt.workloads.teacher import TeacherConfig
 from tests.simulated_gpu.workloads import WORKLOADS, data
 
@@ -35,6 +35,15 @@ def test_bfloat16_is_near_and_all_that_is_kept_is_float32(name):
     expected, found = (evaluate(alone(), w, w.model) for w in (wide, narrow))
     loss = next(iter(wide.scores))
     assert found[loss] == pytest.approx(expected[loss], rel=0.05)
+
+
+@pytest.mark.parametrize("kind", [torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN])
+def test_recurrent_layers_compute_in_float32_on_a_cpu(kind):
+    torch.manual_seed(0)
+    model, x = torch.nn.Sequential(torch.nn.Linear(3, 4), kind(4, 5)), torch.randn(2, 6, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model[0](x)
+    assert torch.equal(Narrow(model)(x)[0], model[1](rounded.float())[0])
 
 
 def test_what_computes_in_float64_refuses_bfloat16():

@@ -4,7 +4,6 @@ arXiv:1409.2329).
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -49,8 +48,6 @@ class Lstm(nn.Module):
             With targets, (n, s), int64: minus the logarithm of the probability of each, (n, s), float32. Without:
             logarithms of the probabilities of all words, (n, s, v), float32.
         """
-        embedded = self.dropout(self.word(tokens))
-        with torch.autocast("cpu", enabled=False):  # not every CPU has an LSTM in bfloat16
-            hidden = self.dropout(self.lstm(embedded)[0])
+        hidden = self.dropout(self.lstm(self.dropout(self.word(tokens)))[0])
         logarithms: Tensor = self.head(hidden, targets, self.word)
         return logarithms
