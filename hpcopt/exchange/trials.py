@@ -5,6 +5,7 @@ Times so have in them what no calibration sees: computation that slows messages 
 buckets became ready says what computation hides: only what lasts beyond the backward pass is waited for.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcopt.exchange.choices import WORTH, choose
+from hpcopt.exchange.choices import EXACT, WAYS_BY_LOSS, fastest
 
-TRIES = 3  # of each way: the median is right if one of them is disturbed
+TRIES = 3  # of each way at least: the median is right if one of them is disturbed
+MOST_TRIES = 15  # where steps are short
+TRIAL_S = 10.0  # what a trial may last, for more tries
 
 
 @dataclass
@@ -24,17 +27,29 @@ class Trial:
     Attributes:
         begin: its first step.
         ways: for each bucket, those that can carry it.
+        tries: of each way.
     """
 
     begin: int
     ways: Sequence[Sequence[str]]
+    tries: int = TRIES
+    _since_s: float = field(default_factory=time.perf_counter)
     _seconds: dict[tuple[int, str], list[float]] = field(default_factory=dict)
     _ready_s: list[list[float]] = field(default_factory=list)
 
     @property
     def last(self) -> int:
         """Its last step."""
-        return self.begin + TRIES * max(map(len, self.ways), default=0) - 1
+        return self.begin + self.tries * max(map(len, self.ways), default=0) - 1
+
+    @property
+    def lasted_s(self) -> float:
+        """Seconds since its begin, by this rank's clock."""
+        return time.perf_counter() - self._since_s
+
+    def extend(self, lasted_s: float) -> None:
+        """Plan as many tries as fit, after the first few have lasted so long on the slowest rank."""
+        self.tries = max(TRIES, min(MOST_TRIES, int(TRIES * TRIAL_S / lasted_s)))
 
     def way(self, index: int, step: int) -> str:
         """Whose turn it is to carry a bucket."""
@@ -52,13 +67,13 @@ class Trial:
     @property
     def complete(self) -> bool:
         """Whether no step of it was given up, which all ranks do alike."""
-        return all(len(self._seconds.get((i, w), ())) >= TRIES for i, ways in enumerate(self.ways) for w in ways)
+        return all(len(self._seconds.get((i, w), ())) >= self.tries for i, ways in enumerate(self.ways) for w in ways)
 
     def table(self) -> Tensor:
         """All that was noted, in one order on all ranks, to be reduced to the minimum over the ranks: the times of the
         rank that waited for none, and the buckets that are ready first hide least.
         """
-        seconds = [t for i, ways in enumerate(self.ways) for way in ways for t in self._seconds[i, way][:TRIES]]
+        seconds = [t for i, ways in enumerate(self.ways) for way in ways for t in self._seconds[i, way][: self.tries]]
         return torch.tensor([*seconds, *np.median(self._ready_s, axis=0)], dtype=torch.float64)
 
     def measured(self, table: Tensor) -> tuple[list[dict[str, float]], list[float]]:
@@ -66,24 +81,30 @@ class Trial:
         times = table.tolist()
         found: list[dict[str, float]] = []
         for ways in self.ways:
-            found.append({way: float(np.median(times[k * TRIES : (k + 1) * TRIES])) for k, way in enumerate(ways)})
-            del times[: TRIES * len(ways)]
+            count = self.tries
+            found.append({way: float(np.median(times[k * count : (k + 1) * count])) for k, way in enumerate(ways)})
+            del times[: count * len(ways)]
         return found, times
 
 
 def decide(seconds: Sequence[Mapping[str, float]], ready_s: Sequence[float]) -> tuple[list[str], float, float]:
-    """The way of each bucket, given its ways' seconds and when it is ready: the fastest; but exact sums, if codecs save
-    less than a tenth of what is then still waited for.
+    """The way of each bucket, given its ways' seconds and when it is ready: the fastest of those whose loss is worth
+    it, by what is then still waited for (``hpcopt.exchange.choices.choose``).
 
     Returns:
         The ways, and the seconds waited for with them and with exact sums.
     """
-    exact = [choose(ways, exact_only=True) for ways in seconds]
-    fastest = [choose(ways) for ways in seconds]
-    exact_s, fastest_s = (
-        waited_s([ways[way] for ways, way in zip(seconds, chosen, strict=True)], ready_s) for chosen in (exact, fastest)
-    )
-    return (fastest, fastest_s, exact_s) if fastest_s < WORTH * exact_s else (exact, exact_s, exact_s)
+    best: tuple[list[str], float] | None = None
+    exact_s = 0.0
+    for algorithms, share in WAYS_BY_LOSS:
+        chosen = [fastest(ways, algorithms) for ways in seconds]
+        takes_s = waited_s([ways[way] for ways, way in zip(seconds, chosen, strict=True)], ready_s)
+        if algorithms is EXACT:
+            exact_s = takes_s
+        if best is None or takes_s < share * best[1]:
+            best = chosen, takes_s
+    assert best is not None
+    return *best, exact_s
 
 
 def waited_s(seconds: Sequence[float], ready_s: Sequence[float]) -> float:

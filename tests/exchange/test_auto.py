@@ -14,7 +14,17 @@ from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.rehearsal import RehearsalTransport
 from hpcopt.comm.world import World
 from hpcopt.compress import QSGD, Bounded, Half, PerTensor, Rule, TopK
-from hpcopt.exchange import AutoConfig, Bucket, Exchange, NativeConfig, RingConfig, TwoPhaseConfig, VoteConfig, auto
+from hpcopt.exchange import (
+    AutoConfig,
+    Bucket,
+    Exchange,
+    NativeConfig,
+    RingConfig,
+    TwoPhaseConfig,
+    VoteConfig,
+    auto,
+    trials,
+)
 from hpcopt.exchange.choices import choose
 from hpcopt.exchange.trials import TRIES, Trial, decide
 from hpcopt.optim import SignumConfig
@@ -142,10 +152,13 @@ def test_short_buckets_go_natively_and_long_ones_round_the_ring():
     ("predicted_s", "chosen"),
     [
         ({"native": 3, "doubling": 2, "ring": 1}, "ring"),
-        ({"native": 3, "doubling": 2, "ring": 1, "two_phase": 0.95}, "ring"),
+        ({"native": 3, "doubling": 2, "ring": 1, "two_phase": 0.96}, "ring"),
         ({"native": 3, "doubling": 2, "ring": 1, "two_phase": 0.85}, "two_phase"),
         ({"native": 3, "doubling": 2, "ring": 1, "two_phase": 0.85, "two_phase_by_nodes": 0.5}, "two_phase_by_nodes"),
         ({"native": 3, "doubling": 2, "ring": 1, "half_ring": 0.5}, "half_ring"),
+        ({"ring": 1, "half_ring": 0.96, "two_phase": 0.93}, "half_ring"),
+        ({"ring": 1, "half_ring": 0.96, "two_phase": 0.91}, "two_phase"),
+        ({"ring": 1, "half_ring": 0.98, "two_phase": 0.94}, "two_phase"),
     ],
 )
 def test_a_codec_must_be_worth_what_it_loses(predicted_s, chosen):
@@ -247,7 +260,7 @@ def test_a_rehearsal_measures_nothing_and_says_what_auto_means():
     exchange = Exchange(World(RehearsalTransport(16)), network().named_parameters(), AutoConfig(codec=QSGD()))
     plan = exchange.plan()
     assert exchange.choices is None
-    assert "native, doubling, ring; qsgd where it is at least a tenth faster" in plan["exchange"]
+    assert "native, doubling, ring; qsgd where it is at least 5 % faster" in plan["exchange"]
     assert plan["bytes a step"].startswith(f"{exchange.planned_bytes():,}")
 
 
@@ -315,20 +328,37 @@ def test_a_trial_takes_turns_and_keeps_the_medians_of_the_undisturbed_rank():
     assert measured == ([{"ring": 3.0, "native": 5.0}, {"ring": 7.0}], [0.0, 4.0])
 
 
+@pytest.mark.parametrize(("lasted_s", "tries"), [(0.1, 15), (3.0, 10), (60.0, 3)])
+def test_a_trial_tries_more_often_where_steps_are_short(lasted_s, tries):
+    trial = Trial(10, [["ring", "native"], ["ring"]])
+    trial.extend(lasted_s)
+    assert trial.last == 10 + 2 * tries - 1
+
+
+@pytest.mark.parametrize(
+    ("half_s", "two_phase_s", "chosen"),
+    [(0.98, 0.96, "ring"), (0.96, 0.92, "half_ring"), (0.96, 0.9, "two_phase"), (2.0, 0.94, "two_phase")],
+)
+def test_what_loses_more_must_save_more(half_s, two_phase_s, chosen):
+    ways = {"ring": 1.0, "native": 1.1, "half_ring": half_s, "two_phase": two_phase_s}
+    assert decide([ways], [0.0]) == ([chosen], ways[chosen], 1.0)
+
+
 @pytest.mark.parametrize("codec", [None, TopK(fraction=0.1)])
 def test_a_choice_made_again_is_told_and_loses_nothing(monkeypatch, codec):
     """All ways carry in turn, and what top-k owes comes out with exact sums at the end."""
     given(monkeypatch, machine(3, SLOW, 1e-9), CODEC)
     monkeypatch.setattr(auto, "decide", lambda seconds, _: (["doubling"] * len(seconds), 0.5, 0.25))
+    monkeypatch.setattr(trials, "MOST_TRIES", 4)
     config = AutoConfig(bucket_mb=0.002, measure_again=(2,), **({} if codec is None else {"codec": codec}))
 
     def program(t):
         exchange = Exchange(World(t), network().named_parameters(), config)
         came, went = torch.zeros(()).double(), torch.zeros(()).double()
-        for step in range(40):
+        for step in range(50):
             exchange.zero()
             for bucket in exchange.buckets:
-                if step < 30:
+                if step < 40:
                     bucket.values.copy_(torch.randn(bucket.values.shape, generator=torch.Generator().manual_seed(step)))
                 came += 3 * bucket.values.double().sum()
             exchange.finish()
@@ -339,4 +369,4 @@ def test_a_choice_made_again_is_told_and_loses_nothing(monkeypatch, codec):
         assert set(chosen) == {"doubling"}
         assert "as measured before step" in lines[0] and "500 ms a step are waited for, 250 ms with exact" in lines[1]
         assert "goes by doubling" in lines[2] and "no longer by native" in lines[2]
-        torch.testing.assert_close(went, came, rtol=1e-5, atol=1e-3)
+        torch.testing.assert_close(went, came, rtol=0, atol=1.0)  # bfloat16 rounds; top-k owes up to 190
