@@ -74,6 +74,21 @@ FRAME_MODELS = Family(
     frame_mlp="hpcopt.models.frames:FrameMlpConfig",
 )
 
+BODIES = Family(
+    "body",
+    default="mlp",
+    mlp="hpcopt.models.control.perceptrons:MlpBodyConfig",
+    dense_mlp="hpcopt.models.control.perceptrons:DenseMlpBodyConfig",
+    simba="hpcopt.models.control.simba:SimbaBodyConfig",
+)
+
+FEATURES = Family(
+    "features",
+    default="none",
+    none="hpcopt.models.control.features:NoFeaturesConfig",
+    ofenet="hpcopt.models.control.ofenet:OfeNetConfig",
+)
+
 SOLVERS = Family(
     "solver",
     default="data_parallel",

@@ -24,6 +24,8 @@ from hpcopt.models.config import (
     TokenModelConfig,
     VectorModelConfig,
 )
+from hpcopt.models.control.body import BodyConfig
+from hpcopt.models.control.features import FeatureConfig
 from hpcopt.models.heads import HeadConfig
 from hpcopt.models.rewrite import Rewrite
 from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
@@ -44,6 +46,8 @@ FAMILIES = {
     "FRAME_MODELS": FrameModelConfig,
     "TOKEN_MODELS": TokenModelConfig,
     "CAUSAL_MODELS": CausalModelConfig,
+    "BODIES": BodyConfig,
+    "FEATURES": FeatureConfig,
     "SOLVERS": SolverConfig,
     "REWRITES": Rewrite,
     "HEADS": HeadConfig,

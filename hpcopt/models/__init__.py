@@ -18,6 +18,13 @@ if TYPE_CHECKING:
         TokenModelConfig,
         VectorModelConfig,
     )
+    from hpcopt.models.control.body import Body, BodyConfig
+    from hpcopt.models.control.features import FeatureConfig, Features, NoFeaturesConfig
+    from hpcopt.models.control.ofenet import OfeNetConfig
+    from hpcopt.models.control.perceptrons import DenseMlpBodyConfig, MlpBodyConfig
+    from hpcopt.models.control.running_norm import RunningNorm
+    from hpcopt.models.control.simba import SimbaBodyConfig
+    from hpcopt.models.control.unit_statistics import UnitStatistics, dormant_share, effective_rank, unit_statistics
     from hpcopt.models.deductron import DeductronConfig
     from hpcopt.models.deep_resnet import DeepResNetConfig
     from hpcopt.models.frames import FrameMlpConfig, TanhRnnConfig
@@ -35,11 +42,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BertConfig",
+    "Body",
+    "BodyConfig",
     "CausalModelConfig",
     "CodedEmbeddingConfig",
     "DeductronConfig",
     "DeepResNetConfig",
+    "DenseMlpBodyConfig",
     "FactorMlpConfig",
+    "FeatureConfig",
+    "Features",
     "FrameMlpConfig",
     "FrameModelConfig",
     "GatConfig",
@@ -50,30 +62,44 @@ __all__ = [
     "HeadConfig",
     "ImageModelConfig",
     "LstmConfig",
+    "MlpBodyConfig",
     "MlpConfig",
+    "NoFeaturesConfig",
     "NodeMlpConfig",
-    "ReluStudentConfig",
+    "OfeNetConfig",
     "PaddedMlpConfig",
     "PictureModelConfig",
+    "ReluStudentConfig",
     "ResNetConfig",
     "Rewrite",
+    "RunningNorm",
+    "SimbaBodyConfig",
     "TanhRnnConfig",
     "TokenModelConfig",
     "TransformerConfig",
     "UNetConfig",
+    "UnitStatistics",
     "VectorModelConfig",
     "VitConfig",
+    "dormant_share",
+    "effective_rank",
+    "unit_statistics",
 ]
 
 __getattr__ = lazily(
     __name__,
     {
         "BertConfig": "bert",
+        "Body": "control.body",
+        "BodyConfig": "control.body",
         "CausalModelConfig": "causal.config",
         "CodedEmbeddingConfig": "coded_embedding",
         "DeductronConfig": "deductron",
         "DeepResNetConfig": "deep_resnet",
+        "DenseMlpBodyConfig": "control.perceptrons",
         "FactorMlpConfig": "nmf",
+        "FeatureConfig": "control.features",
+        "Features": "control.features",
         "FrameMlpConfig": "frames",
         "FrameModelConfig": "config",
         "GatConfig": "graph.networks",
@@ -84,18 +110,27 @@ __getattr__ = lazily(
         "HeadConfig": "heads",
         "ImageModelConfig": "config",
         "LstmConfig": "causal.lstm",
+        "MlpBodyConfig": "control.perceptrons",
         "MlpConfig": "mlp",
+        "NoFeaturesConfig": "control.features",
         "NodeMlpConfig": "graph.networks",
+        "OfeNetConfig": "control.ofenet",
         "PaddedMlpConfig": "padded_mlp",
         "PictureModelConfig": "config",
         "ReluStudentConfig": "relu_student",
         "ResNetConfig": "resnet",
         "Rewrite": "rewrite",
+        "RunningNorm": "control.running_norm",
+        "SimbaBodyConfig": "control.simba",
         "TanhRnnConfig": "frames",
         "TokenModelConfig": "config",
         "TransformerConfig": "causal.transformer",
         "UNetConfig": "unet",
+        "UnitStatistics": "control.unit_statistics",
         "VectorModelConfig": "config",
         "VitConfig": "vit",
+        "dormant_share": "control.unit_statistics",
+        "effective_rank": "control.unit_statistics",
+        "unit_statistics": "control.unit_statistics",
     },
 )
