@@ -1,6 +1,6 @@
 """All plots of a report."""
 
-from hpcopt.report import costs, curves, prediction_views, scaling_plots
+from hpcopt.report import costs, curves, prediction_views, returns, scaling_plots
 from hpcopt.report.figure import Figure, labels_of
 from hpcopt.report.prediction import Prediction
 from hpcopt.report.scaling import series_of
@@ -13,8 +13,13 @@ def figures_of(runs: Runs, prediction: Prediction | None = None) -> list[Figure]
     """All plots that the runs have the numbers for, and those of a prediction."""
     marks = ["*" if summary.labels else "" for _, summary in runs]
     names = [label + mark for label, mark in zip(labels_of([run for run, _ in runs]), marks, strict=True)]
-    found = [*curves.convergence(runs, names), costs.phases(runs, names), costs.traffic(runs, names)]
-    found += [costs.memory(runs, names)]
+    learned = returns.figures(runs, names)
+    drawn = {returns.RETURN} if learned else set()
+    found: list[Figure | None] = [
+        *learned,
+        *(figure for figure in curves.convergence(runs, names) if figure.name not in drawn),
+    ]
+    found += [costs.phases(runs, names), costs.traffic(runs, names), costs.memory(runs, names)]
     first = {name: run for (run, _), name in reversed(list(zip(runs, names, strict=True)))}
     maps = [costs.waiting(first[name], name) for name in dict.fromkeys(names)]
     found += [figure for figure in maps if figure is not None][:MAPS]

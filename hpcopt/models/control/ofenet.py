@@ -6,7 +6,7 @@ A tower of L layers is dense: ``h_{k+1} = [h_k, act(norm(W_k h_k + b_k))]``, so 
 takes. The losses of actor and critics see the towers with constant weights and with constant statistics.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, PositiveInt
@@ -46,10 +46,12 @@ class OfeNet(Features):
         self.prediction = nn.Linear(self.on_actions.width, observations)
 
     def observe(self, s: Tensor) -> Tensor:
-        return self.on_observations(self.scaled(s), learning=False)
+        z_s: Tensor = self.on_observations(self.scaled(s), learning=False)
+        return z_s
 
     def act(self, z_s: Tensor, a: Tensor) -> Tensor:
-        return self.on_actions(torch.cat([z_s, a], -1), learning=False)
+        z_sa: Tensor = self.on_actions(torch.cat([z_s, a], -1), learning=False)
+        return z_sa
 
     def loss(self, s: Tensor, a: Tensor, next_s: Tensor) -> Tensor:
         """The squared error of the predicted next observations, a mean over all their numbers."""
@@ -83,19 +85,21 @@ class DenseTower(nn.Module):
     def forward(self, x: Tensor, learning: bool) -> Tensor:
         """From (n, inputs) to (n, width). Unless it learns, no gradient reaches a weight and no statistic moves."""
         for layer, norm in zip(self.layers, self.norms, strict=True):
-            made = functional.linear(x, _part(layer.weight, learning), _part(layer.bias, learning))
-            x = torch.cat([x, self.activation(_normed(made, norm, learning))], -1)
+            made = _normed(functional.linear(x, *_weights(layer, learning)), norm, learning)
+            x = torch.cat([x, self.activation(made)], -1)
         return x
-
-
-def _part(weight: Tensor, learning: bool) -> Tensor:
-    return weight if learning else weight.detach()
 
 
 def _normed(x: Tensor, norm: nn.Module, learning: bool) -> Tensor:
-    if not isinstance(norm, nn.LayerNorm | nn.BatchNorm1d):
-        return x
-    weight, bias = _part(norm.weight, learning), _part(norm.bias, learning)
     if isinstance(norm, nn.LayerNorm):
-        return functional.layer_norm(x, x.shape[-1:], weight, bias)
-    return functional.batch_norm(x, norm.running_mean, norm.running_var, weight, bias, training=learning)
+        return functional.layer_norm(x, x.shape[-1:], *_weights(norm, learning))
+    if isinstance(norm, nn.BatchNorm1d):
+        return functional.batch_norm(
+            x, norm.running_mean, norm.running_var, *_weights(norm, learning), training=learning
+        )
+    return x
+
+
+def _weights(layer: Any, learning: bool) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a linear layer or a norm, as constants unless it learns."""
+    return (layer.weight, layer.bias) if learning else (layer.weight.detach(), layer.bias.detach())
