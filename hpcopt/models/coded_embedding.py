@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hpcopt.models.code_table import CodeTable, Composer, Composition, pack
-from hpcopt.models.rewrite import Penalised, Rewrite
+from hpcopt.models.rewrite import Penalised, Rewrite, Stepped
 
 TINY = 1e-5  # added to a variance
 
@@ -36,7 +36,7 @@ class CodedEmbeddingConfig(Rewrite):
         "straight_through", description="forward takes the likeliest value, or one that is drawn"
     )
     temperature: float = Field(1.0, gt=0, description="of the softmax, at the start")
-    cooling: float = Field(1.0, gt=0, le=1, description="times the temperature, after each pass in training")
+    cooling: float = Field(1.0, gt=0, le=1, description="times the temperature, after each step")
     coldest: float = Field(0.1, gt=0, description="below which the temperature does not fall")
     guide: Literal["none", "table", "online"] = Field(
         "none",
@@ -62,7 +62,7 @@ class CodedEmbeddingConfig(Rewrite):
         return model
 
 
-class CodedEmbedding(Penalised):
+class CodedEmbedding(Penalised, Stepped):
     """The layer, in the place of a ``torch.nn.Embedding``. Sizes as in ``hpcopt.models.code_table``.
 
     Attributes:
@@ -71,7 +71,6 @@ class CodedEmbedding(Penalised):
         num_embeddings, embedding_dim: v and d.
     """
 
-    passes: Tensor
     guide: Tensor | None
 
     def __init__(self, old: nn.Embedding, config: CodedEmbeddingConfig) -> None:
@@ -83,7 +82,6 @@ class CodedEmbedding(Penalised):
         self.composer = Composer(config.digits, config.ways, inner, old.embedding_dim, config.compose)
         if old.weight.numel() > 1:
             self.composer.scale_to(float(old.weight.detach().std()))
-        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
         if config.guide == "online":
             self.guide = nn.Parameter(old.weight.detach().clone())
         else:
@@ -101,7 +99,6 @@ class CodedEmbedding(Penalised):
         found = self._embedded(words)
         if self.training:
             found = self._guided(found, words)
-            self.passes += 1
         return found.view(*tokens.shape, self.embedding_dim)
 
     def codes(self) -> Tensor:
@@ -120,9 +117,9 @@ class CodedEmbedding(Penalised):
             logits = logits - torch.empty_like(logits).exponential_().log()
         return self.composer.of_choices(straight_through(logits, self._temperature()))
 
-    def _temperature(self) -> Tensor | float:
+    def _temperature(self) -> float:
         c = self._config
-        return c.temperature if c.cooling == 1 else (c.temperature * c.cooling**self.passes).clamp(min=c.coldest)
+        return c.temperature if c.cooling == 1 else max(c.temperature * c.cooling**self.step, c.coldest)
 
     def _guided(self, found: Tensor, words: Tensor) -> Tensor:
         """Set the penalty; with a guide that learns, let half of the tokens see that."""
@@ -136,7 +133,7 @@ class CodedEmbedding(Penalised):
         return torch.where(coin, guide, found)
 
 
-def straight_through(logits: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+def straight_through(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """A one at the largest of the last dimension, whose gradient is that of the softmax at this temperature."""
     p = (logits / temperature).softmax(-1)
     hard = torch.zeros_like(p).scatter_(-1, p.argmax(-1, keepdim=True), 1.0)
@@ -180,7 +177,7 @@ def compact_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     coded = [name for name in ends if f"{name}composer.tables" in state]
     if not coded:
         raise ValueError("no embedding of the network has codes")
-    left_out = {f"{name}{part}" for name in coded for part in ("logits", "passes", "guide")}
+    left_out = {f"{name}{part}" for name in coded for part in ("logits", "guide")}
     found = {key: tensor for key, tensor in state.items() if key not in left_out}
     for name in coded:
         logits = state[f"{name}logits"]

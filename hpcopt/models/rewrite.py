@@ -32,6 +32,21 @@ class Penalised(nn.Module):
     penalty: Tensor | None = None
 
 
+class Stepped(nn.Module):
+    """A layer that changes with the step of training, whatever this rank's share of a step is.
+
+    Attributes:
+        step: that is under way, from 0 on; whoever trains sets it before the step.
+    """
+
+    step: int = 0
+
+
+def stepped(model: nn.Module) -> list[Stepped]:
+    """The layers of a network that are to be told the step."""
+    return [layer for layer in model.modules() if isinstance(layer, Stepped)]
+
+
 def with_penalties(loss: Callable[[nn.Module, Any], Tensor]) -> Callable[[nn.Module, Any], Tensor]:
     """A loss of a model and a batch, and the penalties of the model's layers."""
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hpcopt.comm.world import World
 from hpcopt.errors import DataError
+from hpcopt.models.rewrite import stepped
 from hpcopt.shapes.batch import require_batch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Solver
@@ -75,12 +76,15 @@ class Trainer:
     def _steps(self) -> Outcome:
         house, solver, position = self._house, self._solver, self._position
         batches = self._workload.train_batches(solver.data_rank, solver.data_size, position.step)
+        told_the_step = stepped(self._workload.model)
         outcome = house.standing()
         while outcome is None:
             with self._clock("data"):
                 batch = None
                 if not solver.draws:
                     batch = require_batch(next(batches, None), f"train_batches, for step {position.step + 1},")
+            for layer in told_the_step:
+                layer.step = position.step
             house.count(solver.step(batch))
             evaluated = house.last or position.step % self._evaluate_every == 0
             if evaluated:

@@ -87,17 +87,15 @@ def test_gumbel_draws_a_value_as_often_as_the_softmax_says():
     torch.testing.assert_close(found, normal[1].softmax(0), atol=0.02, rtol=0)
 
 
-def test_the_temperature_falls_to_its_floor_and_is_saved():
-    layer = coded(temperature=2.0, cooling=0.5, coldest=0.3)
-    seen = []
-    for _ in range(4):
-        seen.append(float(layer._temperature()))
+def test_the_temperature_falls_with_the_step_to_its_floor():
+    layer, seen = coded(temperature=2.0, cooling=0.5, coldest=0.3), []
+    for layer.step in range(4):
         layer(torch.arange(3))
-    layer.eval()(torch.arange(3))
+        layer(torch.arange(0)), "another pass, of a share without samples, changes nothing"
+        seen.append(layer._temperature())
     assert seen == pytest.approx([2, 1, 0.5, 0.3])
-    other = coded(temperature=2.0, cooling=0.5, coldest=0.3)
-    other.load_state_dict(layer.state_dict())
-    assert int(other.passes) == 4
+    coldest = coded(temperature=0.1, coldest=0.3)
+    assert coldest._temperature() == 0.1, "without cooling there is no floor"
 
 
 def test_embeddings_are_drawn_to_the_table_that_they_replace():
@@ -262,8 +260,18 @@ def test_a_job_goes_on_bit_for_bit_and_its_export_is_small(data, tmp_path):
     found = read_tree(tmp_path / "small.h5")
     words = found["word.size"].tolist()[0]
     assert found["word.packed"].numel() == -(-words * 4 * 3 // 8)
-    assert not {"word.logits", "word.guide", "word.passes"} & found.keys()
+    assert not {"word.logits", "word.guide"} & found.keys()
     assert CodeTable.of_state(found, "word").weight.shape == (words, 8)
+
+
+def test_a_trainer_tells_layers_the_step(data, tmp_path, monkeypatch):
+    """Whatever the number of passes, and after a restart: micro-batches make two of each step."""
+    seen = []
+    monkeypatch.setattr(CodedEmbedding, "_temperature", lambda layer: seen.append(layer.step) or 1.0)
+    for count in (3, 5):
+        (tmp_path / "job.toml").write_text(JOB.format(data=data, steps=count) + "accumulate = 2\n")
+        assert main([str(tmp_path / "job.toml"), "--run-dir", str(tmp_path / "run")]) == 0
+    assert seen == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
 
 
 def test_an_export_without_codes_says_so(data, tmp_path, capsys):

@@ -117,6 +117,17 @@ def test_a_dictionary_gives_a_document_a_headword(tmp_path):
         list(documents.gcide(tmp_path / "other.gz"))
 
 
+def test_definitions_are_a_document_each_and_say_what_to_install(tmp_path):
+    with pytest.raises(DataError, match="apt-get install wordnet-base"):
+        list(documents.glosses(tmp_path))
+    for name in ("noun", "verb", "adj", "adv"):
+        (tmp_path / f"data.{name}").write_text(f'  1 a licence\n00001740 03 n 01 thing 0 000 | a {name}; "it | is"  \n')
+    assert list(documents.glosses(tmp_path)) == [f'a {name}; "it | is"' for name in ("noun", "verb", "adj", "adv")]
+    (tmp_path / "data.adv").write_text("something else")
+    with pytest.raises(DataError, match=r"data\.adv has no definitions"):
+        list(documents.glosses(tmp_path))
+
+
 def test_pythons_documentation_says_what_to_install(tmp_path):
     with pytest.raises(DataError, match=r"apt-get install python3\.\d+-doc"):
         list(documents.python_sources(tmp_path))
@@ -146,8 +157,15 @@ def test_the_command_makes_a_text_once(tmp_path, capsys):
     assert main([*command, "--data-dir", str(tmp_path), "--level", "byte"]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert "mine: prepared" in first and "already there" in second and "level word, vocabulary of 19" in second
-    assert main(["text", str(tmp_path / "none"), "--data-dir", str(tmp_path), "--name", "other"]) == 2
-    assert "cannot read" in capsys.readouterr().err
+    assert main([*command[:-1], "half", "--every", "2", "--level", "byte", "--data-dir", str(tmp_path)]) == 0
+    half = StoredText(tmp_path / "half").splits
+    assert len(half["test"]) == len(lines()[38]) + 1, "the twentieth of the lines 0, 2, 4, ..."
+    for wrong, complaint in (
+        (["text", str(tmp_path / "none")], "cannot read"),
+        ([*command, "--every", "0"], "from 1 on"),
+    ):
+        assert main([*wrong, "--data-dir", str(tmp_path), "--name", "other"]) == 2
+        assert complaint in capsys.readouterr().err
 
 
 def test_pythons_manual_is_there_for_a_bare_job(tmp_path):

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from hpcopt.errors import DataError, HpcoptError
@@ -33,6 +34,7 @@ def parser(name: str) -> argparse.ArgumentParser:
     p.add_argument(
         "--least", type=int, default=default.least, help="occurrences of a word to be known (default: %(default)s)"
     )
+    p.add_argument("--every", type=int, default=1, help="take one of so many documents (default: all)")
     p.add_argument("--name", default=name, help="of the data set, the folder's (default: %(default)s)")
     p.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of data sets (default: data)")
     p.add_argument("--force", action="store_true", help="make it again even if it is there")
@@ -60,10 +62,11 @@ def main(name: str, arguments: Sequence[str]) -> int:
 
 
 def _read(name: str, options: argparse.Namespace) -> DataSet:
-    if options.least < 1 or (options.words is not None and options.words < 1):
-        raise DataError("--least and --words take a number from 1 on")
+    if min(options.least, options.every, 1 if options.words is None else options.words) < 1:
+        raise DataError("--least, --every and --words take a number from 1 on")
     tokens = Tokens(options.level, options.words, options.least)
     if name != "text":
-        return TEXTS[name].read(options.source, tokens)
+        return TEXTS[name].read(options.source, tokens, options.every)
     title = ", ".join(path.name for path in options.paths)
-    return make(from_files(options.paths, options.document), tokens, title=title, source=title)
+    documents = islice(from_files(options.paths, options.document), 0, None, options.every)
+    return make(documents, tokens, title=title, source=title)

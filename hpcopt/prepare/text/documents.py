@@ -1,4 +1,4 @@
-"""Documents of text: from files of anybody's, Python's manual and a dictionary of English."""
+"""Documents of text: from files of anybody's, Python's manual, a dictionary of English and WordNet."""
 
 import gzip
 import re
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from hpcopt.errors import DataError
+from hpcopt.prepare.wordnet import FILES
+from hpcopt.prepare.wordnet import FOLDER as WORDNET
 
 Cut = Literal["passage", "line", "file"]
 CUTS: tuple[Cut, ...] = get_args(Cut)
@@ -100,6 +102,24 @@ def gcide(source: Path | None) -> Iterator[str]:
     if not found:
         raise DataError(f"{path} has no entry of a dictionary: is it gcide.dict.dz of Debian's dict-gcide?")
     yield "\n".join(document)
+
+
+def glosses(source: Path | None) -> Iterator[str]:
+    """What WordNet says of its 117,659 meanings: definitions and examples, 1.7 million words and marks; a document a
+    meaning, in the order of the files data.noun, data.verb, data.adj and data.adv.
+
+    Raises:
+        DataError: a file is missing, or is not of WordNet.
+    """
+    folder = WORDNET if source is None else source
+    for name in FILES:
+        path = folder / f"data.{name}"
+        if not path.is_file():
+            raise DataError(f"no {path}: `apt-get install wordnet-base`, or name the folder with --source")
+        found = [gloss for line in _read(path).splitlines() if (gloss := line.partition(" | ")[2].strip())]
+        if not found:
+            raise DataError(f"{path} has no definitions: is it of WordNet?")
+        yield from found
 
 
 def _read(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from hpcopt.prepare.dataset import DataSet
@@ -25,13 +26,14 @@ class Source:
     title: str
     license: str
 
-    def read(self, source: Path | None, tokens: Tokens | None = None) -> DataSet:
-        """Its tokens.
+    def read(self, source: Path | None, tokens: Tokens | None = None, every: int = 1) -> DataSet:
+        """The tokens of every so many-th document.
 
         Raises:
             DataError: it is not there; the message says what to install.
         """
-        return make(self.documents(source), tokens or Tokens(self.level), title=self.title, license=self.license)
+        documents = islice(self.documents(source), 0, None, every)
+        return make(documents, tokens or Tokens(self.level), title=self.title, license=self.license)
 
 
 TEXTS = {
@@ -40,4 +42,5 @@ TEXTS = {
     "gcide": Source(
         documents.gcide, "word", "The Collaborative International Dictionary of English", "GPL-2.0-or-later"
     ),
+    "glosses": Source(documents.glosses, "word", "Definitions of WordNet 3.0", "WordNet 3.0 license"),
 }
