@@ -8,9 +8,13 @@ from hpcopt.comm import gpu_aware
 from hpcopt.comm.device import planned_device
 from hpcopt.comm.rehearsal import RehearsalTransport
 from hpcopt.comm.world import World
+from hpcopt.elastic.copies import planned
 from hpcopt.job import Job
 from hpcopt.prepare import prepare_if_missing
+from hpcopt.shapes.solver import Solver
 from hpcopt.shapes.workload import Workload
+from hpcopt.trainer.resume import Position
+from hpcopt.trainer.saver import own_part, shared_part
 
 
 def plan(job: Job, ranks: int) -> str:
@@ -30,10 +34,19 @@ def plan(job: Job, ranks: int) -> str:
         "steps": f"{built.steps:,}, {_count(workload.steps_per_epoch)} an epoch",
         "computation": f"{flops:.3g} operations a sample, forward and backward",
         **solver.plan(flops * most),
+        **_copies(job, solver, ranks),
     }
     under = "\n" + 17 * " "
     table = "\n".join(f"  {name:<14} {text.replace(chr(10), under)}" for name, text in lines.items())
     return f"{job.as_toml()}\nplan\n{table}"
+
+
+def _copies(job: Job, solver: Solver, ranks: int) -> dict[str, str]:
+    """What a rank keeps in memory so that others may be lost."""
+    if not job.run.elastic:
+        return {}
+    shared, own = shared_part(Position(), solver), own_part(solver, None)
+    return {"copies": planned(shared, own, min(job.run.buddies, ranks - 1), job.run.copy_every)}
 
 
 def _gpu_path(job: Job, ranks: int) -> dict[str, str]:

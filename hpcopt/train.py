@@ -107,6 +107,14 @@ def run(options: argparse.Namespace, signals: StopSignals, ending: Ending) -> in
             print(plan(job, options.ranks or launch.size))
         return EXIT_DONE
 
+    if job.run.elastic:
+        from hpcopt.comm.launch import without_mpi
+
+        without_mpi()
+        from hpcopt.going_on import train_elastic
+
+        return train_elastic(job, options, signals, ending)
+
     from hpcopt.comm.world import connect
     from hpcopt.training import train
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hpcopt.build import build
 from hpcopt.comm.world import World
+from hpcopt.elastic.copies import Copies
 from hpcopt.errors import JobError, printable
 from hpcopt.job import Job
 from hpcopt.kept_memory import keep_memory
@@ -17,39 +18,65 @@ from hpcopt.trainer.progress import Progress
 from hpcopt.trainer.services import Services, open_directory
 from hpcopt.trainer.signals import StopSignals
 
+NO_STEP = -1
 
-def train(job: Job, world: World, options: argparse.Namespace, signals: StopSignals) -> int:
-    """Run the job; give the exit code. Collective."""
+
+def train(
+    job: Job,
+    world: World,
+    options: argparse.Namespace,
+    signals: StopSignals,
+    copies: Copies | None = None,
+) -> int:
+    """Run the job; give the exit code. Collective.
+
+    Args:
+        job, world, options, signals: what, where, how, and until when.
+        copies: in memory; where these ranks have recovered one, the run goes on from it.
+    """
     signals.listen_for(job.run.requeue_signal)
     job.check_ranks(world.size)
-    directory = open_directory(options.run_dir or Path("runs") / job.run.name, world, fresh=options.fresh)
+    recovered = copies is not None and bool(copies.steps())
+    fresh = options.fresh and not recovered
+    directory = open_directory(run_directory(job, options), world, fresh=fresh, again=recovered)
     prepare_if_missing(job.workload.folder, world)
     with Services(job.run, world, directory, job.run.name) as services:
         say_plugins(services.progress)
-        built = build(job, world, services.device)
+        built = build(job, world, services.device, verify=not recovered)
         check_target(job, built.workload)
         services.progress.begin(built.steps)
         workload, plain = built.workload, job.as_dict()
-        position = services.resume(built.solver, plain, required=options.resume, workload=(workload, job.workload))
+        position = services.resume(
+            built.solver, plain, required=options.resume, workload=(workload, job.workload), copies=copies
+        )
         trainer = Trainer(
             run=job.run,
             context=built.context,
             workload=workload,
             solver=built.solver,
             checkpoints=services.checkpoints,
-            recorder=services.record(position, built.context.clock, plain, job.as_toml()),
+            recorder=services.record(
+                position, built.context.clock, plain, job.as_toml(), "formed anew" if recovered else "resumed"
+            ),
             progress=services.progress,
             position=position,
             signals=signals,
+            copies=copies,
+            saved_step=NO_STEP if recovered else None,
         )
         gc.collect()
         gc.freeze()
         gc.enable()
         keep_memory()
         try:
-            return trainer.train().exit_code
+            return trainer.train(enough=copies is None or world.size >= job.run.min_ranks).exit_code
         finally:
             gc.unfreeze()  # for a caller that goes on: at the interpreter's end what is frozen would never be freed
+
+
+def run_directory(job: Job, options: argparse.Namespace) -> Path:
+    """Where the run writes."""
+    return options.run_dir or Path("runs") / job.run.name
 
 
 def say_plugins(progress: Progress) -> None:

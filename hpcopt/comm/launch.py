@@ -79,6 +79,13 @@ def check_launch(launch: Launch, size: int, library: str, environment: Mapping[s
     ).everywhere()
 
 
+def without_mpi() -> None:
+    """MPI may be asked for its name, but is not started: a rank that it knew could not be lost without the others."""
+    import mpi4py
+
+    mpi4py.rc.initialize = False
+
+
 def leave_exit_code(exit_code: int, environment: Mapping[str, str] = os.environ) -> None:
     """Write the job's exit code into the file that its batch script named in HPCOPT_EXIT_FILE; the first rank
     to come is believed.

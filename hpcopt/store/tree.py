@@ -36,7 +36,7 @@ STORED_AS = {name: name for name in (*INTEGERS, "float16", "float32", "float64",
 STORED_AS |= {"bool": "uint8", "bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
 
 
-class _Leaf(NamedTuple):
+class Leaf(NamedTuple):
     """A tensor or array: its values are number first and on in the file's array of its dtype."""
 
     kind: str  # "tensor" or "array"
@@ -53,7 +53,7 @@ class Packed(NamedTuple):
     """A tree ready to be written: its document, and its leaves in the order of the table."""
 
     document: bytes
-    table: Sequence[_Leaf]
+    table: Sequence[Leaf]
     leaves: Sequence[Tensor | np.ndarray]
 
     @property
@@ -140,7 +140,7 @@ def read_tree(path: Path, part: str = "/") -> Any:
     with _reading(path, part) as group:
         document = hdf5.document(group)
         contents = json.loads(document)
-        table = [_Leaf(*row) for row in contents["arrays"]]
+        table = [Leaf(*row) for row in contents["arrays"]]
         leaves: list[Any] = [None] * len(table)
         checksum = crc32(document)
         with FileIO(path) as raw:
@@ -148,11 +148,11 @@ def read_tree(path: Path, part: str = "/") -> Any:
             for dtype, indices in by_dtype(table).items():
                 raw.seek(hdf5.place(_checked(group, dtype, [table[index] for index in indices])))
                 for index in indices:
-                    leaves[index] = _empty(table[index])
-                    checksum = _read_into(_memory(leaves[index]), raw, checksum)
+                    leaves[index] = empty(table[index])
+                    checksum = _read_into(memory(leaves[index]), raw, checksum)
         if checksum != _stored_checksum(group):
             raise ValueError("its values do not match its checksum")
-        return _unpack(contents["tree"], leaves)
+        return unpack(contents["tree"], leaves)
 
 
 def _read_into(values: memoryview, raw: FileIO, checksum: int) -> int:
@@ -183,7 +183,7 @@ def verify_tree(path: Path, part: str = "/") -> str:
     with _reading(path, part) as group:
         document = hdf5.document(group)
         checksum = crc32(document)
-        table = [_Leaf(*row) for row in json.loads(document)["arrays"]]
+        table = [Leaf(*row) for row in json.loads(document)["arrays"]]
         for dtype, indices in by_dtype(table).items():
             array = _checked(group, dtype, [table[index] for index in indices])
             for block in hdf5.blocks(path, hdf5.place(array), array.nbytes):
@@ -235,9 +235,10 @@ def _pack(node: Any, place: str, leaves: list[Tensor | np.ndarray]) -> Any:
             raise CheckpointError(f"{place}: a checkpoint holds data, not {type(node).__name__}")
 
 
-def _unpack(node: Any, leaves: Sequence[Tensor | np.ndarray]) -> Any:
+def unpack(node: Any, leaves: Sequence[Tensor | np.ndarray]) -> Any:
+    """The tree of a document, with its leaves."""
     if isinstance(node, list):
-        return [_unpack(value, leaves) for value in node]
+        return [unpack(value, leaves) for value in node]
     if not isinstance(node, dict):
         return node
     ((kind, content),) = node.items()
@@ -245,27 +246,27 @@ def _unpack(node: Any, leaves: Sequence[Tensor | np.ndarray]) -> Any:
         case "float":
             return float(content)
         case "tuple":
-            return tuple(_unpack(value, leaves) for value in content)
+            return tuple(unpack(value, leaves) for value in content)
         case "dict":
-            return {key: _unpack(value, leaves) for key, value in content}
+            return {key: unpack(value, leaves) for key, value in content}
         case "array":
             return leaves[content]
     raise ValueError(f"unknown kind {kind!r} in its document")
 
 
-def _lay_out(leaves: Sequence[Tensor | np.ndarray]) -> list[_Leaf]:
+def _lay_out(leaves: Sequence[Tensor | np.ndarray]) -> list[Leaf]:
     """Place the leaves one after the other in the array of their dtype."""
     used: dict[str, int] = {}
     table = []
     for leaf in leaves:
         dtype = _dtype_name(leaf)
         kind = "tensor" if isinstance(leaf, Tensor) else "array"
-        table.append(_Leaf(kind, dtype, tuple(leaf.shape), used.get(dtype, 0)))
+        table.append(Leaf(kind, dtype, tuple(leaf.shape), used.get(dtype, 0)))
         used[dtype] = table[-1].first + table[-1].size
     return table
 
 
-def by_dtype(table: Sequence[_Leaf]) -> dict[str, list[int]]:
+def by_dtype(table: Sequence[Leaf]) -> dict[str, list[int]]:
     """Indices of the leaves of each dtype: the order of values in the file, and in the checksum."""
     groups: dict[str, list[int]] = {}
     for index, leaf in enumerate(table):
@@ -273,7 +274,7 @@ def by_dtype(table: Sequence[_Leaf]) -> dict[str, list[int]]:
     return groups
 
 
-def _checked(group: h5py.Group, dtype: str, leaves: Sequence[_Leaf]) -> h5py.Dataset:
+def _checked(group: h5py.Group, dtype: str, leaves: Sequence[Leaf]) -> h5py.Dataset:
     """The array of a dtype, after making sure that the leaves fill it exactly, one after the other."""
     array, used = hdf5.vector(group, f"values/{dtype}", STORED_AS[dtype]), 0
     for leaf in leaves:
@@ -296,7 +297,7 @@ def _on_cpu(leaf: Tensor | np.ndarray) -> Tensor | np.ndarray:
     return np.ascontiguousarray(leaf, leaf.dtype.newbyteorder("="))
 
 
-def _empty(leaf: _Leaf) -> Tensor | np.ndarray:
+def empty(leaf: Leaf) -> Tensor | np.ndarray:
     """Memory for a leaf: numpy's, as np.fromfile has it."""
     values = np.empty(leaf.shape, STORED_AS[leaf.dtype] if leaf.kind == "tensor" else leaf.dtype)
     return values if leaf.kind == "array" else torch.from_numpy(values).view(getattr(torch, leaf.dtype))
@@ -304,10 +305,10 @@ def _empty(leaf: _Leaf) -> Tensor | np.ndarray:
 
 def as_bytes(leaf: Tensor | np.ndarray) -> memoryview:
     """The values of a leaf as they stand in the file; copies only what is not contiguous memory of the CPU."""
-    return _memory(_on_cpu(leaf))
+    return memory(_on_cpu(leaf))
 
 
-def _memory(leaf: Tensor | np.ndarray) -> memoryview:
+def memory(leaf: Tensor | np.ndarray) -> memoryview:
     """The memory of a contiguous leaf as bytes; not a copy."""
     if isinstance(leaf, Tensor):
         leaf = torch.empty(0).numpy() if leaf.numel() == 0 else leaf.reshape(-1).view(torch.uint8).numpy()

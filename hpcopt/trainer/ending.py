@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
 from hpcopt.comm.launch import launch_from, leave_exit_code
 from hpcopt.errors import EXIT_DONE, HpcoptError, exit_code_of, printable
@@ -22,6 +22,7 @@ class Ending:
 
     Attributes:
         world: of this rank, once there is one; it is closed in the end.
+        abort: ends every rank of the job; None: as MPI does it.
         exit_code: of this rank.
     """
 
@@ -34,6 +35,7 @@ class Ending:
         """
         self._launch, self._alone, self._wording = launch_from(), alone, wording
         self.world: World | None = None
+        self.abort: Callable[[int], NoReturn] | None = None
         self.exit_code = EXIT_DONE
 
     def __enter__(self) -> Self:
@@ -57,8 +59,7 @@ class Ending:
         agreed = isinstance(error, HpcoptError) and error.on_every_rank
         ends_all = self._launch.size > 1 and not agreed and not self._alone
         if ends_all:
-            from hpcopt.comm.mpi import abort  # starts MPI, if need be: ranks that start it wait for this one
-
+            abort = self.abort or _abort_of_mpi()
             if self.world is None and self._launch.rank > 0:
                 time.sleep(HEAD_START_S)  # it may be the same on all ranks: then rank 0 says it for all
         if self._launch.rank == 0 or not agreed:
@@ -66,6 +67,13 @@ class Ending:
         if ends_all:
             leave_exit_code(self.exit_code)
             abort(self.exit_code)
+
+
+def _abort_of_mpi() -> Callable[[int], NoReturn]:
+    """Starts MPI, if need be: ranks that start it wait for this one."""
+    from hpcopt.comm.mpi import abort
+
+    return abort
 
 
 def account(error: BaseException, rank: int) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 
+from hpcopt.elastic.copies import Copies
 from hpcopt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_REQUEUE, DivergedError
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Checkpointed, Tree
@@ -18,7 +19,7 @@ from hpcopt.trainer.progress import Progress
 from hpcopt.trainer.recorder import Recorder
 from hpcopt.trainer.resume import Position
 from hpcopt.trainer.run import RunConfig
-from hpcopt.trainer.saver import Saver
+from hpcopt.trainer.saver import Saver, own_part, shared_part
 from hpcopt.trainer.signals import StopSignals
 from hpcopt.trainer.votes import Verdict, Votes
 
@@ -31,6 +32,7 @@ class Outcome(Enum):
     LEFT = (EXIT_DONE, "ended by its script")
     SIGNAL = (EXIT_REQUEUE, "told to stop by a signal")
     TIME = (EXIT_REQUEUE, "time budget used up")
+    FEW = (EXIT_REQUEUE, "too few ranks are left")
 
     @property
     def exit_code(self) -> int:
@@ -63,6 +65,8 @@ class Housekeeping:
         late: bool = False,
         save_at_evaluations: bool = False,
         data: Callable[[], Tree] = lambda: None,
+        copies: Copies | None = None,
+        saved_step: int | None = None,
     ) -> None:
         """Get ready.
 
@@ -78,12 +82,15 @@ class Housekeeping:
             late: whether losses are read a step late; the same on all ranks.
             save_at_evaluations: see ``Pace``.
             data: gives this rank's own state of the data.
+            copies: in memory, for a run that goes on when ranks are lost.
+            saved_step: of the newest checkpoint, if that is another than where the run stands.
         """
         self._world, self._clock, self.total = context.world, context.clock, context.total_steps
         self._run, self._state, self._data = run, state, data
         self._recorder, self._progress, self._position, self._signals = recorder, progress, position, signals
         self._pace = pace = Pace(run.checkpoint_every, run.checkpoint_share, at_evaluations=save_at_evaluations)
         self._meetings = meetings = Meetings(lockstep=lockstep, every_s=run.log_every_s)
+        self._copies = copies
         self._tables: dict[str, Table] = {}
         self._first_step = position.step
         self._verdict = Verdict(met=False, loss=None)
@@ -96,7 +103,7 @@ class Housekeeping:
             context.world,
             checkpoints,
             run.checkpoint_in_background,
-            position.step,
+            position.step if saved_step is None else saved_step,
             clock=context.clock,
             one_file=run.checkpoint_one_file,
         )
@@ -186,7 +193,25 @@ class Housekeeping:
                 return Outcome.SIGNAL
             if verdict.late:
                 return Outcome.TIME
-        return self.standing()
+        if (outcome := self.standing()) is None:
+            self.copy()
+        return outcome
+
+    def copy(self) -> None:
+        """Keep a copy in memory, if there are to be any, and it is time to. Collective.
+
+        Raises:
+            RegroupSignal: on all ranks: others wait to join, or are to leave.
+        """
+        if self._copies is None or not self._copies.due(self._position.step):
+            return
+        self.catch_up()
+        self._recorder.flush()
+        self._position.elapsed_s = self._recorder.elapsed_s
+        with self._clock("checkpoint"):
+            self._state.gather()
+            shared, own = shared_part(self._position, self._state), own_part(self._state, self._data())
+            self._copies.take(self._world, self._position.step, shared, own)
 
     def standing(self) -> Outcome | None:
         """Why there is no further step, if there is none: the target is reached, or all steps are done."""

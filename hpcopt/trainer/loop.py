@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.comm.world import World
+from hpcopt.elastic.copies import Copies
 from hpcopt.errors import DataError
 from hpcopt.models.rewrite import stepped
 from hpcopt.shapes.batch import require_batch
@@ -40,7 +41,10 @@ class Trainer:
         progress: Progress,
         position: Position,
         signals: StopSignals,
+        copies: Copies | None = None,
+        saved_step: int | None = None,
     ) -> None:
+        """Get ready; for ``copies`` and ``saved_step`` see ``Housekeeping``."""
         self._world, self._clock = context.world, context.clock
         self._workload, self._solver, self._position, self._debug = workload, solver, position, run.debug
         self._house = Housekeeping(
@@ -56,19 +60,21 @@ class Trainer:
             late=any(kind != "cpu" for kind in context.world.gather_text(context.device.type)),
             save_at_evaluations=solver.pipelined,
             data=workload.state_dict,
+            copies=copies,
+            saved_step=saved_step,
         )
         self._house.batch, self._house.steps_per_epoch = workload.batch, workload.steps_per_epoch
         self._house.better = workload.scores
         self._evaluate_every = run.evaluate_every or workload.steps_per_epoch or self._house.total
 
-    def train(self) -> Outcome:
-        """Run to the end, whichever it is. Collective.
+    def train(self, *, enough: bool = True) -> Outcome:
+        """Run to the end, whichever it is; take no step, but save, if the ranks are not ``enough``. Collective.
 
         Raises:
             DivergedError: on all ranks, when the loss or the parameters are no longer finite.
         """
         with self._house.noting_divergence():
-            outcome = self._steps()
+            outcome = self._steps() if enough else Outcome.FEW
             self._house.save_last()
         self._house.finish(outcome)
         return outcome
@@ -77,7 +83,8 @@ class Trainer:
         house, solver, position = self._house, self._solver, self._position
         batches = self._workload.train_batches(solver.data_rank, solver.data_size, position.step)
         told_the_step = stepped(self._workload.model)
-        outcome = house.standing()
+        if (outcome := house.standing()) is None:
+            house.copy()
         while outcome is None:
             with self._clock("data"):
                 batch = None

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from hpcopt.comm.world import World
+from hpcopt.elastic.copies import Copies
 from hpcopt.errors import CheckpointError, HpcoptError, JobError
 from hpcopt.randomness import set_all_random_states
 from hpcopt.shapes.solver import Checkpointed, Tree
@@ -82,7 +83,7 @@ def _version(plugin: Mapping[str, str]) -> str:
 
 def restore(
     world: World,
-    checkpoints: Checkpoints,
+    checkpoints: Checkpoints | Copies,
     solver: Checkpointed,
     job: Mapping[str, Any],
     say: Callable[[str], None],
@@ -151,7 +152,7 @@ def _fitting(changes: list[str]) -> Iterator[None]:
         ) from error
 
 
-def _read(checkpoints: Checkpoints, step: int, world: World) -> tuple[Position, Tree, SavedParts, Tree | None]:
+def _read(checkpoints: Checkpoints | Copies, step: int, world: World) -> tuple[Position, Tree, SavedParts, Tree | None]:
     shared = checkpoints.read_part(step, SHARED)
     try:
         position = TypeAdapter(Position).validate_python(shared["position"])

@@ -4,6 +4,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -107,9 +108,34 @@ class RunConfig(Config):
     stall_s: float = Field(
         60.0, gt=0, description="seconds that a collective may wait before the ranks missing from it are named"
     )
+    elastic: bool = Field(
+        False, description="go on without ranks that are lost, from copies in memory, and let them come back"
+    )
+    min_ranks: int = Field(
+        1, ge=1, description="with elastic: with fewer ranks, checkpoint and leave with exit code 85"
+    )
+    copy_every: int = Field(50, ge=1, description="with elastic: steps between copies of the state in memory")
+    buddies: int = Field(
+        1,
+        ge=1,
+        description="with elastic: ranks that keep a copy of another's own state; so many may be lost at once",
+    )
+    membership: Path | None = Field(
+        None, description="with elastic: a run, or its metrics.h5, whose numbers of ranks step by step are used again"
+    )
     debug: bool = Field(
         False, description="compare what the ranks are about to do before each collective, and their parameters"
     )
+
+    @model_validator(mode="after")
+    def _elastic_by_itself(self) -> Self:
+        if self.elastic and self.backend != "mpi":
+            raise ValueError(f'elastic ranks exchange messages by TCP: leave backend = "{self.backend}" out')
+        if self.elastic and self.checkpoint_one_file:
+            raise ValueError("elastic ranks have no MPI-IO: leave checkpoint_one_file out")
+        if self.membership is not None and not self.elastic:
+            raise ValueError("membership is for elastic = true")
+        return self
 
     @model_validator(mode="after")
     def _has_a_length(self) -> "RunConfig":
@@ -145,11 +171,12 @@ class RunDirectory:
         self.log = path / "log.txt"
         self._lock = RunLock(path / "lock")
 
-    def take(self, *, fresh: bool) -> None:
+    def take(self, *, fresh: bool, again: bool = False) -> None:
         """Make the folder or find it again, and hold it until the context or the process ends. For rank 0.
 
         Args:
             fresh: move a folder that is there aside.
+            again: this job had it before; a lock that is still held is that of a rank it has lost.
 
         Raises:
             JobError: another job is in it, it cannot be written, or something in it is not what a run writes.
@@ -157,7 +184,8 @@ class RunDirectory:
         try:
             existed = self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.take()
+            with suppress(JobError) if again else nullcontext():
+                self._lock.take()
             if fresh and existed:
                 stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
                 self.path.rename(unused(self.path.parent, f"{self.path.name}.before-{stamp}"))

@@ -75,10 +75,9 @@ class Saver:
         with self._world.together():
             if self._world.rank == 0:
                 self._checkpoints.begin(step)
-        own = {**all_random_states(), "solver": solver.rank_state_dict(), "data": data}
-        parts = {rank_part(self._world.rank): own}
+        parts = {rank_part(self._world.rank): own_part(solver, data)}
         if self._world.rank == 0:
-            parts[SHARED] = {"position": asdict(position), "solver": solver.state_dict()}
+            parts[SHARED] = shared_part(position, solver)
         self._pending = step
         if self._background:
             self._writer.write(step, parts, _moved_by(solver.optimizers))
@@ -157,6 +156,16 @@ class Saver:
         if not steps:
             return f"no checkpoint was made. To begin at step 0, {advice}"
         return f"the checkpoints of step {steps} are kept. To go on from the newest, {advice}"
+
+
+def shared_part(position: Position, solver: Checkpointed) -> dict[str, Tree]:
+    """What all ranks have in common, for a checkpoint."""
+    return {"position": asdict(position), "solver": solver.state_dict()}
+
+
+def own_part(solver: Checkpointed, data: Tree) -> dict[str, Tree]:
+    """What this rank has alone."""
+    return {**all_random_states(), "solver": solver.rank_state_dict(), "data": data}
 
 
 def _moved_by(optimizers: Sequence[Optimizer]) -> list[Tensor]:

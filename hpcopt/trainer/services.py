@@ -15,6 +15,7 @@ from hpcopt.comm.device import device_name, use_device
 from hpcopt.comm.launch import machine, usable_threads
 from hpcopt.comm.stall import StallWatch
 from hpcopt.comm.world import World
+from hpcopt.elastic.copies import Copies
 from hpcopt.errors import JobError
 from hpcopt.phases import PhaseClock
 from hpcopt.plugins import provenance
@@ -84,6 +85,7 @@ class Services:
         required: bool,
         workload: tuple[Workload, WorkloadConfig] | None = None,
         go_on: Callable[[Tree], None] = set_all_random_states,
+        copies: Copies | None = None,
     ) -> Position:
         """Restore a state from the newest whole checkpoint; give where the run stands. Collective.
 
@@ -91,19 +93,23 @@ class Services:
             state, workload, go_on: see ``restore``.
             job: as plain data.
             required: whether there must be a checkpoint.
+            copies: in memory, the same step on all ranks; if there are any, no checkpoint is read.
 
         Raises:
             JobError: it is ``required``, but there is no checkpoint.
         """
-        if required and not self.world.broadcast_integers(self.checkpoints.steps()):
+        source: Copies | Checkpoints = copies if copies is not None and copies.steps() else self.checkpoints
+        if source is self.checkpoints and required and not self.world.broadcast_integers(self.checkpoints.steps()):
             raise JobError(f"--resume, but {self.checkpoints.folder} has no checkpoint").everywhere()
         say = self.progress.say
-        position = restore(self.world, self.checkpoints, state, job, say, workload, go_on) or Position()
+        position = restore(self.world, source, state, job, say, workload, go_on) or Position()
         say("\n".join(position.changed_plugins(provenance())))
         position.job, position.ranks, position.plugins = dict(job), self.world.size, provenance()
         return position
 
-    def record(self, position: Position, clock: PhaseClock, job: Mapping[str, Any], text: str) -> Recorder:
+    def record(
+        self, position: Position, clock: PhaseClock, job: Mapping[str, Any], text: str, reason: str = "resumed"
+    ) -> Recorder:
         """Write job.toml, and create metrics.h5 or mark a restart in it; one that was lost goes on where the checkpoint
         is. Collective.
 
@@ -112,6 +118,7 @@ class Services:
             clock: whose phases are recorded.
             job: as plain data.
             text: it, for job.toml.
+            reason: for a restart.
         """
         world, file = self.world, MetricsFile(self.directory.metrics)
         threads_per_core = world.threads_per_core(torch.get_num_threads(), machine())
@@ -121,7 +128,7 @@ class Services:
                 self.directory.write_job(text)
                 attributes = {**self._attributes(job, threads_per_core), "energy_of": energy.of}
                 if os.path.lexists(file.path):
-                    file.restart(position.step, world.size, attributes, phases=clock.phases)
+                    file.restart(position.step, world.size, attributes, reason, phases=clock.phases)
                 else:
                     file.create(world.size, clock.phases, attributes, step=position.step, time_s=position.elapsed_s)
         return Recorder(world, file, clock, position.elapsed_s, energy, self.device)
@@ -144,12 +151,12 @@ class Services:
         }
 
 
-def open_directory(path: Path, world: World, *, fresh: bool) -> RunDirectory:
+def open_directory(path: Path, world: World, *, fresh: bool, again: bool = False) -> RunDirectory:
     """Make the run directory, or find it again; it must be one that all ranks see. Collective."""
     directory = RunDirectory(path)
     with world.together():
         if world.rank == 0:
-            directory.take(fresh=fresh)
+            directory.take(fresh=fresh, again=again)
     with world.together():
         if not directory.log.exists():
             raise JobError(

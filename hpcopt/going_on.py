@@ -1,0 +1,91 @@
+"""A run that goes on when ranks are lost: trained by one group of ranks after the other, each from the copies in memory
+that the one before it has left (``hpcopt.elastic``).
+"""
+
+import argparse
+import os
+from typing import NoReturn
+
+from hpcopt.comm.launch import hand_over_output, launch_from
+from hpcopt.comm.links import LostRankError
+from hpcopt.comm.world import World
+from hpcopt.elastic.company import Company, ExpelledError
+from hpcopt.elastic.copies import Copies, RegroupSignal
+from hpcopt.elastic.keeper import EXPELLED, keep
+from hpcopt.elastic.membership import Membership
+from hpcopt.errors import HpcoptError, JobError, exit_code_of
+from hpcopt.job import Job
+from hpcopt.store.checkpoint import Checkpoints
+from hpcopt.trainer.ending import Ending
+from hpcopt.trainer.run import RunDirectory
+from hpcopt.trainer.signals import StopSignals
+from hpcopt.training import run_directory, train
+
+
+def train_elastic(job: Job, options: argparse.Namespace, signals: StopSignals, ending: Ending) -> int:
+    """Run the job in whatever groups of ranks there are; give the exit code. The calling process becomes the keeper of
+    the rank, which is forked.
+    """
+    launch, run = launch_from(), job.run
+    if launch.size < run.min_ranks:
+        raise JobError(f"[run] min_ranks = {run.min_ranks}, but {launch.size} ranks were started").everywhere()
+    membership = None if run.membership is None else Membership.of(run.membership)
+    if membership is not None and launch.size < membership.most:
+        raise JobError(
+            f"[run] membership: {membership.most} ranks were in that run, and {launch.size} are started: "
+            f"mpirun -n {membership.most} hpcopt train ..."
+        ).everywhere()
+    directory = RunDirectory(run_directory(job, options))
+    kept = keep()
+    if kept.exit_code is not None:
+        return kept.exit_code
+
+    def step() -> int:
+        saved = [] if options.fresh else Checkpoints(directory.checkpoints, run.keep_checkpoints).steps()
+        return max(saved, default=0) if copies.step is None else copies.step
+
+    company = Company(
+        directory.path.parent / f".{directory.path.name}.ranks",
+        slot=launch.rank,
+        life=kept.life,
+        slots=launch.size,
+        ranks=lambda: None if membership is None else membership.ranks_after(step()),
+        joined=kept.joined,
+    )
+    copies = Copies(run.copy_every, run.buddies, membership=membership, newcomers=lambda: bool(company.newcomers))
+    ending.abort = lambda exit_code: _end_all(company, exit_code)
+    while (world := _group(company)) is not None:
+        try:
+            copies.recover(world)
+            exit_code = train(job, world, options, signals, copies)
+            world.barrier()
+        except RegroupSignal:
+            continue
+        except Exception as error:
+            if company.links.broken:  # whatever it is that a lost rank led to here
+                continue
+            if isinstance(error, HpcoptError) and error.on_every_rank and world.rank == 0:
+                company.end(exit_code_of(error))
+            raise
+        if world.rank == 0:
+            company.end(exit_code)
+        return exit_code
+    assert company.over is not None
+    return company.over
+
+
+def _group(company: Company) -> World | None:
+    """The next group's world; None at the end of the run."""
+    while True:
+        try:
+            return company.form()
+        except LostRankError:
+            continue
+        except ExpelledError:
+            os._exit(EXPELLED)
+
+
+def _end_all(company: Company, exit_code: int) -> NoReturn:
+    company.end(exit_code)
+    hand_over_output()
+    os._exit(exit_code)

@@ -1,0 +1,110 @@
+"""Ranks of a run are killed, and it goes on: what it has recorded, and the same again from its membership."""
+
+import argparse
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from hpcopt.comm.world import alone
+from hpcopt.elastic.membership import Membership
+from hpcopt.errors import EXIT_DONE, EXIT_REQUEUE
+from hpcopt.job import read_job
+from hpcopt.store.checkpoint import Checkpoints
+from hpcopt.trainer.signals import StopSignals
+from hpcopt.training import train
+from tests.elastic.dying import run
+
+STEPS, EVERY = 40, 8
+JOB = """
+run = {{name = "t", steps = {steps}, elastic = true, copy_every = {every}, evaluate_every = 20, log_every_s = 0.1}}
+workload = {{data = "{data}", batch = 60, model = {{name = "mlp", hidden = [32]}}}}
+solver = {{name = "tests.elastic.dying:DyingConfig", deaths = "{deaths}", optimizer = {{name = "adamw", lr = 0.003}}}}
+"""
+SHARDS = "solver.shard_optimizer=true"  # what a rank holds, no other does
+OWED = 'exchange={name="two_phase", codec={name="topk", fraction=0.1}}'
+
+
+class Runs:
+    """In one folder."""
+
+    def __init__(self, folder: Path, data: Path) -> None:
+        self._folder, self._deaths = folder, folder / "deaths.json"
+        (folder / "job.toml").write_text(JOB.format(steps=STEPS, every=EVERY, data=data, deaths=self._deaths))
+
+    def start(
+        self, name: str, slots: int, deaths: list[tuple[int, int | str, str]], *settings: str
+    ) -> list[int | None]:
+        self._deaths.write_text(json.dumps(deaths))
+        options = [option for setting in settings for option in ("--set", setting)]
+        return run(slots, str(self._folder / "job.toml"), "--run-dir", str(self._folder / name), *options)
+
+    def replay(self, name: str, slots: int, *settings: str) -> None:
+        """The membership of a run again, in which nobody dies; the bits must be the same."""
+        again = f"{name}-again"
+        assert self.start(again, slots, [], f"run.membership={self._folder / name}", *settings) == [EXIT_DONE] * slots
+        assert self.membership(again).starts == self.membership(name).starts
+        for before, now in zip(self.end(name), self.end(again), strict=True):
+            np.testing.assert_array_equal(before, now)
+
+    def membership(self, name: str) -> Membership:
+        return Membership.of(self._folder / name)
+
+    def end(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Losses of all steps, and the parameters in the end."""
+        with h5py.File(self._folder / name / "metrics.h5") as file:
+            np.testing.assert_array_equal(file["steps/step"][:], np.arange(1, STEPS + 1))
+            np.testing.assert_array_equal(file["evaluations/step"][:], [20, 40])
+            losses = file["steps/loss"][:]
+        model = Checkpoints(self._folder / name / "checkpoints", keep=2).read_part(STEPS, "shared")["solver"]["model"]
+        return losses, torch.cat([p.reshape(-1) for p in model.values()]).numpy()
+
+    def saved(self, name: str) -> list[int]:
+        return Checkpoints(self._folder / name / "checkpoints", keep=2).steps()
+
+
+@pytest.fixture
+def runs(tmp_path, digits) -> Runs:
+    return Runs(tmp_path, digits / "digits")
+
+
+def test_ranks_are_lost_and_come_back(runs):
+    """One; rank 0, who writes the metrics; one whose loss the others are still forming anew after; one is stopped."""
+    deaths = [(2, 10, "rank"), (0, 20, "rank"), (1, "build", "rank"), (2, 30, "stop")]
+    assert runs.start("shards", 3, deaths, SHARDS) == [EXIT_DONE] * 3
+    starts = runs.membership("shards").starts
+    assert starts[0] == (0, 3)
+    assert {ranks for _, ranks in starts} >= {2, 3}
+    losses, _ = runs.end("shards")
+    assert losses[-8:].mean() < losses[:8].mean() / 2
+    runs.replay("shards", 3, SHARDS)
+
+
+def test_hosts_are_lost_for_good(runs):
+    """Two at once, neighbours, and what codecs owe with them."""
+    deaths = [(1, 12, "host"), (2, 12, "host")]
+    codes = runs.start("owed", 4, deaths, OWED, "run.buddies=2")
+    assert codes == [EXIT_DONE, -9, -9, EXIT_DONE]
+    assert runs.membership("owed").starts == [(0, 4), (8, 2)]
+    runs.replay("owed", 4, OWED, "run.buddies=2")
+
+
+def test_too_few_are_left(runs):
+    """They save where they are, and the next start goes on there."""
+    codes = runs.start("few", 3, [(0, 18, "host"), (2, 27, "host")], SHARDS, "run.min_ranks=2")
+    assert codes == [-9, EXIT_REQUEUE, -9]
+    assert runs.saved("few") == [24]
+    assert runs.start("few", 3, [], SHARDS, "run.min_ranks=2") == [EXIT_DONE] * 3
+    assert runs.membership("few").starts == [(0, 3), (16, 2), (24, 3)]
+    runs.end("few")
+
+
+def test_undisturbed_it_has_the_bits_of_ranks_that_cannot_be_lost(runs, tmp_path):
+    assert runs.start("alone", 1, []) == [EXIT_DONE]
+    options = argparse.Namespace(run_dir=tmp_path / "ordinary", fresh=False, resume=False)
+    train(read_job(tmp_path / "job.toml", ["run.elastic=false"]), alone(), options, StopSignals())
+    for elastic, ordinary in zip(runs.end("alone"), runs.end("ordinary"), strict=True):
+        np.testing.assert_array_equal(elastic, ordinary)
