@@ -206,9 +206,9 @@ class Housekeeping:
         if self._copies is None or not self._copies.due(self._position.step):
             return
         self.catch_up()
-        self._recorder.flush()
-        self._position.elapsed_s = self._recorder.elapsed_s
         with self._clock("checkpoint"):
+            self._recorder.flush()
+            self._position.elapsed_s = self._recorder.elapsed_s
             self._state.gather()
             shared, own = shared_part(self._position, self._state), own_part(self._state, self._data())
             self._copies.take(self._world, self._position.step, shared, own)
