@@ -69,7 +69,8 @@ def train(
         gc.enable()
         keep_memory()
         try:
-            return trainer.train(enough=copies is None or world.size >= job.run.min_ranks).exit_code
+            too_few = copies is not None and world.size < job.run.min_ranks
+            return (trainer.leave() if too_few else trainer.train()).exit_code
         finally:
             gc.unfreeze()  # for a caller that goes on: at the interpreter's end what is frozen would never be freed
 

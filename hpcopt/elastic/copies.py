@@ -61,10 +61,12 @@ def buddies_of(rank: int, hosts: Sequence[str], count: int) -> list[int]:
 
 
 def planned(shared: Any, own: Any, buddies: int, every: int) -> str:
-    """What copies of a rank's state will take of its memory and of the wire, for a person."""
+    """What copies of a rank's state will take of its memory and of the wire, for a person; optimizers have no state
+    before their first step.
+    """
     common, mine = len(to_bytes(shared)), len(to_bytes(own))
-    held = KEPT * (common + (1 + buddies) * mine)
-    return f"{held:,} bytes of a rank's memory; every {every} steps {mine * buddies:,} bytes to {buddies} other"
+    held = f"{KEPT} times {common:,} bytes that all have in common and {1 + buddies} times {mine:,} of a rank's own"
+    return f"{held}, with what optimizers will keep on top; every {every} steps the own ones go to {buddies} others"
 
 
 class Copies:

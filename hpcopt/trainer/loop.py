@@ -67,17 +67,24 @@ class Trainer:
         self._house.better = workload.scores
         self._evaluate_every = run.evaluate_every or workload.steps_per_epoch or self._house.total
 
-    def train(self, *, enough: bool = True) -> Outcome:
-        """Run to the end, whichever it is; take no step, but save, if the ranks are not ``enough``. Collective.
+    def train(self) -> Outcome:
+        """Run to the end, whichever it is. Collective.
 
         Raises:
             DivergedError: on all ranks, when the loss or the parameters are no longer finite.
         """
         with self._house.noting_divergence():
-            outcome = self._steps() if enough else Outcome.FEW
+            outcome = self._steps()
             self._house.save_last()
         self._house.finish(outcome)
         return outcome
+
+    def leave(self) -> Outcome:
+        """Take no step, but save, since too few ranks are left. Collective."""
+        with self._house.noting_divergence():
+            self._house.save_last()
+        self._house.finish(Outcome.FEW)
+        return Outcome.FEW
 
     def _steps(self) -> Outcome:
         house, solver, position = self._house, self._solver, self._position
