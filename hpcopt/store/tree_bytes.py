@@ -19,8 +19,9 @@ def to_bytes(tree: Any) -> np.ndarray:
     packed = pack(tree)
     leaves = [as_bytes(leaf) for leaf in packed.leaves]
     out = np.empty(COUNT_BYTES + len(packed.document) + sum(map(len, leaves)), np.uint8)
-    room = memoryview(out)
-    for part in (len(packed.document).to_bytes(COUNT_BYTES, "little"), packed.document, *leaves):
+    room = out.data
+    parts: list[bytes | memoryview] = [len(packed.document).to_bytes(COUNT_BYTES, "little"), packed.document, *leaves]
+    for part in parts:
         room[: len(part)] = part
         room = room[len(part) :]
     return out
@@ -28,7 +29,7 @@ def to_bytes(tree: Any) -> np.ndarray:
 
 def from_bytes(values: np.ndarray) -> Any:
     """The tree of ``to_bytes``, with leaves of its own."""
-    room = memoryview(values)
+    room = values.data
     count = int.from_bytes(room[:COUNT_BYTES], "little")
     document = json.loads(bytes(room[COUNT_BYTES : COUNT_BYTES + count]))
     room, leaves = room[COUNT_BYTES + count :], []
