@@ -1,7 +1,7 @@
 """Running averages of the factors that a rank owns."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,12 +76,14 @@ class Averages:
             a, g = split(self._layers[i], piece[:-1])
             average.add(a.div_(rows), g, decay)
 
-    def add_gradients(self, decay: float) -> None:
-        """Add the factors of gradients, where they are made of those."""
+    def add_gradients(self, decay: float, factors: Callable[[int, Matrix, Tensor], tuple[Tensor, Tensor]]) -> None:
+        """Add the factors of gradients, where they are made of those; ``factors`` makes them of an index, a layer and
+        its gradient.
+        """
         for i, average in self.of.items():
             layer = self._layers[i]
             if isinstance(layer, Matrix) and layer.factors and layer.weight.grad is not None:
-                average.add(*layer.factors_of(layer.gradient().to(layer.dtype)), decay)
+                average.add(*factors(i, layer, layer.gradient().to(layer.dtype)), decay)
 
 
 def split(layer: Layer, flat: Tensor) -> tuple[Tensor, Tensor]:

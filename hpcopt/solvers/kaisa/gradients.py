@@ -42,7 +42,7 @@ class Gradients:
     ) -> None:
         self._method, self._layers, self._plan, self._inverses = method, layers, plan, inverses
         self._moments, self._world, self._settings = moments, world, settings
-        self._matrices = [layer for layer in layers if isinstance(layer, Matrix)]
+        self._looked_at = [x for x in layers if isinstance(x, Matrix) or method.of(x).carried(x)]
         self._unclipped = [not method.of(layer).natural for layer in layers]
         self.cosines = {layer.name: math.nan for layer in layers}
         self.clipped = 1.0
@@ -56,7 +56,7 @@ class Gradients:
 
     def usable(self) -> bool:
         """Whether no method's state would be spoilt: gradients that are looked at themselves are all finite."""
-        return not self._matrices or bool(numbers([all_finite(self._matrices)])[0])
+        return not self._looked_at or bool(numbers([all_finite(self._looked_at)])[0])
 
     def _replace(self, damping: float, lr: float, step: int) -> None:
         used = [i for i, layer in enumerate(self._layers) if all(p.grad is not None for p in layer.parameters())]

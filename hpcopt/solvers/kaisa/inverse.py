@@ -34,7 +34,7 @@ class Kfac:
         squares: matrices of a factor's size, unpacked, that are alive at once while it is inverted.
     """
 
-    source: ClassVar[Source] = "activations"
+    source: Source = "activations"
     natural: ClassVar[bool] = True
     whole: ClassVar[bool] = False
     squares: ClassVar[int]
@@ -77,12 +77,19 @@ class Packed(Kfac):
         return size
 
     def apply(self, layer: Layer, kept: Tensor, w: Tensor, damping: float, moments: Tensor | None = None) -> Tensor:
-        kept_a, kept_g = parts(layer, kept)
-        w = apply_left(layer.g, w, lambda x: symmetric.multiply(kept_g, x, self.scratch))
-        if layer.a.blocks:
-            turned = w.transpose(1, 2)
-            w = apply_left(layer.a, turned, lambda x: symmetric.multiply(kept_a, x, self.scratch)).transpose(1, 2)
-        return w
+        w = self.times_g(layer, kept, w)
+        return self.times_a(layer, kept, w) if layer.a.blocks else w
+
+    def times_g(self, layer: Layer, kept: Tensor, w: Tensor) -> Tensor:
+        """What is kept of G times W."""
+        _, kept_g = parts(layer, kept)
+        return apply_left(layer.g, w, lambda x: symmetric.multiply(kept_g, x, self.scratch))
+
+    def times_a(self, layer: Layer, kept: Tensor, w: Tensor) -> Tensor:
+        """W times what is kept of A."""
+        kept_a, _ = parts(layer, kept)
+        turned = w.transpose(1, 2)
+        return apply_left(layer.a, turned, lambda x: symmetric.multiply(kept_a, x, self.scratch)).transpose(1, 2)
 
 
 class Cholesky(Packed):

@@ -20,13 +20,13 @@ class Method(Protocol):
     """How a layer's gradient becomes what replaces it.
 
     Attributes:
-        source: what factors are made of: what goes through a layer, its gradient, or none are.
+        source: what factors are made of: what goes through a layer, or into it, its gradient, or none are.
         natural: what it gives is a natural gradient: it is clipped by the divergence that it makes.
         whole: what it gives is a whole step, to be multiplied by a learning rate alone.
         scratch: flat memory for one kept matrix unpacked, of the kept values' dtype; set while a step preconditions.
     """
 
-    source: ClassVar[Source]
+    source: Source
     natural: ClassVar[bool]
     whole: ClassVar[bool]
     scratch: Tensor | None

@@ -3,28 +3,39 @@
 import re
 from collections.abc import Callable
 
+import torch
 from torch import nn
 
 from hpcopt.errors import JobError
 from hpcopt.solvers.kaisa.ekfac import Ekfac
 from hpcopt.solvers.kaisa.inverse import Cholesky, Eigen
+from hpcopt.solvers.kaisa.kl_shampoo import KlShampoo
 from hpcopt.solvers.kaisa.layers.find import Choose, Layers
 from hpcopt.solvers.kaisa.layers.matrix import Choice
 from hpcopt.solvers.kaisa.low_rank import LowRank
 from hpcopt.solvers.kaisa.method import Method
 from hpcopt.solvers.kaisa.muon import Muon
+from hpcopt.solvers.kaisa.newton_muon import NewtonMuon
 from hpcopt.solvers.kaisa.settings import DTYPES, KaisaSettings
 from hpcopt.solvers.kaisa.shampoo import Shampoo
 from hpcopt.solvers.kaisa.soap import Soap
+
+
+def _dtype(settings: KaisaSettings) -> torch.dtype | None:
+    """Of products of whole matrices; None: the layers' own."""
+    return None if settings.inverse_dtype == "float32" else DTYPES[settings.inverse_dtype]
+
 
 METHODS: dict[str, tuple[type[Method], Callable[[KaisaSettings, int], Method]]] = {
     "cholesky": (Cholesky, lambda s, seed: Cholesky()),
     "low_rank": (LowRank, lambda s, seed: LowRank(s.rank, seed)),
     "eigen": (Eigen, lambda s, seed: Eigen()),
     "ekfac": (Ekfac, lambda s, seed: Ekfac()),
-    "muon": (Muon, lambda s, seed: Muon(s.muon, None if s.inverse_dtype == "float32" else DTYPES[s.inverse_dtype])),
+    "muon": (Muon, lambda s, seed: Muon(s.muon, _dtype(s))),
+    "newton_muon": (NewtonMuon, lambda s, seed: NewtonMuon(s.newton_muon, _dtype(s))),
     "soap": (Soap, lambda s, seed: Soap(s.soap)),
     "shampoo": (Shampoo, lambda s, seed: Shampoo(s.shampoo)),
+    "kl_shampoo": (KlShampoo, lambda s, seed: KlShampoo(s.kl_shampoo)),
 }
 
 
@@ -35,10 +46,13 @@ def chooser(model: nn.Module, settings: KaisaSettings) -> Choose:
         JobError: on all ranks: a pattern is found in none.
     """
 
+    methods = made(settings, seed=0)
+
     def choose(name: str, module: nn.Module) -> Choice:
         own = (m for pattern, m in settings.methods.items() if _is_found(pattern, name, module))
         method = next(own, settings.method)
-        return Choice(method, METHODS[method][0].source)
+        source = methods[method].source
+        return Choice(method, source, methods[method].whole or source != "activations")
 
     for pattern in settings.methods:
         if not any(_is_found(pattern, name, module) for name, module in model.named_modules()):

@@ -38,7 +38,7 @@ class MuonSettings(Config):
 class Muon:
     """Carries the momentum; keeps nothing else."""
 
-    source: ClassVar[Source] = "nothing"
+    source: Source = "nothing"
     natural: ClassVar[bool] = False
     whole: ClassVar[bool] = True
     scratch: Tensor | None = None

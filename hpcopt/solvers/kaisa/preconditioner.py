@@ -19,7 +19,9 @@ from hpcopt.solvers.kaisa.damping import Trial, adapted
 from hpcopt.solvers.kaisa.ekfac import BatchMoments, Ekfac
 from hpcopt.solvers.kaisa.factors import Failures
 from hpcopt.solvers.kaisa.gradients import Gradients
+from hpcopt.solvers.kaisa.kl_shampoo import KlShampoo
 from hpcopt.solvers.kaisa.layers.find import Layers
+from hpcopt.solvers.kaisa.layers.matrix import Matrix
 from hpcopt.solvers.kaisa.method import PerLayer
 from hpcopt.solvers.kaisa.methods import chooser, made
 from hpcopt.solvers.kaisa.moments import Moments
@@ -217,7 +219,7 @@ class Kaisa:
 
     def _refresh_factors(self, terms: float | None, grad_scale: float, usable: bool) -> None:
         if usable:
-            self._averages.add_gradients(self.settings.factor_decay)
+            self._averages.add_gradients(self.settings.factor_decay, self._factors)
         if not self.plan.sums.numel:
             return
         scale = (terms or self._recorder.terms) / grad_scale**2 / (self._world.size if self._averaged else 1)
@@ -228,6 +230,12 @@ class Kaisa:
         self._averages.add_sums(own, self.settings.factor_decay)
         if self._moments is not None:
             self._moments.average(self._world, scale, self.settings.factor_decay)
+
+    def _factors(self, i: int, layer: Matrix, w: Tensor) -> tuple[Tensor, Tensor]:
+        method = self._method.of(layer)
+        if isinstance(method, KlShampoo):
+            return method.factors(layer, self._inverses.of(i), w, self._inverses.made)
+        return layer.factors_of(w, w)
 
     def _refresh_inverses(self) -> None:
         due = self.inverses_due

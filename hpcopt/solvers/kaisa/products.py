@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+ALIGNED = 16  # values: products in main memory have the same bits wherever a matrix begins at such a multiple
 FEWEST = 1 << 18  # multiplications below which a call costs more than it saves
 
 NARROW = torch.bfloat16
@@ -29,6 +30,11 @@ def times_transposed(a: Tensor, b: Tensor) -> Tensor:
         return a @ b.T
     product: Tensor = _linear(a, b, None, "none", [], "")
     return product
+
+
+def aligned(numel: int) -> int:
+    """So many values, or more, that what comes after them begins at a multiple of ``ALIGNED``."""
+    return -(-numel // ALIGNED) * ALIGNED
 
 
 @cache

@@ -7,8 +7,10 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 
 from hpcopt.config import Config
+from hpcopt.solvers.kaisa.kl_shampoo import KlShampooSettings
 from hpcopt.solvers.kaisa.layers.layer import Options
 from hpcopt.solvers.kaisa.muon import MuonSettings
+from hpcopt.solvers.kaisa.newton_muon import NewtonMuonSettings
 from hpcopt.solvers.kaisa.shampoo import ShampooSettings
 from hpcopt.solvers.kaisa.soap import SoapSettings
 
@@ -28,7 +30,7 @@ def parse_bytes(text: object) -> object:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MOVING = ("damping", "factor_every", "inverse_every")
 DtypeName = Literal["float32", "bfloat16"]
-MethodName = Literal["cholesky", "low_rank", "eigen", "ekfac", "muon", "soap", "shampoo"]
+MethodName = Literal["cholesky", "low_rank", "eigen", "ekfac", "muon", "newton_muon", "soap", "shampoo", "kl_shampoo"]
 KFAC = ("cholesky", "low_rank", "eigen", "ekfac")
 
 
@@ -54,14 +56,17 @@ class KaisaSettings(Config):
     )
     method: MethodName = Field(
         "cholesky",
-        description="cholesky, low_rank, eigen or ekfac: K-FAC, by how factors are inverted; muon, soap or shampoo",
+        description="cholesky, low_rank, eigen or ekfac: K-FAC, by how factors are inverted; muon, newton_muon, soap, "
+        "shampoo or kl_shampoo",
     )
     methods: dict[str, MethodName] = Field(
         {}, description="others, by patterns of names or classes of modules; the first that is found in them holds"
     )
     muon: MuonSettings = Field(MuonSettings(), description="of the method muon")
+    newton_muon: NewtonMuonSettings = Field(NewtonMuonSettings(), description="of the method newton_muon")
     soap: SoapSettings = Field(SoapSettings(), description="of the method soap")
     shampoo: ShampooSettings = Field(ShampooSettings(), description="of the method shampoo")
+    kl_shampoo: KlShampooSettings = Field(KlShampooSettings(), description="of the method kl_shampoo")
     rank: int = Field(64, ge=1, description="with low_rank: leading eigenvectors kept of a factor")
     fisher: Literal["empirical", "sampled"] = Field("empirical", description="gradients of true or of sampled targets")
     sharing: Literal["expand", "reduce"] = Field("expand", description="whether a sequence's positions are rows")
@@ -131,7 +136,12 @@ class KaisaSettings(Config):
         """What inverses depend on beside the factors, where the damping in use is this."""
         names = self.method_names()
         damped = not {"cholesky", "low_rank"}.isdisjoint(names)  # others add it when they are applied
-        own = {"low_rank": self.rank, "shampoo": self.shampoo}
+        own = {
+            "low_rank": self.rank,
+            "shampoo": self.shampoo,
+            "newton_muon": self.newton_muon.damping,
+            "kl_shampoo": self.kl_shampoo,
+        }
         of_use = [own[name] for name in own if name in names]
         return self.method, self.methods, of_use, damping if damped else None
 

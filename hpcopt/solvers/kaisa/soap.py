@@ -12,7 +12,7 @@ its own basis it is diagonal, and all else that Adam would bring to full size is
 """
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -24,10 +24,7 @@ from hpcopt.solvers.kaisa.factors import Factor, Failures, Work, eigh, together,
 from hpcopt.solvers.kaisa.inverse import apply_left
 from hpcopt.solvers.kaisa.layers.layer import FactorShape, Layer
 from hpcopt.solvers.kaisa.layers.matrix import Source
-from hpcopt.solvers.kaisa.products import times_transposed
-
-ALIGNED = 16  # values: products in main memory have the same bits wherever a matrix begins at such a multiple
-
+from hpcopt.solvers.kaisa.products import ALIGNED, aligned, times_transposed
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -37,24 +34,28 @@ class SoapSettings(Config):
 
     betas: tuple[Decay, Decay] = Field((0.95, 0.95), description="decay of the first and the second moment")
     eps: float = Field(1e-8, gt=0, description="added to the square root of the second moment")
+    factors: Literal["shampoo", "kfac"] = Field(
+        "shampoo", description="whose eigenvectors: of averages over gradients, or over inputs and outputs' gradients"
+    )
 
 
 class Soap:
     """Keeps Q_A^T and Q_G^T; carries M, V and t, the steps that were asked for so far."""
 
-    source: ClassVar[Source] = "gradients"
+    source: Source
     natural: ClassVar[bool] = False
     whole: ClassVar[bool] = True
     scratch: Tensor | None = None
 
     def __init__(self, settings: SoapSettings) -> None:
         self._settings = settings
+        self.source = "activations" if settings.factors == "kfac" else "gradients"
 
     def numel(self, layer: Layer) -> int:
         return _numel(layer.a) + _numel(layer.g)
 
     def carried(self, layer: Layer) -> int:
-        return 2 * _aligned(layer.numel) + ALIGNED
+        return 2 * aligned(layer.numel) + ALIGNED
 
     def working(self, layer: Layer) -> int:
         return 4 * max(_numel(layer.a), _numel(layer.g))  # the factor, its basis, their product, what QR makes of it
@@ -106,7 +107,7 @@ class Soap:
         ]
 
     def _moment(self, layer: Layer, moments: Tensor, which: int) -> Tensor:
-        start = which * _aligned(layer.numel)
+        start = which * aligned(layer.numel)
         return moments[start : start + layer.numel].view(layer.batch, layer.outputs, layer.inputs)
 
     def _into_basis(self, layer: Layer, kept: Tensor, w: Tensor) -> Tensor:
@@ -121,11 +122,7 @@ class Soap:
 
 
 def _numel(shape: FactorShape) -> int:
-    return _aligned(shape.matrices * shape.size**2) if shape.size > 1 else 0
-
-
-def _aligned(numel: int) -> int:
-    return -(-numel // ALIGNED) * ALIGNED
+    return aligned(shape.matrices * shape.size**2) if shape.size > 1 else 0
 
 
 def _left(shape: FactorShape, matrices: Tensor, w: Tensor) -> Tensor:

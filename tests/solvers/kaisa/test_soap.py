@@ -124,17 +124,59 @@ def test_shampoo_is_a_formula_with_diagonals_and_blocks():
         torch.testing.assert_close(found, left @ g @ right)
 
 
-def test_newtons_roots_are_those_of_eigenvalues():
+@pytest.mark.parametrize("settings", [{}, {"roots": "newton"}, {"max_size": 5}], ids=str)
+def test_kl_shampoo_is_its_formulas(settings):
+    """Each factor is of gradients whitened by the other as it was; a diagonal stays one."""
+    epsilon, momentum = 1e-4, 0.8
+    gradients, eye = draws(6, 4, 6), torch.eye(6, dtype=torch.float64)
+
+    def power(f: torch.Tensor, p: float) -> torch.Tensor:
+        d, q = torch.linalg.eigh(f + epsilon * f.trace() * torch.eye(len(f), dtype=f.dtype))
+        return q * d**p @ q.T
+
+    def kept(a: torch.Tensor) -> torch.Tensor:
+        return a * eye if "max_size" in settings else a
+
+    layer = nn.Linear(6, 4, bias=False).double()
+    own = {"epsilon": epsilon, "momentum": momentum, "roots": settings.get("roots", "eigen")}
+    others = {"max_size": settings.get("max_size", 100), **ALWAYS}
+    found = followed(layer, Kaisa(layer, alone(), method="kl_shampoo", kl_shampoo=own, **others), gradients)
+    m = torch.zeros(4, 6, dtype=torch.float64)
+    for t, (w, p) in enumerate(zip(gradients, found, strict=True), 1):
+        if t == 1:
+            r = w.square().mean().sqrt()
+            a, g = r * eye, r * torch.eye(4, dtype=torch.float64)
+        else:
+            new_a, new_g = kept(w.T @ power(g, -1) @ w) / 4, w @ power(a, -1) @ w.T / 6
+            a, g = a.lerp(new_a, 1 / t), g.lerp(new_g, 1 / t)
+        m.lerp_(w, 1 - momentum)
+        torch.testing.assert_close(p, power(g, -0.5) @ m @ power(a, -0.5) / (1 - momentum**t), rtol=1e-6, atol=1e-6)
+
+
+def test_kl_shampoo_whitens():
+    """Gradients of a Kronecker covariance become ones of unit variance, of which no direction is larger."""
+    left, right = torch.diag(torch.tensor([1.0, 10.0, 100.0])).double(), torch.diag(torch.tensor([1.0, 30.0])).double()
+    gradients = [left @ w @ right for w in draws(500, 3, 2)]
+    layer, settings = nn.Linear(2, 3, bias=False).double(), {"momentum": 0.0, "epsilon": 1e-12}
+    kaisa = Kaisa(layer, alone(), method="kl_shampoo", kl_shampoo=settings, factor_decay=0.97, **ALWAYS)
+    found = torch.stack(followed(layer, kaisa, gradients)[250:])
+    torch.testing.assert_close(found.square().mean(0), torch.ones(3, 2, dtype=torch.float64), rtol=0, atol=0.3)
+
+
+@pytest.mark.parametrize("power", [2, 4])
+def test_newtons_roots_are_those_of_eigenvalues(power):
     q = torch.linalg.qr(draws(1, 2, 9, 9)[0]).Q
     d = torch.logspace(-6, 0, 9, dtype=torch.float64)
-    found = newton_roots((q * d) @ q.transpose(1, 2), rounds(1e-6))
-    torch.testing.assert_close(found, (q * d**-0.25) @ q.transpose(1, 2), rtol=1e-6, atol=1e-6)
+    found = newton_roots((q * d) @ q.transpose(1, 2), rounds(1e-6, power), power)
+    expected = (q * d ** (-1 / power)) @ q.transpose(1, 2)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
 SETTINGS = [
     {"method": "soap"},
     {"method": "shampoo"},
     {"method": "soap", "inverse_lag": 1},
+    {"method": "kl_shampoo"},
     {"method": "shampoo", "methods": {"conv": "muon", "Embedding": "soap"}, "max_size": 6},
 ]
 
@@ -148,7 +190,7 @@ def test_any_grid_has_the_bits_of_one_rank(size, fraction, settings):
         assert all(torch.equal(p, q) for p, q in zip(found.parameters(), expected.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("method", ["soap", "shampoo"])
+@pytest.mark.parametrize("method", ["soap", "shampoo", "kl_shampoo"])
 def test_a_checkpoint_goes_on_at_other_ranks_to_the_bit(method):
     """Also with a refresh under way."""
     settings = {"method": method, "factor_every": 1, "inverse_every": 2, "inverse_lag": 1}

@@ -32,7 +32,7 @@ class PackedProjection(Layer):
         count = gradient.shape[-1] // self.outputs
         rows, _ = self._rows(x.detach(), "mean")
         g, weight = self._rows(gradient.detach(), "sum")
-        a, b = (s.view(3, -1, s.shape[1])[first : first + count].flatten(0, 1) for s in (sums.a, sums.g))
+        a, b = (s.view(3, len(s) // 3, s.shape[1])[first : first + count].flatten(0, 1) for s in (sums.a, sums.g))
         parts = Sums(a, b)
         self._add_input_rows(parts, rows.expand(count, *rows.shape))
         self._add_gradient_rows(parts, g.view(len(g), count, -1).transpose(0, 1), weight)

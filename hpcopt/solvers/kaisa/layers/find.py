@@ -7,6 +7,7 @@ checkpointing need no special care. An output that nothing backpropagates throug
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,10 +20,11 @@ from hpcopt.solvers.kaisa.layers.follow import Parameters
 from hpcopt.solvers.kaisa.layers.free import FreeUses, OnUse
 from hpcopt.solvers.kaisa.layers.known import kind_of, require_shapes, why_not
 from hpcopt.solvers.kaisa.layers.layer import WITHOUT_BIAS, Input, Layer, Options, Sums
-from hpcopt.solvers.kaisa.layers.matrix import Choice, Matrix
+from hpcopt.solvers.kaisa.layers.matrix import Choice, Matrix, Source
 from hpcopt.solvers.kaisa.layers.norm import ScaleShift
 
 Choose = Callable[[str, nn.Module], Choice]
+UNWATCHED: tuple[Source, ...] = ("gradients", "nothing")  # for which nobody looks at what goes through a layer
 
 
 class Layers:
@@ -82,11 +84,13 @@ class Layers:
         of_weight: dict[int, Layer],
     ) -> None:
         tied = of_weight.get(id(module.weight))
-        if tied is None and choice.source != "activations":
-            self._add_matrix(name, module, kind, choice, of_weight)
+        if tied is None and choice.alone and _is_no_matrix(kind, choice):
+            self.skipped[name] = f"no matrix for {choice.method}"
+        elif tied is None and choice.source in UNWATCHED:
+            self._add_matrix(name, module, choice, of_weight)
         elif tied is None:
-            layer = of_weight[id(module.weight)] = kind(name, module, self._options)
-            layer.method = choice.method
+            layer = of_weight[id(module.weight)] = kind(name, module, self._options_of(choice))
+            layer.method, layer.source = choice.method, choice.source
             self.found.append(layer)
             self._watches.append((module, layer))
         elif isinstance(tied, Matrix):
@@ -94,13 +98,10 @@ class Layers:
         elif isinstance(tied, Embedding) or not isinstance(module, nn.Embedding):  # an output layer tells more
             self._watches.append((module, tied))
 
-    def _add_matrix(
-        self, name: str, module: nn.Module, kind: object, choice: Choice, of_weight: dict[int, Layer]
-    ) -> None:
-        """Its weight alone; a method without factors is for maps, not for a table of words."""
-        if kind is ScaleShift or (kind is Embedding and choice.source == "nothing"):
-            self.skipped[name] = f"no matrix for {choice.method}"
-            return
+    def _options_of(self, choice: Choice) -> Options:
+        return replace(self._options, bias=not choice.alone, outputs=choice.source != "inputs")
+
+    def _add_matrix(self, name: str, module: nn.Module, choice: Choice, of_weight: dict[int, Layer]) -> None:
         weight, batch = module.weight, getattr(module, "groups", 1)
         assert isinstance(weight, nn.Parameter)
         self.found.append(Matrix(name, weight, self._options, choice, batch))
@@ -114,10 +115,10 @@ class Layers:
         if why:
             self.skipped[name] = why
             return
-        if choice.source == "activations":
-            attention = WatchedAttention(name, module, self._options)
+        if choice.source not in UNWATCHED:
+            attention = WatchedAttention(name, module, self._options_of(choice))
             for layer in attention.layers:
-                layer.method = choice.method
+                layer.method, layer.source = choice.method, choice.source
             self.found += attention.layers
             self._watches.append(attention)
         else:
@@ -164,6 +165,11 @@ def add(layer: Layer, sums: Sums, source: Input, gradient: Tensor, part: int) ->
         layer.record_gradient(sums, gradient.detach())
     else:
         layer.record(sums, source.x, gradient)
+
+
+def _is_no_matrix(kind: object, choice: Choice) -> bool:
+    """A method that takes weights alone is for maps; one that has no factors of outputs, not for a table of words."""
+    return kind is ScaleShift or (kind is Embedding and choice.source in ("inputs", "nothing"))
 
 
 def _parts(module: nn.Module) -> list[nn.Module]:

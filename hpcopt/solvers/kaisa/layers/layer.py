@@ -52,6 +52,8 @@ class FactorShape:
         """Add the Gram matrices of rows x, shape (batch, rows, features without the ones), to packed in place; as
         ``symmetric.add_gram`` does.
         """
+        if not self.blocks:
+            return
         if ones and (self.blocks > 1 or self.size == 1):
             x, ones = torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2), False
         if self.size == 1:
@@ -74,6 +76,7 @@ class Options:
             looked at.
         batch_dim: which dimension of a layer's input counts samples. Only norms and "reduce" ask.
         narrow: whether products may round to bfloat16.
+        bias, outputs: whether a layer takes its bias, and has a G.
         dtype: of sums and products; None: the parameters' own, at least float32.
     """
 
@@ -85,6 +88,8 @@ class Options:
     batch_dim: int = 0
     narrow: bool = False
     dtype: torch.dtype | None = None
+    bias: bool = True
+    outputs: bool = True
 
     def shape(self, batch: int, features: int) -> FactorShape:
         """The factor for so many features: one block if they are few."""
@@ -172,10 +177,10 @@ class Layer:
         self, name: str, weight: nn.Parameter, bias: nn.Parameter | None, options: Options, batch: int = 1
     ) -> None:
         self.name, self.options, self.batch = name, options, batch
-        self.weight, self.bias = weight, bias
+        self.weight, self.bias = weight, bias = weight, bias if options.bias else None
         self.outputs, self.inputs = len(weight) // batch, weight[0].numel()
         self.a = options.shape(batch, self.inputs + (bias is not None))
-        self.g = options.shape(batch, self.outputs)
+        self.g = options.shape(batch, self.outputs) if options.outputs else FactorShape(batch, 0, 1)
         self.dtype = options.dtype or (torch.float64 if weight.dtype == torch.float64 else torch.float32)
 
     def parameters(self) -> list[nn.Parameter]:

@@ -16,14 +16,22 @@ from torch import Tensor, nn
 from hpcopt.solvers.kaisa import symmetric
 from hpcopt.solvers.kaisa.layers.layer import FactorShape, Layer, Options
 
-Source = Literal["activations", "gradients", "nothing"]
+Source = Literal["activations", "inputs", "gradients", "nothing"]
 
 
 class Choice(NamedTuple):
-    """How a module's parameters are treated: by which method, and what that takes factors of."""
+    """How a module's parameters are treated.
+
+    Attributes:
+        method: by whose name.
+        source: what that takes factors of: inputs and gradients of outputs, inputs alone, the weight's gradient, or
+            nothing.
+        alone: it takes the weight alone, and leaves the bias to the inner optimizer.
+    """
 
     method: str = "cholesky"
     source: Source = "activations"
+    alone: bool = False
 
 
 class Matrix(Layer):
@@ -31,7 +39,7 @@ class Matrix(Layer):
 
     def __init__(self, name: str, weight: nn.Parameter, options: Options, choice: Choice, batch: int = 1) -> None:
         self._setup(name, weight, None, options, batch)
-        self.method, self.source = choice
+        self.method, self.source = choice.method, choice.source
         if choice.source == "nothing":
             self.a = self.g = FactorShape(batch, 0, 1)
 
@@ -43,16 +51,16 @@ class Matrix(Layer):
     def factor_flops(self) -> float:
         return 2 * self.numel * sum(f.size for f in (self.a, self.g) if f.blocks)
 
-    def factors_of(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """A and G of a gradient, packed, shape (matrices, packed length)."""
-        rows = w, w.transpose(1, 2)
-        both = [w.new_zeros(f.matrices, symmetric.packed_length(f.size)) for f in (self.a, self.g)]
+    def factors_of(self, for_a: Tensor, for_g: Tensor) -> tuple[Tensor, Tensor]:
+        """A of one gradient and G of another, packed, shape (matrices, packed length)."""
+        rows = for_a, for_g.transpose(1, 2)
+        both = [for_a.new_zeros(f.matrices, symmetric.packed_length(f.size)) for f in (self.a, self.g)]
         for shape, packed, x in zip((self.a, self.g), both, rows, strict=True):
             shape.add_rows(packed, x.contiguous(), narrow=self.options.narrow)
         return both[0], both[1]
 
 
-def all_finite(layers: list[Matrix]) -> Tensor:
+def all_finite(layers: list[Layer]) -> Tensor:
     """Whether the gradients of layers that have one are, as a scalar."""
     norms = torch._foreach_norm([layer.weight.grad for layer in layers if layer.weight.grad is not None])
     return torch.stack(norms).isfinite().all() if norms else torch.tensor(True)

@@ -1,0 +1,223 @@
+"""One run of one optimizer on one task, as a point of a study: benchmarks/kaisa/*.toml.
+
+    hpcopt study benchmarks/kaisa/ablation.toml --set "study.seeds=[0, 1, 2]"
+
+A point names a task, an arm, a learning rate, steps and a seed. The rate rises over a twentieth of the steps, then
+falls linearly to 2 %. The held-out loss is that of data that chose nothing but rates. A run depends on its point alone,
+but for the CPU seconds, which are those of the steps, on one thread.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import hpcopt
+from hpcopt.comm.world import alone
+from hpcopt.models.causal.transformer import TransformerConfig
+from hpcopt.optim import AdamWConfig, LambConfig, SgdConfig
+from hpcopt.optim.config import OptimizerConfig
+from hpcopt.optim.modes import to_evaluation, to_training
+from hpcopt.optim.several import Several
+from hpcopt.shapes.context import Context
+from hpcopt.shapes.workload import Workload, WorkloadConfig
+from hpcopt.solvers.kaisa.layers.layer import Layer
+from hpcopt.workloads.language_model import LanguageModelConfig
+
+WARMUP, FINAL = 0.05, 0.02
+EVALUATIONS = 10
+REST_LR = 0.003  # AdamW's, of parameters that an arm leaves to it
+
+TASKS: dict[str, WorkloadConfig] = {
+    "language_model": LanguageModelConfig(
+        batch=16, length=64, evaluate_on="validation", test_samples=128, model=TransformerConfig(layers=4, width=128)
+    ),
+}
+TERMS = {"language_model": 64.0}  # that the loss is a mean over, for each sample
+ENDS = {"language_model": ["word", "place", "head"]}  # embeddings and output layer
+
+KFAC: dict[str, Any] = {"damping": 0.01, "kl_clip": 1e-4, "factor_every": 5, "inverse_every": 10}
+OFTEN: dict[str, Any] = {"factor_every": 1, "inverse_every": 10}
+
+FREE: dict[str, Any] = {"kl_clip": None}
+INNER = SgdConfig(lr=1, momentum=0.9)
+
+Idea = Callable[["Training"], None]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An optimizer, the methods that change gradients before it, and ideas that no setting has."""
+
+    optimizer: OptimizerConfig
+    kaisa: dict[str, Any] | None = None
+    ends: bool = True  # embeddings and output layer go by the arm as well, not by AdamW
+    before: Idea | None = None
+    after: Idea | None = None
+    clip_by_top: bool = False
+    terms: bool = True  # the preconditioner is told of how many terms the loss is a mean; if not, it takes samples
+
+
+class Training:
+    """A model with its optimizer."""
+
+    def __init__(self, task: str, arm: Arm, lr: float, seed: int, steps: int) -> None:
+        self.task, self.arm, self.lr, self.steps, self.done = task, arm, lr, steps, 0
+        self.workload: Workload = TASKS[task].build(Context(run_seed=seed, steps=steps))
+        self.model = self.workload.model
+        self.batches = self.workload.train_batches(0, 1, 0)
+        self.kaisa: hpcopt.Kaisa | None = None
+        self.optimizer = self._optimizer(seed)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.state: dict[str, Any] = {}
+
+    def _optimizer(self, seed: int) -> torch.optim.Optimizer:
+        arm, inner = self.arm, self.arm.optimizer.model_copy(update={"lr": self.lr})
+        if arm.kaisa is None:
+            return inner.build(self.model.parameters())
+        lr = (lambda: self.lr) if arm.clip_by_top else (lambda: self.lr * self.part)
+        skip = () if arm.ends else tuple(ENDS[self.task])
+        self.kaisa = hpcopt.Kaisa(self.model, alone(), lr=lr, seed=seed, skip=skip, **arm.kaisa)
+        moved = {p for layer in self.layers() for p in layer.parameters()}
+        rest = [p for p in self.model.parameters() if p not in moved]
+        own = inner.build(p for p in self.model.parameters() if p in moved)
+        return Several([own, torch.optim.AdamW(rest, lr=REST_LR, weight_decay=0.0)]) if rest else own
+
+    @property
+    def part(self) -> float:
+        """Of the learning rate, now."""
+        progress = self.done / self.steps
+        if progress < WARMUP:
+            return (self.done + 1) / math.ceil(WARMUP * self.steps)
+        return FINAL + (1 - FINAL) * (1 - (progress - WARMUP) / (1 - WARMUP))
+
+    def step(self) -> None:
+        """Do one."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * self.part
+        batch = next(self.batches)
+        self.optimizer.zero_grad()
+        self.workload.loss(self.model, batch).backward()
+        if self.arm.before is not None:
+            self.arm.before(self)
+        if self.kaisa is not None:
+            self.kaisa.step(len(batch) * TERMS[self.task] if self.arm.terms else None)
+        if self.arm.after is not None:
+            self.arm.after(self)
+        self.optimizer.step()
+        self.done += 1
+
+    @torch.no_grad()
+    def held_out(self) -> float:
+        """Loss of the held-out data."""
+        self.model.eval()
+        to_evaluation(self.optimizer)
+        sums: dict[str, Tensor] = {}
+        for batch in self.workload.test_batches(0, 1):
+            for name, value in self.workload.score(self.model, batch).items():
+                sums[name] = sums.get(name, torch.zeros(())) + value.double()
+        to_training(self.optimizer)
+        self.model.train()
+        return self.workload.finish(sums)["test_loss"]
+
+    def layers(self) -> list[Layer]:
+        assert self.kaisa is not None
+        return self.kaisa.layers.found
+
+
+def momentum_before(t: Training) -> None:
+    """The gradient's average is preconditioned, in place of the average of what was."""
+    for p in t.model.parameters():
+        m = t.state.setdefault(p, torch.zeros_like(p))
+        p.grad.copy_(m.mul_(0.9).add_(p.grad))
+
+
+def bounded(t: Training) -> None:
+    """A layer's step has the size of AdamW's steps, .2 for each value, whatever the gradient's."""
+    for layer in t.layers():
+        w = layer.gradient()
+        layer.set_gradient(w, 0.2 * w.numel() ** 0.5 / max(float(w.norm()), 1e-30))
+
+
+def clip_by_layer(t: Training) -> None:
+    """Each layer has its own share of the clip."""
+    layers, clip = t.layers(), 1e-4 / len(t.layers())
+    for layer, raw in zip(layers, t.state["raw"], strict=True):
+        p = layer.gradient()
+        divergence = float((p * raw).sum()) * (t.lr * t.part) ** 2
+        if divergence > clip:
+            layer.set_gradient(p, (clip / divergence) ** 0.5)
+
+
+def keep(t: Training) -> None:
+    t.state["raw"] = [layer.gradient().clone() for layer in t.layers()]
+
+
+def adam_norm(t: Training) -> None:
+    """A layer's step has the norm of Adam's on the raw gradient."""
+    step = t.done + 1
+    for i, (layer, raw) in enumerate(zip(t.layers(), t.state["raw"], strict=True)):
+        m, v = t.state.setdefault(i, (torch.zeros_like(raw), torch.zeros_like(raw)))
+        m.lerp_(raw, 0.1)
+        v.lerp_(raw.square(), 0.001)
+        norm = ((m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)).norm()
+        p = layer.gradient()
+        layer.set_gradient(p, float(norm / p.norm().clamp(min=1e-30)))
+
+
+def kfac(optimizer: OptimizerConfig = INNER, ideas: dict[str, Any] | None = None, **settings: Any) -> Arm:
+    """K-FAC, and what is different."""
+    return Arm(optimizer, {**KFAC, **settings}, **(ideas or {}))
+
+
+def whole(method: str, **settings: Any) -> Arm:
+    """A method of weights; embeddings, output layer, norms and biases go by AdamW."""
+    return Arm(SgdConfig(lr=1, momentum=0), {"method": method, **settings}, ends=False)
+
+
+PLAIN_ADAMW = AdamWConfig(weight_decay=0.0)
+ARMS: dict[str, Arm] = {
+    "sgd": Arm(SgdConfig(lr=1, momentum=0.9, nesterov=True)),
+    "adamw": Arm(PLAIN_ADAMW),
+    "lamb": Arm(LambConfig(weight_decay=0.0)),
+    "kfac": kfac(),
+    "kfac: ends by AdamW": kfac(ideas={"ends": False}),
+    "kfac: clip by the top rate": kfac(ideas={"clip_by_top": True}),
+    "kfac: no clip": kfac(**FREE),
+    "kfac: clip by layer": kfac(**FREE, ideas={"before": keep, "after": clip_by_layer}),
+    "kfac: momentum before": kfac(SgdConfig(lr=1, momentum=0), {"before": momentum_before}),
+    "kfac: bounded steps": kfac(**FREE, ideas={"after": bounded}),
+    "kfac: Adam's norm": kfac(**FREE, ideas={"before": keep, "after": adam_norm}),
+    "kfac: damping 0.1": kfac(damping=0.1),
+    "kfac: every fourth token": kfac(position_every=4),
+    "kfac: windows as rows": kfac(sharing="reduce"),
+    "kfac: decay 0.1": kfac(SgdConfig(lr=1, momentum=0.9, weight_decay=0.1)),
+    "kfac: windows as terms": kfac(ideas={"terms": False}),
+    "kfac: clip 0.001": kfac(kl_clip=1e-3),
+    "kfac: damping 0.001": kfac(damping=1e-3),
+    "kfac: AdamW inside": kfac(PLAIN_ADAMW),
+    "kfac: AdamW inside, no clip": kfac(PLAIN_ADAMW, **FREE),
+    "muon": whole("muon"),
+    "newton_muon": whole("newton_muon", factor_every=5, inverse_every=10),
+    "soap": whole("soap", **OFTEN),
+    "soap, K-FAC's factors": whole("soap", soap={"factors": "kfac"}, factor_every=5, inverse_every=10),
+    "kl_shampoo": whole("kl_shampoo", **OFTEN),
+    "shampoo": Arm(INNER, {"method": "shampoo", **OFTEN}, ends=False),
+}  # fmt: skip
+
+
+def trial(point: dict[str, Any]) -> dict[str, float]:
+    """Do a point: the held-out loss after each tenth of the run and at its end, and CPU seconds of a step."""
+    training = Training(point["task"], ARMS[point["arm"]], point["lr"], point["seed"], point["steps"])
+    steps, found, cpu_s = point["steps"], {}, []
+    for step in range(1, steps + 1):
+        before = time.process_time()
+        training.step()
+        cpu_s.append(time.process_time() - before)
+        if step * EVALUATIONS % steps < EVALUATIONS:
+            found[f"loss_{step * EVALUATIONS // steps}"] = training.held_out()
+    return {"held_out": found[f"loss_{EVALUATIONS}"], "cpu_s": sum(cpu_s) / steps, **found}
