@@ -127,6 +127,8 @@ KAISA = (
     *({"refresh_tolerance": 0.1, "graft": True}, {"inverse_lag": 1, "factor_dtype": "bfloat16"}),
     *({"max_size": 4, "large": "blocked"}, {"sharing": "reduce", "batch_every": 2, "position_every": 2}),
     *({"method": "muon", "fraction": 0.5}, {"method": "shampoo", "shampoo": {"epsilon": 1e-3}}),
+    *({"method": "newton_muon", "fraction": 0.5}, {"method": "kl_shampoo", "kl_shampoo": {"epsilon": 1e-2}}),
+    {"method": "soap", "soap": {"factors": "kfac", "eps": 1.0}},
     {"method": "soap", "inverse_lag": 1, "soap": {"eps": 1.0}},  # or rounding in singular factors decides
     {"method": "shampoo", "shampoo": {"roots": "newton"}, "methods": {"Linear": "cholesky"}},
 )

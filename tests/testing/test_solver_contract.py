@@ -99,6 +99,7 @@ CASES: dict[str, list[tuple[SolverConfig, dict[str, Any]]]] = {
         (KaisaConfig(factor_every=1, inverse_every=2), {}),
         (KaisaConfig(factor_every=1, inverse_every=2), {"problem": Problem(batch=2), "ranks": (1, 3)}),
         (KaisaConfig(method="muon", optimizer=AdamWConfig(eps=1e-3), fraction=0.5), {}),
+        (KaisaConfig(method="newton_muon", optimizer=AdamWConfig(eps=1e-3), fraction=0.5, factor_every=1), {}),
     ],
     "pipeline": [
         (PipelineConfig(), {}),

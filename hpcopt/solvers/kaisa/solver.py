@@ -36,7 +36,9 @@ class KaisaConfig(SolverConfig, Synchronous, KaisaSettings):
     terms_per_sample: float = Field(1.0, gt=0, description="terms that the loss averages over, for each sample")
     distribution: Distribution = Field("categorical", description="of targets, for sampled Fisher")
     step_lr: float | None = Field(
-        None, gt=0, description="learning rate, at its top, of what muon and soap move; by default the optimizer's"
+        None,
+        gt=0,
+        description="learning rate, at its top, of whole steps, as muon's and soap's; by default the optimizer's",
     )
     step_decay: float = Field(0.0, ge=0, description="decay of those weights, decoupled")
 
