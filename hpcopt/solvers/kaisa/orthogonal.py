@@ -6,6 +6,8 @@ With X a matrix over its norm, the Newton-Schulz iteration ::
 
 keeps the singular vectors of X and brings its singular values to between .7 and 1.2 in five rounds (Jordan et al. 2024,
 "Muon: an optimizer for hidden layers", whose coefficients rise steepest at 0 and do not converge).
+Of a wide matrix the same is had from its Gram matrix, with fewer operations; in float32 small singular values then come
+out with an error of up to 1e-3 of the largest.
 """
 
 import torch
@@ -16,6 +18,7 @@ from hpcopt.solvers.kaisa.products import times_transposed
 
 A, B, C = 3.4445, -4.7750, 2.0315
 EPS = 1e-7  # least norm that is divided by
+WIDE = 2  # times as long as short: then the Gram matrix's products are fewer
 
 
 def orthogonalized(x: Tensor, iterations: int) -> Tensor:
@@ -23,16 +26,43 @@ def orthogonalized(x: Tensor, iterations: int) -> Tensor:
     turned = x.shape[1] > x.shape[2]
     x = x.transpose(1, 2) if turned else x
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=EPS)
-    round_ = _round if len(x) == 1 else _rounds
-    for _ in range(iterations):
-        x = round_(x)
+    if x.shape[2] >= WIDE * x.shape[1] and x.dtype != torch.bfloat16:
+        x = _by_gram(x, iterations)
+    else:
+        round_ = _round if len(x) == 1 else _rounds
+        for _ in range(iterations):
+            x = round_(x)
     return x.transpose(1, 2) if turned else x
 
 
 def flops(n: int, m: int, iterations: int) -> float:
     """Operations for one matrix."""
     short, long = sorted((n, m))
+    if long >= WIDE * short:
+        return 4 * short**2 * long + (iterations * 8 - 6) * short**3
     return iterations * (4 * short**2 * long + 2 * short**3)
+
+
+def _by_gram(x: Tensor, iterations: int) -> Tensor:
+    """The same polynomial of ``X X^T``, which is small where X is wide; X itself is multiplied once.
+
+    A round multiplies X from the left by Z, so its Gram matrix from both sides.
+    """
+    is_one = len(x) == 1 and x.is_cpu
+    x = x.contiguous()
+
+    def times(a: Tensor, b: Tensor) -> Tensor:
+        return times_transposed(a[0], b[0]).unsqueeze(0) if is_one else a @ b.transpose(1, 2)
+
+    gram, whole = times(x, x), None
+    for left in reversed(range(iterations)):
+        z = times(gram, gram).mul_(C).add_(gram, alpha=B)
+        z.diagonal(dim1=1, dim2=2).add_(A)
+        whole = z if whole is None else times(z, whole)
+        if left:
+            gram = times(times(z, gram), z)
+    assert whole is not None
+    return symmetric.times(whole[0], x[0]).unsqueeze(0) if is_one else whole @ x
 
 
 def _rounds(x: Tensor) -> Tensor:

@@ -32,6 +32,17 @@ def test_singular_values_go_by_the_polynomial(shape, dtype, tolerance):
     assert not orthogonalized(torch.zeros(shape), 5).any()
 
 
+def test_wide_matrices_with_tiny_singular_values_are_not_spoilt_by_their_gram_matrix():
+    """Seven decades, of which a Gram matrix in float32 sees half."""
+    u, v = (torch.linalg.qr(x).Q for x in torch.randn(2, 200, 50, dtype=torch.float64).unbind())
+    u, s = torch.linalg.qr(u[:50]).Q, torch.logspace(-7, 0, 50, dtype=torch.float64)
+    x, s = (u * s @ v.T).unsqueeze(0), s / s.norm()
+    for _ in range(5):
+        s = A * s + B * s**3 + C * s**5
+    for found in (orthogonalized(x.float(), 5), orthogonalized(x.float().expand(2, -1, -1), 5)[:1]):
+        torch.testing.assert_close(found[0].double(), u * s @ v.T, rtol=0, atol=1e-3)
+
+
 class Mixed(nn.Module):
     """A plain map, a wider one, a convolution in groups, attention, and what Muon leaves alone."""
 
