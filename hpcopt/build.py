@@ -69,7 +69,7 @@ def build(job: Job, world: World, device: torch.device = CPU, *, verify: bool = 
             try_twice(workload)
     seed_all(job.run.seed * 1_000_003 + world.rank)  # what a rank draws from here on is its own
     context = replace(context, steps=job.run.total_steps(workload.steps_per_epoch))
-    solver = job.solver.build(Task(workload.model, workload.loss, workload.by_index()), context)
+    solver = job.solver.build(Task(workload.model, workload.loss, workload.by_index(), workload.simulation()), context)
     require_attributes(solver, Solver)
     return Built(context, workload, solver)
 

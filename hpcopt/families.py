@@ -25,6 +25,7 @@ WORKLOADS = Family(
     teacher="hpcopt.workloads.teacher:TeacherConfig",
     pictures="hpcopt.workloads.pictures.workload:PicturesConfig",
     w_language="hpcopt.workloads.w_language:WLanguageConfig",
+    control="hpcopt.workloads.control.workload:ControlConfig",
     torch="hpcopt.workloads.own.workload:TorchConfig",
 )
 
@@ -111,6 +112,21 @@ SOLVERS = Family(
     bcd="hpcopt.solvers.splitting.bcd:BcdConfig",
     dladmm="hpcopt.solvers.splitting.dladmm:DlAdmmConfig",
     annealing="hpcopt.solvers.annealing.solver:AnnealingConfig",
+    actor_critic="hpcopt.solvers.actor_critic.solver:ActorCriticConfig",
+)
+
+METHODS = Family(
+    "method",
+    default="sac",
+    sac="hpcopt.solvers.actor_critic.sac:SacConfig",
+    td3="hpcopt.solvers.actor_critic.td3:Td3Config",
+)
+
+REPLAYS = Family(
+    "replay",
+    default="uniform",
+    uniform="hpcopt.solvers.actor_critic.replay:UniformReplayConfig",
+    prioritised="hpcopt.solvers.actor_critic.prioritised:PrioritisedReplayConfig",
 )
 
 REWRITES = Family(

@@ -6,6 +6,7 @@ from hpcopt.shapes.discrete import Discrete
 from hpcopt.shapes.graph_batch import GraphBatch
 from hpcopt.shapes.loss import Loss, OutputLoss
 from hpcopt.shapes.samples import Samples
+from hpcopt.shapes.simulation import Ended, Environments, Layout, Simulation, Transitions
 from hpcopt.shapes.solver import Solver, SolverConfig, Task, Tree
 from hpcopt.shapes.stats import Rows, Scalar, StepStats, Table
 from hpcopt.shapes.workload import Better, Workload, WorkloadConfig
@@ -15,18 +16,23 @@ __all__ = [
     "Better",
     "Context",
     "Discrete",
+    "Ended",
+    "Environments",
     "GraphBatch",
+    "Layout",
     "Loss",
     "OutputLoss",
     "Rows",
     "Samples",
     "Scalar",
+    "Simulation",
     "Solver",
     "SolverConfig",
     "StepStats",
     "Table",
     "Task",
     "TensorBatch",
+    "Transitions",
     "Tree",
     "Workload",
     "WorkloadConfig",

@@ -13,6 +13,7 @@ from hpcopt.held import Held
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import Loss
 from hpcopt.shapes.samples import Samples
+from hpcopt.shapes.simulation import Simulation
 from hpcopt.shapes.stats import StepStats
 
 Tree = Any  # dicts, lists and tuples of tensors, numbers, strings, booleans and None: what a checkpoint holds
@@ -132,11 +133,13 @@ class Task:
         model: the network, initialised the same on all ranks.
         loss: of a model and a batch: the mean over the batch's samples.
         samples: that can be read by index; None, if the data cannot.
+        simulation: environments to act in, where the data come of it; None, if there are none.
     """
 
     model: nn.Module
     loss: Loss
     samples: Samples | None = None
+    simulation: Simulation | None = None
 
 
 class SolverConfig(Choice, ABC):

@@ -17,6 +17,7 @@ from hpcopt.randomness import drawn_by
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.loss import Loss
 from hpcopt.shapes.samples import Samples
+from hpcopt.shapes.simulation import Simulation
 from hpcopt.shapes.solver import Tree
 
 Better = Literal["higher", "lower"]
@@ -67,6 +68,10 @@ class Workload(Held, ABC):
 
     def by_index(self) -> Samples | None:
         """The training samples, for solvers that choose some themselves; None, if the data are read front to back."""
+        return None
+
+    def simulation(self) -> Simulation | None:
+        """The environments, for solvers that act; None, if the data do not depend on what is done."""
         return None
 
     @abstractmethod

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from hpcopt.shapes.batch import Batch
 from hpcopt.shapes.loss import Loss, OutputLoss
 from hpcopt.shapes.samples import Samples
+from hpcopt.shapes.simulation import Simulation
 from hpcopt.shapes.solver import Tree
 from hpcopt.shapes.workload import Precision, Workload
 from hpcopt.workloads.handover import Handover
@@ -97,6 +98,9 @@ class WorkloadOnDevice(Workload):
         if inner is None:
             return None
         return replace(inner, at=lambda indices, whole: next(self._there(iter([inner.at(indices, whole)]))))
+
+    def simulation(self) -> Simulation | None:
+        return self._inner.simulation()
 
     def test_batches(self, rank: int, size: int) -> Iterator[Batch]:
         return self._there(self._inner.test_batches(rank, size))

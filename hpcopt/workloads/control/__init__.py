@@ -1,0 +1,1 @@
+"""Reinforcement learning: environments of gymnasium, acted in by an agent."""
