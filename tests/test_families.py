@@ -31,6 +31,8 @@ from hpcopt.models.rewrite import Rewrite
 from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
 from hpcopt.prepare import prepare
 from hpcopt.shapes import SolverConfig, WorkloadConfig
+from hpcopt.solvers.actor_critic.method import MethodConfig
+from hpcopt.solvers.actor_critic.replay import ReplayConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
 from hpcopt.solvers.kaisa.solver import KaisaConfig
 from hpcopt.train import main
@@ -49,6 +51,8 @@ FAMILIES = {
     "BODIES": BodyConfig,
     "FEATURES": FeatureConfig,
     "SOLVERS": SolverConfig,
+    "METHODS": MethodConfig,
+    "REPLAYS": ReplayConfig,
     "REWRITES": Rewrite,
     "HEADS": HeadConfig,
     "OPTIMIZERS": OptimizerConfig,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from hpcopt.lazily import lazily
 
 if TYPE_CHECKING:
+    from hpcopt.solvers.actor_critic.solver import ActorCriticConfig
     from hpcopt.solvers.amp.solver import AmpConfig
     from hpcopt.solvers.annealing.solver import AnnealingConfig
     from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from hpcopt.solvers.splitting.dladmm import DlAdmmConfig
 
 __all__ = [
+    "ActorCriticConfig",
     "AltMinConfig",
     "AmpConfig",
     "AnnealingConfig",
@@ -53,6 +55,7 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
+        "ActorCriticConfig": "actor_critic.solver",
         "AnnealingConfig": "annealing.solver",
         "AltMinConfig": "splitting.altmin",
         "AmpConfig": "amp.solver",

@@ -7,6 +7,7 @@ from hpcopt.lazily import lazily
 if TYPE_CHECKING:
     from hpcopt.workloads.arithmetic_trees import ArithmeticTreesConfig
     from hpcopt.workloads.bert_pretraining import BertPretrainingConfig
+    from hpcopt.workloads.control.workload import ControlConfig
     from hpcopt.workloads.graph_distance import GraphDistanceConfig
     from hpcopt.workloads.image_classification import ImageClassificationConfig
     from hpcopt.workloads.language_model import LanguageModelConfig
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArithmeticTreesConfig",
     "BertPretrainingConfig",
+    "ControlConfig",
     "GraphDistanceConfig",
     "ImageClassificationConfig",
     "LanguageModelConfig",
@@ -42,6 +44,7 @@ __getattr__ = lazily(
         "WLanguageConfig": "w_language",
         "ArithmeticTreesConfig": "arithmetic_trees",
         "BertPretrainingConfig": "bert_pretraining",
+        "ControlConfig": "control.workload",
         "GraphDistanceConfig": "graph_distance",
         "ImageClassificationConfig": "image_classification",
         "LanguageModelConfig": "language_model",

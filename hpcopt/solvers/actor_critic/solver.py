@@ -108,7 +108,7 @@ class ActorCritic(Solver):
         if learns:
             self._learner = Learner(agent, config, config.replay, method, layout, context, learners)
         acting: Acting = agent.features, agent.policy
-        if roles.apart:
+        if not learns:  # gather puts newer ones into the agent
             acting = copy.deepcopy(agent.features).cpu(), copy.deepcopy(agent.policy).cpu()
         self._collector, own = None, roles.environments_of(world.rank)
         with world.together():

@@ -41,7 +41,7 @@ def serial(steps: int, warmup: int, batch_size: int) -> tuple[Agent, list[list[f
             noise = torch.from_numpy(draw.standard_normal(1, np.float32))[None]
             with torch.no_grad():
                 action = method.explore(agent.policy, torch.from_numpy(seen)[None], noise)[0].numpy()
-        followed, reward, terminated, truncated, _ = world.step(2 * action)
+        followed, reward, terminated, truncated, _ = world.step(-2 + (action + 1) * 2)
         memory.append([*seen, *action, reward, terminated, *followed])
         seen = followed.astype(np.float32)
         if terminated or truncated:
@@ -49,7 +49,9 @@ def serial(steps: int, warmup: int, batch_size: int) -> tuple[Agent, list[list[f
             seen = world.reset(seed=derive(SEED, episode, 0, "episode") % 2**31)[0].astype(np.float32)
         if step + 1 < warmup:
             continue
-        batch = torch.tensor(memory, dtype=torch.float32)[torch.randint(len(memory), (batch_size,), generator=generator)]
+        batch = torch.tensor(memory, dtype=torch.float32)[
+            torch.randint(len(memory), (batch_size,), generator=generator)
+        ]
         s, a, r, end, s2 = batch.split([2, 1, 1, 1, 2], 1)
         noise = torch.randn(2, batch_size, 1, generator=generator)
         with torch.no_grad():
