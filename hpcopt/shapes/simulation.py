@@ -118,10 +118,10 @@ class Simulation:
         count: of them, over all ranks.
         batch: steps of environments in a step of the run, over all of them; a multiple of ``count``.
         layout: of transitions.
-        open: makes those of some numbers below ``count``.
+        make: makes those of some numbers below ``count``.
     """
 
     count: int
     batch: int
     layout: Layout
-    open: Callable[[Sequence[int]], Environments]
+    make: Callable[[Sequence[int]], Environments]

@@ -62,7 +62,7 @@ class Collector:
         """
         self._features, self._policy = acting
         self._method, self._simulation, self._numbers, self._warmup = method, simulation, list(numbers), warmup
-        self._environments = simulation.open(numbers)
+        self._environments = simulation.make(numbers)
         self._draws = [np.random.default_rng(derive(seed, 0, number, "exploration")) for number in numbers]
         self._clock, self.version = clock, 0
         self._device = next(acting[1].parameters()).device

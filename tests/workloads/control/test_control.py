@@ -42,7 +42,7 @@ ODD = "tests.workloads.control.test_control:Odd"
 
 
 def opened(numbers=(0,), **settings):
-    return track(environments=5, batch=5, **settings).build(Context(run_seed=1)).simulation().open(numbers)
+    return track(environments=5, batch=5, **settings).build(Context(run_seed=1)).simulation().make(numbers)
 
 
 def rows(episodes, steps, seed=0):
