@@ -24,6 +24,8 @@ import torch
 from peers import PEERS
 
 from hpcopt.compress import (
+    BHQ,
+    PSQ,
     QSGD,
     AdaComp,
     AdaptiveRandom,
@@ -108,6 +110,16 @@ ROWS = [
     Row("qsgd 4 bits: decode and add", "hpcopt", None, decoding(QSGD(), add=True)),
     Row("qsgd 8 bits: encode", "hpcopt", None, encoding(QSGD(bits=8))),
     Row("qsgd 8 bits: decode", "hpcopt", None, decoding(QSGD(bits=8))),
+    Row("psq 4 bits: encode", "hpcopt", 0.5, encoding(PSQ())),
+    Row("psq 4 bits: decode", "hpcopt", 0.5, decoding(PSQ())),
+    Row("psq 5 bits: encode", "hpcopt", 0.5, encoding(PSQ(bits=5))),
+    Row("psq 5 bits: decode", "hpcopt", 0.5, decoding(PSQ(bits=5))),
+    Row("psq 8 bits: encode", "hpcopt", 0.5, encoding(PSQ(bits=8))),
+    Row("psq 8 bits: decode", "hpcopt", 0.5, decoding(PSQ(bits=8))),
+    Row("bhq 4 bits: encode", "hpcopt", 0.25, encoding(BHQ())),
+    Row("bhq 4 bits: decode", "hpcopt", 0.25, decoding(BHQ())),
+    Row("bhq 5 bits: encode", "hpcopt", 0.25, encoding(BHQ(bits=5))),
+    Row("bhq 5 bits: decode", "hpcopt", 0.25, decoding(BHQ(bits=5))),
     Row("terngrad: encode", "hpcopt", 0.8, encoding(TernGrad())),
     Row("terngrad clipped: encode", "hpcopt", None, encoding(TernGrad(clip=2.5))),
     Row("terngrad: decode", "hpcopt", None, decoding(TernGrad())),

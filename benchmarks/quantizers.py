@@ -55,7 +55,7 @@ def variance() -> None:
     """Print the table of variances."""
     x, labels = digits()
     rows = {kind: {bits: list[float]() for bits in (8, 5, 4, 2)} for kind in KINDS}
-    ratios = []
+    ratios, places = [], {bits: list[float]() for bits in (8, 5, 4, 2)}
     for seed in range(3):
         model, _ = trained((x, labels), seed, None)
         assert isinstance(model, nn.Sequential)
@@ -67,11 +67,16 @@ def variance() -> None:
         for kind, by_bits in rows.items():
             for bits, found in by_bits.items():
                 found.append(float(grid(g, kind, bits).variance(g)))
+        for bits, where in places.items():
+            one = grid(g, "ptq", bits)
+            where.append(float((-one.zero / one.step) % 1))
     print(f"largest range of a sample over the median: {statistics.median(ratios):.0f} (median of 3 seeds)\n")
-    print("| bits | PTQ | PSQ | BHQ | PTQ / PSQ | PSQ / BHQ |\n|---|---|---|---|---|---|")
+    print("| bits | PTQ | PSQ | BHQ | PTQ / PSQ | PSQ / BHQ | zero between levels of PTQ |")
+    print("|---|---|---|---|---|---|---|")
     for bits in (8, 5, 4, 2):
         ptq, psq, bhq = (statistics.median(rows[kind][bits]) for kind in KINDS)
-        print(f"| {bits} | {ptq:.1e} | {psq:.1e} | {bhq:.1e} | {ptq / psq:.0f} | {psq / bhq:.1f} |")
+        zero = " ".join(f"{place:.2f}" for place in places[bits])
+        print(f"| {bits} | {ptq:.1e} | {psq:.1e} | {bhq:.1e} | {ptq / psq:.0f} | {psq / bhq:.1f} | {zero} |")
 
 
 def training() -> None:

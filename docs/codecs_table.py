@@ -13,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from hpcopt.compress import (
+    BHQ,
+    PSQ,
     QSGD,
     AdaComp,
     AdaptiveRandom,
@@ -51,6 +53,11 @@ ROWS: list[tuple[Codec, str, str]] = [
     (QSGD(), "qsgd 4 bits: encode", "qsgd 4 bits: decode"),
     (QSGD(bits=8), "qsgd 8 bits: encode", "qsgd 8 bits: decode"),
     (QSGD(norm="l2"), "", ""),
+    (PSQ(), "psq 4 bits: encode", "psq 4 bits: decode"),
+    (PSQ(bits=5), "psq 5 bits: encode", "psq 5 bits: decode"),
+    (PSQ(bits=8), "psq 8 bits: encode", "psq 8 bits: decode"),
+    (BHQ(), "bhq 4 bits: encode", "bhq 4 bits: decode"),
+    (BHQ(bits=5), "bhq 5 bits: encode", "bhq 5 bits: decode"),
     (TernGrad(), "terngrad: encode", "terngrad: decode"),
     (TernGrad(clip=2.5), "terngrad clipped: encode", "terngrad: decode"),
     (Natural(), "natural: encode", "natural: decode"),
@@ -127,7 +134,8 @@ def table_of(page: str) -> list[list[str]]:
 def main(arguments: list[str]) -> None:
     """Rewrite the page."""
     page = PAGE.read_text()
-    timed = speeds(arguments[0]) if arguments else [row[-2:] for row in table_of(page)]
+    before = {row[0]: row[-2:] for row in table_of(page)}
+    timed = speeds(arguments[0]) if arguments else [before.get(title(codec), ["", ""]) for codec, _, _ in ROWS]
     rows = [made + time for made, time in zip(promises(), timed, strict=True)]
     table = HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows)
     PAGE.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n{table}{END}", page, flags=re.DOTALL))

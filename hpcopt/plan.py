@@ -33,6 +33,7 @@ def plan(job: Job, ranks: int) -> str:
         "batch": f"{batch} samples, {least}{f' or {most}' if most > least else ''} a rank",
         "steps": f"{built.steps:,}, {_count(workload.steps_per_epoch)} an epoch",
         "computation": f"{flops:.3g} operations a sample, forward and backward",
+        **{r.name: text for r in job.workload.rewrites if (text := r.plan(workload.model))},
         **solver.plan(flops * most),
         **_copies(job, solver, ranks),
     }

@@ -8,6 +8,7 @@
 
 from hpcopt.compress.adacomp import AdaComp
 from hpcopt.compress.atomo import Atomo
+from hpcopt.compress.bhq import BHQ
 from hpcopt.compress.bounded import Bounded
 from hpcopt.compress.chunked_topk import ChunkedTopK
 from hpcopt.compress.codec import Bytes, Codec, CodecConfig, Floats, require_bytes
@@ -16,6 +17,7 @@ from hpcopt.compress.identity import Dense
 from hpcopt.compress.natural import BiasedRounding, ExponentialDithering, Natural
 from hpcopt.compress.per_tensor import PerTensor, Rule
 from hpcopt.compress.powersgd import PowerSGD
+from hpcopt.compress.psq import PSQ
 from hpcopt.compress.qsgd import QSGD
 from hpcopt.compress.random_subset import AdaptiveRandom, RandomK
 from hpcopt.compress.residuals import Layout, Residuals
@@ -25,6 +27,7 @@ from hpcopt.compress.terngrad import SharedTernGrad, TernGrad
 from hpcopt.compress.topk import SharedTopK, TopK
 
 __all__ = [
+    "BHQ",
     "AdaComp",
     "AdaptiveRandom",
     "Atomo",
@@ -43,6 +46,7 @@ __all__ = [
     "Natural",
     "PerTensor",
     "PowerSGD",
+    "PSQ",
     "QSGD",
     "RandomK",
     "Reduction",

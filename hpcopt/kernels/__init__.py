@@ -22,9 +22,37 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hpcopt.kernels import ballots, bfloat16, bins, bits, chunks, grid, levels, powers, sampling, select, sparse
+    from hpcopt.kernels import (
+        ballots,
+        bfloat16,
+        bins,
+        bits,
+        chunks,
+        grid,
+        levels,
+        mixed,
+        powers,
+        rows,
+        sampling,
+        select,
+        sparse,
+    )
 
-__all__ = ["ballots", "bfloat16", "bins", "bits", "chunks", "grid", "levels", "powers", "sampling", "select", "sparse"]
+__all__ = [
+    "ballots",
+    "bfloat16",
+    "bins",
+    "bits",
+    "chunks",
+    "grid",
+    "levels",
+    "mixed",
+    "powers",
+    "rows",
+    "sampling",
+    "select",
+    "sparse",
+]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -6,12 +6,17 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from hpcopt.lowbit.layers import Bits, QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from hpcopt.lowbit.attention import QuantizedAttention, QuantizedMultiheadAttention
+from hpcopt.lowbit.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from hpcopt.lowbit.products import Bits
+from hpcopt.models.attention import DotProductAttention
 from hpcopt.models.rewrite import Rewrite
 
 
 class QuantizedConfig(Rewrite):
-    """Products of linear and convolutional layers take few bits, forward and backward; simulated in floating point."""
+    """Products of linear and convolutional layers and of attention take few bits, forward and backward; simulated in
+    floating point.
+    """
 
     name: Literal["quantized"] = "quantized"
     forward_bits: int = Field(
@@ -26,7 +31,9 @@ class QuantizedConfig(Rewrite):
     skip: tuple[str, ...] = Field((), description="shell patterns of names of layers that stay as they are")
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Put quantized layers in the place of ``torch.nn.Linear`` and ``torch.nn.Conv2d``, with their parameters.
+        """Put quantized layers in the place of those that compute products, with their parameters:
+        ``torch.nn.Linear``, ``torch.nn.Conv2d``, ``torch.nn.MultiheadAttention`` and
+        ``hpcopt.models.attention.DotProductAttention``.
 
         Raises:
             ValueError: no layer is left to be replaced, or a pattern of ``skip`` matches none.
@@ -37,12 +44,10 @@ class QuantizedConfig(Rewrite):
         for name, layer in model.named_modules():
             if skipping := {pattern for pattern in self.skip if fnmatchcase(name, pattern)}:
                 unused -= skipping
-            elif type(layer) is nn.Linear:
-                new[layer] = QuantizedLinear(layer, bits).train(layer.training)
-            elif type(layer) is nn.Conv2d:
-                new[layer] = QuantizedConv2d(layer, bits).train(layer.training)
+            elif (quantized := _quantized(layer, bits)) is not None:
+                new[layer] = quantized.train(layer.training)
         if not new:
-            raise ValueError("the network has no torch.nn.Linear and no torch.nn.Conv2d that is not skipped")
+            raise ValueError("the network has no torch.nn.Linear, Conv2d or MultiheadAttention that is not skipped")
         if unused:
             raise ValueError(f"skip: no layer is named {min(unused)}")
         for layer in model.modules():
@@ -55,3 +60,25 @@ class QuantizedConfig(Rewrite):
                 parent, _, name = path.rpartition(".")
                 setattr(model.get_submodule(parent), name, new[layer])
         return model
+
+    def plan(self, model: nn.Module) -> str:
+        """How many layers take few bits, and that this is simulated."""
+        layers = sum(isinstance(layer, QuantizedLayer) for layer in model.modules())
+        back = "exact gradients" if self.gradient == "exact" else f"gradients of {self.bits} bits by {self.gradient}"
+        return (
+            f"{layers} layers take {self.forward_bits} bits forward, {back}; simulated: integers are held, and "
+            "multiplied, as floating-point numbers, which saves neither time nor memory"
+        )
+
+
+def _quantized(layer: nn.Module, bits: Bits) -> QuantizedLayer | None:
+    """What stands for a layer in few bits; None if it stays."""
+    if type(layer) is nn.Linear:
+        return QuantizedLinear(layer, bits)
+    if type(layer) is nn.Conv2d:
+        return QuantizedConv2d(layer, bits)
+    if type(layer) is DotProductAttention:
+        return QuantizedAttention(layer, bits)
+    if type(layer) is nn.MultiheadAttention and QuantizedMultiheadAttention.fits(layer):
+        return QuantizedMultiheadAttention(layer, bits)
+    return None

@@ -16,9 +16,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hpcopt import kernels
+from hpcopt.compress import BHQ, PSQ, Codec
+from hpcopt.errors import NonFiniteError
 from hpcopt.lowbit.reflection import GroupedReflection
 
 Kind = Literal["ptq", "psq", "bhq"]
+CODEC_BITS = range(2, 9)
+MOST_MIXED = 65536  # rows
 
 
 @dataclass(frozen=True)
@@ -94,8 +99,45 @@ def rounded(y: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
 
 def quantized(g: Tensor, kind: Kind, bits: int, generator: torch.Generator | None = None) -> Tensor:
-    """A matrix, (N, D), in few bits: what is left of it after it was written as integers. NaN and Inf give NaN."""
+    """A matrix, (N, D), in few bits: what is left of it after it was written as integers. NaN and Inf give NaN.
+
+    Float32 in main memory goes through the codec of the same name, whose draws follow from one seed.
+    """
     if not g.numel():
         return g
+    if g.dtype == torch.float32 and g.is_cpu and bits in CODEC_BITS:
+        return _by_codec(g.contiguous(), kind, bits, generator)
     found = grid(g, kind, bits)
     return found.values(rounded(found.exact(g), generator))
+
+
+def nearest(g: Tensor, bits: int) -> Tensor:
+    """A matrix, (N, D), each row to the nearest of 2^bits values from its smallest to its largest. NaN and Inf give
+    NaN.
+
+    >>> nearest(torch.tensor([[0.0, 1.4, 3.0], [5.0, 5.0, 5.0]]), bits=2).tolist()
+    [[0.0, 1.0, 3.0], [5.0, 5.0, 5.0]]
+    """
+    if g.dtype == torch.float32 and g.is_cpu:
+        source = g.detach().contiguous()
+        out = torch.empty_like(source)
+        kernels.rows.nearest(source.view(-1).numpy(), g.shape[1], bits, out.view(-1).numpy())
+        return out
+    low, high = g.aminmax(dim=1, keepdim=True)
+    step = (high - low) / (2**bits - 1)
+    on_grid: Tensor = ((g - low) / step.where(step > 0, 1.0)).round() * step + low
+    return on_grid
+
+
+def _by_codec(g: Tensor, kind: Kind, bits: int, generator: torch.Generator | None) -> Tensor:
+    """Encoded and decoded."""
+    rows, columns = g.shape
+    codec: Codec = PSQ(bits=bits, columns=g.numel() if kind == "ptq" else columns)
+    if kind == "bhq":
+        codec = BHQ(bits=bits, columns=columns, height=min(rows, MOST_MIXED))
+    seed = int(torch.randint(2**62, (), generator=generator))
+    flat = g.detach().view(-1)
+    try:
+        return codec.decode(codec.encode(flat, seed=seed), g.numel()).view_as(g)
+    except NonFiniteError:
+        return torch.full_like(g, torch.nan)

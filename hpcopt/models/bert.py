@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hpcopt.errors import DataError
+from hpcopt.models.attention import DotProductAttention
 from hpcopt.models.config import TokenModelConfig
 
 
@@ -100,7 +101,7 @@ class BertLayer(nn.Module):
 
     def __init__(self, hidden: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads, self.attention_dropout = heads, dropout
+        self.heads, self.attention = heads, DotProductAttention(dropout)
         self.query, self.key, self.value = (nn.Linear(hidden, hidden) for _ in range(3))
         self.out, self.attention_norm = nn.Linear(hidden, hidden), _norm(hidden)
         self.up, self.down, self.output_norm = (
@@ -115,8 +116,7 @@ class BertLayer(nn.Module):
         q, k, v = (
             project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in (self.query, self.key, self.value)
         )
-        dropout = self.attention_dropout if self.training else 0.0
-        context = F.scaled_dot_product_attention(q, k, v, attended, dropout).transpose(1, 2).flatten(2)
+        context = self.attention(q, k, v, attended).transpose(1, 2).flatten(2)
         x = self.attention_norm(x + self.dropout(self.out(context)))
         y: Tensor = self.output_norm(x + self.dropout(self.down(F.gelu(self.up(x)))))
         return y

@@ -21,6 +21,10 @@ class Rewrite(Choice, ABC):
             ValueError: the network lacks what is to be changed; the message says what it has.
         """
 
+    def plan(self, model: nn.Module) -> str:
+        """For a person, what it has made of the network; "" if its section says it all."""
+        return ""
+
 
 class Penalised(nn.Module):
     """A layer that adds to the loss what its last forward pass in training has cost.

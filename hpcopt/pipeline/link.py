@@ -1,8 +1,9 @@
 """Messages between the ranks of neighbouring stages: what goes up with the data, and what comes back down.
 
 Nobody waits for a message to leave, and a receive can be posted before there is use for it. With a codec a message is a
-payload. A solver may name a reference that both ends know, such as an auxiliary that the receiver itself has sent up:
-then the payload is of the difference, which is small, and the receiver adds it to the reference.
+payload; one that knows rows takes samples for them. A solver may name a reference that both ends know, such as an
+auxiliary that the receiver itself has sent up: then the payload is of the difference, which is small, and the receiver
+adds it to the reference.
 """
 
 import math
@@ -56,7 +57,7 @@ class Link:
             flat = (x if reference is None else x - reference).detach().reshape(-1).float()
             seed = derive(self._seed, number, self._transport.rank, _WAYS.get(tag, str(tag)))
             try:
-                payload = self._codec.encode(flat, seed=seed)
+                payload = self._codec.for_tensor("", tuple(x.shape)).encode(flat, seed=seed)
             except NonFiniteError:
                 payload = torch.empty(0, dtype=torch.uint8, device=flat.device)
         self._post(payload, tag)
@@ -66,7 +67,8 @@ class Link:
         if self._codec is None or tag == TAKEN:
             room = torch.empty(*shape, dtype=dtype, device=self._device)
         else:
-            room = torch.empty(self._codec.max_bytes(math.prod(shape)), dtype=torch.uint8, device=self._device)
+            most = self._codec.for_tensor("", tuple(shape)).max_bytes(math.prod(shape))
+            room = torch.empty(most, dtype=torch.uint8, device=self._device)
         exact = self._codec is None or tag == TAKEN  # a payload may be shorter than its room
         self._posted[tag].append((self._transport.receive(room, self._neighbour, tag, exact=exact), room))
 
@@ -84,7 +86,7 @@ class Link:
             if values and not received_bytes:
                 flat = torch.full((values,), math.nan, device=self._device)
             else:
-                flat = self._codec.decode(room[:received_bytes], values)
+                flat = self._codec.for_tensor("", tuple(shape)).decode(room[:received_bytes], values)
         decoded = flat.view(*shape).to(dtype)
         return decoded if reference is None else reference + decoded
 

@@ -123,7 +123,9 @@ class Spread:
         a stage's forward and backward pass hides its messages, so the slowest of all is what a batch takes. Collective.
         """
         sizes = [
-            SAMPLES * x.numel() * x.element_size() if codec is None else codec.max_bytes(SAMPLES * x.numel())
+            SAMPLES * x.numel() * x.element_size()
+            if codec is None
+            else codec.for_tensor("", (SAMPLES, *x.shape[1:])).max_bytes(SAMPLES * x.numel())
             for x in self.examples
         ]
         links = measured_links(context.world, stages, context.device)

@@ -3,9 +3,12 @@
 import math
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hpcopt.compress import (
+    BHQ,
+    PSQ,
     QSGD,
     AdaComp,
     AdaptiveRandom,
@@ -24,6 +27,7 @@ from hpcopt.compress import (
     TopK,
 )
 from hpcopt.compress.atomo import probabilities
+from hpcopt.lowbit import grid
 from hpcopt.testing.codec import draws_of, label
 
 CODECS: list[Codec] = [
@@ -35,6 +39,12 @@ CODECS: list[Codec] = [
     SignBits(),
     *(QSGD(bits=bits) for bits in range(2, 9)),
     QSGD(bucket=1024),
+    PSQ(),
+    PSQ(bits=5, columns=27),
+    PSQ(bits=8, columns=10_000),
+    BHQ(),
+    BHQ(bits=2, columns=50, height=4),
+    BHQ(bits=8, columns=9),
     QSGD(norm="l2"),
     TernGrad(),
     TernGrad(clip=2.5),
@@ -75,6 +85,8 @@ def exact_variance(codec: Codec, x: np.ndarray) -> float:
         case QSGD() | TernGrad() | ExponentialDithering():
             parts = [size[i : i + codec.bucket] for i in range(0, x.size, codec.bucket)]
             return sum(float(_grid_variance(codec, part)) for part in parts if part.any())
+        case PSQ() | BHQ():
+            return _rows_variance(codec, x)
         case Natural():
             low = 2.0 ** np.floor(np.log2(size, where=size > 0, out=np.zeros_like(size)))
             return float(((size - low) * (2 * low - size))[size > 0].sum())
@@ -108,3 +120,12 @@ def _grid_variance(codec: QSGD | TernGrad | ExponentialDithering, size: np.ndarr
     scale = np.sqrt((size**2).sum()) if isinstance(codec, QSGD) and codec.norm == "l2" else size.max()
     part = np.modf(size * levels / scale)[0]
     return (scale / levels) ** 2 * (part * (1 - part)).sum()
+
+
+def _rows_variance(codec: PSQ | BHQ, x: np.ndarray) -> float:
+    """By the grids of ``hpcopt.lowbit``, block by block; a short last row is a block of its own."""
+    whole = x.size - x.size % codec.bucket
+    mixed = codec.height * codec.bucket if isinstance(codec, BHQ) else codec.bucket
+    blocks = [x[i : min(i + mixed, whole)].reshape(-1, codec.bucket) for i in range(0, whole, mixed)]
+    blocks += [x[None, whole:]] if whole < x.size else []
+    return sum(float(grid(g, codec.name, codec.bits).variance(g)) for g in map(torch.from_numpy, blocks))

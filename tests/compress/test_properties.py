@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from hpcopt.compress import QSGD, SignBits, TernGrad
+from hpcopt.compress import PSQ, QSGD, SignBits, TernGrad
 from hpcopt.errors import UnsupportedError
 from hpcopt.testing.codec import check_codec, check_every_kind_of_value, check_payload, label
 from hpcopt.testing.values import gaussian, hard_cases
@@ -40,6 +40,14 @@ def test_finite_values_of_every_kind(codec, seed):
 )
 def test_variance_is_the_formula(codec):
     check_variance(codec, gaussian(700), count=400)
+
+
+def test_the_variance_bound_of_rows_is_reached():
+    """Two values opposite, and the others between them, amid two levels."""
+    x = torch.zeros(512)
+    x[:2] = torch.tensor([1.0, -1.0])
+    for codec in (PSQ(bits=2), PSQ(bits=5)):
+        assert exact_variance(codec, x.double().numpy()) / 2 == pytest.approx(codec.variance(512))
 
 
 @pytest.mark.parametrize("codec", [QSGD(bits=4), QSGD(bits=8), TernGrad()], ids=label)

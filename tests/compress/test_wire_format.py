@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from hpcopt.compress import (
+    BHQ,
+    PSQ,
     QSGD,
     AdaComp,
     AdaptiveRandom,
@@ -37,6 +39,10 @@ PINNED: list[tuple[Codec, int, str]] = [
     (QSGD(bits=4), 1, "409e5812a246051c"),
     (QSGD(bits=7), 1, "01f5333bc78f0cee"),
     (QSGD(bits=8), 1, "b50f3972513905cf"),
+    (PSQ(), 1, "4cf88ba475b47ea6"),
+    (PSQ(bits=5, columns=100), 1, "61560b3e4b53d33f"),
+    (BHQ(), 1, "4a58f9bc654e0488"),
+    (BHQ(bits=5, columns=100), 1, "62912c2c04eff877"),
     (TernGrad(), 1, "065e26302d750a7f"),
     (Natural(), 1, "e87887652f705366"),
     (BiasedRounding(), 1, "05708d5e39919617"),

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hpcopt.lowbit import QuantizedConfig, added_variance, grid, quantized
+from hpcopt.lowbit.attention import QuantizedMultiheadAttention
 from hpcopt.lowbit.layers import QuantizedConv2d, QuantizedLinear
 
 CONVOLUTIONS = {
@@ -164,10 +165,10 @@ def test_layers_are_those_that_they_stand_for():
     new = QuantizedConfig(skip=("kept",)).apply(old)
     assert type(new["one"]) is QuantizedLinear and new["one"] is new["two"][0] and new["one"].weight is shared.weight
     assert type(new["picture"]) is QuantizedConv2d and type(new["kept"]) is nn.Linear
-    assert type(new["attention"].out_proj) is not QuantizedLinear, "torch reads its weight without calling it"
+    assert type(new["attention"]) is QuantizedMultiheadAttention
     assert names == set(new.state_dict())
     assert isinstance(QuantizedConfig().apply(nn.Linear(2, 2)), QuantizedLinear)
-    with pytest.raises(ValueError, match=r"no torch\.nn\.Linear and no torch\.nn\.Conv2d that is not skipped"):
+    with pytest.raises(ValueError, match=r"no torch\.nn\.Linear, Conv2d or MultiheadAttention that is not skipped"):
         QuantizedConfig(skip=("*",)).apply(new)
     with pytest.raises(ValueError, match="skip: no layer is named kpt"):
         QuantizedConfig(skip=("kpt", "0")).apply(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))

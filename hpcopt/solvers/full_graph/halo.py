@@ -114,6 +114,7 @@ class Halo:
         """Send the changes of rows, and take others'. Collective."""
         world, before = self._world, self._world.traffic.sent_bytes
         here = {rank: self._here[f"{name}.{rank}"] for rank in heights}
+        codec = codec.for_tensor(name, (1, self._width(pieces)[0]))
         slots = {rank: torch.empty(codec.max_bytes(x.numel()), dtype=torch.uint8) for rank, x in here.items()}
         waiting = [world.transport.receive(slot, rank, TAG, exact=False) for rank, slot in slots.items()]
         for rank, x in pieces.items():
