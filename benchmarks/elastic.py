@@ -86,7 +86,8 @@ def launched(job: Path, run_dir: Path, ranks: int, *settings: str) -> subprocess
 
 def ranks_of(notes: Path) -> list[int]:
     """Processes that have taken a step and are there."""
-    return [int(file.name) for file in notes.iterdir() if Path(f"/proc/{file.name}").exists()]
+    stepped = [file for file in notes.iterdir() if file.read_text(encoding="utf-8").count("\n") > 1]
+    return [int(file.name) for file in stepped if Path(f"/proc/{file.name}").exists()]
 
 
 def notes_in(folder: Path) -> tuple[list[float], list[tuple[float, int]]]:

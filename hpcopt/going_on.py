@@ -49,6 +49,7 @@ def train_elastic(job: Job, options: argparse.Namespace, signals: StopSignals, e
         slot=launch.rank,
         life=kept.life,
         slots=launch.size,
+        back_s=run.rejoin_s,
         ranks=lambda: None if membership is None else membership.ranks_after(step()),
         joined=kept.joined,
     )

@@ -64,8 +64,9 @@ def train(
             copies=copies,
             saved_step=NO_STEP if recovered else None,
         )
-        gc.collect()
-        gc.freeze()
+        if not recovered:  # a second's hundredth that the ranks which were left need not wait for
+            gc.collect()
+            gc.freeze()
         gc.enable()
         keep_memory()
         try:

@@ -66,6 +66,7 @@ class Company:
         slot: int,
         life: int,
         slots: int,
+        back_s: float = 0.0,
         ranks: Callable[[], int | None] = lambda: None,
         joined: Callable[[], None] = lambda: None,
     ) -> None:
@@ -75,11 +76,12 @@ class Company:
             folder: of this run alone.
             slot, slots: this process's place with the launcher, and their number.
             life: how often the place was filled before.
+            back_s: seconds that the others wait for those who died to come back.
             ranks: how many are to be in the next group, all others aside; None: all there are.
             joined: called whenever this process is in a new group.
         """
         self._folder, self._slot, self._life, self._slots, self._ranks = folder, slot, life, slots, ranks
-        self._joined = joined
+        self._back_s, self._joined = back_s, joined
         self.over: int | None = None
         folder.mkdir(parents=True, exist_ok=True)
         if life == 0 and slot == 0:
@@ -87,6 +89,7 @@ class Company:
         self.links = Links(f"{slot}.{life}.{token_hex(4)}", _key_in(folder))
         self._group: _Group | None = None
         self._ready: dict[str, tuple[int, list[str]]] = {}
+        self._ready_s: float | None = None  # when all were
         self._standing = 0  # the highest generation that somebody was in when we met
         said = json.dumps({"name": self.links.name, "address": self.links.address})
         replace_text(folder / f"slot{slot:05}", said)
@@ -144,7 +147,7 @@ class Company:
                     gone = [name for name in self.links.members if name in self.links.gone]
                     self.links.write(str(leader), {"ready": self.links.generation, "gone": gone})
                 if not self.links.letters:
-                    self.links.news.wait(LOOK_S if in_none else None)
+                    self.links.news.wait(LOOK_S)
 
     def _leader(self) -> str | None:
         """Who decides, as far as this process knows; None: it has no say, and waits."""
@@ -161,6 +164,10 @@ class Company:
             if any(name != here and name not in self._ready for name in left):
                 return None
             self._require_majority(left)
+            self._ready_s = self._ready_s or time.monotonic()
+            died = [name for name in links.members if links.gone.get(name) is False]
+            if len(self.newcomers) < len(died) and time.monotonic() - self._ready_s < self._back_s:
+                return None
             candidates = self._at_one(left) + self.newcomers
         else:
             candidates = _one_a_slot([here, *self.newcomers])
@@ -176,7 +183,7 @@ class Company:
         self._take(group)
         for name in {*candidates, *self._ready, *links.members} - {here}:
             links.write(name, {"group": asdict(group)})
-        self._ready = {}
+        self._ready, self._ready_s = {}, None
         return group
 
     def _require_majority(self, left: list[str]) -> None:

@@ -120,17 +120,16 @@ class Copies:
         """
         common, mine = to_bytes(shared), to_bytes(own)
         said = world.all_gather(torch.tensor([len(mine), self._newcomers()])).tolist()
-        keepers = [buddies_of(rank, world.hosts, self._buddies) for rank in range(world.size)]
+        changes = self._membership is not None and self._membership.ranks_after(step) != world.size
+        buddies = world.size if changes else self._buddies  # nobody knows here who leaves
+        keepers = [buddies_of(rank, world.hosts, buddies) for rank in range(world.size)]
         wards = {rank: np.empty(said[rank][0], np.uint8) for rank, by in enumerate(keepers) if world.rank in by}
         outgoing = [(torch.from_numpy(mine), to) for to in keepers[world.rank]]
         exchange(world.transport, outgoing, [(torch.from_numpy(part), rank) for rank, part in wards.items()])
         self._kept[self._group, step] = Copy(world.size, common, {world.rank: mine, **wards})
         for old in sorted(self._kept)[:-KEPT]:
             del self._kept[old]
-        if self._membership is None:
-            if any(waiting for _, waiting in said):
-                raise RegroupSignal
-        elif self._membership.ranks_after(step) != world.size:
+        if changes or (self._membership is None and any(waiting for _, waiting in said)):
             raise RegroupSignal
 
     def recover(self, world: World) -> int | None:

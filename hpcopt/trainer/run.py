@@ -120,6 +120,9 @@ class RunConfig(Config):
         ge=1,
         description="with elastic: ranks that keep a copy of another's own state; so many may be lost at once",
     )
+    rejoin_s: float = Field(
+        0.5, ge=0, description="with elastic: seconds that the others wait for a rank that died to come back"
+    )
     membership: Path | None = Field(
         None, description="with elastic: a run, or its metrics.h5, whose numbers of ranks step by step are used again"
     )

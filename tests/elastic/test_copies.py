@@ -110,9 +110,11 @@ def test_ranks_leave_their_group_for_newcomers_and_where_it_is_planned():
                     copies.take(world, step, {}, {})
                 except RegroupSignal:
                     raised.append(step)
-            yield raised
+            yield raised, sorted(copies._kept[max(copies._kept)].parts)
 
-    assert run_ranks(3, lambda transport: list(program(transport))) == [[[5, 10], [10]]] * 3
+    assert run_ranks(3, lambda transport: list(program(transport))) == [
+        [([5, 10], sorted({rank, (rank - 1) % 3})), ([10], [0, 1, 2])] for rank in range(3)
+    ]
 
 
 def test_membership_undoes_what_was_lost():

@@ -17,6 +17,7 @@ from hpcopt.store.checkpoint import Checkpoints
 from hpcopt.trainer.signals import StopSignals
 from hpcopt.training import train
 from tests.elastic.dying import run
+from tests.launching import PATIENCE_S
 
 STEPS, EVERY = 40, 8
 JOB = """
@@ -56,11 +57,15 @@ class Runs:
     def end(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Losses of all steps, and the parameters in the end."""
         with h5py.File(self._folder / name / "metrics.h5") as file:
-            np.testing.assert_array_equal(file["steps/step"][:], np.arange(1, STEPS + 1))
-            np.testing.assert_array_equal(file["evaluations/step"][:], [20, 40])
-            losses = file["steps/loss"][:]
-        model = Checkpoints(self._folder / name / "checkpoints", keep=2).read_part(STEPS, "shared")["solver"]["model"]
+            losses, (steps,) = file["steps/loss"][:], file["steps/step"].shape
+            np.testing.assert_array_equal(file["steps/step"][:], np.arange(1, steps + 1))
+            np.testing.assert_array_equal(file["evaluations/step"][:], np.arange(20, steps + 1, 20))
+        model = Checkpoints(self._folder / name / "checkpoints", keep=2).read_part(steps, "shared")["solver"]["model"]
         return losses, torch.cat([p.reshape(-1) for p in model.values()]).numpy()
+
+    def dead(self) -> int:
+        """Deaths that came about."""
+        return len(list(self._folder.glob("dead-*")))
 
     def saved(self, name: str) -> list[int]:
         return Checkpoints(self._folder / name / "checkpoints", keep=2).steps()
@@ -71,22 +76,30 @@ def runs(tmp_path, digits) -> Runs:
     return Runs(tmp_path, digits / "digits")
 
 
-def test_ranks_are_lost_and_come_back(runs):
-    """One; rank 0, who writes the metrics; one whose loss the others are still forming anew after; one is stopped."""
+def test_ranks_die_and_their_places_are_taken(runs):
+    """One; rank 0, who writes the metrics; one while the others form anew; one is stopped. The bits are those of a run
+    in which nobody dies.
+    """
     deaths = [(2, 10, "rank"), (0, 20, "rank"), (1, "build", "rank"), (2, 30, "stop")]
-    assert runs.start("shards", 3, deaths, SHARDS) == [EXIT_DONE] * 3
-    starts = runs.membership("shards").starts
-    assert starts[0] == (0, 3)
-    assert {ranks for _, ranks in starts} >= {2, 3}
-    losses, _ = runs.end("shards")
-    assert losses[-8:].mean() < losses[:8].mean() / 2
+    assert runs.start("shards", 3, deaths, SHARDS, f"run.rejoin_s={PATIENCE_S}") == [EXIT_DONE] * 3
+    assert runs.dead() == len(deaths)
+    assert runs.membership("shards").starts == [(0, 3)]
     runs.replay("shards", 3, SHARDS)
+
+
+def test_ranks_die_and_others_join(runs):
+    deaths = [(0, 20, "rank"), (1, 20, "rank")]
+    assert runs.start("joined", 3, deaths, SHARDS, "run.buddies=2", "run.rejoin_s=0", "run.steps=80") == [EXIT_DONE] * 3
+    starts = runs.membership("joined").starts
+    assert starts[:2] == [(0, 3), (16, 1)]
+    assert starts[-1][1] == 3
+    runs.replay("joined", 3, SHARDS, "run.steps=80")
 
 
 def test_hosts_are_lost_for_good(runs):
     """Two at once, neighbours, and what codecs owe with them."""
     deaths = [(1, 12, "host"), (2, 12, "host")]
-    codes = runs.start("owed", 4, deaths, OWED, "run.buddies=2")
+    codes = runs.start("owed", 4, deaths, OWED, "run.buddies=2", "run.rejoin_s=0")
     assert codes == [EXIT_DONE, -9, -9, EXIT_DONE]
     assert runs.membership("owed").starts == [(0, 4), (8, 2)]
     runs.replay("owed", 4, OWED, "run.buddies=2")
@@ -94,7 +107,7 @@ def test_hosts_are_lost_for_good(runs):
 
 def test_too_few_are_left(runs):
     """They save where they are, and the next start goes on there."""
-    codes = runs.start("few", 3, [(0, 18, "host"), (2, 27, "host")], SHARDS, "run.min_ranks=2")
+    codes = runs.start("few", 3, [(0, 18, "host"), (2, 27, "host")], SHARDS, "run.min_ranks=2", "run.rejoin_s=0")
     assert codes == [-9, EXIT_REQUEUE, -9]
     assert runs.saved("few") == [24]
     assert runs.start("few", 3, [], SHARDS, "run.min_ranks=2") == [EXIT_DONE] * 3
