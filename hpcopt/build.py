@@ -49,7 +49,14 @@ def build(job: Job, world: World, device: torch.device = CPU, *, verify: bool = 
         DataError, JobError: the data, the ranks or the sections do not suit each other.
     """
     clock = clock_of(device, job.solver.phases)
-    context = Context(world=world, exchange=job.exchange, device=device, clock=clock, run_seed=job.run.seed)
+    context = Context(
+        world=world,
+        exchange=job.exchange,
+        device=device,
+        clock=clock,
+        run_seed=job.run.seed,
+        virtual=job.run.virtual(world),
+    )
     with world.together():
         workload = job.workload.made(context)
         if verify:
@@ -57,6 +64,11 @@ def build(job: Job, world: World, device: torch.device = CPU, *, verify: bool = 
     job.check_ranks(world.size)
     require_attributes(workload, Workload)
     require_same_data(world, workload)
+    if context.virtual is not None and workload.state_dict() is not None:
+        raise JobError(
+            '[run] reproducible = "any ranks": these data are a stream that each rank reads on, and no function of the '
+            "number of the step: leave it out"
+        ).everywhere()
     if LOADED:
         with world.together():
             require_network(workload.model, "the network")

@@ -14,6 +14,7 @@ from hpcopt.comm.launch import launch_from
 from hpcopt.config import OFF, Config
 from hpcopt.errors import JobError
 from hpcopt.exchange import ExchangeConfig, NativeConfig, RingConfig
+from hpcopt.exchange.virtual import refusal
 from hpcopt.families import EXCHANGES, SOLVERS, WORKLOADS
 from hpcopt.family import Family
 from hpcopt.job_text import Keys, Setting, read_toml
@@ -99,6 +100,31 @@ class Job(Config):
                 f'"{self.exchange.name}" gives {self.exchange.gives}. Sums come by "ring", "two_phase", "native" and '
                 '"auto"; signs, by "vote" or by "auto" with signs = true, suit [solver] name = "data_parallel" with '
                 '[solver.optimizer] name = "signum" and without clip_norm'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _runs_on_virtual_ranks(self) -> "Job":
+        """With [run] reproducible, what depends on the number of ranks is refused by name."""
+        run, workload = self.run, self.workload
+        if run.reproducible is None:
+            return self
+        reasons = {f'[solver] name = "{self.solver.name}"': self.solver.tied_to_ranks}
+        if self.exchange is not None:
+            reasons["[exchange]"] = refusal(self.exchange)
+        if workload.compile:
+            reasons["[workload] compile"] = "it translates a model for the shapes that it sees first"
+        for what, reason in reasons.items():
+            if reason:
+                raise ValueError(
+                    f'[run] reproducible = "any ranks" does not go with {what}: {reason}; it goes with [solver] name = '
+                    '"data_parallel" or "kaisa" and [exchange] name = "ring" (codec dense or bounded), "native" or '
+                    '"vote"'
+                )
+        if workload.batch < run.virtual_ranks:
+            raise ValueError(
+                f"[run] virtual_ranks = {run.virtual_ranks} share a [workload] batch of {workload.batch}: give each at "
+                f"least one sample, virtual_ranks = {workload.batch} or less"
             )
         return self
 

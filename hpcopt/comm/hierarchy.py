@@ -10,15 +10,13 @@ for ``n / g`` bytes.
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from hpcopt import kernels
 from hpcopt.comm import two_phase
 from hpcopt.comm.shards import grain, shards
 from hpcopt.comm.transport import Transport, wait_all
-from hpcopt.comm.vote import GRAIN, ballot_words, pack, unpack, unsigned
+from hpcopt.comm.vote import GRAIN, ballot_words, elect_together, pack, unpack, warm_together
 from hpcopt.compress import Codec
 
 
@@ -151,7 +149,7 @@ class Hierarchy:
             votes = words.new_empty(self.node.size, stretches[place].stop - stretches[place].start)
             votes[place] = words[stretches[place]]
             wait_all([self.node.receive(votes[r], r) for r in range(self.node.size) if r != place])
-            outcome = self._count_between_nodes(self.lane, votes, weights or [1] * self.node.size)
+            outcome = elect_together(self.lane, votes, weights or [1] * self.node.size)
         wait_all(sends)
         if outcome is not None:
             words[stretches[place]] = outcome
@@ -160,37 +158,4 @@ class Hierarchy:
 
     def warm(self) -> None:
         """Compile the loops of a vote, or load them from the cache."""
-        words = np.zeros((1, GRAIN), np.uint64)
-        kernels.ballots.count(words, np.ones(1, np.int64), words.copy())
-        kernels.ballots.add_counts(words, words.copy())
-        kernels.ballots.exceeds(words, 0, words[0].copy())
-
-    def _count_between_nodes(self, lane: Transport, votes: Tensor, weights: Sequence[int]) -> Tensor:
-        """Decide a lane's elections from this node's votes, shape (ranks of the node, words), and the other nodes'."""
-        electorate = torch.tensor([sum(weights)])
-        totals = torch.empty(lane.size, 1, dtype=torch.int64)
-        lane.all_gather(electorate, totals)
-        bits = [int(total).bit_length() for total in totals]
-        stretches = shards(votes.shape[1], lane.size, GRAIN)
-        mine = stretches[lane.rank]
-        landing = [votes.new_empty(b, mine.stop - mine.start) for b in bits]
-        receives = [lane.receive(landing[n], n) for n in range(lane.size) if n != lane.rank]
-
-        planes = votes.new_empty(bits[lane.rank], votes.shape[1])
-        kernels.ballots.count(unsigned(votes), np.array(weights, np.int64), unsigned(planes))
-        parts = [planes[:, s].contiguous() for s in stretches]
-        sends = [lane.send(parts[n], n) for n in range(lane.size) if n != lane.rank]
-        landing[lane.rank] = parts[lane.rank]
-        wait_all(receives)
-        total = votes.new_zeros(int(totals.sum()).bit_length(), mine.stop - mine.start)
-        for count in landing:
-            kernels.ballots.add_counts(unsigned(total), unsigned(count))
-        outcome = votes.new_empty(votes.shape[1])
-        kernels.ballots.exceeds(unsigned(total), int(totals.sum()) // 2, unsigned(outcome[mine]))
-        wait_all(sends)
-
-        receives = [lane.receive(outcome[stretches[n]], n) for n in range(lane.size) if n != lane.rank]
-        sends = [lane.send(outcome[mine], n) for n in range(lane.size) if n != lane.rank]
-        wait_all(receives)
-        wait_all(sends)
-        return outcome
+        warm_together()

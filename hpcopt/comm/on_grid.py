@@ -9,18 +9,23 @@ Cost for n bytes that shrink r times, and s times as sums, with kernels at e and
 (1 / r + 1 / s) / B + n / e + 2 n / u``.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hpcopt import kernels
 from hpcopt.comm.shards import longest, shards
 from hpcopt.comm.transport import Request, Transport, wait_all
 from hpcopt.compress.bounded import Grid
-from hpcopt.compress.codec import Bytes, float_array
+from hpcopt.compress.codec import Bytes, Floats, float_array
 from hpcopt.errors import PayloadError
 
 BLOCK = 64  # integers that share a width
+
+Integers = NDArray[np.int32]
 
 
 def all_reduce(transport: Transport, x: Tensor, grid: Grid) -> Tensor:
@@ -60,11 +65,58 @@ def all_reduce(transport: Transport, x: Tensor, grid: Grid) -> Tensor:
         with traffic.decoding():
             kernels.grid.add(_whole(landing[source][:received_bytes], own), total)
 
+    _spread(transport, total, values, stretches, grid, sends)
+    return x
+
+
+def sum_integers(transport: Transport, integers: Integers, x: Tensor, grid: Grid) -> Tensor:
+    """Replace x, shape (n,), float32, contiguous, by the sum over all ranks of integers on the grid, int32, as
+    ``kernels.grid.quantise`` gives them. Collective: over the transport's ranks, with one n and grid; every partial sum
+    fits into the grid's ``sum_bits``.
+
+    Returns:
+        x itself, of one rank's integers, too.
+
+    Raises:
+        PayloadError: another rank sent something else.
+    """
+    size, rank, traffic = transport.size, transport.rank, transport.traffic
+    values, stretches = float_array(x), shards(x.numel(), size, BLOCK)
+    own = stretches[rank].stop - stretches[rank].start
+    sources = [(rank - distance) % size for distance in range(1, size)]
+    landing = {source: room_for(own, grid.sum_bits) for source in sources}
+    receives = {source: transport.receive(landing[source], source, exact=False) for source in sources}
+    sends: list[Request] = []
+    for owner in ((rank + distance) % size for distance in range(1, size)):
+        with traffic.encoding():
+            payload = _packed(integers[_blocks(stretches[owner])], stretches[owner], grid)
+        sends.append(transport.send(payload, owner))
+    total = integers[_blocks(stretches[rank])]
+    for source in sources:
+        with traffic.waiting():
+            received_bytes = receives[source].wait()
+        with traffic.decoding():
+            kernels.grid.add(_whole(landing[source][:received_bytes], own), total)
+    _spread(transport, total, values, stretches, grid, sends)
+    return x
+
+
+def _spread(
+    transport: Transport,
+    total: Integers,
+    values: Floats,
+    stretches: Sequence[slice],
+    grid: Grid,
+    sends: list[Request],
+) -> None:
+    """Fill values on all ranks from the sums that each owner has; wait for its sends, too."""
+    size, rank, traffic = transport.size, transport.rank, transport.traffic
+    others = [(rank + distance) % size for distance in range(1, size)]
+    sources = [(rank - distance) % size for distance in range(1, size)]
     landing = {source: room_for(longest(stretches), grid.sum_bits) for source in sources}
     receives = {source: transport.receive(landing[source], source, exact=False) for source in sources}
     with traffic.encoding():
-        room = room_for(own, grid.sum_bits)
-        payload = room[: kernels.grid.pack(total, own, room.numpy())]
+        payload = _packed(total, stretches[rank], grid)
     sends += [transport.send(payload, other) for other in others]
     with traffic.decoding():
         kernels.grid.decode(payload.numpy(), grid.step, values[stretches[rank]])
@@ -76,7 +128,18 @@ def all_reduce(transport: Transport, x: Tensor, grid: Grid) -> Tensor:
             kernels.grid.decode(_whole(landing[source][:received_bytes], part.size), grid.step, part)
     with traffic.waiting():
         wait_all(sends)
-    return x
+
+
+def _packed(integers: Integers, stretch: slice, grid: Grid) -> Tensor:
+    """The payload of a stretch's integers, which are filled up with zeros to whole blocks."""
+    n = stretch.stop - stretch.start
+    room = room_for(n, grid.sum_bits)
+    return room[: kernels.grid.pack(integers, n, room.numpy())]
+
+
+def _blocks(stretch: slice) -> slice:
+    """Where a stretch's integers are, with the zeros behind them."""
+    return slice(stretch.start, stretch.start + -(-(stretch.stop - stretch.start) // BLOCK) * BLOCK)
 
 
 def planned_bytes(n: int, size: int, rank: int, grid: Grid) -> int:

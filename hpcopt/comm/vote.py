@@ -111,6 +111,61 @@ def elect(
         wait_all(sends)
 
 
+def elect_together(transport: Transport, votes: Tensor, weights: Sequence[int]) -> Tensor:
+    """Decide elections in which a rank has several votes: their counts travel, and the outcome is that of the flat
+    vote, bit for bit. Collective: over the transport's ranks.
+
+    Args:
+        votes: of this rank, shape (voters, words), int64; ranks may have unlike numbers of them.
+        weights: of these votes, integers of at least 0.
+
+    Returns:
+        The outcome, shape (words,).
+    """
+    size, rank = transport.size, transport.rank
+    totals = torch.empty(size, 1, dtype=torch.int64)
+    transport.all_gather(torch.tensor([sum(weights)]), totals)
+    bits = [int(total).bit_length() for total in totals]
+    stretches, others = shards(votes.shape[1], size, GRAIN), [other for other in range(size) if other != rank]
+    mine = stretches[rank]
+    landing = [votes.new_empty(b, mine.stop - mine.start) for b in bits]
+    receives = [transport.receive(landing[other], other) for other in others]
+
+    planes = votes.new_empty(bits[rank], votes.shape[1])
+    kernels.ballots.count(unsigned(votes), np.array(weights, np.int64), unsigned(planes))
+    parts = [planes[:, stretch].contiguous() for stretch in stretches]
+    sends = [transport.send(parts[other], other) for other in others]
+    landing[rank] = parts[rank]
+    wait_all(receives)
+    total = votes.new_zeros(int(totals.sum()).bit_length(), mine.stop - mine.start)
+    for part in landing:
+        kernels.ballots.add_counts(unsigned(total), unsigned(part))
+    outcome = votes.new_empty(votes.shape[1])
+    kernels.ballots.exceeds(unsigned(total), int(totals.sum()) // 2, unsigned(outcome[mine]))
+    wait_all(sends)
+
+    receives = [transport.receive(outcome[stretches[other]], other) for other in others]
+    sends = [transport.send(outcome[mine], other) for other in others]
+    wait_all(receives)
+    wait_all(sends)
+    return outcome
+
+
+def planned_bytes_together(words: int, weights: Sequence[int], rank: int) -> int:
+    """The most bytes that a rank sends in ``elect_together`` of so many words, with all ranks' sums of weights."""
+    stretch = shards(words, len(weights), GRAIN)[rank]
+    own: int = stretch.stop - stretch.start
+    return 8 * (weights[rank].bit_length() * (words - own) + (len(weights) - 1) * (own + 1))
+
+
+def warm_together() -> None:
+    """Compile the loops of ``elect_together``, or load them from the cache."""
+    words = np.zeros((1, GRAIN), np.uint64)
+    kernels.ballots.count(words, np.ones(1, np.int64), words.copy())
+    kernels.ballots.add_counts(words, words.copy())
+    kernels.ballots.exceeds(words, 0, words[0].copy())
+
+
 def ballots_of(x: Tensor) -> Callable[[slice, Tensor], None]:
     """What packs stretches of the ballot on x, shape (n,), float32, as ``elect`` asks for them."""
 

@@ -158,8 +158,11 @@ class World:
             failure.exit_code = int(exit_code)
         raise failure.everywhere()
 
-    def require_same(self, tensors: Sequence[Tensor], what: str) -> None:
+    def require_same(self, tensors: Sequence[Tensor], what: str) -> str:
         """Check that tensors are bit-equal on all ranks. Collective.
+
+        Returns:
+            Their digest, 16 hexadecimal digits.
 
         Raises:
             PeerError: on all ranks; the message names the ranks that differ from rank 0.
@@ -171,6 +174,7 @@ class World:
         different = [rank for rank, theirs in enumerate(digests) if theirs != digests[0]]
         if different:
             raise PeerError(f"{what} are not the same on all ranks: ranks {different} differ from rank 0").everywhere()
+        return digests[0]
 
     def start_alike(self, parameters: Sequence[Tensor], broadcast: bool) -> None:
         """Let training start from the same parameters on all ranks: compare them, or take rank 0's. Collective.

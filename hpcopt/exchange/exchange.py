@@ -27,6 +27,7 @@ from torch.utils.hooks import RemovableHandle
 
 from hpcopt.comm.agreement import require_same_call
 from hpcopt.comm.traffic import dense_all_reduce_bytes
+from hpcopt.comm.virtual import VirtualRanks
 from hpcopt.comm.warm_up import compile_once
 from hpcopt.comm.world import World
 from hpcopt.config import Config
@@ -38,6 +39,8 @@ from hpcopt.exchange.follow import Named, Parameters
 from hpcopt.exchange.lane import lane_for
 from hpcopt.exchange.reducer import Reducer, Tree
 from hpcopt.exchange.trace import Trace
+from hpcopt.exchange.virtual import VirtualReducer
+from hpcopt.exchange.virtual import build as virtual_reducer
 from hpcopt.held import require_attributes
 from hpcopt.hooks import after_accumulation
 from hpcopt.phases import PhaseClock
@@ -61,6 +64,7 @@ class Exchange:
         broadcast: bool = True,
         seed: int = 0,
         clock: PhaseClock | None = None,
+        virtual: VirtualRanks | None = None,
     ) -> None:
         """Make the buckets and watch the parameters' gradients. Collective.
 
@@ -70,14 +74,17 @@ class Exchange:
             broadcast: start from rank 0's parameters, and buffers; if not, it is an error that ranks' differ.
             seed: of all that codecs draw at random, the same on all ranks.
             clock: counts the exchange's phases.
+            virtual: sum the gradients of virtual ranks, those of the ones on this rank in their order, with
+                ``next_virtual_rank`` between two: to the same bits on any number of ranks.
 
         Raises:
-            UnsupportedError: two parameters have one name.
+            UnsupportedError: two parameters have one name; this exchange cannot sum virtual ranks.
             PeerError: the ranks' parameters differ in name, shape, dtype or value, or their exchanges in settings.
         """
         self._world, self._mean, self._clock = world, mean and config.gives == "sums", clock or PhaseClock()
         self._operation, self._adversary, self._seed = config.name, config.adversary, seed
-        self._reducer = config.build(seed)
+        self._virtual, self._turn = virtual, 0
+        self._reducer = config.build(seed) if virtual is None else virtual_reducer(config, virtual)
         require_attributes(self._reducer, Reducer)
         self._trace = Trace(config.trace, world.rank)
         self._parameters = Parameters(model)
@@ -138,8 +145,26 @@ class Exchange:
             self._complete()
         self._rearm(backwards)
 
+    def next_virtual_rank(self) -> None:
+        """Take over the gradients of one of this rank's virtual ranks, but for the last, and have none again.
+
+        Raises:
+            UnsupportedError: there is none left; parameters or gradients were changed as they may not be.
+        """
+        reducer, virtual = self._reducer, self._virtual
+        if virtual is None or not isinstance(reducer, VirtualReducer) or self._turn + 1 >= len(virtual.held):
+            raise UnsupportedError("next_virtual_rank(): this rank holds no further virtual rank in this step")
+        if (refusal := self._look_around()) is not None:
+            raise refusal
+        for bucket in self.buckets:
+            reducer.take(bucket, virtual.held[self._turn])
+            for p in bucket.views:
+                p.grad = None
+        self._turn += 1
+
     def start(self) -> None:
         """Exchange all gradients as they are now, beside what the program does until ``finish``. Collective."""
+        self._require_all_virtual_ranks()
         if (refusal := self._look_around()) is not None:
             raise refusal
         self._send(len(self.buckets))
@@ -155,6 +180,7 @@ class Exchange:
         with self._clock("exchange"), self._trace("finish", "training", step=self._step):
             if self._world.debug:
                 self._world.require_same(list(self._bucket_of), f"before the update of step {self._step} parameters")
+            self._require_all_virtual_ranks()
             refusal = self._look_around()
             self._complete()
             if refusal is not None:
@@ -238,6 +264,13 @@ class Exchange:
                 "from the same job file?"
             ).everywhere()
 
+    def _require_all_virtual_ranks(self) -> None:
+        if self._virtual is not None and self._turn + 1 < len(held := self._virtual.held):
+            raise UnsupportedError(
+                f"gradients of {self._turn + 1} virtual ranks are there, and this rank holds {len(held)}: call "
+                "next_virtual_rank() after each but the last"
+            )
+
     def _watch(self, p: nn.Parameter) -> None:
         """Learn when its gradient is complete, if anything is to go before ``finish``."""
         if self._thread is not None:
@@ -246,7 +279,7 @@ class Exchange:
     def _rearm(self, backwards: int) -> None:
         self._passes_left = dict.fromkeys(self._bucket_of, backwards)
         self._waiting_for = [len(bucket.views) for bucket in self.buckets]
-        self._next = 0
+        self._next = self._turn = 0
         self._under_way: list[Future[None]] = []
 
     def _ready(self, p: nn.Parameter) -> None:
@@ -347,7 +380,7 @@ class Exchange:
             self._sum(self._transport, bucket, self._step)
             self._seconds[bucket.index] = time.perf_counter() - start_s
         if self._mean:
-            bucket.values.div_(self._world.size)
+            bucket.values.div_(self._world.size if self._virtual is None else self._virtual.count)
 
     def _finish_step(self) -> None:
         with self._world.watch(f"{self._operation}, end of step {self._step}", self._world.ranks):

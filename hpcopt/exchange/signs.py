@@ -160,14 +160,17 @@ class VoteReducer(Reducer):
 
     def _voted_on(self, transport: Transport, bucket: Bucket, gradients: Tensor) -> Tensor:
         """The values whose signs this rank votes: its momentum, if it keeps one, or the gradients themselves."""
-        if bucket.values.dtype != torch.float32:
-            raise UnsupportedError(
-                f'votes need float32 parameters, not {bucket.values.dtype}: use [exchange] name = "ring"'
-            ).everywhere()
+        self._require_float32(bucket)
         if not self._beta:
             return gradients
         with transport.traffic.encoding():
             return self._momentum_after(bucket, gradients)
+
+    def _require_float32(self, bucket: Bucket) -> None:
+        if bucket.values.dtype != torch.float32:
+            raise UnsupportedError(
+                f'votes need float32 parameters, not {bucket.values.dtype}: use [exchange] name = "ring"'
+            ).everywhere()
 
     def finish_step(self, transport: Transport, buckets: Sequence[Bucket], step: int) -> None:
         """What the ranks have counted of all buckets becomes the verdict on the voters."""

@@ -49,7 +49,10 @@ class BoundedReducer(Reducer):
         """With an absolute bound, of which nobody knows how many steps it is, those of whole float32."""
         if bucket.values.dtype != torch.float32:
             return dense.planned_bytes(bucket.nbytes, size, rank)
-        relative = self._codec.of == "largest"
-        grid = self._codec.grid(1.0, size) if relative else Grid(1.0, FLOAT32_BITS, FLOAT32_BITS)
         agreement = doubling.planned_bytes(BOUND_BYTES, size, rank)
-        return agreement + on_grid.planned_bytes(bucket.values.numel(), size, rank, grid)
+        return agreement + on_grid.planned_bytes(bucket.values.numel(), size, rank, self._planned_grid(size))
+
+    def _planned_grid(self, summands: int) -> Grid:
+        if self._codec.of == "largest":
+            return self._codec.grid(1.0, summands)
+        return Grid(1.0, FLOAT32_BITS, FLOAT32_BITS)

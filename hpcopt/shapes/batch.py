@@ -1,6 +1,6 @@
 """This rank's part of one global batch: what a solver may ask of it, and its tensor form."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
@@ -81,3 +81,31 @@ class TensorBatch:
     def moved(self, move: Move, device: torch.device) -> "TensorBatch":
         """As ``to``, by something that moves a tensor there."""
         return replace(self, tensors={name: move(t) for name, t in self.tensors.items()})
+
+
+@dataclass(frozen=True)
+class VirtualBatch:
+    """The parts of one global batch that this rank's virtual ranks have (``hpcopt.comm.virtual``); no ``Batch``, for it
+    is not to be cut otherwise.
+
+    Attributes:
+        parts: a ``Batch`` of each, in their order.
+        seeds: what each draws by while it computes.
+    """
+
+    parts: Sequence[Any]
+    seeds: Sequence[int]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    @property
+    def weight(self) -> float:
+        """Of all parts together."""
+        return sum(part.weight for part in self.parts)
+
+    @property
+    def global_size(self) -> int:
+        """Samples in the batch over all ranks, where batches know."""
+        size: int = self.parts[0].global_size
+        return size

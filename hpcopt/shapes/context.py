@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from hpcopt.comm.virtual import VirtualRanks
 from hpcopt.comm.world import World, alone
 from hpcopt.errors import JobError
 from hpcopt.exchange import ExchangeConfig
@@ -22,6 +23,7 @@ class Context:
         steps: of the whole run; None while nobody knows.
         clock: counts the phases of a step.
         run_seed: ``[run] seed``.
+        virtual: the virtual ranks that a job runs on, for the same bits on any number of ranks; None: on the ranks.
     """
 
     world: World = field(default_factory=alone)
@@ -30,6 +32,7 @@ class Context:
     steps: int | None = None
     clock: PhaseClock = field(default_factory=PhaseClock)
     run_seed: int = 0
+    virtual: VirtualRanks | None = None
 
     @property
     def required_exchange(self) -> ExchangeConfig:

@@ -163,6 +163,13 @@ class SolverConfig(Choice, ABC):
         """What of the loss it takes: "gradient"; "product", which takes a second derivative; "variance"."""
         return frozenset({"gradient"})
 
+    @property
+    def tied_to_ranks(self) -> str:
+        """What makes its bits depend on the number of ranks, so that it cannot run on virtual ranks; empty, if nothing
+        does.
+        """
+        return "its steps depend on the number of ranks"
+
     @abstractmethod
     def build(self, task: Task, context: Context) -> Solver:
         """Make the solver, from rank 0's parameters. Collective.

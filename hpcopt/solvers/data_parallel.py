@@ -48,6 +48,14 @@ class DataParallelConfig(SolverConfig, Synchronous):
     def asks(self) -> frozenset[str]:
         return self.optimizer.asks
 
+    @property
+    def tied_to_ranks(self) -> str:
+        if self.shard_optimizer:
+            return "shard_optimizer cuts the parameters by ranks"
+        if self.asks - {"gradient"}:
+            return f'optimizer "{self.optimizer.name}" asks for more than gradients, which virtual ranks do not give'
+        return ""
+
     def build(self, task: Task, context: Context) -> "DataParallel":
         """Make the solver. Collective."""
         return DataParallel(self, task, context)

@@ -26,6 +26,7 @@ from hpcopt.shapes.batch import Batch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.late import Late, total
 from hpcopt.shapes.solver import Task
+from hpcopt.solvers.over_virtual import OverVirtualRanks
 from hpcopt.store.saved_parts import SavedParts
 
 Piece = Callable[[], Any]  # gives a micro-batch when it is needed
@@ -36,6 +37,7 @@ class GlobalLoss:
 
     Attributes:
         exchange: of the gradients.
+        virtual: how gradients of virtual ranks are come by, where the context has them.
         loss: of a model and a micro-batch: the mean over its samples.
         parameters: those that are trained; the order of points and vectors.
     """
@@ -59,7 +61,11 @@ class GlobalLoss:
             broadcast=True,
             seed=context.seed("exchange"),
             clock=context.clock,
+            virtual=context.virtual,
         )
+        self.virtual: OverVirtualRanks | None = None
+        if context.virtual is not None:
+            self.virtual = OverVirtualRanks(task.model, self.exchange, world, context.virtual)
         self._second: Exchange | None = None
 
     def expect_second(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -73,6 +79,8 @@ class GlobalLoss:
         self._second = Exchange(context.world, named, context.required_exchange, seed=seed, clock=context.clock)
 
     def gradient(self, samples: Any, *, less_at: Sequence[Tensor] | None = None) -> float | Late:
+        if self.virtual is not None:
+            return self.virtual.gradient(samples, self._accumulate, self._backward)
         pieces, losses = self._pieces(samples), list[Tensor]()
         self.exchange.zero(backwards=len(pieces) * (1 if less_at is None else 2))
         for piece in pieces:

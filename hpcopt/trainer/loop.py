@@ -2,15 +2,20 @@
 
 import itertools
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hpcopt.comm import fixed_tree
+from hpcopt.comm.virtual import VirtualRanks
 from hpcopt.comm.world import World
 from hpcopt.elastic.copies import Copies
 from hpcopt.errors import DataError
 from hpcopt.models.rewrite import stepped
+from hpcopt.randomness import drawing_by
 from hpcopt.shapes.batch import require_batch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Solver
@@ -22,6 +27,10 @@ from hpcopt.trainer.recorder import Recorder
 from hpcopt.trainer.resume import Position
 from hpcopt.trainer.run import RunConfig
 from hpcopt.trainer.signals import StopSignals
+from hpcopt.trainer.virtual import virtual_batches
+
+DIGEST = "parameters.digest"  # the scalar by which runs on different numbers of ranks can be compared
+DIGEST_EVERY = 50  # steps
 
 __all__ = ["Outcome", "Trainer", "evaluate"]
 
@@ -45,7 +54,7 @@ class Trainer:
         saved_step: int | None = None,
     ) -> None:
         """Get ready; for ``copies`` and ``saved_step`` see ``Housekeeping``."""
-        self._world, self._clock = context.world, context.clock
+        self._world, self._clock, self._virtual = context.world, context.clock, context.virtual
         self._workload, self._solver, self._position, self._debug = workload, solver, position, run.debug
         self._house = Housekeeping(
             run=run,
@@ -88,18 +97,27 @@ class Trainer:
 
     def _steps(self) -> Outcome:
         house, solver, position = self._house, self._solver, self._position
-        batches = self._workload.train_batches(solver.data_rank, solver.data_size, position.step)
+        batches: Iterator[Any]
+        if self._virtual is not None:
+            batches = virtual_batches(self._workload, self._virtual, position.step)
+        else:
+            batches = self._workload.train_batches(solver.data_rank, solver.data_size, position.step)
         told_the_step = stepped(self._workload.model)
         if (outcome := house.standing()) is None:
             house.copy()
         while outcome is None:
             with self._clock("data"):
                 batch = None
-                if not solver.draws:
+                if self._virtual is not None:
+                    batch = next(batches)
+                elif not solver.draws:
                     batch = require_batch(next(batches, None), f"train_batches, for step {position.step + 1},")
             for layer in told_the_step:
                 layer.step = position.step
-            house.count(solver.step(batch))
+            stats = solver.step(batch)
+            if self._virtual is not None and (position.step + 1) % DIGEST_EVERY == 0:
+                stats = replace(stats, scalars={**stats.scalars, DIGEST: self._digest()})
+            house.count(stats)
             evaluated = house.last or position.step % self._evaluate_every == 0
             if evaluated:
                 self._evaluate()
@@ -110,31 +128,51 @@ class Trainer:
         self._house.catch_up()
         self._solver.gather()
         with self._clock("evaluate"):
-            scores = evaluate(self._world, self._workload, self._solver.model)
+            scores = evaluate(self._world, self._workload, self._solver.model, self._virtual)
         self._house.evaluated(scores)
         if self._debug:
-            self._world.require_same(list(self._solver.model.state_dict().values()), "the parameters")
+            self._digest()
+
+    def _digest(self) -> float:
+        """Of parameters and buffers, as a number of 52 bits that float64 has exactly. Collective.
+
+        Raises:
+            PeerError: on all ranks: they are not the same; the message names the ranks.
+        """
+        digest = self._world.require_same(list(self._solver.model.state_dict().values()), "the parameters")
+        return float(int(digest[:13], 16))
 
 
-def evaluate(world: World, workload: Workload, model: torch.nn.Module) -> dict[str, float]:
-    """Scores over all test samples. Collective.
+def evaluate(
+    world: World, workload: Workload, model: torch.nn.Module, virtual: VirtualRanks | None = None
+) -> dict[str, float]:
+    """Scores over all test samples; those of virtual ranks are added in a fixed tree. Collective.
 
     Raises:
         HpcoptError: on all ranks: one of them cannot read or score its part.
     """
+    ranks = virtual or VirtualRanks(world.size, world.rank, world.size)
     training = model.training
     model.eval()
     with world.together(), torch.no_grad():
-        sums = _summed(workload, model, workload.test_batches(world.rank, world.size))
-        if not sums:  # more ranks than samples: what others add up, without a sample
+        parts = []
+        for part in ranks.held:
+            with nullcontext() if virtual is None else drawing_by(ranks.seed_of(part, 0, "test")):
+                parts.append(_summed(workload, model, workload.test_batches(part, ranks.count)))
+        some = next(filter(None, parts), None)
+        if some is None:  # more ranks than samples: what others add up, without a sample
             some = _summed(workload, model, itertools.islice(workload.test_batches(0, 1), 1))
-            if not some:
-                raise DataError("the workload has no test samples, or no scores")
-            sums = {name: torch.zeros_like(value) for name, value in some.items()}
+        if not some:
+            raise DataError("the workload has no test samples, or no scores")
+        zeros = {name: torch.zeros_like(value) for name, value in some.items()}
+        flat = [torch.cat([value.reshape(-1) for value in (sums or zeros).values()]) for sums in parts]
     model.train(training)
-    total = world.all_reduce(torch.cat([value.reshape(-1) for value in sums.values()]))
-    parts = torch.split(total, [value.numel() for value in sums.values()])
-    reduced = {name: part.view_as(sums[name]) for name, part in zip(sums, parts, strict=True)}
+    if virtual is None:
+        total = world.all_reduce(flat[0])
+    else:
+        total = fixed_tree.total(world, virtual, flat, "scores of virtual ranks")
+    split = torch.split(total, [value.numel() for value in zeros.values()])
+    reduced = {name: part.view_as(zeros[name]) for name, part in zip(zeros, split, strict=True)}
     with world.together():
         return workload.finish(reduced)
 

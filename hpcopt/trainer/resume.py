@@ -51,7 +51,8 @@ class Position:
         Raises:
             JobError: on all ranks.
         """
-        compared = (("run", {"seed"}), ("workload", job.get("workload", {}).keys() - may_change))
+        run = {"seed", *(("virtual_ranks",) if job.get("run", {}).get("reproducible") else ())}
+        compared = (("run", run), ("workload", job.get("workload", {}).keys() - may_change))
         for section, keys in compared:
             for key in sorted(keys):
                 before, now = self.job.get(section, {}).get(key), job.get(section, {}).get(key)

@@ -13,9 +13,11 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from hpcopt.comm.device import DeviceChoice
 from hpcopt.comm.gpu_aware import GpuAware
-from hpcopt.comm.world import Backend
+from hpcopt.comm.virtual import VirtualRanks
+from hpcopt.comm.world import Backend, World
 from hpcopt.config import Config
 from hpcopt.errors import JobError
+from hpcopt.seeds import EVERY_RANK, derive
 from hpcopt.shapes.workload import Better
 from hpcopt.store.files import NotPlainError, open_to_append, replace_text, require_plain, unused
 from hpcopt.store.journal import journal_of
@@ -103,7 +105,19 @@ class RunConfig(Config):
     requeue_signal: Literal["USR1", "USR2"] = Field(
         "USR1", description="signal, beside TERM, on which all ranks checkpoint and leave with exit code 85"
     )
-    threads: int | None = Field(None, ge=1, description="torch threads of a rank; by default its share of the cores")
+    reproducible: Literal["any ranks"] | None = Field(
+        None,
+        description="any ranks: the same bits, of losses, parameters and scores, on any number of ranks and across "
+        "changes of it, on one kind of machine",
+    )
+    virtual_ranks: int = Field(
+        16,
+        ge=1,
+        description="with reproducible: parts of a batch that are dealt out to the ranks, at most so many",
+    )
+    threads: int | None = Field(
+        None, ge=1, description="torch threads of a rank; by default its share of the cores, 1 with reproducible"
+    )
     log_every_s: float = Field(10.0, gt=0, description="seconds between progress lines in the log")
     stall_s: float = Field(
         60.0, gt=0, description="seconds that a collective may wait before the ranks missing from it are named"
@@ -145,6 +159,28 @@ class RunConfig(Config):
         if self.steps is None and self.epochs is None:
             raise ValueError("give steps or epochs")
         return self
+
+    @model_validator(mode="after")
+    def _reproduces_what_it_can(self) -> "RunConfig":
+        if self.reproducible is None:
+            return self
+        if self.backend != "mpi":
+            raise ValueError(f'reproducible = "any ranks" takes backend = "mpi", not "{self.backend}"')
+        if self.device not in ("auto", "cpu"):
+            raise ValueError(
+                'reproducible = "any ranks" computes on CPUs: leave device out; kernels of a GPU may add in any order'
+            )
+        return self
+
+    def virtual(self, world: World) -> VirtualRanks | None:
+        """The virtual ranks of this rank; None, if a job is made of ranks alone.
+
+        Raises:
+            JobError: on all ranks: there are more ranks than virtual ones.
+        """
+        if self.reproducible is None:
+            return None
+        return VirtualRanks(self.virtual_ranks, world.rank, world.size, derive(self.seed, 0, EVERY_RANK, "virtual"))
 
     def total_steps(self, steps_per_epoch: int | None) -> int:
         """Optimizer steps of the whole run.

@@ -52,8 +52,9 @@ class Services:
             name: of the run, for people.
         """
         self.run, self.world, self.directory, self._name = run, world, directory, name
-        torch.set_num_threads(run.threads or usable_threads(world.local_size))
-        self.device = use_device(world, run.device, run.gpu_aware_mpi)
+        alike = run.reproducible is not None  # sums inside products depend on the number of threads
+        torch.set_num_threads(run.threads or (1 if alike else usable_threads(world.local_size)))
+        self.device = use_device(world, "cpu" if alike else run.device, run.gpu_aware_mpi)
         self._devices = world.gather_text(device_name(self.device))
         self.checkpoints = Checkpoints(directory.checkpoints, run.keep_checkpoints)
         self.progress = Progress(directory.log, speaks=world.rank == 0, every_s=run.log_every_s)

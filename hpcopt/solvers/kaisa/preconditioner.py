@@ -8,7 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hpcopt.comm.fixed_tree import Branches
+from hpcopt.comm.fixed_tree import reduce_to_owners as reduce_branches
 from hpcopt.comm.ragged import exchange, reduce_to_owners
+from hpcopt.comm.virtual import VirtualRanks
 from hpcopt.comm.world import World
 from hpcopt.errors import CheckpointError, JobError
 from hpcopt.solvers.kaisa import checkpoint
@@ -55,6 +58,7 @@ class Kaisa:
         total_steps: int | None = None,
         broadcast: bool = True,
         seed: int = 0,
+        virtual: VirtualRanks | None = None,
         **settings: Any,
     ) -> None:
         """Watch a model. Collective.
@@ -67,6 +71,8 @@ class Kaisa:
             total_steps: of the run; by its end the settings named ``_final`` are reached.
             broadcast: start from rank 0's parameters; if not, it is an error that ranks' differ.
             seed: of all that is drawn at random: sampled targets, first subspaces.
+            virtual: ranks whose statistics are told apart, by ``note_virtual_rank``, and summed to the same bits on any
+                number of ranks.
             settings: of KaisaSettings.
 
         Raises:
@@ -90,6 +96,7 @@ class Kaisa:
         self.damping, self.factor_every, self.inverse_every = s.damping, s.factor_every, s.inverse_every
         self.ratio = math.nan
         self._trial: Trial | None = None
+        self._virtual, self._branches = virtual, Branches()
         self._make_parts(seed)
         world.start_alike(list(model.parameters()), broadcast)
 
@@ -103,7 +110,8 @@ class Kaisa:
         self._carried = Moments(self._method, found, plan, self._inverses)
         self._gradients = Gradients(self._method, found, plan, self._inverses, self._carried, world, s)
         self.cosines = self._gradients.cosines
-        draws = Draws(seed, world.rank, lambda: self.steps) if s.fisher == "sampled" else None
+        first = world.rank if self._virtual is None else self._virtual.held[0]
+        draws = self._draws = Draws(seed, first, lambda: self.steps) if s.fisher == "sampled" else None
         self._recorder = Recorder(self._model, self.layers, plan.sums, draws, lambda: self.factors_due)
         if self._arrangement.device.type != "cpu":
             self._recorder.products = partial(rounding, s.tf32)
@@ -168,6 +176,22 @@ class Kaisa:
         """
         self._recorder.sample(outputs, distribution, terms or len(outputs), generator)
 
+    def note_virtual_rank(self, virtual_rank: int, terms: float) -> None:
+        """After the backward passes of a virtual rank of this rank's, in their order: what was recorded since the one
+        before is its own.
+
+        Args:
+            terms: as for ``step``.
+        """
+        assert self._virtual is not None
+        held = self._virtual.held
+        if self.factors_due and self.plan.sums.numel:
+            if virtual_rank == held[0]:  # of a step that was given up nothing stays
+                self._branches = Branches()
+            self._branches.add(range(virtual_rank, virtual_rank + 1), self._recorder.take(terms))
+        if self._draws is not None:
+            self._draws.rank = held[(virtual_rank + 1 - held[0]) % len(held)]
+
     def paused(self) -> AbstractContextManager[None]:
         """Within it, nothing that the model does counts."""
         return self._recorder.paused()
@@ -223,10 +247,8 @@ class Kaisa:
         if not self.plan.sums.numel:
             return
         scale = (terms or self._recorder.terms) / grad_scale**2 / (self._world.size if self._averaged else 1)
-        flat = self._recorder.take(scale)
-        wire = DTYPES[self.settings.wire_dtype] if self.settings.wire_dtype != "float32" else None
         with self._world.watch(f"sums of factors, step {self.steps}", self._world.ranks):
-            own = reduce_to_owners(self._world.transport, flat, self.plan.sums.lengths, wire)
+            own = self._summed_factors(scale)
         self._averages.add_sums(own, self.settings.factor_decay)
         if self._moments is not None:
             self._moments.average(self._world, scale, self.settings.factor_decay)
@@ -236,6 +258,15 @@ class Kaisa:
         if isinstance(method, KlShampoo):
             return method.factors(layer, self._inverses.of(i), w, self._inverses.made)
         return layer.factors_of(w, w)
+
+    def _summed_factors(self, scale: float) -> Tensor:
+        """Of all ranks, this rank's segment. Collective."""
+        transport, lengths = self._world.transport, self.plan.sums.lengths
+        if self._virtual is not None:
+            branches, self._branches = self._branches, Branches()
+            return reduce_branches(transport, self._virtual, branches, lengths)
+        wire = DTYPES[self.settings.wire_dtype] if self.settings.wire_dtype != "float32" else None
+        return reduce_to_owners(transport, self._recorder.take(scale), lengths, wire)
 
     def _refresh_inverses(self) -> None:
         due = self.inverses_due

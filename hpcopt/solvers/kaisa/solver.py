@@ -68,6 +68,18 @@ class KaisaConfig(SolverConfig, Synchronous, KaisaSettings):
         """
         return KaisaSolver(self, task, context)
 
+    @property
+    def tied_to_ranks(self) -> str:
+        if self.shard_optimizer:
+            return "shard_optimizer cuts the parameters by ranks"
+        if "ekfac" in self.method_names():
+            return 'method "ekfac" adds second moments up over ranks'
+        if self.damping_every:
+            return "damping_every measures the curvature rank by rank"
+        if self.wire_dtype != "float32":
+            return "wire_dtype rounds what each rank sends"
+        return ""
+
     def preconditioner(self) -> dict[str, Any]:
         """The preconditioner's own settings."""
         return {name: getattr(self, name) for name in KaisaSettings.model_fields}
@@ -101,10 +113,16 @@ class KaisaSolver(DataParallel):
             averaged=False,
             total_steps=context.total_steps,
             seed=context.seed("kaisa"),
+            virtual=context.virtual,
             **config.preconditioner(),
         )
+        if self._derivatives.virtual is not None:
+            self._derivatives.virtual.after_each = self._note_virtual_rank
 
-    def step(self, batch: TensorBatch) -> StepStats:
+    def _note_virtual_rank(self, virtual_rank: int) -> None:
+        self.kaisa.note_virtual_rank(virtual_rank, self._terms)
+
+    def step(self, batch: Any) -> StepStats:
         self._terms = batch.global_size * self._kaisa_config.terms_per_sample
         random = random_state() if self.kaisa.damping_due else None
         stats = super().step(batch)

@@ -19,20 +19,22 @@ class Draws:
 
     Attributes:
         seed: of them all.
+        rank: this one, or the virtual rank that computes.
         step: gives the step.
-        calls: in this step so far.
     """
 
     seed: int
     rank: int
     step: Callable[[], int]
-    calls: int = 0
+    _last: tuple[int, int, int] = (-1, 0, 0)  # step, rank and call of the last one
 
     def next(self) -> torch.Generator:
         """The generator of the next call in this step."""
-        name = f"sampled targets, call {self.calls}"
-        self.calls += 1
-        return torch.Generator().manual_seed(derive(self.seed, self.step(), self.rank, name))
+        step, rank, call = self.step(), self.rank, 0
+        if self._last[:2] == (step, rank):
+            call = self._last[2] + 1
+        self._last = step, rank, call
+        return torch.Generator().manual_seed(derive(self.seed, step, rank, f"sampled targets, call {call}"))
 
 
 def sampled_gradient(outputs: Tensor, distribution: Distribution, generator: torch.Generator) -> Tensor:
