@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hpcopt.solvers.kaisa.placement import Placement
-
+from hpcopt.solvers.kaisa.products import ALIGNED
 
 @dataclass(frozen=True)
 class Message:
@@ -52,21 +52,27 @@ class Buffer:
         numel: values in all.
     """
 
-    def __init__(self, groups: Iterable[Sequence[int]], sizes: Sequence[int]) -> None:
+    def __init__(self, groups: Iterable[Sequence[int]], sizes: Sequence[int], grain: int = 1) -> None:
+        """Each piece begins at a multiple of ``grain`` values."""
         self.pieces: dict[int, slice] = {}
         self.segments: list[slice] = []
         self.numel = 0
         for group in groups:
-            start = self.numel
+            start = self.numel = _up_to(self.numel, grain)
             for i in group:
-                self.pieces[i] = slice(self.numel, self.numel + sizes[i])
-                self.numel += sizes[i]
+                begin = _up_to(self.numel, grain)
+                self.pieces[i] = slice(begin, begin + sizes[i])
+                self.numel = begin + sizes[i]
             self.segments.append(slice(start, self.numel))
 
     @property
     def lengths(self) -> list[int]:
         """Values in each group."""
         return [s.stop - s.start for s in self.segments]
+
+
+def _up_to(n: int, grain: int) -> int:
+    return -(-n // grain) * grain
 
 
 class Plan:
@@ -92,9 +98,10 @@ class Plan:
         self.owned = placement.owned(rank)
         self.worked = placement.of_column(column)
         self.sums = Buffer([placement.owned(r) for r in range(grid.size)], [s.sums for s in sizes])
-        self.inverses = Buffer([placement.owned(r) for r in members], [s.inverse for s in sizes])
-        self.gradients = Buffer([placement.of_column(c) for c in range(grid.columns)], [s.gradient for s in sizes])
-        self.moments = Buffer([self.worked], [s.moments for s in sizes])
+        self.inverses = Buffer([placement.owned(r) for r in members], [s.inverse for s in sizes], ALIGNED)
+        columns = [placement.of_column(c) for c in range(grid.columns)]
+        self.gradients = Buffer(columns, [s.gradient for s in sizes], ALIGNED)
+        self.moments = Buffer([self.worked], [s.moments for s in sizes], ALIGNED)
         self.inverting = [s.inverting for s in sizes]
         self.refreshed = [i for i in self.owned if sizes[i].inverse]
         self.factors = sum(sizes[i].factors for i in self.owned)
