@@ -175,7 +175,7 @@ def test_one_virtual_rank_is_the_serial_run(job_of):
 
 
 def test_running_means_are_those_over_virtual_ranks(job_of, network):
-    run = Run(job_of("solver.optimizer.lr=0.0"))
+    run = Run(job_of())
     run.go(3, 1)
     state = run._saved[0]["model"]
     job = job_of()

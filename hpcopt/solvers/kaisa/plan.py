@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hpcopt.solvers.kaisa.placement import Placement
-from hpcopt.solvers.kaisa.products import ALIGNED
+from hpcopt.solvers.kaisa.products import aligned
+
 
 @dataclass(frozen=True)
 class Message:
@@ -52,15 +53,15 @@ class Buffer:
         numel: values in all.
     """
 
-    def __init__(self, groups: Iterable[Sequence[int]], sizes: Sequence[int], grain: int = 1) -> None:
-        """Each piece begins at a multiple of ``grain`` values."""
+    def __init__(self, groups: Iterable[Sequence[int]], sizes: Sequence[int], *, align: bool = False) -> None:
+        """``align``: each piece begins where ``aligned`` says."""
         self.pieces: dict[int, slice] = {}
         self.segments: list[slice] = []
         self.numel = 0
         for group in groups:
-            start = self.numel = _up_to(self.numel, grain)
+            start = self.numel = aligned(self.numel) if align else self.numel
             for i in group:
-                begin = _up_to(self.numel, grain)
+                begin = aligned(self.numel) if align else self.numel
                 self.pieces[i] = slice(begin, begin + sizes[i])
                 self.numel = begin + sizes[i]
             self.segments.append(slice(start, self.numel))
@@ -69,10 +70,6 @@ class Buffer:
     def lengths(self) -> list[int]:
         """Values in each group."""
         return [s.stop - s.start for s in self.segments]
-
-
-def _up_to(n: int, grain: int) -> int:
-    return -(-n // grain) * grain
 
 
 class Plan:
@@ -98,10 +95,10 @@ class Plan:
         self.owned = placement.owned(rank)
         self.worked = placement.of_column(column)
         self.sums = Buffer([placement.owned(r) for r in range(grid.size)], [s.sums for s in sizes])
-        self.inverses = Buffer([placement.owned(r) for r in members], [s.inverse for s in sizes], ALIGNED)
+        self.inverses = Buffer([placement.owned(r) for r in members], [s.inverse for s in sizes], align=True)
         columns = [placement.of_column(c) for c in range(grid.columns)]
-        self.gradients = Buffer(columns, [s.gradient for s in sizes], ALIGNED)
-        self.moments = Buffer([self.worked], [s.moments for s in sizes], ALIGNED)
+        self.gradients = Buffer(columns, [s.gradient for s in sizes], align=True)
+        self.moments = Buffer([self.worked], [s.moments for s in sizes], align=True)
         self.inverting = [s.inverting for s in sizes]
         self.refreshed = [i for i in self.owned if sizes[i].inverse]
         self.factors = sum(sizes[i].factors for i in self.owned)
