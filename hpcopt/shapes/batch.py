@@ -102,7 +102,7 @@ class VirtualBatch:
     @property
     def weight(self) -> float:
         """Of all parts together."""
-        return sum(part.weight for part in self.parts)
+        return float(sum(part.weight for part in self.parts))
 
     @property
     def global_size(self) -> int:
