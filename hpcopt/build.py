@@ -20,7 +20,8 @@ from hpcopt.shapes.solver import Solver, Task
 from hpcopt.shapes.workload import Workload
 from hpcopt.twice import DifferentiableTwice
 from hpcopt.workloads.on_device import on_device
-from hpcopt.workloads.own.user_code import require_network, theirs
+from hpcopt.workloads.own.theirs import theirs
+from hpcopt.workloads.own.user_code import require_network
 
 CPU = torch.device("cpu")
 

@@ -261,7 +261,7 @@ class ActorCritic(Solver):
         }
 
     def state_dict(self) -> Tree:
-        assert self._learner is not None
+        """A collector knows nothing of the learner's part."""
         return {
             "step": self._step,
             "prepared": self._prepared,
@@ -269,7 +269,7 @@ class ActorCritic(Solver):
             "learners": self._config.learners,
             "has_replay": self._config.replay.checkpoint,
             "model": self.model.state_dict(),
-            "learner": self._learner.state_dict(),
+            "learner": None if self._learner is None else self._learner.state_dict(),
         }
 
     def rank_state_dict(self) -> Tree:

@@ -23,7 +23,7 @@ class LostError(Exception):
 
 
 class Simulator(Protocol):
-    """Environments, as ``hpcopt.workloads.control.maker.Here`` has them."""
+    """Environments, as ``hpcopt.workloads.control.here.Here`` has them."""
 
     def reset(self, index: int, seed: int) -> np.ndarray: ...
     def step(self, actions: np.ndarray, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...

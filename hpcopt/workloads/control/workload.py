@@ -28,7 +28,8 @@ from hpcopt.shapes.simulation import Simulation
 from hpcopt.shapes.workload import Better, Workload, WorkloadConfig
 from hpcopt.workloads.control.apart import Apart
 from hpcopt.workloads.control.episodes import Episodes, Simulator
-from hpcopt.workloads.control.maker import EnvironmentConfig, Here, Maker
+from hpcopt.workloads.control.here import Here
+from hpcopt.workloads.control.maker import EnvironmentConfig, Maker
 
 RETURN = "evaluation_return"
 
@@ -142,10 +143,9 @@ class Control(Workload):
 
     def _open(self, numbers: Sequence[int]) -> Episodes:
         config, count = self._config, len(numbers)
-        make: Callable[[], Simulator] = partial(Here, self.maker, count)
+        make: Callable[[], Simulator] = partial(self.maker.here, count)
         if config.where == "process":
-            plain = EnvironmentConfig(**{key: getattr(config, key) for key in EnvironmentConfig.model_fields})
-            make = partial(Apart, plain, self.layout, count)
+            make = partial(Apart, self.maker, count)
         return Episodes(make, numbers, self.layout, self._seed, restart=config.lost == "restart")
 
     def train_batches(self, rank: int, size: int, start: int) -> Iterator[NoReturn]:
@@ -194,5 +194,5 @@ class Control(Workload):
         if self._evaluated_in is None or len(self._evaluated_in) < count:
             if self._evaluated_in is not None:
                 self._evaluated_in.close()
-            self._evaluated_in = Here(self.maker, count)
+            self._evaluated_in = self.maker.here(count)
         return self._evaluated_in

@@ -16,7 +16,8 @@ from hpcopt.errors import DataError
 from hpcopt.randomness import drawn, draws_kept, seed_draws
 from hpcopt.seeds import EVERY_RANK, derive
 from hpcopt.workloads.own.layout import Layout
-from hpcopt.workloads.own.user_code import function, made, theirs
+from hpcopt.workloads.own.theirs import theirs
+from hpcopt.workloads.own.user_code import function, made
 
 Rows = dict[str, Tensor]
 

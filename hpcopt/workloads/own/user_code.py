@@ -2,11 +2,8 @@
 decided by a seed.
 """
 
-import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,32 +12,7 @@ from torch import nn
 from hpcopt.errors import DataError, HpcoptError, JobError
 from hpcopt.held import require_methods
 from hpcopt.plugins import import_object
-
-_HOUSE = str(Path(__file__).parents[2])
-
-
-@contextmanager
-def theirs(what: str, kind: type[HpcoptError] = DataError) -> Iterator[None]:
-    """Around a call of somebody's code.
-
-    Args:
-        what: was called, for the message.
-        kind: of the error that whatever it raises becomes.
-    """
-    try:
-        yield
-    except HpcoptError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise kind(f"{what} raised {type(error).__name__}: {error} ({place_of(error)})") from error
-
-
-def place_of(error: BaseException) -> str:
-    """The file and line that somebody has to look at: the last one that is neither ours nor a library's."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith(_HOUSE) and "site-packages" not in f.filename]
-    frame = (own or frames)[-1]
-    return f"{frame.filename}, line {frame.lineno}, in {frame.name}"
+from hpcopt.workloads.own.theirs import theirs
 
 
 def made(name: str, arguments: Mapping[str, Any], what: str, kind: type[HpcoptError] = DataError) -> Any:

@@ -27,7 +27,8 @@ from hpcopt.workloads.own.names import Dotted, FunctionOfTorch, ScoreName, not_f
 from hpcopt.workloads.own.samples import Origin
 from hpcopt.workloads.own.scores import BUILTIN, scores_of
 from hpcopt.workloads.own.splits import Split, open_split
-from hpcopt.workloads.own.user_code import function, made, require_network, theirs
+from hpcopt.workloads.own.theirs import theirs
+from hpcopt.workloads.own.user_code import function, made, require_network
 
 SAMPLES = "samples"  # the sum that counts test samples
 

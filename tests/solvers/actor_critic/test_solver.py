@@ -17,7 +17,8 @@ from hpcopt.solvers.actor_critic.roles import Roles
 from hpcopt.solvers.actor_critic.sac import SacConfig
 from hpcopt.solvers.actor_critic.td3 import Td3Config
 from hpcopt.testing.problem import flat, network
-from tests.solvers.actor_critic.tracks import SEED, Track, rows_of, solver, track, trained
+from tests.solvers.actor_critic.tracks import SEED, rows_of, solver, track, trained
+from tests.solvers.actor_critic.worlds import Track
 
 RANKS = pytest.mark.parametrize("size", [1, 2, 3, 5])
 

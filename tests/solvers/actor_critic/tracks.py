@@ -1,13 +1,10 @@
-"""Small environments whose every number can be foretold, and short trainings in them."""
+"""Short trainings on tracks."""
 
 import copy
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium
-import numpy as np
 import torch
-from gymnasium.spaces import Box
 from torch import Tensor
 
 from hpcopt.comm.loopback import run_ranks
@@ -22,32 +19,9 @@ from hpcopt.solvers.actor_critic.solver import ActorCritic, ActorCriticConfig
 from hpcopt.testing.problem import flat
 from hpcopt.workloads.control.workload import Control, ControlConfig
 
-TRACK = "tests.solvers.actor_critic.tracks:Track"
+TRACK = "tests.solvers.actor_critic.worlds:Track"
 SMALL = MlpBodyConfig(width=16, depth=1)
 SEED = 3
-
-
-class Track(gymnasium.Env):
-    """A point on a line, pushed left or right; it falls off at 2, and time is up after 7 steps."""
-
-    observation_space = Box(-np.inf, np.inf, (2,), np.float64)
-    action_space = Box(-2.0, 2.0, (1,), np.float32)
-
-    def __init__(self, end: float = 2.0, limit: int = 7) -> None:
-        self._end, self._limit = end, limit
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
-        super().reset(seed=seed)
-        self._at, self._steps = float(self.np_random.uniform(-0.5, 0.5)), 0
-        return self._seen(), {}
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        self._at += 0.5 * float(action[0])
-        self._steps += 1
-        return self._seen(), -self._at * self._at, abs(self._at) > self._end, self._steps >= self._limit, {}
-
-    def _seen(self) -> np.ndarray:
-        return np.array([self._at, self._steps / 7])
 
 
 def track(**settings: Any) -> ControlConfig:

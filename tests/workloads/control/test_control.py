@@ -3,7 +3,6 @@
 import os
 import signal
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -15,30 +14,12 @@ from hpcopt.models.control.perceptrons import MlpBodyConfig
 from hpcopt.shapes.context import Context
 from hpcopt.testing.workload import built, check_same_start, check_scores
 from hpcopt.trainer.loop import evaluate
-from hpcopt.workloads.control.maker import EnvironmentConfig, Here, Maker
+from hpcopt.workloads.control.maker import EnvironmentConfig, Maker
 from hpcopt.workloads.control.workload import ControlConfig
-from tests.solvers.actor_critic.tracks import TRACK, Track, solver, task_of, track, trained
+from tests.solvers.actor_critic.tracks import TRACK, solver, task_of, track, trained
+from tests.solvers.actor_critic.worlds import Track
 
-
-class Odd(Track):
-    """Gives what no agent can learn from."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self._kind = kind
-        if kind == "words":
-            self.observation_space = gymnasium.spaces.Text(3)
-        if kind == "buttons":
-            self.action_space = gymnasium.spaces.Discrete(3)
-
-    def step(self, action):
-        seen, reward, *rest = super().step(action)
-        if self._kind == "raises":
-            raise RuntimeError("out of fuel")
-        return (seen[:1] if self._kind == "short" else seen), (np.nan if self._kind == "nan" else reward), *rest
-
-
-ODD = "tests.workloads.control.test_control:Odd"
+ODD = "tests.solvers.actor_critic.worlds:Odd"
 
 
 def opened(numbers=(0,), **settings):
@@ -82,7 +63,7 @@ def test_names_wrappers_and_bounds():
     )
     maker = Maker(config)
     assert (maker.layout.observations, maker.layout.actions) == (3, 1)
-    one = Here(maker, 1)
+    one = maker.here(1)
     one.reset(0, 7)
     ends = [one.step(np.array([[2.5]], np.float32), [0])[2][0].tolist() for _ in range(3)]
     assert ends == [[False, False], [False, False], [False, True]]

@@ -1,0 +1,93 @@
+"""Environments of gymnasium in this process. Imports no torch: a process of environments is small and begins soon."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hpcopt.errors import DataError, JobError
+from hpcopt.plugins import import_object
+from hpcopt.workloads.own.theirs import theirs
+
+VERSION = re.compile(r".*-v\d+$")
+Wrapper = tuple[str, Mapping[str, Any]]  # a dotted name, and arguments
+
+
+def make_environment(name: str, arguments: Mapping[str, Any], wrappers: Sequence[Wrapper]) -> Any:
+    """A new environment, wrapped.
+
+    Args:
+        name: that gymnasium knows, or "package.module:Class".
+        arguments: of the environment.
+        wrappers: the innermost first.
+
+    Raises:
+        JobError: it cannot be made.
+    """
+    with theirs(f"[workload] environment = {name!r}", JobError):
+        if ":" in name and not VERSION.match(name):
+            made = import_object(name)(**arguments)
+        else:
+            import gymnasium
+
+            made = gymnasium.make(name, disable_env_checker=True, **arguments)
+    for wrapper, settings in wrappers:
+        with theirs(f"[[workload.wrappers]] {wrapper}", JobError):
+            made = import_object(wrapper)(made, **settings)
+    return made
+
+
+class Here:
+    """Some environments in this process; the i-th of them is reset by itself, and all are stepped together."""
+
+    def __init__(self, environments: Sequence[Any], observations: int) -> None:
+        """``observations`` are the numbers that an environment gives."""
+        self._all, self._observations = environments, observations
+        space = environments[0].action_space
+        self._low, self._half = space.low.ravel(), (space.high.ravel() - space.low.ravel()) / 2
+        self._high, self._action = space.high.ravel(), space.shape
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def reset(self, index: int, seed: int) -> np.ndarray:
+        """Begin an episode; give what is observed, (observations,), float32."""
+        with theirs("the environment's reset()"):
+            observed, _ = self._all[index].reset(seed=seed)
+        return self._vector(observed)
+
+    def step(self, actions: np.ndarray, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Act in some environments by actions in [-1, 1], (n, actions).
+
+        Returns:
+            What is observed, (n, observations), float32; rewards, (n,), float64; and whether an episode was terminated
+            or truncated, (n, 2).
+
+        Raises:
+            DataError: an environment fails, or gives what is not finite.
+        """
+        count = len(indices)
+        observed = np.empty((count, self._observations), np.float32)
+        rewards, over = np.empty(count), np.empty((count, 2), bool)
+        stretched = np.clip(self._low + (actions + 1) * self._half, self._low, self._high)
+        with theirs("the environment's step()"):
+            for place, index in enumerate(indices):
+                action = stretched[place].reshape(self._action)
+                one, rewards[place], terminated, truncated, _ = self._all[index].step(action)
+                observed[place] = self._vector(one)
+                over[place] = terminated, truncated
+        if not (np.isfinite(rewards).all() and np.isfinite(observed).all()):
+            raise DataError("an environment gave an observation or a reward that is not finite")
+        return observed, rewards, over
+
+    def close(self) -> None:
+        """Let them go."""
+        for one in self._all:
+            one.close()
+
+    def _vector(self, observed: Any) -> np.ndarray:
+        vector = np.asarray(observed, np.float32).ravel()
+        if vector.size != self._observations:
+            raise DataError(f"an environment gave {vector.size} numbers as an observation, not those of its space")
+        return vector
