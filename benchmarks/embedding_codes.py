@@ -1,19 +1,23 @@
-"""Codes instead of a table of embeddings, beside its rivals: a language model on words, once for each way.
+"""Embeddings in few bits beside their rivals: a language model on words, once for each way.
 
-    hpcopt prepare gcide --least 5
-    python benchmarks/embedding_codes.py --data data/gcide --out embedding_codes.jsonl --within-s 480
+    hpcopt prepare gcide --every 6 --least 2 --name gcide6
+    python benchmarks/embedding_codes.py --data data/gcide6 --out embedding_codes.jsonl --within-s 480
 
-Ways, all with one network but for the embedding, and one number of steps:
+Ways, all with one network but for the embedding:
 
-    full       the table, with dropout 0, 0.2 and 0.4: the best of them on the validation text is what others must beat
-    codes      KD codes by the straight-through gradient
-    guided     the same, drawn to the full table that was trained before (dropout as the best), or to one beside them
-    low_rank   a table of few columns times a matrix
-    hashing    two hashes of a word into one small table, with two weights of the word's own (arXiv:1709.03933)
-    quantized  product quantization of the full table after training, by nanopq, at the codes' ways and digits
+    full           the table, with each of --dropout: the best of them on the validation text is the others' rival
+    product        product quantization learnt from the start (ProductCodes)
+    codes          KD codes (CodedEmbedding), drawn at random
+    low_rank       a table of few columns times a matrix, of at least as many bits as product
+    hashing        two hashes of a word into one small table, with two weights of the word's own (arXiv:1709.03933)
+    quantized      the full table in codes after training, by nanopq, at product's ways and digits
+    full, on       the full table trained on for --more steps
+    product, on    the full table's product quantization, trained on with the network for as many
 
-Bits are of the embedding in a written file. Each row is a line of --out; rows that stand there are not run again, and
-a row that has begun is finished: --within-s says until when new ones begin.
+Tables of words are trained by Adam on the rows that a step sees (torch.optim.SparseAdam), as the authors of KD codes
+do; KD codes by Adam on all. Bits are of the embedding in a written file. Each row is a line of --out; rows that stand
+there are not run again, and a row that has begun is finished: --within-s says until when new ones begin. Seeds but the
+first leave out low_rank, hashing and codes.
 """
 
 import argparse
@@ -31,13 +35,13 @@ from torch import Tensor, nn
 
 from hpcopt.models.causal.lstm import LstmConfig
 from hpcopt.models.code_table import Composer, pack, storage_bits
-from hpcopt.models.coded_embedding import CodedEmbedding, CodedEmbeddingConfig, compact_state
+from hpcopt.models.coded_embedding import CodedEmbedding, CodedEmbeddingConfig
+from hpcopt.models.compact import compact_state
+from hpcopt.models.product_codes import ProductCodes, ProductCodesConfig
 from hpcopt.optim import CosineConfig
 from hpcopt.shapes.context import Context
 from hpcopt.store.tree import write_tree
 from hpcopt.workloads.language_model import LanguageModel, LanguageModelConfig
-
-DROPOUTS = (0.0, 0.2, 0.4)
 
 
 class LowRank(nn.Module):
@@ -45,7 +49,7 @@ class LowRank(nn.Module):
 
     def __init__(self, words: int, width: int, rank: int) -> None:
         super().__init__()
-        self.rows, self.map = nn.Embedding(words, rank), nn.Linear(rank, width, bias=False)
+        self.rows, self.map = nn.Embedding(words, rank, sparse=True), nn.Linear(rank, width, bias=False)
         nn.init.normal_(self.rows.weight)
         nn.init.normal_(self.map.weight, std=(rank * width) ** -0.5)
 
@@ -59,7 +63,7 @@ class Hashed(nn.Module):
 
     def __init__(self, words: int, width: int, buckets: int) -> None:
         super().__init__()
-        self.rows, self.weights = nn.Embedding(buckets, width), nn.Embedding(words, 2)
+        self.rows, self.weights = nn.Embedding(buckets, width), nn.Embedding(words, 2, sparse=True)
         nn.init.normal_(self.rows.weight, std=width**-0.5)
         nn.init.ones_(self.weights.weight)
         draw = np.random.default_rng(0)  # stands for two hash functions
@@ -90,168 +94,205 @@ def perplexity(workload: LanguageModel, split: str, windows: int) -> float:
     return workload.finish({name: torch.tensor(value) for name, value in sums.items()})["test_perplexity"]
 
 
+Embed = Callable[[nn.Embedding], nn.Module]
+Trained = tuple[LanguageModel, dict[str, Any]]
+
+
 class Bench:
-    """One text, one network, one number of steps."""
+    """One text and one network."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self._options, self._full = options, dict[tuple[int, float], tuple[LanguageModel, dict[str, Any]]]()
+        self._options = options
 
-    def run(self, seed: int, dropout: float, embed: Callable[[nn.Embedding, int], nn.Module] | None) -> dict[str, Any]:
-        """Train with an embedding in the place of the table, and say how well it does and what it takes."""
+    def workload(self, seed: int, dropout: float) -> LanguageModel:
+        """With the table."""
         o = self._options
-        network = LstmConfig(width=o.width, units=o.width, dropout=dropout, head="adaptive", cutoffs=tuple(o.cutoffs))
+        network = LstmConfig(width=o.width, units=o.units, dropout=dropout, head="adaptive", cutoffs=tuple(o.cutoffs))
         config = LanguageModelConfig(data=o.data, batch=o.batch, length=o.length, model=network)
-        workload = config.build(Context(run_seed=seed))
+        return config.build(Context(run_seed=seed))
+
+    def train(
+        self, seed: int, dropout: float, embed: Embed | None = None, start: dict[str, Tensor] | None = None
+    ) -> Trained:
+        """Train with an embedding in the place of the table, and say how well it does and what it takes.
+
+        Args:
+            seed: of the network and of the order of windows.
+            dropout: of the network.
+            embed: makes the embedding; None: the table.
+            start: weights of a network with the table, to be trained on for fewer steps and at a lower rate.
+        """
+        o = self._options
+        workload = self.workload(seed + (1000 if start else 0), dropout)
         model: Any = workload.model
-        words = model.word.num_embeddings
+        if start is not None:
+            model.load_state_dict(start)
+        model.word.sparse = True
         if embed is not None:
-            model.word = embed(model.word, words)
-        optimizer = torch.optim.Adam(model.parameters(), lr=o.lr, fused=True)
+            model.word = embed(model.word)
+        steps, lr = (o.more, o.more_lr) if start else (o.steps, o.lr)
+        rows = [p for p in model.parameters() if len(p) == model.head.softmax.n_classes]
+        if isinstance(model.word, CodedEmbedding):
+            rows = []
+        others = [p for p in model.parameters() if not any(p is row for row in rows)]
+        optimizers = [torch.optim.Adam(others, lr=lr, fused=True)]
+        optimizers += [torch.optim.SparseAdam(rows, lr=lr)] if rows else []
         schedule, start_s = CosineConfig(warmup=0.05), time.process_time()
         model.train()
-        for step, batch in enumerate(islice(workload.train_batches(0, 1, 0), o.steps)):
-            optimizer.param_groups[0]["lr"] = schedule.factor(step, o.steps) * o.lr
+        for step, batch in enumerate(islice(workload.train_batches(0, 1, 0), steps)):
             loss = workload.loss(model, batch)
             if (penalty := getattr(model.word, "penalty", None)) is not None:
                 loss, model.word.penalty = loss + penalty, None
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                optimizer.param_groups[0]["lr"] = schedule.factor(step, steps) * lr
+                optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
+            nn.utils.clip_grad_norm_(others, 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
         cpu_s = time.process_time() - start_s
         state = model.word.state_dict()
-        state = compact_state(state) if isinstance(model.word, CodedEmbedding) else state
-        self.workload = workload
-        return {
-            **self.scores(),
-            "bits": bits_in_a_file(state),
-            "words": words,
+        return workload, {
+            **self.scores(workload),
+            "bits": bits_in_a_file(compact_state(state) if "composer.tables" in state else state),
+            "words": len(workload._nbytes),
+            "epochs": round(steps / (workload.steps_per_epoch or 1), 3),
             "train_loss": round(float(loss.detach()), 4),
             "cpu_s": round(cpu_s, 1),
         }
 
-    def full(self, seed: int, dropout: float) -> dict[str, Any]:
-        """The full table; it is trained once, and kept for those that begin with it."""
-        if (seed, dropout) not in self._full:
-            found = self.run(seed, dropout, None)
-            self._full[seed, dropout] = self.workload, found
-        self.workload, found = self._full[seed, dropout]
-        return found
+    def scores(self, workload: LanguageModel) -> dict[str, float]:
+        """Perplexities."""
+        return {split: round(perplexity(workload, split, self._options.windows), 3) for split in ("validation", "test")}
 
-    def scores(self) -> dict[str, float]:
-        """Of the network trained last."""
-        return {
-            split: round(perplexity(self.workload, split, self._options.windows), 3) for split in ("validation", "test")
-        }
+    def full(self, seed: int, dropout: float) -> Trained:
+        """The full table; it is trained once, and kept beside --out for those that begin with it."""
+        path = self._options.out.with_suffix(f".{seed}.{dropout}.pt")
+        if not path.exists():
+            workload, row = self.train(seed, dropout)
+            torch.save({"model": workload.model.state_dict(), "row": row}, path)
+            return workload, row
+        kept = torch.load(path)
+        workload = self.workload(seed, dropout)
+        workload.model.load_state_dict(kept["model"])
+        return workload, kept["row"]
 
-    def codes(self, **settings: Any) -> Callable[[nn.Embedding, int], nn.Module]:
-        """Codes, of the options' ways and digits."""
+    def trained_on(self, seed: int, dropout: float, embed: Embed | None) -> dict[str, Any]:
+        """From the full table and its network on."""
+        return self.train(seed, dropout, embed, self.full(seed, dropout)[0].model.state_dict())[1]
+
+    def product(self, table: nn.Embedding) -> nn.Module:
+        """Learnt product quantization."""
+        made = ProductCodes(table, ProductCodesConfig(ways=self._options.ways, digits=self._options.digits))
+        made.sparse = True
+        return made
+
+    def codes(self, table: nn.Embedding) -> nn.Module:
+        """KD codes."""
         o = self._options
-        config = CodedEmbeddingConfig(ways=o.ways, digits=o.digits, inner=o.inner, **settings)
-        return lambda table, _: CodedEmbedding(table, config)
+        config = CodedEmbeddingConfig(ways=o.kd_ways, digits=o.kd_digits, inner=o.kd_inner, spread=o.kd_spread)
+        return CodedEmbedding(table, config)
 
-    def equal_bits(self, words: int) -> int:
-        """What codes take by the formula."""
-        o = self._options
-        return storage_bits(words, o.digits, o.ways, Composer(o.digits, o.ways, o.inner, o.width, "mean"))
+    def equal_bits(self, table: nn.Embedding) -> int:
+        """What learnt product quantization takes by the formula."""
+        o, width = self._options, table.embedding_dim
+        composer = Composer(o.digits, o.ways, width // o.digits, width, "concat")
+        return storage_bits(table.num_embeddings, o.digits, o.ways, composer)
 
-    def low_rank(self, table: nn.Embedding, words: int) -> nn.Module:
-        """Of at least as many bits as codes."""
-        width = self._options.width
-        return LowRank(words, width, -(-self.equal_bits(words) // (32 * (words + width))))
+    def low_rank(self, table: nn.Embedding) -> nn.Module:
+        """Of at least as many bits."""
+        words, width = table.weight.shape
+        return LowRank(words, width, -(-self.equal_bits(table) // (32 * (words + width))))
 
-    def hashing(self, table: nn.Embedding, words: int) -> nn.Module:
+    def hashing(self, table: nn.Embedding) -> nn.Module:
         """Likewise."""
-        width = self._options.width
-        return Hashed(words, width, max(2, -(-(self.equal_bits(words) - 64 * words) // (32 * width))))
+        words, width = table.weight.shape
+        return Hashed(words, width, max(2, -(-(self.equal_bits(table) - 64 * words) // (32 * width))))
 
     def quantized(self, seed: int, dropout: float) -> dict[str, Any]:
         """The full table in codes by k-means of its slices."""
         import nanopq
 
         o = self._options
-        found = self.full(seed, dropout)
-        parameter: Any = self.workload.model.word
+        workload, found = self.full(seed, dropout)
+        parameter: Any = workload.model.word
         before = parameter.weight.detach().clone()
         table = before.numpy()
         pq = nanopq.PQ(M=o.digits, Ks=o.ways, verbose=False).fit(table, iter=10, seed=seed)
         codes = pq.encode(table)
         with torch.no_grad():
             parameter.weight.copy_(torch.from_numpy(pq.decode(codes)))
-            scores = self.scores()
+            scores = self.scores(workload)
             parameter.weight.copy_(before)
         state = {"packed": pack(torch.from_numpy(codes.astype(np.int64)), o.ways), "tables": torch.tensor(pq.codewords)}
         return {**found, **scores, "bits": bits_in_a_file(state)}
 
-    def guided_by_the_table(self, seed: int, dropout: float) -> dict[str, Any]:
-        """Codes drawn to a table trained before, of the best dropout."""
-        self.full(seed, dropout)
-        table = self.workload.model.word.weight.detach().clone()
 
-        def embed(old: nn.Embedding, _: int) -> nn.Module:
-            with torch.no_grad():
-                old.weight.copy_(table)
-            return self.codes(guide="table", guide_weight=self._options.guide_weight)(old, _)
+def rows(bench: Bench, done: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Callable[[], dict[str, Any]]]]:
+    """Rows in their order, each with what makes it."""
+    o = bench._options
+    for seed in o.seeds:
+        for dropout in o.dropout if seed == o.seeds[0] else (best(done, o.dropout[0]),):
+            yield {"way": "full", "seed": seed, "dropout": dropout}, lambda s=seed, d=dropout: bench.full(s, d)[1]
+        d = best(done, o.dropout[0])
+        ways: dict[str, Callable[[], dict[str, Any]]] = {
+            "product, on": lambda s=seed, d=d: bench.trained_on(s, d, bench.product),
+            "full, on": lambda s=seed, d=d: bench.trained_on(s, d, None),
+            "quantized": lambda s=seed, d=d: bench.quantized(s, d),
+            "product": lambda s=seed, d=d: bench.train(s, d, bench.product)[1],
+        }
+        if seed == o.seeds[0]:
+            ways |= {
+                "low_rank": lambda s=seed, d=d: bench.train(s, d, bench.low_rank)[1],
+                "hashing": lambda s=seed, d=d: bench.train(s, d, bench.hashing)[1],
+                "codes": lambda s=seed, d=d: bench.train(s, d, bench.codes)[1],
+            }
+        for way, make in ways.items():
+            if not o.ways_to_run or way in o.ways_to_run:
+                yield {"way": way, "seed": seed, "dropout": d}, make
 
-        return self.run(seed, 0.0, embed)
 
-
-def rows(bench: Bench, done: list[dict[str, Any]], seeds: list[int]) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Rows that are missing, the most telling first, each with what makes it."""
-    for seed in seeds:
-
-        def best(seed: int = seed) -> float:
-            """The full table's dropout by the validation text, of those that have run."""
-            mine = [row for row in done if row["way"] == "full" and row["seed"] == seed]
-            return float(min(mine, key=lambda row: row["validation"])["dropout"]) if mine else DROPOUTS[1]
-
-        weight = bench._options.guide_weight
-        online = bench.codes(guide="online", guide_weight=weight)
-        plan: list[tuple[str, float | None, Any]] = [
-            ("full", 0.2, lambda s=seed: bench.full(s, 0.2)),
-            ("codes", 0.0, lambda s=seed: bench.run(s, 0.0, bench.codes())),
-            ("low_rank", 0.0, lambda s=seed: bench.run(s, 0.0, bench.low_rank)),
-            ("full", 0.0, lambda s=seed: bench.full(s, 0.0)),
-            ("quantized", None, lambda s=seed: bench.quantized(s, best(s))),
-            ("hashing", 0.0, lambda s=seed: bench.run(s, 0.0, bench.hashing)),
-            ("guided, online", 0.0, lambda s=seed, embed=online: bench.run(s, 0.0, embed)),
-            ("guided, table", None, lambda s=seed: bench.guided_by_the_table(s, best(s))),
-            ("full", 0.4, lambda s=seed: bench.full(s, 0.4)),
-            ("codes", 0.2, lambda s=seed: bench.run(s, 0.2, bench.codes())),
-            ("low_rank", 0.2, lambda s=seed: bench.run(s, 0.2, bench.low_rank)),
-        ]
-        for way, dropout, make in plan:
-            yield {"way": way, "seed": seed, "dropout": dropout}, make
+def best(done: list[dict[str, Any]], otherwise: float) -> float:
+    """The full table's dropout by the validation text, of those that have run."""
+    full = [row for row in done if row["way"] == "full"]
+    return float(min(full, key=lambda row: row["validation"])["dropout"]) if full else otherwise
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--data", type=Path, default=Path("data/gcide"))
+    p.add_argument("--data", type=Path, default=Path("data/gcide6"))
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--within-s", type=float, default=1e9, help="wall seconds within which rows begin")
     p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    p.add_argument("--ways", type=int, default=16)
-    p.add_argument("--digits", type=int, default=16)
-    p.add_argument("--inner", type=int, default=64)
+    p.add_argument("--ways-to-run", nargs="+", help="of those above, beside full (default: all)")
+    p.add_argument("--dropout", type=float, nargs="+", default=[0.1, 0.3])
+    p.add_argument("--ways", type=int, default=128)
+    p.add_argument("--digits", type=int, default=32)
+    p.add_argument("--kd-ways", type=int, default=16)
+    p.add_argument("--kd-digits", type=int, default=16)
+    p.add_argument("--kd-inner", type=int, default=64)
+    p.add_argument("--kd-spread", type=float, default=0.1)
     p.add_argument("--width", type=int, default=128)
-    p.add_argument("--cutoffs", type=int, nargs="+", default=[2000, 10000])
-    p.add_argument("--batch", type=int, default=32)
+    p.add_argument("--units", type=int, default=64)
+    p.add_argument("--cutoffs", type=int, nargs="+", default=[300, 3000])
+    p.add_argument("--batch", type=int, default=64)
     p.add_argument("--length", type=int, default=32)
-    p.add_argument("--steps", type=int, default=1000)
-    p.add_argument("--lr", type=float, default=4e-3)
-    p.add_argument("--guide-weight", type=float, default=10.0)
-    p.add_argument("--windows", type=int, default=2000, help="of each text to evaluate on")
+    p.add_argument("--steps", type=int, default=640)
+    p.add_argument("--more", type=int, default=200)
+    p.add_argument("--lr", type=float, default=6e-3)
+    p.add_argument("--more-lr", type=float, default=2e-3)
+    p.add_argument("--windows", type=int, default=1000, help="of each text to evaluate on")
     options = p.parse_args()
     torch.set_num_threads(1)
     settings = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in vars(options).items()
-        if name not in ("out", "within_s", "seeds")
+        if name not in ("out", "within_s", "seeds", "dropout", "ways_to_run")
     }
     done = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     done = [row for row in done if row["settings"] == settings]
     start_s = time.monotonic()
-    for row, make in rows(Bench(options), done, options.seeds):
+    for row, make in rows(Bench(options), done):
         if time.monotonic() - start_s > options.within_s:
             break
         if any(all(old[key] == row[key] for key in row) for old in done):

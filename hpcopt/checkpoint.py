@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hpcopt.any_text import print_any_text
 from hpcopt.errors import EXIT_DONE, CheckpointError, HpcoptError
-from hpcopt.models.coded_embedding import compact_state
+from hpcopt.models.compact import compact_state
 from hpcopt.store.checkpoint import MANIFEST, SHARED, Checkpoints
 from hpcopt.store.hdf5 import printable
 from hpcopt.store.tree import read_tree, verify_tree, write_tree
@@ -135,7 +135,7 @@ def export(path: Path, file: Path, key: str, *, codes: bool = False) -> int:
         path: of the checkpoint.
         file: to write.
         key: of the common part.
-        codes: write embeddings of codes as ``hpcopt.models.coded_embedding.compact`` has them.
+        codes: write embeddings of codes as ``hpcopt.models.compact.compact`` has them.
 
     Raises:
         CheckpointError: no such key, nothing under it, no codes, or the file's suffix is unknown.

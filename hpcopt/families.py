@@ -132,6 +132,7 @@ REPLAYS = Family(
 REWRITES = Family(
     "rewrite",
     coded_embedding="hpcopt.models.coded_embedding:CodedEmbeddingConfig",
+    product_codes="hpcopt.models.product_codes:ProductCodesConfig",
     quantized="hpcopt.lowbit.quantized_model:QuantizedConfig",
 )
 

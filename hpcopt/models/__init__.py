@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from hpcopt.models.mlp import MlpConfig
     from hpcopt.models.nmf import FactorMlpConfig
     from hpcopt.models.padded_mlp import PaddedMlpConfig
+    from hpcopt.models.product_codes import ProductCodesConfig
     from hpcopt.models.relu_student import ReluStudentConfig
     from hpcopt.models.resnet import ResNetConfig
     from hpcopt.models.rewrite import Rewrite
@@ -69,6 +70,7 @@ __all__ = [
     "OfeNetConfig",
     "PaddedMlpConfig",
     "PictureModelConfig",
+    "ProductCodesConfig",
     "ReluStudentConfig",
     "ResNetConfig",
     "Rewrite",
@@ -117,6 +119,7 @@ __getattr__ = lazily(
         "OfeNetConfig": "control.ofenet",
         "PaddedMlpConfig": "padded_mlp",
         "PictureModelConfig": "config",
+        "ProductCodesConfig": "product_codes",
         "ReluStudentConfig": "relu_student",
         "ResNetConfig": "resnet",
         "Rewrite": "rewrite",

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from hpcopt.errors import fitting
 
-Composition = Literal["mean", "mlp", "cnn", "lstm"]
+Composition = Literal["mean", "concat", "mlp", "cnn", "lstm"]
 
 
 class Composer(nn.Module):
-    """The tables, and what makes an embedding of a word's D vectors: their mean, then nothing or a linear map, or a
-    perceptron; or a convolution or an LSTM over the digits and its mean.
+    """The tables, and what makes an embedding of a word's D vectors: their mean, or one behind the other, then nothing
+    or a linear map; their mean and a perceptron; or a convolution or an LSTM over the digits and its mean.
     """
 
     def __init__(self, digits: int, ways: int, inner: int, width: int, how: Composition) -> None:
@@ -33,7 +33,9 @@ class Composer(nn.Module):
         self.mlp = nn.Linear(inner, inner) if how == "mlp" else None
         self.cnn = nn.Conv1d(inner, inner, 3, padding=1) if how == "cnn" else None
         self.lstm = nn.LSTM(inner, inner, batch_first=True) if how == "lstm" else None
-        self.out = None if how == "mean" and inner == width else nn.Linear(inner, width, bias=False)
+        self.concat = how == "concat"
+        composed = digits * inner if self.concat else inner
+        self.out = None if composed == width and how in ("mean", "concat") else nn.Linear(composed, width, bias=False)
 
     def forward(self, codes: Tensor) -> Tensor:
         """Embeddings, (n, d), of codes, (n, D), integers below K."""
@@ -41,7 +43,7 @@ class Composer(nn.Module):
 
     def of_choices(self, choices: Tensor) -> Tensor:
         """Embeddings, (n, d), of how much of each way a digit is, (n, D, K): a one where it is a code."""
-        if self.cnn is None and self.lstm is None:  # the mean over digits is one product
+        if self.cnn is None and self.lstm is None and not self.concat:  # the mean over digits is one product
             return self._finished(choices.flatten(1) @ self.tables.flatten(0, 1) / self.tables.shape[0])
         return self._composed(torch.einsum("ndk,dkw->ndw", choices, self.tables))
 
@@ -50,12 +52,12 @@ class Composer(nn.Module):
             vectors = self.cnn(vectors.transpose(1, 2)).relu().transpose(1, 2)
         if self.lstm is not None:
             vectors = self.lstm(vectors)[0]
-        return self._finished(vectors.mean(1))
+        return self._finished(vectors.flatten(1) if self.concat else vectors.mean(1))
 
-    def _finished(self, mean: Tensor) -> Tensor:
+    def _finished(self, composed: Tensor) -> Tensor:
         if self.mlp is not None:
-            mean = self.mlp(mean).relu()
-        found: Tensor = mean if self.out is None else self.out(mean)
+            composed = self.mlp(composed).relu()
+        found: Tensor = composed if self.out is None else self.out(composed)
         return found
 
     @torch.no_grad()
@@ -71,18 +73,18 @@ class CodeTable(nn.Module):
 
     Attributes:
         packed: the codes, ``ceil(log2 K)`` bits each and lowest first, uint8; digits of one word follow each other.
-        size: v, D and K, int64.
+        size: v, D, K and d, int64.
         composer: tables and what composes them.
     """
 
     packed: Tensor
     size: Tensor
 
-    def __init__(self, words: int, digits: int, ways: int, composer: Composer) -> None:
+    def __init__(self, words: int, digits: int, ways: int, width: int, composer: Composer) -> None:
         """Make room for codes, which ``load_state_dict`` brings."""
         super().__init__()
         self.register_buffer("packed", torch.zeros(-(-words * digits * bits_of(ways) // 8), dtype=torch.uint8))
-        self.register_buffer("size", torch.tensor([words, digits, ways]))
+        self.register_buffer("size", torch.tensor([words, digits, ways, width]))
         self.composer = composer.requires_grad_(False)
         self._codes: Tensor | None = None
 
@@ -109,10 +111,11 @@ class CodeTable(nn.Module):
             if any(key.startswith(f"composer.{kind}.") for key in own):
                 how = kind
         with fitting("an embedding of codes"):
-            words, digits, ways = own["size"].tolist()
+            words, digits, ways, width = own["size"].tolist()
             inner = own["composer.tables"].shape[2]
-            width = own["composer.out.weight"].shape[0] if "composer.out.weight" in own else inner
-            table = CodeTable(words, digits, ways, Composer(digits, ways, inner, width, how))
+            composed = own["composer.out.weight"].shape[1] if "composer.out.weight" in own else width
+            how = "concat" if composed != inner else how
+            table = CodeTable(words, digits, ways, width, Composer(digits, ways, inner, width, how))
             table.load_state_dict(own)
             _ = table.codes
         return table.eval()
@@ -121,7 +124,7 @@ class CodeTable(nn.Module):
     def codes(self) -> Tensor:
         """Of each word, (v, D), int16 or int32; unpacked when first asked for."""
         if self._codes is None or self._codes.device != self.packed.device:
-            self._codes = unpack(self.packed, *self.size.tolist())
+            self._codes = unpack(self.packed, *self.size[:3].tolist())
         return self._codes
 
     @property

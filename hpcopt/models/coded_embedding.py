@@ -9,7 +9,6 @@ nothing depends on the batch or on the number of ranks. They are constants to th
 in directions that the normalisation takes away.
 """
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -17,8 +16,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from hpcopt.models.code_table import CodeTable, Composer, Composition, pack
-from hpcopt.models.rewrite import Penalised, Rewrite, Stepped
+from hpcopt.models.code_table import Composer, Composition
+from hpcopt.models.rewrite import Penalised, Rewrite, Stepped, of_distinct, replace_table
 
 TINY = 1e-5  # added to a variance
 
@@ -38,6 +37,9 @@ class CodedEmbeddingConfig(Rewrite):
     temperature: float = Field(1.0, gt=0, description="of the softmax, at the start")
     cooling: float = Field(1.0, gt=0, le=1, description="times the temperature, after each step")
     coldest: float = Field(0.1, gt=0, description="below which the temperature does not fall")
+    spread: float = Field(
+        1.0, gt=0, description="deviation of logits at the start: the smaller, the faster codes change"
+    )
     guide: Literal["none", "table", "online"] = Field(
         "none",
         description="embeddings are drawn to the table that they replace as it was (see start_from of a workload), or "
@@ -51,15 +53,7 @@ class CodedEmbeddingConfig(Rewrite):
         Raises:
             ValueError: there is no such table, or it is of a kind that codes do not stand for.
         """
-        there = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Embedding)}
-        if self.table not in there:
-            raise ValueError(f'no embedding "{self.table}" in the network, only {", ".join(there) or "none"}')
-        old = there[self.table]
-        if old.padding_idx is not None or old.max_norm is not None or old.sparse:
-            raise ValueError(f'the embedding "{self.table}" has padding_idx, max_norm or sparse, which codes have not')
-        parent, _, name = self.table.rpartition(".")
-        setattr(model.get_submodule(parent), name, CodedEmbedding(old, self).train(old.training))
-        return model
+        return replace_table(model, self.table, lambda old: CodedEmbedding(old, self))
 
 
 class CodedEmbedding(Penalised, Stepped):
@@ -68,17 +62,20 @@ class CodedEmbedding(Penalised, Stepped):
     Attributes:
         logits: of the values of each word's digits, (v, D, K).
         composer: tables and what composes them.
+        size: v, D, K and d, int64.
         num_embeddings, embedding_dim: v and d.
     """
 
     guide: Tensor | None
+    size: Tensor
 
     def __init__(self, old: nn.Embedding, config: CodedEmbeddingConfig) -> None:
         """Codes drawn at random, with embeddings of the deviation that the old ones have."""
         super().__init__()
         self.num_embeddings, self.embedding_dim, self._config = old.num_embeddings, old.embedding_dim, config
-        inner = config.inner or old.embedding_dim
-        self.logits = nn.Parameter(torch.randn(old.num_embeddings, config.digits, config.ways))
+        self.register_buffer("size", torch.tensor([old.num_embeddings, config.digits, config.ways, old.embedding_dim]))
+        inner = config.inner or _inner(config, old.embedding_dim)
+        self.logits = nn.Parameter(config.spread * torch.randn(old.num_embeddings, config.digits, config.ways))
         self.composer = Composer(config.digits, config.ways, inner, old.embedding_dim, config.compose)
         if old.weight.numel() > 1:
             self.composer.scale_to(float(old.weight.detach().std()))
@@ -96,7 +93,8 @@ class CodedEmbedding(Penalised, Stepped):
     def forward(self, tokens: Tensor) -> Tensor:
         """Embeddings of tokens, of any shape, with d as the last dimension."""
         words = tokens.flatten()
-        found = self._embedded(words)
+        once = self.training and self._config.relaxation != "gumbel"  # which draws anew for each token
+        found = of_distinct(words, self._embedded) if once else self._embedded(words)
         if self.training:
             found = self._guided(found, words)
         return found.view(*tokens.shape, self.embedding_dim)
@@ -133,6 +131,14 @@ class CodedEmbedding(Penalised, Stepped):
         return torch.where(coin, guide, found)
 
 
+def _inner(config: CodedEmbeddingConfig, width: int) -> int:
+    if config.compose != "concat":
+        return width
+    if width % config.digits:
+        raise ValueError(f"digits = {config.digits} do not divide {width}, the width of an embedding: give inner")
+    return width // config.digits
+
+
 def straight_through(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """A one at the largest of the last dimension, whose gradient is that of the softmax at this temperature."""
     p = (logits / temperature).softmax(-1)
@@ -152,35 +158,3 @@ def _normalised(logits: Tensor, words: Tensor) -> Tensor:
         variance, mean = torch.var_mean(logits, 0, correction=0)
         gain = (variance + TINY).rsqrt()
     return (F.embedding(words, logits.flatten(1)).view(-1, *logits.shape[1:]) - mean) * gain
-
-
-def compact(model: nn.Module) -> nn.Module:
-    """Put a ``CodeTable`` in the place of each ``CodedEmbedding`` of a network; give the network, which is changed."""
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, CodedEmbedding):
-            table = CodeTable.of_state(compact_state(layer.state_dict()))
-            if not name:
-                return table
-            parent, _, own = name.rpartition(".")
-            setattr(model.get_submodule(parent), own, table)
-    return model
-
-
-def compact_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The ``state_dict`` of ``compact(model)``, from that of the model: codes are packed where there are ``logits``
-    beside ``composer.tables``.
-
-    Raises:
-        ValueError: there are no codes.
-    """
-    ends = [key.removesuffix("logits") for key in state if key == "logits" or key.endswith(".logits")]
-    coded = [name for name in ends if f"{name}composer.tables" in state]
-    if not coded:
-        raise ValueError("no embedding of the network has codes")
-    left_out = {f"{name}{part}" for name in coded for part in ("logits", "guide")}
-    found = {key: tensor for key, tensor in state.items() if key not in left_out}
-    for name in coded:
-        logits = state[f"{name}logits"]
-        found[f"{name}packed"] = pack(codes_of(logits), logits.shape[2])
-        found[f"{name}size"] = torch.tensor(logits.shape)
-    return found

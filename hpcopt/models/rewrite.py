@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpcopt.config import Choice
@@ -24,6 +26,31 @@ class Rewrite(Choice, ABC):
     def plan(self, model: nn.Module) -> str:
         """For a person, what it has made of the network; "" if its section says it all."""
         return ""
+
+
+def replace_table(model: nn.Module, table: str, make: Callable[[nn.Embedding], nn.Module]) -> nn.Module:
+    """Put a layer in the place of a table of embeddings; give the network, which is changed.
+
+    Raises:
+        ValueError: there is no such table, or it is of a kind that codes do not stand for.
+    """
+    there = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Embedding)}
+    if table not in there:
+        raise ValueError(f'no embedding "{table}" in the network, only {", ".join(there) or "none"}')
+    old = there[table]
+    if old.padding_idx is not None or old.max_norm is not None or old.sparse:
+        raise ValueError(f'the embedding "{table}" has padding_idx, max_norm or sparse, which codes have not')
+    parent, _, name = table.rpartition(".")
+    setattr(model.get_submodule(parent), name, make(old).train(old.training))
+    return model
+
+
+def of_distinct(words: Tensor, embedded: Callable[[Tensor], Tensor]) -> Tensor:
+    """``embedded(words)``, (n, d), once for each different word; not on a GPU, where finding them costs more."""
+    if words.device.type != "cpu":
+        return embedded(words)
+    distinct, place = torch.unique(words, return_inverse=True)
+    return F.embedding(place, embedded(distinct))
 
 
 class Penalised(nn.Module):

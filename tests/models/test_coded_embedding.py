@@ -15,7 +15,8 @@ from hpcopt.models.bert import BertConfig
 from hpcopt.models.causal.lstm import LstmConfig
 from hpcopt.models.causal.transformer import TransformerConfig
 from hpcopt.models.code_table import CodeTable
-from hpcopt.models.coded_embedding import CodedEmbedding, CodedEmbeddingConfig, codes_of, compact, straight_through
+from hpcopt.models.coded_embedding import CodedEmbedding, CodedEmbeddingConfig, codes_of, straight_through
+from hpcopt.models.compact import compact
 from hpcopt.models.rewrite import with_penalties
 from hpcopt.optim import AdamWConfig, SignumConfig
 from hpcopt.shapes.context import Context

@@ -24,6 +24,7 @@ from hpcopt.models.graph.networks import GatConfig, GcnConfig, GraphSageConfig, 
 from hpcopt.models.mlp import MlpConfig
 from hpcopt.models.nmf import FactorMlpConfig
 from hpcopt.models.padded_mlp import PaddedMlpConfig
+from hpcopt.models.product_codes import ProductCodesConfig
 from hpcopt.models.relu_student import ReluStudentConfig
 from hpcopt.models.resnet import ResNetConfig
 from hpcopt.models.unet import UNetConfig
@@ -177,6 +178,7 @@ MODELS = {
     "padded_mlp": pictures(model=PaddedMlpConfig(hidden=(4,))),
     "of few bits": images(ResNetConfig(blocks=1, width=4), rewrites=(QuantizedConfig(),)),
     "of codes": text(LstmConfig(width=8, units=8), rewrites=(CodedEmbeddingConfig(ways=4, digits=3, guide="table"),)),
+    "of learnt products": text(LstmConfig(width=8, units=8), rewrites=(ProductCodesConfig(ways=4, digits=2),)),
 }
 WORKLOADS: dict[str, OfHouse] = {
     "image_classification": images(MlpConfig(hidden=(8,)), labelled=0.5),

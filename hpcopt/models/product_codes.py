@@ -1,0 +1,134 @@
+"""Embeddings of product quantization, learnt with the network (DPQ-VQ; Chen, Li and Sun 2019, arXiv:1908.09756).
+
+In training a word has a vector of its own, (d,), in D slices. A digit's value is the number of that of its K vectors,
+(d / D,), which is nearest to the slice; the embedding is these vectors, one behind the other. Its gradient goes to
+them, and to the word's own vector as if that were the embedding: the straight-through estimator. The own vector is
+drawn to the embedding (van den Oord et al. 2017, arXiv:1711.00937).
+
+The digits' vectors begin as the centroids of the slices of the table that they replace, which is the product
+quantization of Jegou et al. (2011): a table that was trained before is the start of a training in few bits.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from hpcopt.models.code_table import Composer
+from hpcopt.models.rewrite import Penalised, Rewrite, of_distinct, replace_table
+
+SAMPLE = 64  # slices a centroid is found from, at most
+ROUNDS = 10  # of k-means
+ROWS = 4096  # words that are compared at a time
+
+
+class ProductCodesConfig(Rewrite):
+    """The product quantization of an embedding's table, learnt with the network, instead of the table."""
+
+    name: Literal["product_codes"] = "product_codes"
+    table: str = Field("word", description="which torch.nn.Embedding of the network, by its name there")
+    ways: int = Field(128, ge=2, description="values of a digit: vectors of its table")
+    digits: int = Field(32, ge=1, description="of a word's code: slices of an embedding, whose width they divide")
+    pull: float = Field(0.25, ge=0, description="of words' own vectors to their embeddings, by the squared distance")
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Put codes in the place of the table.
+
+        Raises:
+            ValueError: there is no such table, it is of a kind that codes do not stand for, or digits do not divide its
+                width.
+        """
+        return replace_table(model, self.table, lambda old: ProductCodes(old, self))
+
+
+class ProductCodes(Penalised):
+    """The layer, in the place of a ``torch.nn.Embedding``. Sizes as in ``hpcopt.models.code_table``.
+
+    Attributes:
+        own: vectors of the words, (v, d), which are left out once training is over.
+        composer: the digits' vectors, one behind the other.
+        size: v, D, K and d, int64.
+        num_embeddings, embedding_dim: v and d.
+        sparse: whether gradients of ``own`` are sparse, for a loop of one's own and ``torch.optim.SparseAdam``.
+    """
+
+    size: Tensor
+    sparse = False
+
+    def __init__(self, old: nn.Embedding, config: ProductCodesConfig) -> None:
+        """Begin as the product quantization of a table.
+
+        Raises:
+            ValueError: digits do not divide its width.
+        """
+        super().__init__()
+        words, width = old.weight.shape
+        if width % config.digits:
+            raise ValueError(f"digits = {config.digits} do not divide {width}, the width of an embedding")
+        self.num_embeddings, self.embedding_dim, self._pull = words, width, config.pull
+        self.register_buffer("size", torch.tensor([words, config.digits, config.ways, width]))
+        self.own = nn.Parameter(old.weight.detach().clone())
+        self.composer = Composer(config.digits, config.ways, width // config.digits, width, "concat")
+        with torch.no_grad():
+            slices = self.own.view(words, config.digits, -1).unbind(1)
+            self.composer.tables.copy_(torch.stack([centroids(slice_, config.ways) for slice_ in slices]))
+
+    @property
+    def weight(self) -> Tensor:
+        """All embeddings, (v, d), as a tied head asks for them."""
+        return self._embedded(torch.arange(self.num_embeddings, device=self.own.device))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Embeddings of tokens, of any shape, with d as the last dimension."""
+        words = tokens.flatten()
+        found = of_distinct(words, self._embedded) if self.training else self._embedded(words)
+        if self.training and len(words):
+            self.penalty = (
+                self._pull * (F.embedding(words, self.own, sparse=self.sparse) - found.detach()).square().sum(1).mean()
+            )
+        return found.view(*tokens.shape, self.embedding_dim)
+
+    def codes(self) -> Tensor:
+        """Of all words, (v, D), int64: all that is left of their own vectors after training."""
+        return nearest(self.own, self.composer.tables)
+
+    def _embedded(self, words: Tensor) -> Tensor:
+        """Embeddings, (n, d), of words, (n,)."""
+        own = F.embedding(words, self.own, sparse=self.sparse)
+        found: Tensor = self.composer(nearest(own, self.composer.tables))
+        return found + (own - own.detach()) if self.training else found
+
+
+@torch.no_grad()
+def nearest(own: Tensor, tables: Tensor) -> Tensor:
+    """Which vector of each digit is nearest to a slice, (n, D), int64. No product of matrices: its last bits would
+    depend on the other words.
+
+    Args:
+        own: vectors in slices, (n, d).
+        tables: (D, K, d / D).
+    """
+    found = []
+    for part in torch.split(own, ROWS):
+        slices = part.view(len(part), len(tables), tables.shape[2])
+        near = (-0.5 * tables.square().sum(2)).repeat(len(part), 1, 1)
+        for axis in range(tables.shape[2]):
+            near.addcmul_(slices[:, :, None, axis], tables[:, :, axis])
+        found.append(near.argmax(2))
+    return torch.cat(found)
+
+
+def centroids(points: Tensor, ways: int) -> Tensor:
+    """Vectors, (K, w), each the mean of those points, (n, w), that it is nearest to (Lloyd 1982); of a sample drawn
+    from torch's generator. Those that no point is nearest to stay where they were drawn.
+    """
+    sample = points[torch.randperm(len(points), device="cpu")[: SAMPLE * ways].to(points.device)]
+    found = sample[torch.arange(ways, device=points.device) % len(sample)].clone()
+    for _ in range(ROUNDS):
+        owner = (sample @ found.T - 0.5 * found.square().sum(1)).argmax(1)
+        count = torch.bincount(owner, minlength=ways)[:, None]
+        total = torch.zeros_like(found).index_add_(0, owner, sample)
+        found = torch.where(count > 0, total / count.clamp(min=1), found)
+    return found
