@@ -4,6 +4,7 @@ import errno
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -14,9 +15,13 @@ from hpcopt.store.lock import RunLock
 HOLD = """
 import sys
 from pathlib import Path
+from hpcopt.store import lock
 from hpcopt.store.lock import RunLock
-lock = RunLock(Path(sys.argv[1]))
-lock.take()
+if sys.argv[2] != "here":
+    lock.BOOT_ID = Path(sys.argv[2])
+    lock._lock = lambda descriptor: True  # as on a mount without a lock manager: nobody else hears of it
+mine = RunLock(Path(sys.argv[1]), 0.2)
+mine.take()
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -34,8 +39,8 @@ def hold(path):
     """Start processes that hold the lock; they end with the test."""
     processes = []
 
-    def start():
-        process = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdin=-1, stdout=-1, text=True)
+    def start(boot="here"):
+        process = subprocess.Popen([sys.executable, "-c", HOLD, str(path), str(boot)], stdin=-1, stdout=-1, text=True)
         processes.append(process)
         assert process.stdout.readline() == "held\n"
         return process
@@ -98,4 +103,58 @@ def test_a_file_system_without_locks_is_used_without(path, monkeypatch):
         raise OSError(errno.ENOLCK, "no locks")
 
     monkeypatch.setattr(lock.fcntl, "lockf", none)
-    RunLock(path).take()
+    with RunLock(path, 0.2) as mine:
+        mine.take()
+        with pytest.raises(JobError, match="in use by"):
+            RunLock(path, 0.2).take()
+
+
+@pytest.fixture
+def boot(tmp_path):
+    """What names another machine."""
+    (tmp_path / "boot").write_text("another")
+    return tmp_path / "boot"
+
+
+def test_a_beating_heart_on_another_machine_is_heard_without_a_lock(path, hold, boot):
+    other = hold(boot)
+    with pytest.raises(JobError, match=f"in use by process {other.pid}"):
+        RunLock(path, 0.2).take()
+
+
+def test_a_mark_that_a_crash_left_on_another_machine_falls_silent(path, hold, boot):
+    other = hold(boot)
+    other.kill()
+    other.wait()
+    assert json.loads(path.read_text())["boot"] == "another"
+    with RunLock(path, 0.2) as mine:
+        mine.take()
+        mine.require_held()
+
+
+def test_a_requeued_job_does_not_wait_for_its_own_mark(path, hold, boot, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    hold(boot).kill()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setattr(lock.time, "sleep", None)
+    with RunLock(path) as mine:
+        mine.take()
+
+
+def test_an_owner_that_was_cut_off_learns_of_its_successor(path):
+    with RunLock(path, 0.2) as mine:
+        mine.take()
+        mine.require_held()
+        successor = json.loads(path.read_text()) | {"token": "other", "host": "elsewhere"}
+        path.write_text(json.dumps(successor))
+        with pytest.raises(JobError, match="on elsewhere, since .* has taken over"):
+            mine.require_held()
+        time.sleep(0.5)
+    assert json.loads(path.read_text()) == successor  # neither its heart nor its end touched it
+
+
+def test_a_mark_is_gone_at_the_end(path):
+    with RunLock(path) as mine:
+        mine.take()
+        assert path.stat().st_size == lock.MARK_BYTES
+    assert path.read_text() == ""
