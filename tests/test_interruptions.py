@@ -3,22 +3,67 @@
 `python -m benchmarks.interruptions` is the same with more kinds of jobs, for hundreds of cases.
 """
 
+import shutil
+
+import h5py
+import pytest
+
 from benchmarks.interruptions.__main__ import Cases
 from benchmarks.interruptions.cases import Setting
+from benchmarks.interruptions.demands import complaints, end_of
 
 CASES = 60
 SETTINGS = [Setting("momentum", background=True, ranks=2), Setting("residuals", background=False, ranks=2)]
 
 
-def test_interrupted_jobs_end_as_undisturbed_ones(tmp_path, digits):
-    with Cases(tmp_path, digits / "digits", 5, SETTINGS) as cases:
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory, digits):
+    folder = tmp_path_factory.mktemp("interruptions")
+    with Cases(folder, digits / "digits", 5, SETTINGS, cold_share=0.03) as cases:
         cases.prepare()
-        rows = [cases.play(number) for number in range(CASES)]
+        yield cases
+
+
+def test_interrupted_jobs_end_as_undisturbed_ones(cases):
+    rows = [cases.play(number) for number in range(CASES)]
     assert [row for row in rows if row["complaints"]] == []
     met = [interruption for row in rows for interruption in row["interruptions"] if interruption["met"]]
     assert len(met) > CASES / 2
     assert any(row["cold"] for row in rows)
 
 
-def test_a_run_that_lost_a_row_or_a_bit_is_found(tmp_path, digits):
-    """The demands can fail."""
+def doubled(run):
+    with h5py.File(run / "metrics.h5", "r+") as file:
+        file["steps/step"][3] = file["steps/step"][2]
+
+
+def another_loss(run):
+    with h5py.File(run / "metrics.h5", "r+") as file:
+        file["steps/loss"][5] *= 1 + 1e-15
+
+
+def torn(run):
+    (run / "log.txt").write_text((run / "log.txt").read_text() + "2026-11-29T21")
+
+
+def unfinished(run):
+    (run / "checkpoints/step_00000099.tmp").mkdir()
+
+
+def aside(run):
+    run.with_name(f"{run.name}.before-1").mkdir()
+
+
+def another_seed(run):
+    shutil.rmtree(run)
+    shutil.copytree(run.parent / "another", run)
+
+
+@pytest.mark.parametrize("damage", [doubled, another_loss, torn, unfinished, aside, another_seed])
+def test_what_is_not_as_undisturbed_is_found(cases, tmp_path, damage):
+    for name, source in (("run", "undisturbed0"), ("another", "undisturbed1")):
+        shutil.copytree(cases.folder / source / "run", tmp_path / name)
+    undisturbed = end_of(tmp_path / "run")
+    assert complaints(tmp_path / "run", undisturbed) == []
+    damage(tmp_path / "run")
+    assert complaints(tmp_path / "run", undisturbed)

@@ -230,7 +230,7 @@ def test_a_full_disk_ends_the_job_with_one_message_and_loses_nothing(run, start,
         patched.setattr(metrics.journal, "_write_journal", full)
         code, error = start()
     assert code == 2
-    assert "metrics.h5 (No space left on device): is the disk full?" in error
+    assert "metrics.h5: No space left on device. Make room, and start the same command again" in error
     assert start()[0] == 0
     assert steps(run) == [*range(1, 9)]
 

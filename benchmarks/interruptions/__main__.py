@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.interruptions.cases import SETTINGS, Case, Setting, draw
+from benchmarks.interruptions.cases import COLD_SHARE, SETTINGS, Case, Setting, draw
 from benchmarks.interruptions.demands import End, complaints, end_of
 from benchmarks.interruptions.queue import Queue
 from benchmarks.interruptions.warm import warm_process
@@ -32,8 +32,10 @@ MOST_STARTS = 12  # that a case may take after its interruptions
 class Cases:
     """Plays cases, with the undisturbed runs beside them, in a folder of its own."""
 
-    def __init__(self, folder: Path, data: Path, seed: int, settings: list[Setting] = SETTINGS) -> None:
-        self.folder, self._seed, self._settings = folder, seed, settings
+    def __init__(
+        self, folder: Path, data: Path, seed: int, settings: list[Setting] = SETTINGS, cold_share: float = COLD_SHARE
+    ) -> None:
+        self.folder, self._seed, self._settings, self._cold_share = folder, seed, settings, cold_share
         self._jobs, self._ends, self._visits = dict[Setting, Path](), dict[Setting, End](), {}
         self._lasts_s: dict[bool, float] = {}
         for number, setting in enumerate(settings):
@@ -68,7 +70,7 @@ class Cases:
 
     def play(self, number: int) -> dict[str, Any]:
         """One case, from its first start to its end; what became of it as plain data."""
-        case = draw(self._seed, number, self._settings, self._lasts_s, self._visits)
+        case = draw(self._seed, number, self._settings, self._cold_share, self._lasts_s, self._visits)
         begin_s, queue = time.monotonic(), self._queue(f"case{number}", case.setting)
         found = []
         try:

@@ -62,7 +62,7 @@ TARGETS = [  # signal and target, and how often they are drawn
     ("KILL", "half", 2),
     ("KILL", "all", 4),
 ]
-COLD_SHARE = 0.08  # of the cases have a first start that imports for itself
+COLD_SHARE = 0.08
 LONGEST_DELAY_S = 2e-3  # from an aim to the signal
 
 
@@ -97,6 +97,7 @@ def draw(
     seed: int,
     number: int,
     settings: list[Setting],
+    cold_share: float,
     lasts_s: dict[bool, float],
     visits: dict[Setting, dict[str, list[int]]],
 ) -> Case:
@@ -105,11 +106,12 @@ def draw(
     Args:
         seed, number: what decides.
         settings: to draw one of.
+        cold_share: of the cases have a first start that imports for itself.
         lasts_s: how long an undisturbed start takes, cold or not.
         visits: of each place by each rank, undisturbed.
     """
     rng = random.Random(f"{seed} {number}")
-    setting, cold = rng.choice(settings), rng.random() < COLD_SHARE
+    setting, cold = rng.choice(settings), rng.random() < cold_share
     count = rng.choice([1, 1, 2, 3])
     return Case(setting, cold, [_interruption(rng, setting, lasts_s, visits, cold and n == 0) for n in range(count)])
 

@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -129,8 +130,12 @@ def fork(client: socket.socket, listener: socket.socket) -> int | None:
     text = client.recv(HEAD.unpack(head)[0], socket.MSG_WAITALL)
     arguments, folder, environment, numbers = json.loads(text)
     if (pid := os.fork()) == 0:
-        listener.close()
-        become(arguments, folder, environment, numbers, descriptors)
+        try:
+            listener.close()
+            become(arguments, folder, environment, numbers, descriptors)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)
     for descriptor in descriptors:
         os.close(descriptor)
     return pid
@@ -145,6 +150,8 @@ def become(
     for number, descriptor in zip(numbers, high, strict=True):
         os.dup2(descriptor, number)
         os.close(descriptor)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):  # of another kind than this process's
+        setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

@@ -15,7 +15,8 @@ file, and only rank 0 makes, renames and removes folders. The class knows no ran
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from hpcopt import __version__
 from hpcopt.errors import CheckpointError
 from hpcopt.store import hdf5
 from hpcopt.store.files import read_plain, remove, replace_text
+from hpcopt.store.hung import touching
 from hpcopt.store.parallel import write_trees
+from hpcopt.store.room import unwritten
 from hpcopt.store.saved_parts import SavedParts
 from hpcopt.store.tree import REMEDY, pack, read_tree, tree_checksum, verify_tree, write_tree
 
@@ -56,10 +59,11 @@ class Checkpoints:
     Attributes:
         folder: where they stand; made by the first begin().
         keep: how many of the newest stay; at least 1.
+        require_ours: raises if another job has taken over the run directory.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = Path(folder), max(1, keep)
+    def __init__(self, folder: Path, keep: int, require_ours: Callable[[], None] = lambda: None) -> None:
+        self.folder, self.keep, self.require_ours = Path(folder), max(1, keep), require_ours
 
     def begin(self, step: int) -> Path:
         """Make the empty folder that write_part() fills, removing what earlier, interrupted checkpoints left behind.
@@ -67,14 +71,16 @@ class Checkpoints:
         Raises:
             CheckpointError: the folder cannot be made.
         """
-        try:
+        with self._writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            for stale in self.folder.glob("step_*.tmp"):
-                remove(stale)
+            self._remove_unfinished()
             self._unfinished(step).mkdir()
-        except OSError as cause:
-            raise CheckpointError(f"cannot write to {self.folder} ({cause}): name a writable --run-dir") from cause
         return self._unfinished(step)
+
+    def abandon(self) -> None:
+        """Give back the room of a checkpoint that could not be written; for rank 0, once no rank writes any more."""
+        with touching(self.folder), suppress(OSError):
+            self._remove_unfinished()
 
     def write_part(self, step: int, name: str, tree: Any) -> None:
         """Write one part of the checkpoint that begin() opened.
@@ -89,10 +95,8 @@ class Checkpoints:
             TypeError: the tree holds something that is not data.
         """
         path = self._unfinished(step) / f"{name}.h5"
-        try:
+        with self._writing(path, tree):
             write_tree(path, tree, {"step": step, "part": name})
-        except (OSError, RuntimeError) as cause:  # HDF5 reports a full disk as either
-            raise CheckpointError(f"cannot write {path} ({cause}): is the disk full?") from cause
 
     def write_together(self, step: int, comm: Any, parts: Mapping[str, Any]) -> None:
         """Write all ranks' parts to one file of the checkpoint that begin() opened. Collective over comm.
@@ -106,10 +110,8 @@ class Checkpoints:
             CheckpointError: the file cannot be written.
         """
         path = self._unfinished(step) / TOGETHER
-        try:
+        with self._writing(path, parts):
             write_trees(path, comm, {name: pack(tree) for name, tree in parts.items()}, {"step": step})
-        except (OSError, RuntimeError) as cause:
-            raise CheckpointError(f"cannot write {path} ({cause}): is the disk full?") from cause
 
     def commit(self, step: int, parts: Sequence[str]) -> Path:
         """Make the checkpoint count, once all ranks have written: manifest, rename, `latest`, and prune the oldest.
@@ -138,7 +140,7 @@ class Checkpoints:
             **together,
             "parts": about,
         }
-        try:
+        with self._writing(self.folder):
             (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             hdf5.sync(unfinished / MANIFEST)
             if folder.exists():  # the same step of an earlier attempt
@@ -146,8 +148,6 @@ class Checkpoints:
             hdf5.publish(unfinished, folder)
             replace_text(self.folder / LATEST, folder.name + "\n")
             self._prune()
-        except OSError as cause:
-            raise CheckpointError(f"cannot write to {self.folder} ({cause}): is the disk full?") from cause
         return folder
 
     def steps(self) -> list[int]:
@@ -170,7 +170,8 @@ class Checkpoints:
         Raises:
             CheckpointError: no such checkpoint or part, or it is damaged.
         """
-        return read_tree(*self._known_part(step, name))
+        with touching(self.path(step)):
+            return read_tree(*self._known_part(step, name))
 
     def rank_parts(self, step: int, ranks: int) -> SavedParts:
         """What each rank that saved a committed checkpoint wrote alone: read on access, as by read_part, and once."""
@@ -229,6 +230,19 @@ class Checkpoints:
         if tree_checksum(path, group) != parts[name]["crc32"] or path.stat().st_size != parts[name]["bytes"]:
             raise CheckpointError(f"{path} is not the file that {MANIFEST} was written for: {REMEDY}")
         return path, group
+
+    @contextmanager
+    def _writing(self, path: Path, tree: Any = None) -> Iterator[None]:
+        try:
+            with touching(path):
+                yield
+        except (OSError, RuntimeError) as cause:  # HDF5 reports a full disk as either
+            needed_bytes = None if tree is None else sum(leaf.nbytes for leaf in pack(tree).leaves)
+            raise CheckpointError(unwritten(path, cause, needed_bytes)) from cause
+
+    def _remove_unfinished(self) -> None:
+        for stale in self.folder.glob("step_*.tmp"):
+            remove(stale)
 
     def _prune(self) -> None:
         for step in self.steps()[self.keep :]:

@@ -169,8 +169,9 @@ def _write_journal(journal: Path, view: View) -> None:
     raw = b"".join([head, *(view.pages[page] for page in numbers)])
     try:
         write_new(journal, raw + hashlib.sha256(raw).digest())
-    except OSError:  # a full disk needs the room
+    except OSError as error:  # a full disk needs the room
         journal.unlink(missing_ok=True)
+        error.needed_bytes = len(raw)  # type: ignore[attr-defined]
         raise
 
 

@@ -32,6 +32,8 @@ import numpy as np
 from hpcopt import __version__
 from hpcopt.errors import HpcoptError, MetricsError
 from hpcopt.store import hdf5, journal
+from hpcopt.store.hung import touching
+from hpcopt.store.room import unwritten
 from hpcopt.store.tables import append, make_column, make_dimension, make_table, tables, truncate
 
 T = TypeVar("T")
@@ -51,8 +53,9 @@ class MetricsFile:
     A method returns when its rows are on disk. Killed before, the file is as it was.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path, require_ours: Callable[[], None] = lambda: None) -> None:
+        """Of the file at ``path``; ``require_ours`` raises if another job has taken over the run directory."""
+        self.path, self._require_ours = Path(path), require_ours
         self._phases: Sequence[str] | None = None  # of what is appended; None: as in the file
 
     def create(
@@ -208,6 +211,13 @@ class MetricsFile:
             peaks = {"peak_memory_bytes": peak_memory_bytes, "device_peak_memory_bytes": device_peak_memory_bytes}
             hdf5.set_attributes(file, {**end, **peaks})
 
+    def catch_up(self) -> None:
+        """Write what waits to be written: here, nothing does.
+
+        Raises:
+            MetricsError: it still cannot be written.
+        """
+
     @contextlib.contextmanager
     def _changing(self) -> Iterator[h5py.File]:
         with self._writing(), journal.changing(self.path) as file:
@@ -215,13 +225,12 @@ class MetricsFile:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
+        self._require_ours()
         try:
-            yield
+            with touching(self.path):
+                yield
         except (OSError, RuntimeError) as cause:  # HDF5 reports a full disk as either
-            raise MetricsError(
-                f"cannot write {self.path} ({getattr(cause, 'strerror', None) or cause}): is the disk full? "
-                "Make room and start the same command again: it goes on from the newest checkpoint"
-            ) from cause
+            raise MetricsError(unwritten(self.path, cause, getattr(cause, "needed_bytes", None))) from cause
 
 
 def read(path: Path, extract: Callable[[h5py.File], T]) -> T:

@@ -106,6 +106,8 @@ class Housekeeping:
             position.step if saved_step is None else saved_step,
             clock=context.clock,
             one_file=run.checkpoint_one_file,
+            goes_on=run.storage_failure == "go_on",
+            say=progress.say,
         )
         self._votes = Votes(
             context.world,
@@ -227,6 +229,7 @@ class Housekeeping:
         if self._position.step != self._saver.saved_step:
             self._save()
             self._saver.finish()
+            self._saver.require_saved(self._position.step)
 
     def finish(self, outcome: Outcome) -> None:
         """Write what is left, and tell why the run ended. Collective."""
@@ -269,7 +272,7 @@ class Housekeeping:
         self._recorder.flush()
         self._position.elapsed_s = self._recorder.elapsed_s
         with self._clock("checkpoint"):
-            self._saver.save(self._position, self._state, self._data())
+            self._saver.save(self._position, self._state, self._data(), self._recorder.require_written)
         self._votes.granted()
 
     def _summarise(self) -> None:

@@ -1,6 +1,6 @@
 """Rank 0 speaks: a live bar on a terminal, plain lines in a log. A batch log never sees a carriage return."""
 
-import contextlib
+import os
 import sys
 import time
 from datetime import UTC, datetime
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Self, TextIO
 
 from hpcopt.comm.launch import launch_from
 from hpcopt.store.files import open_to_append
+from hpcopt.store.hung import touching
+from hpcopt.store.room import unwritten
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -20,6 +22,7 @@ class Progress:
     def __init__(self, log: Path, *, speaks: bool, every_s: float) -> None:
         self._speaks, self._every_s, self._total = speaks, every_s, 0
         self._log: TextIO | None = open_to_append(log) if speaks else None
+        self._path, self._unwritten, self._told = log, b"", False  # of the log
         self._bar: RichProgress | None = None
         self._start_s = self._last_s = time.monotonic()
         self._first_step: int | None = None
@@ -82,19 +85,29 @@ class Progress:
             self._bar.stop()
         self._speaks = False
         if self._log is not None:
-            with contextlib.suppress(OSError):  # a full disk: told when it was met
-                self._log.close()
+            self._write_log()
+            self._log.close()
             self._log = None
 
     def _note(self, line: str) -> None:
-        """Write to the log. A disk without room for a line ends the log and not the run."""
-        if self._log is None:
-            return
+        """Write to the log. On a disk without room for a line it waits in memory, and the run goes on."""
+        if self._log is not None:
+            self._unwritten += f"{line}\n".encode(errors="replace")
+            self._write_log()
+
+    def _write_log(self) -> None:
+        assert self._log is not None
         try:
-            print(line, file=self._log, flush=True)
+            with touching(self._path):
+                while self._unwritten:
+                    self._unwritten = self._unwritten[os.write(self._log.fileno(), self._unwritten) :]
+            self._told = False
         except OSError as error:
-            print(f"{self._log.name} cannot be written ({error.strerror}): it ends here", flush=True)
-            self._log = None
+            if not self._told:
+                self._told = True
+                print(
+                    f"{unwritten(self._path, error, len(self._unwritten))}. Until then lines wait in memory", flush=True
+                )
 
 
 def _live_bar(total: int) -> "RichProgress":

@@ -130,6 +130,14 @@ class Recorder:
         if self._world.rank == 0:
             self._file.append_evaluation(step, self.elapsed_s, scores, better)
 
+    def require_written(self) -> None:
+        """Make sure that all that was flushed is in the file; for rank 0.
+
+        Raises:
+            MetricsError: it cannot be written.
+        """
+        self._file.catch_up()
+
     def finish(self, outcome: str, exit_code: int) -> None:
         """Write what is left, and why the run ended. Collective."""
         self.flush()

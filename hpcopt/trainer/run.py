@@ -105,6 +105,17 @@ class RunConfig(Config):
     requeue_signal: Literal["USR1", "USR2"] = Field(
         "USR1", description="signal, beside TERM, on which all ranks checkpoint and leave with exit code 85"
     )
+    storage_failure: Literal["stop", "go_on"] = Field(
+        "stop",
+        description="where a checkpoint or metrics cannot be written, as on a full disk: stop ends the job with exit "
+        "code 2; go_on trains on, keeps the last good checkpoint, and rows in memory, and tries again at the next",
+    )
+    storage_wait_s: float = Field(
+        900.0,
+        gt=0,
+        description="seconds that the file system may not answer before the job ends with exit code 70; after stall_s "
+        "the file is named",
+    )
     reproducible: Literal["any ranks"] | None = Field(
         None,
         description="any ranks: the same bits, of losses, parameters and scores, on any number of ranks and across "
@@ -250,6 +261,14 @@ class RunDirectory:
             replace_text(self.job, text)
         except OSError as error:
             raise JobError(f"cannot write {self.job}: {error.strerror}") from None
+
+    def require_ours(self) -> None:
+        """Make sure that no other job has taken over the directory.
+
+        Raises:
+            JobError: one has.
+        """
+        self._lock.require_held()
 
     def __enter__(self) -> Self:
         return self

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -42,10 +42,26 @@ class Saver:
         *,
         clock: PhaseClock,
         one_file: bool = False,
+        goes_on: bool = False,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Raises UnsupportedError, on all ranks, if one_file is not to be had here."""
+        """Get ready.
+
+        Args:
+            world, checkpoints: who saves, where to.
+            background: whether training goes on while a checkpoint is written.
+            saved_step: where the run stands.
+            clock: that counts the seconds.
+            one_file: whether all ranks write one file.
+            goes_on: whether training does where a checkpoint cannot be written; ``say`` hears of it then.
+            say: tells a person.
+
+        Raises:
+            UnsupportedError: on all ranks: one_file is not to be had here.
+        """
         self._world, self._checkpoints, self._background = world, checkpoints, background and not one_file
-        self._clock = clock
+        self._clock, self._goes_on, self._say = clock, goes_on, say
+        self._failure: HpcoptError | None = None
         self._communicator: Any = None
         if one_file:
             with world.together():
@@ -57,23 +73,41 @@ class Saver:
         self._held_s = 0.0
         self.saved_step = saved_step
 
-    def save(self, position: Position, solver: Checkpointed, data: Tree = None) -> None:
+    def save(
+        self,
+        position: Position,
+        solver: Checkpointed,
+        data: Tree = None,
+        records: Callable[[], None] = lambda: None,
+    ) -> None:
         """Save what is the same everywhere by rank 0, each rank's own by itself. Collective.
 
         Args:
             position, solver: what is saved.
             data: this rank's own state of the workload's data.
+            records: raises on rank 0 if the steps' records are not on disk, without which a checkpoint is none.
 
         Raises:
+            CheckpointError: on all ranks: it cannot be written, and training does not go on then.
             DivergedError: on all ranks: the parameters are no longer finite, and nothing is saved.
+            JobError: on all ranks: another job has taken over the run directory.
         """
         self.finish()
         step, start_s = position.step, time.monotonic()
         solver.gather()
         if (wrong := not_finite(self._world, solver.must_be_finite())) is not None:
             raise DivergedError(f"{wrong} is not finite after step {step}, and is not saved; {self.kept()}")
+        self._require_ours()
+        with self._storing():
+            self._write(step, position, solver, data, records)
+        self._held_s = time.monotonic() - start_s
+
+    def _write(
+        self, step: int, position: Position, solver: Checkpointed, data: Tree, records: Callable[[], None]
+    ) -> None:
         with self._world.together():
             if self._world.rank == 0:
+                records()
                 self._checkpoints.begin(step)
         parts = {rank_part(self._world.rank): own_part(solver, data)}
         if self._world.rank == 0:
@@ -89,7 +123,28 @@ class Saver:
                     parts = {}
                 for name, tree in parts.items():
                     self._checkpoints.write_part(step, name, tree)
-        self._held_s = time.monotonic() - start_s
+
+    def _require_ours(self) -> None:
+        with self._world.together():
+            if self._world.rank == 0:
+                self._checkpoints.require_ours()
+
+    @contextlib.contextmanager
+    def _storing(self) -> Iterator[None]:
+        """What all ranks cannot write, given back its room, ends the run, or just this checkpoint."""
+        try:
+            yield
+        except HpcoptError as error:
+            if not error.on_every_rank:
+                raise
+            self._pending = None
+            self._let_go()
+            if self._world.rank == 0:
+                self._checkpoints.abandon()
+            if not self._goes_on:
+                raise
+            self._failure = error
+            self._say(f"warning: {error}. Training goes on; the next checkpoint that is due tries again")
 
     def _before_update(self, *_: object) -> None:
         with self._clock("checkpoint"):
@@ -120,13 +175,20 @@ class Saver:
         if self._pending is None:
             return
         step, self._pending = self._pending, None
-        with self._world.together():
-            self._writer.wait()
-        self._let_go()
-        with self._world.together():
-            if self._world.rank == 0:
-                self._checkpoints.commit(step, [SHARED, *(rank_part(rank) for rank in range(self._world.size))])
-        self.saved_step = step
+        self._require_ours()
+        with self._storing():
+            with self._world.together():
+                self._writer.wait()
+            self._let_go()
+            with self._world.together():
+                if self._world.rank == 0:
+                    self._checkpoints.commit(step, [SHARED, *(rank_part(rank) for rank in range(self._world.size))])
+            self.saved_step = step
+
+    def require_saved(self, step: int) -> None:
+        """Raise what kept the checkpoint of a step from being written, on all ranks, if it is not."""
+        if self._failure is not None and self.saved_step != step:
+            raise self._failure
 
     def give_up(self, step: int) -> None:
         """Finish the checkpoint under way, unless it is of ``step``, whose parameters proved bad: that never counts.

@@ -2,9 +2,11 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Thread
 from typing import Any, Self
 
 import torch
@@ -12,23 +14,27 @@ from mpi4py import MPI
 
 import hpcopt
 from hpcopt.comm.device import device_name, use_device
-from hpcopt.comm.launch import machine, usable_threads
+from hpcopt.comm.launch import leave_exit_code, machine, usable_threads
 from hpcopt.comm.stall import StallWatch
 from hpcopt.comm.world import World
 from hpcopt.elastic.copies import Copies
-from hpcopt.errors import JobError
+from hpcopt.errors import EXIT_PEER, JobError
 from hpcopt.phases import PhaseClock
 from hpcopt.plugins import provenance
 from hpcopt.randomness import set_all_random_states
 from hpcopt.shapes.solver import Checkpointed, Tree
 from hpcopt.shapes.workload import Workload, WorkloadConfig
 from hpcopt.store.checkpoint import Checkpoints
+from hpcopt.store.hung import FileWatch
 from hpcopt.store.metrics import MetricsFile, software
+from hpcopt.store.patient_metrics import PatientMetrics
 from hpcopt.trainer.energy import Energy
 from hpcopt.trainer.progress import Progress
 from hpcopt.trainer.recorder import Recorder
 from hpcopt.trainer.resume import Position, restore
 from hpcopt.trainer.run import RunConfig, RunDirectory
+
+TELL_S = 2.0  # for a message, whose file may hang too
 
 
 class Services:
@@ -56,13 +62,14 @@ class Services:
         torch.set_num_threads(run.threads or (1 if alike else usable_threads(world.local_size)))
         self.device = use_device(world, "cpu" if alike else run.device, run.gpu_aware_mpi)
         self._devices = world.gather_text(device_name(self.device))
-        self.checkpoints = Checkpoints(directory.checkpoints, run.keep_checkpoints)
+        self.checkpoints = Checkpoints(directory.checkpoints, run.keep_checkpoints, directory.require_ours)
         self.progress = Progress(directory.log, speaks=world.rank == 0, every_s=run.log_every_s)
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
         world, directory = self.world, self.directory
         self._open.enter_context(directory)
+        self._open.enter_context(FileWatch(self.run.stall_s, self.run.storage_wait_s, self._warn, self._give_up))
         self._open.callback(setattr, world, "watch", world.watch)
         world.watch = StallWatch(directory.path / "stalls", world.rank, world.hosts, self.run.stall_s)
         self._open.enter_context(world.watch)
@@ -121,7 +128,9 @@ class Services:
             text: it, for job.toml.
             reason: for a restart.
         """
-        world, file = self.world, MetricsFile(self.directory.metrics)
+        world, path, require_ours = self.world, self.directory.metrics, self.directory.require_ours
+        patient = self.run.storage_failure == "go_on"
+        file = PatientMetrics(path, require_ours, self.progress.say) if patient else MetricsFile(path, require_ours)
         threads_per_core = world.threads_per_core(torch.get_num_threads(), machine())
         energy = Energy.counted(world, self.device)
         with world.together():
@@ -133,6 +142,21 @@ class Services:
                 else:
                     file.create(world.size, clock.phases, attributes, step=position.step, time_s=position.elapsed_s)
         return Recorder(world, file, clock, position.elapsed_s, energy, self.device)
+
+    def _warn(self, message: str) -> None:
+        """Say what this rank alone sees; standard error may be a file of the same file system: nobody waits for it."""
+        text = f"hpcopt: rank {self.world.rank} on {self.world.hosts[self.world.rank]}: {message}"
+        told = Thread(target=print, args=(text,), kwargs={"file": sys.stderr, "flush": True}, daemon=True)
+        told.start()
+        told.join(TELL_S)
+
+    def _give_up(self, message: str) -> None:
+        """End all ranks, since this one cannot go on."""
+        self._warn(f"{message}. The job ends; the last checkpoint stays: start the same command again")
+        told = Thread(target=leave_exit_code, args=(EXIT_PEER,), daemon=True)
+        told.start()
+        told.join(TELL_S)
+        self.world.transport.abort(EXIT_PEER)
 
     def _attributes(self, job: Mapping[str, Any], threads_per_core: float) -> dict[str, Any]:
         """What a run's records say of it: the job, the machine, the software and what was plugged in."""
