@@ -7,7 +7,7 @@ exit      meaning
 1         a bug in hpcopt or in the user's own code: the traceback names the rank and the host
 2         bad input: job, data, checkpoint, run directory or launch; the message says what to do
 3         the training diverged: the loss or a gradient is no longer finite
-70        another rank failed or cannot be reached
+70        another rank failed or cannot be reached, or the file system cannot
 85        checkpointed before the end (signal or time budget): submit the same command again
 130       interrupted (Ctrl-C, the signal INT): all ranks end at once, without a checkpoint
 ========  =====================================================================================
