@@ -13,7 +13,7 @@ from benchmarks.interruptions.cases import Setting
 from benchmarks.interruptions.demands import complaints, end_of
 
 CASES = 60
-SETTINGS = [Setting("momentum", background=True, ranks=2), Setting("residuals", background=False, ranks=2)]
+SETTINGS = [Setting("momentum", background=True, ranks=2), Setting("local steps", background=False, ranks=2)]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from hpcopt.checkpoint import leaves
 from hpcopt.store.checkpoint import Checkpoints
 
 STAMPED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ( .*)?")
-KNOWN = {"job.toml", "metrics.h5", "checkpoints", "log.txt", "lock"}
+KNOWN = {"job.toml", "metrics.h5", "checkpoints", "log.txt", "lock", "stalls"}  # the last tells of a slow machine
 # Columns that differ from run to run: when rows are written, which takes messages, is for the clock to say.
 OF_THE_CLOCK = {"time_s", "step_s", "phase_s", "energy_j", "sent_bytes", "dense_bytes"}
 

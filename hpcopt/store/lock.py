@@ -42,11 +42,14 @@ class RunLock:
         self._ended = threading.Event()
         self._heart: threading.Thread | None = None
 
-    def take(self) -> None:
+    def take(self, *, again: bool = False) -> None:
         """Hold the lock, and leave the mark.
 
         A mark of the same SLURM job before it was requeued is stale, even if a file server does not know it yet. One
         of another machine is listened to for some seconds, as is any where the file system has no locks.
+
+        Args:
+            again: this job had it before: lock and mark, if there are any, are those of a rank that it has lost.
 
         Raises:
             JobError: another job holds it.
@@ -57,7 +60,8 @@ class RunLock:
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             ours = _owner(self._beat_s)
-            sure = self._may_take(descriptor, ours)
+            sure = again or self._may_take(descriptor, ours)
+            _lock(descriptor)
             _write(descriptor, ours)
             if not sure:
                 time.sleep(self._beat_s / SILENT_BEATS)  # another that found the same may leave its mark meanwhile

@@ -4,7 +4,6 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -234,8 +233,7 @@ class RunDirectory:
         try:
             existed = self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
-            with suppress(JobError) if again else nullcontext():
-                self._lock.take()
+            self._lock.take(again=again)
             if fresh and existed:
                 stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
                 self.path.rename(unused(self.path.parent, f"{self.path.name}.before-{stamp}"))

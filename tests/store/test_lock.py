@@ -141,13 +141,21 @@ def test_a_requeued_job_does_not_wait_for_its_own_mark(path, hold, boot, monkeyp
         mine.take()
 
 
+def test_a_job_takes_over_from_a_rank_that_it_has_lost(path, hold):
+    other = hold()
+    with RunLock(path) as mine:
+        mine.take(again=True)
+        assert json.loads(path.read_text())["pid"] != other.pid
+        mine.require_held()
+
+
 def test_an_owner_that_was_cut_off_learns_of_its_successor(path):
     with RunLock(path, 0.2) as mine:
         mine.take()
         mine.require_held()
         successor = json.loads(path.read_text()) | {"token": "other", "host": "elsewhere"}
         path.write_text(json.dumps(successor))
-        with pytest.raises(JobError, match="on elsewhere, since .* has taken over"):
+        with pytest.raises(JobError, match=r"on elsewhere, since .* has taken over"):
             mine.require_held()
         time.sleep(0.5)
     assert json.loads(path.read_text()) == successor  # neither its heart nor its end touched it
