@@ -1,0 +1,133 @@
+"""SAC on Pendulum: hpcopt beside stable-baselines3, at the settings that rl-baselines3-zoo has for it.
+
+    python -m benchmarks.reinforcement.pendulum run --steps 20000 --seeds 5     # a line of JSON a run, once each
+    python -m benchmarks.reinforcement.pendulum table
+
+Both learn in turns, seed by seed, in one process with one thread: two layers of 256 units, a rate of 1e-3, and
+otherwise the defaults of both. The returns are of 20 episodes without exploration, whose seeds are the same for all.
+Seconds are of training alone. Give the process a core of its own (`taskset -c 0`).
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from hpcopt.report.interquartile import bootstrap_interval, interquartile_mean
+from hpcopt.runs import open_run
+from hpcopt.train import main as train
+
+ENVIRONMENT, RATE = "Pendulum-v1", 1e-3
+EPISODES, FIRST_SEED = 20, 10_000
+RESULTS = Path(__file__).with_name("pendulum.jsonl")
+JOB = Path(__file__).parents[2] / "jobs" / "pendulum.toml"
+Act = Callable[[np.ndarray], np.ndarray]
+
+
+def ours(steps: int, seed: int) -> dict[str, float]:
+    """Train by a job, and evaluate what its checkpoint holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"run.steps": steps, "run.evaluate_every": steps, "run.seed": seed, "workload.test": 1}
+        settings |= {"solver.optimizer.lr": RATE}
+        arguments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+        took, code = timed(lambda: train([str(JOB), "--run-dir", folder, *arguments]))
+        assert code == 0
+        model = open_run(Path(folder)).model.eval()
+
+    @torch.inference_mode()
+    def act(observed: np.ndarray) -> np.ndarray:
+        action: np.ndarray = 2 * model(torch.from_numpy(observed[None]))[0].numpy()
+        return action
+
+    return took | {"return": mean_return(act)}
+
+
+def peer(steps: int, seed: int) -> dict[str, float]:
+    """Train stable-baselines3's SAC."""
+    from stable_baselines3 import SAC
+
+    agent = SAC("MlpPolicy", gymnasium.make(ENVIRONMENT), learning_rate=RATE, seed=seed, device="cpu")
+    took, _ = timed(lambda: agent.learn(steps))
+    return took | {"return": mean_return(lambda observed: agent.predict(observed, deterministic=True)[0])}
+
+
+PROGRAMS: dict[str, Callable[[int, int], dict[str, float]]] = {"hpcopt": ours, "stable-baselines3": peer}
+
+
+def timed(call: Callable[[], Any]) -> tuple[dict[str, float], Any]:
+    """Seconds of a call, by the clock and of the processor, and what it gave."""
+    start_s, start_cpu_s = time.perf_counter(), time.process_time()
+    given = call()
+    return {"wall_s": time.perf_counter() - start_s, "cpu_s": time.process_time() - start_cpu_s}, given
+
+
+def mean_return(act: Act) -> float:
+    """Of the evaluation episodes."""
+    environment, returns = gymnasium.make(ENVIRONMENT), []
+    for episode in range(EPISODES):
+        observed, _ = environment.reset(seed=FIRST_SEED + episode)
+        total, over = 0.0, False
+        while not over:
+            observed, reward, terminated, truncated, _ = environment.step(act(observed))
+            total, over = total + float(reward), terminated or truncated
+        returns.append(total)
+    return statistics.mean(returns)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """What was measured so far."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def run(options: argparse.Namespace) -> None:
+    """Make the runs that are not there yet."""
+    torch.set_num_threads(1)
+    done = {(row["program"], row["steps"], row["seed"]) for row in lines(options.file)}
+    for seed in range(options.seeds):
+        for program, call in PROGRAMS.items():
+            if (program, options.steps, seed) not in done:
+                row = {"program": program, "steps": options.steps, "seed": seed, **call(options.steps, seed)}
+                with options.file.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+
+
+def table(options: argparse.Namespace) -> None:
+    """A row a program: returns with their interquartile mean and its interval, and seconds beside the peer's."""
+    rows = lines(options.file)
+    print("| steps | program | seeds | return of each | interquartile mean | processor's s | over the peer's |")
+    print("|---|---|---|---|---|---|---|")
+    for steps in sorted({row["steps"] for row in rows}):
+        mine = {name: [r for r in rows if (r["program"], r["steps"]) == (name, steps)] for name in PROGRAMS}
+        base_s = statistics.median([row["cpu_s"] for row in mine["stable-baselines3"]] or [float("nan")])
+        for name, own in mine.items():
+            if not own:
+                continue
+            scores = np.array([[row["return"]] for row in own])
+            low, high = bootstrap_interval(scores)
+            each = ", ".join(f"{row['return']:.0f}" for row in own)
+            cpu_s = statistics.median(row["cpu_s"] for row in own)
+            middle = f"{float(interquartile_mean(scores)):.0f} ({low:.0f} to {high:.0f})"
+            print(f"| {steps:,} | {name} | {len(own)} | {each} | {middle} | {cpu_s:.0f} | {cpu_s / base_s:.2f} |")
+
+
+def main() -> None:
+    """Run or tell."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("what", choices=("run", "table"))
+    p.add_argument("--steps", type=int, default=20_000)
+    p.add_argument("--seeds", type=int, default=5)
+    p.add_argument("--file", type=Path, default=RESULTS, help="where the lines are (%(default)s)")
+    options = p.parse_args()
+    (run if options.what == "run" else table)(options)
+
+
+if __name__ == "__main__":
+    main()
