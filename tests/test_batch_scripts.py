@@ -135,6 +135,16 @@ def test_a_task_of_a_studys_array_starts_all_its_ranks(allocation):
     assert words[-4:] == ["python", "-m", "hpcopt.study", "jobs/study_rates.toml"]
 
 
+def test_a_task_of_an_array_trains_an_agent_by_its_own_seed(allocation):
+    allocation |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "4"}
+    code, said = run("slurm/reinforcement.sh", "jobs/pendulum.toml", **allocation, SLURM_TASKS_PER_NODE="2(x4)")
+    assert code == 0, said
+    words = asked("srun")
+    assert words[:2] == ["--ntasks=8", "--nodes=4"]
+    assert words[words.index("--run-dir") + 1] == "runs/pendulum-seed4"
+    assert {"run.seed=4", "workload.environments=7"} <= set(words)
+
+
 def test_a_site_file_stands_here_or_beside_the_launch_script(allocation, tmp_path):
     """An installed package has the scripts elsewhere than the folder that is submitted from."""
     (tmp_path / "slurm").unlink()
