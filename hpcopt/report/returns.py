@@ -1,4 +1,4 @@
-"""Plots of reinforcement learning: returns of repeats and their interquartile mean, lag, age of what is replayed."""
+"""Plots of reinforcement learning: returns of repeats and their interquartile mean, and what solvers record."""
 
 from typing import Any
 
@@ -12,21 +12,25 @@ from hpcopt.report.summary import Runs
 RETURN = "evaluation_return"
 AXES = {"env_steps": "environment steps", "time_s": "seconds", "updates": "updates"}
 POINTS = 100  # of a mean, at most
-COLLECTING = {
+RECORDED = {
     "lag": "weights of collectors are so many versions old",
     "replay_age": "transitions of a batch are so many environment steps old",
     "collector_idle": "share of their time that collectors wait",
     "learner_idle": "share of its time that the learner waits",
+    "policy_rank": "effective rank of the policy's features on a batch, by 99 % of their singular values",
+    "critics_rank": "effective rank of the critics' features on a batch, by 99 % of their singular values",
+    "policy_dormant": "share of the policy's units that hardly speak (2.5 % of their layer's mean)",
+    "critics_dormant": "share of the critics' units that hardly speak (2.5 % of their layer's mean)",
 }
 CURVE = 500  # points of a run that are drawn
 
 
 def figures(runs: Runs, names: list[str]) -> list[Figure]:
-    """Returns against environment steps, seconds and updates, the last returns, and what collecting was like; none for
-    runs that collect nothing.
+    """Returns against environment steps, seconds and updates, the last returns, and what was recorded of collecting and
+    learning; none for runs that collect nothing.
     """
     learners = [(run, name) for (run, _), name in zip(runs, names, strict=True) if "env_steps" in run.columns]
-    found = [_returns(learners), _last_returns(learners), *(_collecting(learners, column) for column in COLLECTING)]
+    found = [_returns(learners), _last_returns(learners), *(_recorded(learners, column) for column in RECORDED)]
     return [figure for figure in found if figure is not None]
 
 
@@ -133,7 +137,7 @@ def _last_returns(learners: list[tuple[Run, str]]) -> Figure | None:
     return Figure("last-returns", "Returns at the end", definition, data, layout, table)
 
 
-def _collecting(learners: list[tuple[Run, str]], column: str) -> Figure | None:
+def _recorded(learners: list[tuple[Run, str]], column: str) -> Figure | None:
     """One column against environment steps, a line a run."""
     data: list[dict[str, Any]] = []
     table: dict[str, list[Any]] = {key: [] for key in ("run", "env_steps", column)}
@@ -156,5 +160,5 @@ def _collecting(learners: list[tuple[Run, str]], column: str) -> Figure | None:
         return None
     across, up = {"title": {"text": "environment steps"}}, {"title": {"text": column}, "rangemode": "tozero"}
     layout = {"xaxis": across, "yaxis": up}
-    definition = f"{column} against environment steps, a line a run: {COLLECTING[column]}."
+    definition = f"{column} against environment steps, a line a run: {RECORDED[column]}."
     return Figure(column, column.replace("_", " ").capitalize(), definition, data, layout, table)

@@ -16,6 +16,7 @@ from torch import Tensor
 from hpcopt.comm.world import World
 from hpcopt.errors import fitting
 from hpcopt.models.control.agent import Agent
+from hpcopt.models.control.unit_statistics import unit_statistics
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.simulation import Layout, Transitions
 from hpcopt.shapes.solver import Tree
@@ -32,12 +33,14 @@ class Learnt(NamedTuple):
         critic_loss, policy_loss: of the last update, float32; without an update of the policy, NaN.
         temperature: after it, NaN if there is none.
         age: of the last draw, in steps of environments of this learner's.
+        units: effective ranks and shares of dormant units of policy and critics, on the last draw; empty unless due.
     """
 
     critic_loss: float
     policy_loss: float
     temperature: float
     age: float
+    units: dict[str, float]
 
 
 class Learner:
@@ -90,6 +93,7 @@ class Learner:
 
     def learn(self, updates: int, learning_rate: float) -> Learnt:
         """Make some updates, at least one. Collective: over the learners."""
+        before, every = self.updates, self._config.units_every
         for _ in range(updates):
             drawn, transitions = self._draw()
             if self._features is not None:
@@ -102,7 +106,18 @@ class Learner:
             torch.full_like(critic_loss, torch.nan) if temperature is None else temperature,
         ]
         critic, policy, entropy = torch.stack(told).tolist()  # one wait for a device
-        return Learnt(critic, policy, entropy, drawn.age)
+        due = every and self.updates // every > before // every
+        return Learnt(critic, policy, entropy, drawn.age, self._units(transitions) if due else {})
+
+    @torch.no_grad()
+    def _units(self, transitions: Transitions) -> dict[str, float]:
+        features, found = self._agent.features, dict[str, float]()
+        z_s = features.observe(transitions.observations)
+        z_sa = features.act(z_s, transitions.actions)
+        for name, body, z in (("policy", self._agent.policy.body, z_s), ("critics", self._agent.critics.body, z_sa)):
+            statistics = unit_statistics(body, z)
+            found |= {f"{name}_rank": statistics.effective_rank, f"{name}_dormant": statistics.dormant_share}
+        return found
 
     def _draw(self) -> tuple[Drawn, Transitions]:
         with self._clock("data"):

@@ -83,6 +83,8 @@ class ActorCritic(Solver):
     ``lag``, the largest number of steps between the weights that were acted by and those that were there;
     ``replay_age``, mean steps of environments since the transitions of the last update were added; ``collector_idle``
     and ``learner_idle``, the shares of the step that they waited for each other; ``restarts`` of environments so far.
+    Now and then: ``policy_rank`` and ``critics_rank``, effective ranks of the features under their heads, and
+    ``policy_dormant`` and ``critics_dormant``, shares of their units (see ``hpcopt.models.control.unit_statistics``).
     """
 
     lockstep = False
@@ -195,6 +197,7 @@ class ActorCritic(Solver):
                 "critic_loss": Scalar(learnt.critic_loss, "sum"),
                 "actor_loss": Scalar(learnt.policy_loss, "sum"),
                 "replay_age": learnt.age * self._config.learners,
+                **learnt.units,
             }
             if not math.isnan(learnt.temperature):
                 scalars["temperature"] = learnt.temperature

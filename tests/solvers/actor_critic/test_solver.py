@@ -168,3 +168,19 @@ def test_what_cannot_work_is_said_at_once():
     with pytest.raises(JobError, match=r'use \[workload\] name = "control"'):
         solver().build(Task(network(), lambda *_: torch.zeros(())), Context(steps=1))
     assert Roles(2, 2, 2).collectors_of(1) == [1]
+
+
+@pytest.mark.parametrize("updates", [1, 3])
+def test_ranks_and_dormant_units_are_told_every_so_often_and_change_nothing(updates):
+    (often,) = trained(1, 20, track(), solver(units_every=4, updates=updates))
+    (never,) = trained(1, 20, track(), solver(units_every=0, updates=updates))
+    assert torch.equal(often.parameters, never.parameters)
+    told = [stats for stats in often.stats if "critics_rank" in stats.scalars]
+    assert len(told) == 13 * updates // 4
+    assert not any("critics_rank" in stats.scalars for stats in never.stats)
+    for stats in told:
+        ranks, dormant = (
+            [stats.scalars[f"{who}_{what}"] for who in ("policy", "critics")] for what in ("rank", "dormant")
+        )
+        assert all(1 <= rank <= 16 for rank in ranks)
+        assert all(0 <= share < 1 for share in dormant)
