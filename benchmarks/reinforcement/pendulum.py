@@ -2,6 +2,7 @@
 
     python -m benchmarks.reinforcement.pendulum run --steps 20000 --seeds 5     # a line of JSON a run, once each
     python -m benchmarks.reinforcement.pendulum table
+    python -m benchmarks.reinforcement.pendulum speed                           # steps of both, in turns
 
 Both learn in turns, seed by seed, in one process with one thread: two layers of 256 units, a rate of 1e-3, and
 otherwise the defaults of both. The returns are of 20 episodes without exploration, whose seeds are the same for all.
@@ -21,12 +22,17 @@ import gymnasium
 import numpy as np
 import torch
 
+from hpcopt.optim import AdamWConfig
 from hpcopt.report.interquartile import bootstrap_interval, interquartile_mean
 from hpcopt.runs import open_run
+from hpcopt.shapes import Context, Task
+from hpcopt.solvers.actor_critic.solver import ActorCriticConfig
 from hpcopt.train import main as train
+from hpcopt.workloads.control.workload import ControlConfig
 
 ENVIRONMENT, RATE = "Pendulum-v1", 1e-3
 EPISODES, FIRST_SEED = 20, 10_000
+BLOCK, WARM = 50, 3  # steps of a block; blocks before those that count
 RESULTS = Path(__file__).with_name("pendulum.jsonl")
 JOB = Path(__file__).parents[2] / "jobs" / "pendulum.toml"
 Act = Callable[[np.ndarray], np.ndarray]
@@ -118,15 +124,45 @@ def table(options: argparse.Namespace) -> None:
             print(f"| {steps:,} | {name} | {len(own)} | {each} | {middle} | {cpu_s:.0f} | {cpu_s / base_s:.2f} |")
 
 
+def speed(options: argparse.Namespace) -> None:
+    """Milliseconds of a step, each with an update, block by block in turns; a line of JSON with medians."""
+    from stable_baselines3 import SAC
+
+    torch.set_num_threads(1)
+    agent = SAC("MlpPolicy", gymnasium.make(ENVIRONMENT), learning_rate=RATE, seed=0, device="cpu")
+    context = Context(steps=(options.blocks + WARM) * BLOCK)
+    workload = ControlConfig(environment=ENVIRONMENT).build(context)
+    solver = ActorCriticConfig(optimizer=AdamWConfig(lr=RATE, weight_decay=0.0)).build(
+        Task(workload.model, workload.loss, simulation=workload.simulation()), context
+    )
+
+    def step() -> None:
+        for _ in range(BLOCK):
+            solver.step(None)
+
+    calls = {"hpcopt": step, "stable-baselines3": lambda: agent.learn(BLOCK, reset_num_timesteps=False)}
+    blocks: dict[str, list[dict[str, float]]] = {name: [] for name in calls}
+    for _ in range(options.blocks + WARM):
+        for name, call in calls.items():
+            blocks[name].append(timed(call)[0])
+    found = {
+        f"{name} {what}": 1e3 / BLOCK * statistics.median(block[f"{what}_s"] for block in each[WARM:])
+        for name, each in blocks.items()
+        for what in ("cpu", "wall")
+    }
+    print(json.dumps(found))
+
+
 def main() -> None:
     """Run or tell."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=("run", "table"))
+    p.add_argument("what", choices=("run", "table", "speed"))
     p.add_argument("--steps", type=int, default=20_000)
     p.add_argument("--seeds", type=int, default=5)
+    p.add_argument("--blocks", type=int, default=20, help=f"of {BLOCK} steps, of speed (%(default)s)")
     p.add_argument("--file", type=Path, default=RESULTS, help="where the lines are (%(default)s)")
     options = p.parse_args()
-    (run if options.what == "run" else table)(options)
+    {"run": run, "table": table, "speed": speed}[options.what](options)
 
 
 if __name__ == "__main__":
