@@ -4,9 +4,10 @@ that the one before it has left (``hpcopt.elastic``).
 
 import argparse
 import os
+import time
 from typing import NoReturn
 
-from hpcopt.comm.launch import hand_over_output, launch_from
+from hpcopt.comm.launch import hand_over_output, launch_from, leave_exit_code
 from hpcopt.comm.links import LostRankError
 from hpcopt.comm.world import World
 from hpcopt.elastic.company import Company, ExpelledError
@@ -36,6 +37,7 @@ def train_elastic(job: Job, options: argparse.Namespace, signals: StopSignals, e
             f"mpirun -n {membership.most} hpcopt train ..."
         ).everywhere()
     directory = RunDirectory(run_directory(job, options))
+    begun_s = time.monotonic()
     kept = keep()
     if kept.exit_code is not None:
         return kept.exit_code
@@ -53,7 +55,13 @@ def train_elastic(job: Job, options: argparse.Namespace, signals: StopSignals, e
         ranks=lambda: None if membership is None else membership.ranks_after(step()),
         joined=kept.joined,
     )
-    copies = Copies(run.copy_every, run.buddies, membership=membership, newcomers=lambda: bool(company.newcomers))
+    copies = Copies(
+        run.copy_every,
+        run.buddies,
+        membership=membership,
+        newcomers=lambda: bool(company.newcomers),
+        begun_s=begun_s,
+    )
     ending.abort = lambda exit_code: _end_all(company, exit_code)
     while (world := _group(company)) is not None:
         try:
@@ -69,6 +77,7 @@ def train_elastic(job: Job, options: argparse.Namespace, signals: StopSignals, e
                 company.end(exit_code_of(error))
             raise
         if world.rank == 0:
+            leave_exit_code(exit_code)  # that of the first place may be lost
             company.end(exit_code)
         return exit_code
     assert company.over is not None

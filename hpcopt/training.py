@@ -18,8 +18,6 @@ from hpcopt.trainer.progress import Progress
 from hpcopt.trainer.services import Services, open_directory
 from hpcopt.trainer.signals import StopSignals
 
-NO_STEP = -1
-
 
 def train(
     job: Job,
@@ -62,7 +60,6 @@ def train(
             position=position,
             signals=signals,
             copies=copies,
-            saved_step=NO_STEP if recovered else None,
         )
         if not recovered:  # a second's hundredth that the ranks which were left need not wait for
             gc.collect()

@@ -81,6 +81,7 @@ class Copies:
         *,
         membership: Membership | None = None,
         newcomers: Callable[[], bool] = lambda: False,
+        begun_s: float | None = None,
     ) -> None:
         """Begin with none.
 
@@ -88,9 +89,11 @@ class Copies:
             every: steps from one to the next.
             buddies: other ranks that keep a rank's own part: so many may be lost at once.
             membership: how many ranks are to take which step; None: whoever is there.
+            begun_s: when the job began, by the monotonic clock, whatever groups there were; None: nobody knows.
             newcomers: whether this process knows of others that wait to join after any copy.
         """
         self._every, self._buddies, self._membership, self._newcomers = every, buddies, membership, newcomers
+        self.begun_s = begun_s
         self._kept: dict[Number, Copy] = {}
         self._group = 0
         self._recovered: tuple[int, Copy] | None = None

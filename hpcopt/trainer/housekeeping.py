@@ -23,6 +23,8 @@ from hpcopt.trainer.saver import Saver, own_part, shared_part
 from hpcopt.trainer.signals import StopSignals
 from hpcopt.trainer.votes import Verdict, Votes
 
+NO_STEP = -1
+
 
 class Outcome(Enum):
     """Why a run ended; the value is the process's exit code."""
@@ -66,7 +68,6 @@ class Housekeeping:
         save_at_evaluations: bool = False,
         data: Callable[[], Tree] = lambda: None,
         copies: Copies | None = None,
-        saved_step: int | None = None,
     ) -> None:
         """Get ready.
 
@@ -83,7 +84,6 @@ class Housekeeping:
             save_at_evaluations: see ``Pace``.
             data: gives this rank's own state of the data.
             copies: in memory, for a run that goes on when ranks are lost.
-            saved_step: of the newest checkpoint, if that is another than where the run stands.
         """
         self._world, self._clock, self.total = context.world, context.clock, context.total_steps
         self._run, self._state, self._data = run, state, data
@@ -103,7 +103,7 @@ class Housekeeping:
             context.world,
             checkpoints,
             run.checkpoint_in_background,
-            position.step if saved_step is None else saved_step,
+            NO_STEP if copies is not None and copies.steps() else position.step,  # what is in memory is not saved
             clock=context.clock,
             one_file=run.checkpoint_one_file,
             goes_on=run.storage_failure == "go_on",
@@ -118,6 +118,7 @@ class Housekeeping:
             saver=saver,
             pace=pace,
             signals=signals,
+            begun_s=None if copies is None else copies.begun_s,
         )
 
     @property

@@ -51,9 +51,8 @@ class Trainer:
         position: Position,
         signals: StopSignals,
         copies: Copies | None = None,
-        saved_step: int | None = None,
     ) -> None:
-        """Get ready; for ``copies`` and ``saved_step`` see ``Housekeeping``."""
+        """Get ready; ``copies`` are kept in memory, for a run that goes on when ranks are lost."""
         self._world, self._clock, self._virtual = context.world, context.clock, context.virtual
         self._workload, self._solver, self._position, self._debug = workload, solver, position, run.debug
         self._house = Housekeeping(
@@ -70,7 +69,6 @@ class Trainer:
             save_at_evaluations=solver.pipelined,
             data=workload.state_dict,
             copies=copies,
-            saved_step=saved_step,
         )
         self._house.batch, self._house.steps_per_epoch = workload.batch, workload.steps_per_epoch
         self._house.better = workload.scores

@@ -53,11 +53,14 @@ class Votes:
         saver: Saver,
         pace: Pace,
         signals: StopSignals,
+        begun_s: float | None = None,
     ) -> None:
+        """Begin; the time budget counts from ``begun_s``, by the monotonic clock, or from now."""
         self._world, self._clock, self._meetings = world, clock, meetings
         self._recorder, self._saver, self._pace, self._signals = recorder, saver, pace, signals
         self._budget_s, self._log_every_s = run.time_budget, run.log_every_s
-        self._start_s = self._next_look_s = time.monotonic()
+        self._next_look_s = time.monotonic()
+        self._start_s = self._next_look_s if begun_s is None else begun_s
         self._wishes = NONE
 
     def sum_up(self, step: int, loss: float | None) -> Verdict:
