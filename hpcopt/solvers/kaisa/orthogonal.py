@@ -46,21 +46,30 @@ def flops(n: int, m: int, iterations: int) -> float:
 def _by_gram(x: Tensor, iterations: int) -> Tensor:
     """The same polynomial of ``X X^T``, which is small where X is wide; X itself is multiplied once.
 
-    A round multiplies X from the left by Z, so its Gram matrix from both sides.
+    A round multiplies X from the left by Z + a I, so its Gram matrix from both sides.
     """
     is_one = len(x) == 1 and x.is_cpu
     x = x.contiguous()
 
-    def times(a: Tensor, b: Tensor) -> Tensor:
-        return times_transposed(a[0], b[0]).unsqueeze(0) if is_one else a @ b.transpose(1, 2)
+    def plus(y: Tensor, beta: float, left: Tensor, right: Tensor, alpha: float = 1.0) -> Tensor:
+        """``beta Y + alpha left right``, of symmetric matrices; of one in main memory by the quicker kernel."""
+        if not is_one:
+            return torch.baddbmm(y, left, right, beta=beta, alpha=alpha)
+        product = times_transposed(left[0], right[0])
+        return (product if alpha == 1 else product.mul_(alpha)).add_(y[0], alpha=beta).unsqueeze(0)
 
-    gram, whole = times(x, x), None
+    gram = times_transposed(x[0], x[0]).unsqueeze(0) if is_one else x @ x.transpose(1, 2)
+    whole = None
     for left in reversed(range(iterations)):
-        z = times(gram, gram).mul_(C).add_(gram, alpha=B)
-        z.diagonal(dim1=1, dim2=2).add_(A)
-        whole = z if whole is None else times(z, whole)
+        z = plus(gram, B, gram, gram, C)
+        if whole is None:
+            whole = z.clone()
+            whole.diagonal(dim1=1, dim2=2).add_(A)
+        else:
+            whole = plus(whole, A, z, whole)
         if left:
-            gram = times(times(z, gram), z)
+            turned = plus(gram, A, z, gram)
+            gram = plus(turned, A, turned, z)
     assert whole is not None
     return symmetric.times(whole[0], x[0]).unsqueeze(0) if is_one else whole @ x
 
