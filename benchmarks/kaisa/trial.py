@@ -20,6 +20,7 @@ import hpcopt
 from hpcopt.comm.world import alone
 from hpcopt.models.causal.transformer import TransformerConfig
 from hpcopt.optim import AdamWConfig, LambConfig, SgdConfig
+from hpcopt.optim.any_torch import AnyTorchConfig
 from hpcopt.optim.config import OptimizerConfig
 from hpcopt.optim.modes import to_evaluation, to_training
 from hpcopt.optim.several import Several
@@ -29,7 +30,7 @@ from hpcopt.solvers.kaisa.layers.layer import Layer
 from hpcopt.workloads.language_model import LanguageModelConfig
 
 WARMUP, FINAL = 0.05, 0.02
-EVALUATIONS = 10
+EVALUATIONS = 5
 REST_LR = 0.003  # AdamW's, of parameters that an arm leaves to it
 
 TASKS: dict[str, WorkloadConfig] = {
@@ -58,7 +59,8 @@ class Arm:
     ends: bool = True  # embeddings and output layer go by the arm as well, not by AdamW
     before: Idea | None = None
     after: Idea | None = None
-    clip_by_top: bool = False
+    clip_by_top: bool = False  # the clip is of the rate at its top, so that steps shorten with the rate
+    constant: bool = False  # the rate does not fall
     terms: bool = True  # the preconditioner is told of how many terms the loss is a mean; if not, it takes samples
 
 
@@ -93,6 +95,8 @@ class Training:
         progress = self.done / self.steps
         if progress < WARMUP:
             return (self.done + 1) / math.ceil(WARMUP * self.steps)
+        if self.arm.constant:
+            return 1.0
         return FINAL + (1 - FINAL) * (1 - (progress - WARMUP) / (1 - WARMUP))
 
     def step(self) -> None:
@@ -183,6 +187,7 @@ PLAIN_ADAMW = AdamWConfig(weight_decay=0.0)
 ARMS: dict[str, Arm] = {
     "sgd": Arm(SgdConfig(lr=1, momentum=0.9, nesterov=True)),
     "adamw": Arm(PLAIN_ADAMW),
+    "schedule_free": Arm(AnyTorchConfig(type="schedulefree:AdamWScheduleFree", lr=1), constant=True),
     "lamb": Arm(LambConfig(weight_decay=0.0)),
     "kfac": kfac(),
     "kfac: ends by AdamW": kfac(ideas={"ends": False}),
@@ -211,7 +216,7 @@ ARMS: dict[str, Arm] = {
 
 
 def trial(point: dict[str, Any]) -> dict[str, float]:
-    """Do a point: the held-out loss after each tenth of the run and at its end, and CPU seconds of a step."""
+    """Do a point: the held-out loss after each fifth of the run, and CPU seconds of a step."""
     training = Training(point["task"], ARMS[point["arm"]], point["lr"], point["seed"], point["steps"])
     steps, found, cpu_s = point["steps"], {}, []
     for step in range(1, steps + 1):
