@@ -58,14 +58,22 @@ class Factor:
     out: Tensor
 
 
-def factored_dampings(work: Sequence[Work]) -> list[tuple[float, float]]:
-    """For each layer what is added to the diagonals of A and of G."""
-    both = [w for w in work if w.layer.a.blocks]
-    shapes = [shape for w in both for shape in (w.layer.a, w.layer.g)]
-    factors = [packed for w in both for packed in (w.a, w.g)]
-    traces = [symmetric.trace(x, shape.size) for x, shape in zip(factors, shapes, strict=True)]
-    means = iter([total / (shape.matrices * shape.size) for total, shape in zip(numbers(traces), shapes, strict=True)])
-    return [_shared(w.damping, next(means), next(means)) if w.layer.a.blocks else (0.0, w.damping) for w in work]
+def factored_dampings(work: Sequence[Work], relative: bool = False) -> list[tuple[float, float]]:
+    """For each layer what is added to the diagonals of A and of G; ``relative``: dampings are in units of the layers'
+    own mean curvature.
+    """
+    looked_at = [w for w in work if relative or w.layer.a.blocks]
+    sides = ((packed, shape) for w in looked_at for packed, shape in ((w.a, w.layer.a), (w.g, w.layer.g)))
+    pairs = [(packed, shape) for packed, shape in sides if shape.blocks]
+    totals = numbers([symmetric.trace(packed, shape.size) for packed, shape in pairs])
+    means = iter([total / (shape.matrices * shape.size) for total, (_, shape) in zip(totals, pairs, strict=True)])
+    found = []
+    for w in work:
+        mean_a = next(means) if w.layer.a.blocks else 1.0
+        mean_g = next(means) if relative or w.layer.a.blocks else 1.0
+        damping = w.damping * (mean_a * mean_g or 1.0) if relative else w.damping  # there may be no curvature at all
+        found.append(_shared(damping, mean_a, mean_g) if w.layer.a.blocks else (0.0, damping))
+    return found
 
 
 def invert_factors(factors: Sequence[Factor], failures: Failures) -> None:

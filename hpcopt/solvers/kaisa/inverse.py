@@ -97,12 +97,16 @@ class Cholesky(Packed):
 
     squares = 3  # the factor, its root, its inverse
 
+    def __init__(self, relative: bool = False) -> None:
+        """``relative``: dampings are in units of each layer's mean curvature."""
+        self._relative = relative
+
     def flops(self, size: int) -> float:
         return 1.5 * size**3
 
     def invert(self, work: Sequence[Work], failures: Failures) -> None:
         factors = []
-        for w, (damping_a, damping_g) in zip(work, factored_dampings(work), strict=True):
+        for w, (damping_a, damping_g) in zip(work, factored_dampings(work, self._relative), strict=True):
             kept_a, kept_g = parts(w.layer, w.out)
             if w.layer.a.blocks:
                 factors.append(Factor(w.a, w.layer.a.size, damping_a, kept_a))

@@ -40,9 +40,9 @@ class LowRank(Kfac):
 
     squares = 3  # at most: those of a matrix that is inverted whole
 
-    def __init__(self, rank: int, seed: int = 0) -> None:
-        """``seed`` is that of the subspaces that the first iterations start from."""
-        self._rank, self._seed = rank, seed
+    def __init__(self, rank: int, seed: int = 0, relative: bool = False) -> None:
+        """``seed`` is that of the subspaces that the first iterations start from; ``relative``: as of Cholesky."""
+        self._rank, self._seed, self._relative = rank, seed, relative
 
     def numel(self, layer: Layer) -> int:
         return self._numel(layer.a) + self._numel(layer.g)
@@ -55,7 +55,7 @@ class LowRank(Kfac):
 
     def invert(self, work: Sequence[Work], failures: Failures) -> None:
         whole, cut, names = [], [], []
-        for w, dampings in zip(work, factored_dampings(work), strict=True):
+        for w, dampings in zip(work, factored_dampings(work, self._relative), strict=True):
             shapes = w.layer.a, w.layer.g
             kept = torch.split(w.out, [self._numel(shape) for shape in shapes])
             for which, shape, packed, damping, part in zip("ag", shapes, (w.a, w.g), dampings, kept, strict=True):

@@ -27,8 +27,8 @@ def _dtype(settings: KaisaSettings) -> torch.dtype | None:
 
 
 METHODS: dict[str, tuple[type[Method], Callable[[KaisaSettings, int], Method]]] = {
-    "cholesky": (Cholesky, lambda s, seed: Cholesky()),
-    "low_rank": (LowRank, lambda s, seed: LowRank(s.rank, seed)),
+    "cholesky": (Cholesky, lambda s, seed: Cholesky(s.damping_of == "layer")),
+    "low_rank": (LowRank, lambda s, seed: LowRank(s.rank, seed, s.damping_of == "layer")),
     "eigen": (Eigen, lambda s, seed: Eigen()),
     "ekfac": (Ekfac, lambda s, seed: Ekfac()),
     "muon": (Muon, lambda s, seed: Muon(s.muon, _dtype(s))),

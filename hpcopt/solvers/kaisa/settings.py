@@ -38,6 +38,9 @@ class KaisaSettings(Config):
     """What is computed of layers, how often, and how it is spread over the ranks."""
 
     damping: float = Field(0.03, gt=0, description="added to the curvature; in units of the loss's own")
+    damping_of: Literal["loss", "layer"] = Field(
+        "loss", description="layer: damping is over each layer's mean curvature; with cholesky and low_rank"
+    )
     damping_final: float | None = Field(None, gt=0, description="damping at the run's end, reached geometrically")
     damping_every: int = Field(
         0, ge=0, description="steps from one Levenberg-Marquardt adaptation of the damping to the next; 0: none"
@@ -119,6 +122,10 @@ class KaisaSettings(Config):
         if "ekfac" in names and len(names) > 1:
             raise ValueError('method = "ekfac" looks at every layer\'s samples and stands alone: use eigen')
         others = [name for name in names if name not in KFAC]
+        undamped = [name for name in names if name in ("eigen", "ekfac")]
+        if self.damping_of == "layer" and (undamped or self.damping_every):
+            what = f'method = "{undamped[0]}"' if undamped else "damping_every"
+            raise ValueError(f'damping_of = "layer" goes with cholesky and low_rank, not with {what}')
         if self.damping_every and others:
             raise ValueError(f"damping_every measures K-FAC's model of the loss, which {others[0]} has none of")
         return self
@@ -143,7 +150,7 @@ class KaisaSettings(Config):
             "kl_shampoo": self.kl_shampoo,
         }
         of_use = [own[name] for name in own if name in names]
-        return self.method, self.methods, of_use, damping if damped else None
+        return self.method, self.methods, of_use, (damping, self.damping_of) if damped else None
 
     def moving(self, name: str) -> tuple[object, ...]:
         """What decides where ``name``, one of those in use that may move in a run, starts and goes."""

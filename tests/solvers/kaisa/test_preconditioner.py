@@ -4,10 +4,13 @@ import copy
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from hpcopt.comm.world import alone
+from hpcopt.solvers.kaisa import symmetric
 from hpcopt.solvers.kaisa.preconditioner import Kaisa
+from hpcopt.solvers.kaisa.settings import KaisaSettings
 from tests.solvers.kaisa.test_layers import CONVS, LINEARS, NORMS, SAMPLES, gram, mean_loss, rows_by_jacobian
 
 DAMPING = 0.2
@@ -50,6 +53,47 @@ def test_against_dense_solve(module, shape, method):
         expected.append(torch.linalg.solve(dense, w[k].flatten()).view(w[k].shape).T)
     _, kaisa = preconditioned(module, x, method=method)
     torch.testing.assert_close(kaisa.layers.found[0].gradient(), torch.stack(expected), rtol=1e-6, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", ["cholesky", "low_rank"])
+def test_a_damping_over_a_layers_curvature_does_not_ask_how_many_terms_there_are(method):
+    """G goes with the number of terms, so P with its inverse: all of it, norms too, if the damping follows."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 9), nn.LayerNorm(9), nn.Tanh(), nn.Linear(9, 3)).double()
+    x, found = torch.randn(SAMPLES, 4, 6, dtype=torch.float64), []
+    settings = {"kl_clip": None, "damping": 0.3, "damping_of": "layer", "method": method, "rank": 2}
+    for terms in (SAMPLES, 4 * SAMPLES):
+        kaisa = Kaisa(model := copy.deepcopy(net), alone(), **settings)
+        mean_loss(model(x)).backward()
+        kaisa.step(terms)
+        found.append([p.grad * terms for p in model.parameters()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_damping_over_a_layers_curvature_is_one_of_the_losss_curvature():
+    torch.manual_seed(0)
+    module, x = example(nn.Linear(6, 4), (3,))
+    _, kaisa = preconditioned(module, x, damping=0.3, damping_of="layer")
+    average = kaisa._averages.of[0]
+    means = [symmetric.unpack(f, n)[0].diagonal().mean().item() for f, n in ((average.a, 7), (average.g, 4))]
+    other, _ = preconditioned(module, x, damping=0.3 * means[0] * means[1])
+    torch.testing.assert_close(module.weight.grad, other["weight"])
+
+
+def test_no_curvature_is_damped_as_if_it_were_one():
+    layer = nn.Linear(3, 2)
+    kaisa = Kaisa(layer, alone(), damping=0.25, damping_of="layer", kl_clip=None)
+    (layer(torch.ones(4, 3)) * 0).sum().backward()
+    layer.weight.grad.fill_(1.0)
+    kaisa.step()
+    assert layer.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("other", [{"method": "eigen"}, {"method": "ekfac"}, {"damping_every": 5}], ids=str)
+def test_what_has_no_damping_by_layer_says_so(other):
+    with pytest.raises(ValidationError, match='damping_of = "layer" goes with cholesky and low_rank'):
+        KaisaSettings(damping_of="layer", **other)
 
 
 @pytest.mark.parametrize("method", ["cholesky", "eigen"])
