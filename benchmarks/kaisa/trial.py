@@ -1,10 +1,10 @@
-"""One run of one optimizer on one task, as a point of a study: benchmarks/kaisa/*.toml.
+"""One run of one optimizer on one task, as a point of a study.
 
-    hpcopt study benchmarks/kaisa/ablation.toml --set "study.seeds=[0, 1, 2]"
+    hpcopt study benchmarks/kaisa/language_model.toml --set "study.seeds=[0, 1, 2]"
 
 A point names a task, an arm, a learning rate, steps and a seed. The rate rises over a twentieth of the steps, then
-falls linearly to 2 %. The held-out loss is that of data that chose nothing but rates. A run depends on its point alone,
-but for the CPU seconds, which are those of the steps, on one thread.
+falls linearly to 2 %. The held-out text chose nothing but rates. A run depends on its point alone, but for the CPU
+seconds, which are those of the steps, on one thread: compare those of one turn.
 """
 
 import math
