@@ -13,6 +13,7 @@ once, one log, and nothing left behind.
 
 import argparse
 import json
+import resource
 import tempfile
 import time
 from collections import Counter
@@ -149,7 +150,7 @@ def main() -> None:
         return
     done = {row["case"] for row in rows_of(options.out)} if options.out else set()
     numbers = [options.only] if options.only is not None else [n for n in range(options.cases) if n not in done]
-    end_s = time.monotonic() + options.seconds
+    begin_s, played = time.monotonic(), 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)
         folder.mkdir(exist_ok=True)
@@ -157,16 +158,20 @@ def main() -> None:
         with Cases(folder.absolute(), digits(folder.absolute()), options.seed) as cases:
             cases.prepare()
             for number in numbers:
-                if time.monotonic() > end_s:
+                if time.monotonic() > begin_s + options.seconds:
                     break
                 row = cases.play(number)
-                failed += bool(row["complaints"])
+                failed, played = failed + bool(row["complaints"]), played + 1
                 line = json.dumps(row)
                 if options.out:
                     with options.out.open("a", encoding="utf-8") as out:
                         out.write(f"{line}\n")
                 if row["complaints"] or not options.out:
                     print(line, flush=True)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(
+        f"{played} cases in {time.monotonic() - begin_s:.0f} s, {used.ru_utime + used.ru_stime:.0f} s of processor time"
+    )
     raise SystemExit(1 if failed else 0)
 
 

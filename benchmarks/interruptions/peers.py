@@ -77,14 +77,14 @@ def with_lightning() -> None:
         devices=1,
         plugins=[SLURMEnvironment(auto_requeue=True)],
         callbacks=[ModelCheckpoint("checkpoints", every_n_train_steps=EVERY, save_last=True, save_top_k=1)],
-        logger=CSVLogger(".", name="log", version=0, flush_logs_every_n_steps=1),
+        logger=CSVLogger(".", name="log", flush_logs_every_n_steps=1),
         log_every_n_steps=1,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=".",
     )
     data = DataLoader(digits(), BATCH, shuffle=True, generator=torch.Generator().manual_seed(0))
-    last = Path("checkpoints/last.ckpt").exists() or any(Path().glob("hpc_ckpt_*.ckpt"))
+    last = Path("checkpoints/last.ckpt").exists() and not any(Path().glob("hpc_ckpt_*.ckpt"))  # which comes first
     trainer.fit(model, data, ckpt_path="last" if last else None)
     torch.save(model.network.state_dict(), "end.pt")
 
@@ -107,7 +107,7 @@ class Loop:
             self.optimizer.step()
             self.step += 1
             with Path("metrics.csv").open("a", encoding="utf-8") as file:
-                file.write(f"{self.step - 1},{float(loss)!r}\n")
+                file.write(("" if file.tell() else "step,loss\n") + f"{self.step - 1},{float(loss)!r}\n")
         torch.save(self.network.state_dict(), "end.pt")
 
     def checkpoint(self) -> Any:
@@ -116,18 +116,21 @@ class Loop:
         return DelayedSubmission(self)
 
 
+def submit(folder: Path) -> None:
+    """Leave what submitit leaves where a job is submitted."""
+    from submitit.core.utils import DelayedSubmission, JobPaths
+
+    (folder / "jobs").mkdir()
+    delayed = DelayedSubmission(Loop())
+    delayed.set_timeout(60, 99)
+    delayed.dump(JobPaths(folder / "jobs", "27").submitted_pickle)
+
+
 def with_submitit() -> None:
     """Train in the current folder, or go on."""
     from submitit.core.submission import process_job
-    from submitit.core.utils import DelayedSubmission, JobPaths
 
     os.environ["SUBMITIT_EXECUTOR"] = "slurm"
-    pickled = JobPaths(Path("jobs").absolute(), "27").submitted_pickle
-    if not pickled.exists():
-        pickled.parent.mkdir(exist_ok=True)
-        delayed = DelayedSubmission(Loop())
-        delayed.set_timeout(60, 99)
-        delayed.dump(pickled)
     process_job("jobs")
 
 
@@ -171,16 +174,12 @@ def start(train: Callable[[], None], folder: Path, stop: str = "", after_s: floa
 
 
 def rows(folder: Path) -> list[tuple[int, float]]:
-    """Step and loss of each row of a run's metrics."""
-    if (file := folder / "log/version_0/metrics.csv").exists():
+    """Step and loss of each row of a run's metrics, of all its starts."""
+    found = []
+    for file in sorted([*folder.glob("log/version_*/metrics.csv"), *folder.glob("metrics.csv")]):
         with file.open(encoding="utf-8") as text:
-            return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(text) if row["loss"]]
-    if not (folder / "metrics.csv").exists():
-        return []
-    return [
-        (int(step), float(loss))
-        for step, loss in (line.split(",") for line in (folder / "metrics.csv").read_text(encoding="utf-8").split())
-    ]
+            found += [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(text) if row["loss"]]
+    return sorted(found)
 
 
 def play(name: str, cases: int, rng: random.Random, folder: Path) -> None:
@@ -191,6 +190,8 @@ def play(name: str, cases: int, rng: random.Random, folder: Path) -> None:
         (made := folder / f"{name}-{number}").mkdir()
         (made / "scontrol").write_text(SCONTROL, encoding="utf-8")
         (made / "scontrol").chmod(0o755)
+        if train is with_submitit:
+            submit(made)
         return made
 
     undisturbed = place("undisturbed")
