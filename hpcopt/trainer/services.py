@@ -156,7 +156,10 @@ class Services:
         told = Thread(target=leave_exit_code, args=(EXIT_PEER,), daemon=True)
         told.start()
         told.join(TELL_S)
-        self.world.transport.abort(EXIT_PEER)
+        try:
+            self.world.transport.abort(EXIT_PEER)
+        finally:
+            os._exit(EXIT_PEER)  # a transport may end its ranks by an exception, which the one that waits does not get
 
     def _attributes(self, job: Mapping[str, Any], threads_per_core: float) -> dict[str, Any]:
         """What a run's records say of it: the job, the machine, the software and what was plugged in."""
