@@ -13,7 +13,7 @@ RETURN = "evaluation_return"
 AXES = {"env_steps": "environment steps", "time_s": "seconds", "updates": "updates"}
 POINTS = 100  # of a mean, at most
 RECORDED = {
-    "lag": "weights of collectors are so many versions old",
+    "lag": "the weights that collectors acted by are so many steps of the run old",
     "replay_age": "transitions of a batch are so many environment steps old",
     "collector_idle": "share of their time that collectors wait",
     "learner_idle": "share of its time that the learner waits",

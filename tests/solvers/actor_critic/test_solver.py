@@ -8,6 +8,7 @@ import torch
 
 from hpcopt.errors import CheckpointError, JobError
 from hpcopt.models.control.agent import Agent
+from hpcopt.optim import AdamWConfig, SgdConfig
 from hpcopt.seeds import derive
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Task
@@ -184,3 +185,8 @@ def test_ranks_and_dormant_units_are_told_every_so_often_and_change_nothing(upda
         )
         assert all(1 <= rank <= 16 for rank in ranks)
         assert all(0 <= share < 1 for share in dormant)
+
+
+def test_a_rate_alone_keeps_the_optimizer():
+    assert solver(optimizer={"lr": 1e-3}).optimizer == AdamWConfig(lr=1e-3, weight_decay=0.0)
+    assert solver(optimizer={"name": "sgd", "lr": 1e-3}).optimizer == SgdConfig(lr=1e-3)
