@@ -149,14 +149,16 @@ class Exchange:
         """Take over the gradients of one of this rank's virtual ranks, but for the last, and have none again.
 
         Raises:
-            UnsupportedError: there is none left; parameters or gradients were changed as they may not be.
+            UnsupportedError: there is none left; parameters were changed as they may not be.
         """
         reducer, virtual = self._reducer, self._virtual
         if virtual is None or not isinstance(reducer, VirtualReducer) or self._turn + 1 >= len(virtual.held):
             raise UnsupportedError("next_virtual_rank(): this rank holds no further virtual rank in this step")
-        if (refusal := self._look_around()) is not None:
+        if self._turn == 0 and (refusal := self._look_around()) is not None:
             raise refusal
         for bucket in self.buckets:
+            for p in bucket.views:
+                bucket.take(p)
             reducer.take(bucket, virtual.held[self._turn])
             for p in bucket.views:
                 p.grad = None

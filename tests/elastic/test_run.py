@@ -105,6 +105,16 @@ def test_hosts_are_lost_for_good(runs):
     runs.replay("owed", 4, OWED, "run.buddies=2")
 
 
+def test_fewer_ranks_and_more_have_the_bits_of_one(runs):
+    """With reproducible: whoever dies, and whoever joins."""
+    settings = ("run.reproducible=any ranks", "run.virtual_ranks=6", "run.rejoin_s=0")
+    assert runs.start("one", 1, [], *settings) == [EXIT_DONE]
+    assert runs.start("changing", 3, [(1, 20, "rank"), (0, 29, "rank")], *settings) == [EXIT_DONE] * 3
+    assert len(runs.membership("changing").starts) > 2
+    for changing, one in zip(runs.end("changing"), runs.end("one"), strict=True):
+        np.testing.assert_array_equal(changing, one)
+
+
 def test_too_few_are_left(runs):
     """They save where they are, and the next start goes on there."""
     codes = runs.start("few", 3, [(0, 18, "host"), (2, 27, "host")], SHARDS, "run.min_ranks=2", "run.rejoin_s=0")

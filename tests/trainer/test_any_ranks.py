@@ -2,24 +2,33 @@
 number of ranks, and across changes of it.
 """
 
+import argparse
 import copy
 import math
+from pathlib import Path
 from unittest import mock
 
+import h5py
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from hpcopt.build import build
 from hpcopt.comm.loopback import run_ranks
-from hpcopt.comm.world import World
+from hpcopt.comm.world import World, alone, connect
 from hpcopt.errors import JobError, PeerError
 from hpcopt.job import Job, read_job
 from hpcopt.models.mlp import MlpConfig
 from hpcopt.optim.state import optimizer_state
+from hpcopt.prepare import prepare
 from hpcopt.shapes.context import Context
+from hpcopt.solvers.data_parallel import DataParallel
+from hpcopt.trainer import loop
 from hpcopt.trainer.loop import evaluate
+from hpcopt.trainer.signals import StopSignals
 from hpcopt.trainer.virtual import virtual_batches
+from hpcopt.training import train
 
 STEPS = 5
 VIRTUAL = 9  # on a batch of 23 samples: parts of two or three
@@ -218,18 +227,62 @@ def test_more_ranks_than_virtual_ones_are_refused(job_of):
         run_ranks(4, lambda transport: build(job_of("run.virtual_ranks=3"), World(transport)))
 
 
-def test_ranks_that_come_apart_are_named(job_of):
-    """By the digest of the parameters."""
+class Unheard(StopSignals):
+    """Ranks that are threads have no signals."""
 
-    def program(transport):
-        world = World(transport)
-        model = build(job_of(), world).solver.model
-        digest = world.require_same(list(model.state_dict().values()), "the parameters")
-        if world.rank == 2:
+    def listen_for(self, name: str) -> None:
+        pass
+
+
+def train_to_the_end(job: Job, folder: Path, ranks: int) -> dict[str, bytes]:
+    """What the command does; columns of metrics that may not differ."""
+    options = argparse.Namespace(run_dir=folder / f"on {ranks}", fresh=False, resume=False)
+    with mock.patch.object(loop, "DIGEST_EVERY", 2):
+        run_ranks(ranks, lambda transport: train(job, World(transport), options, Unheard()))
+    with h5py.File(folder / f"on {ranks}" / "metrics.h5") as file:
+        digests = file["steps"][loop.DIGEST][:]
+        assert np.isfinite(digests).tolist() == [False, True, False, True, False]
+        columns = {name: file["steps"][name][:] for name in ("loss", loop.DIGEST, "learning_rate")}
+        columns |= {name: file["evaluations"][name][:] for name in ("test_loss", "test_accuracy")}
+    return {name: column.tobytes() for name, column in columns.items()}
+
+
+def test_metrics_have_the_same_bits(job_of, tmp_path):
+    job = job_of("run.steps=5", "run.evaluate_every=3")
+    assert train_to_the_end(job, tmp_path, 1) == train_to_the_end(job, tmp_path, 3)
+
+
+def test_ranks_that_come_apart_are_named(job_of, tmp_path):
+    """By the digest of the parameters, and the job ends."""
+    step = DataParallel.step
+
+    def drifting(self, batch):
+        stats = step(self, batch)
+        if self.data_rank == 2:
             with torch.no_grad():
-                next(model.parameters()).view(-1)[3] += 1e-6
-        with pytest.raises(PeerError, match=r"ranks \[2\] differ"):
-            world.require_same(list(model.state_dict().values()), "the parameters")
-        return digest
+                self._parameters[0].view(-1)[3] += 1e-6
+        return stats
 
-    assert len(set(run_ranks(3, program))) == 1
+    with (
+        mock.patch.object(DataParallel, "step", drifting),
+        pytest.raises(PeerError, match=r"the parameters are not the same on all ranks: ranks \[2\] differ"),
+    ):
+        train_to_the_end(job_of("run.steps=5"), tmp_path, 3)
+
+
+@pytest.mark.parallel([3])
+def test_the_bits_are_the_same_over_mpi(shared_tmp_path, network):
+    """Beside one rank alone, in this process."""
+    from mpi4py import MPI
+
+    if MPI.COMM_WORLD.rank == 0:
+        prepare("digits", shared_tmp_path)
+        text = JOB.format(data=shared_tmp_path / "digits")
+        (shared_tmp_path / "job.toml").write_text(text, encoding="utf-8")
+    MPI.COMM_WORLD.barrier()
+    job = read_job(shared_tmp_path / "job.toml", [*KAISA, "solver.fraction=0.5"])
+    losses, tensors, scores, *_ = Run(job)._program(connect(), 3)
+    everyones = MPI.COMM_WORLD.allgather(losses)
+    alone_losses, alone_tensors, alone_scores, *_ = Run(job)._program(alone(), 3)
+    assert [sum(parts) for parts in zip(*everyones, strict=True)] == alone_losses
+    assert all(map(same, tensors, alone_tensors)) and scores == alone_scores
