@@ -10,7 +10,6 @@ REMEDIES = {
     errno.ENOSPC: "Make room",
     errno.EDQUOT: "Your quota is used up, which `quota -s` or the site's own command shows: make room",
     errno.EFBIG: "Raise the limit on the size of files (`ulimit -f`)",
-    errno.EROFS: "Have it mounted for writing",
 }
 
 
@@ -27,7 +26,8 @@ def unwritten(path: Path, cause: BaseException, needed_bytes: int | None = None)
         return f"cannot write {path} ({cause})"
     needs = f"; it needs {needed_bytes:,} bytes" if needed_bytes is not None else ""
     free = f", and {free_bytes(path):,} are free there" if needs and number == errno.ENOSPC else ""
-    remedy = REMEDIES.get(number, "Mend that")
+    if (remedy := REMEDIES.get(number)) is None:
+        return f"cannot write {path} ({os.strerror(number)}): name a writable --run-dir"
     return f"cannot write {path}: {os.strerror(number)}{needs}{free}. {remedy}, and {RESUME}"
 
 
