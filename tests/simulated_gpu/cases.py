@@ -22,6 +22,8 @@ from hpcopt.optim.rsg import ArsgConfig, RsgConfig
 from hpcopt.optim.svag import MSvagConfig, SvagConfig
 from hpcopt.shapes import SolverConfig
 from hpcopt.shapes.workload import Precision, Workload
+from hpcopt.solvers.actor_critic.solver import ActorCriticConfig
+from hpcopt.solvers.actor_critic.td3 import Td3Config
 from hpcopt.solvers.amp.solver import AmpConfig
 from hpcopt.solvers.annealing.solver import AnnealingConfig
 from hpcopt.solvers.block_admm.deepfacto import DeepFactoConfig
@@ -43,7 +45,7 @@ from hpcopt.solvers.splitting.altmin import AltMinConfig
 from hpcopt.solvers.splitting.bcd import BcdConfig
 from hpcopt.solvers.splitting.dladmm import DlAdmmConfig
 from hpcopt.testing.problem import CLASSES, FEATURES, Problem
-from tests.simulated_gpu.workloads import GRAPHS, MODELS, WORKLOADS, OfHouse, OfProblem
+from tests.simulated_gpu.workloads import ACTING, GRAPHS, MODELS, WORKLOADS, OfHouse, OfProblem
 
 RING = RingConfig()
 
@@ -192,4 +194,7 @@ CASES: dict[str, Case] = {
     "bcd": Case(BcdConfig(), problem=RELU, ranks=1),
     "dladmm": Case(DlAdmmConfig(), problem=RELU, ranks=1),
     "annealing": Case(AnnealingConfig(chains=3, moves=2), problem=MODELS["deductron"]),
+    "actor_critic": Case(ActorCriticConfig(warmup=4, batch_size=8), problem=ACTING, ranks=1),
+    "actor_critic, two that collect": Case(ActorCriticConfig(warmup=4, batch_size=8), problem=ACTING, ranks=3),
+    "actor_critic, td3": Case(ActorCriticConfig(warmup=4, batch_size=8, method=Td3Config()), problem=ACTING),
 }

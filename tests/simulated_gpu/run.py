@@ -9,6 +9,7 @@ Words choose the cases whose names have them.
 
 import argparse
 import contextlib
+import itertools
 import json
 import threading
 from collections.abc import Iterator
@@ -51,8 +52,12 @@ def train(case: Case, device: torch.device) -> tuple[list[float], dict[str, int]
         world = World(transport if device.type == "cpu" else StagedTransport(transport))
         context = Context(world=world, exchange=case.exchange, steps=STEPS, device=device)
         workload = workloads[world.rank]
-        solver = case.solver.build(Task(workload.model, workload.loss, workload.by_index()), context)
+        solver = case.solver.build(
+            Task(workload.model, workload.loss, workload.by_index(), workload.simulation()), context
+        )
         batches = workload.train_batches(solver.data_rank, solver.data_size, 0)
+        if solver.draws:
+            batches = itertools.repeat(None)
         told = [solver.step(next(batches)).loss for _ in range(STEPS - 1)]
         losses = [number(loss) for loss in told[:-1]]
         world.barrier()  # no rank is still in the step before, none is in the next one yet

@@ -17,6 +17,9 @@ from hpcopt.models.causal.lstm import LstmConfig
 from hpcopt.models.causal.transformer import TransformerConfig
 from hpcopt.models.coded_embedding import CodedEmbeddingConfig
 from hpcopt.models.config import FrameModelConfig, GraphModelConfig, ImageModelConfig
+from hpcopt.models.control.ofenet import OfeNetConfig
+from hpcopt.models.control.perceptrons import DenseMlpBodyConfig
+from hpcopt.models.control.simba import SimbaBodyConfig
 from hpcopt.models.deductron import DeductronConfig
 from hpcopt.models.deep_resnet import DeepResNetConfig
 from hpcopt.models.frames import FrameMlpConfig, TanhRnnConfig
@@ -38,6 +41,7 @@ from hpcopt.store.shards import write_shards
 from hpcopt.testing.problem import Problem
 from hpcopt.workloads.arithmetic_trees import ArithmeticTreesConfig
 from hpcopt.workloads.bert_pretraining import BertPretrainingConfig
+from hpcopt.workloads.control.workload import ControlConfig
 from hpcopt.workloads.graph_distance import GraphDistanceConfig
 from hpcopt.workloads.image_classification import ImageClassificationConfig
 from hpcopt.workloads.instances import InstanceConfig
@@ -161,6 +165,18 @@ def pictures(**settings: Any) -> OfHouse:
     sizes = {"sizes": ((2, 2), (2, 3)), "validation_sizes": (), "test_sizes": ((3, 3),)}
     return OfHouse(lambda folder: PicturesConfig(batch=BATCH, train=4 * BATCH, test=BATCH, **sizes, **settings))
 
+
+ACTING = OfHouse(
+    lambda folder: ControlConfig(
+        environment="tests.solvers.actor_critic.worlds:Track",
+        environments=2,
+        batch=4,
+        test=2,
+        actor=SimbaBodyConfig(width=8),
+        critic=DenseMlpBodyConfig(width=8),
+        features=OfeNetConfig(layers=1, growth=4, normalise=True),
+    )
+)
 
 GRAPH_NETWORKS = (GraphSageConfig(hidden=(8,)), GatConfig(hidden=(8,), heads=2), NodeMlpConfig(hidden=(8,)))
 GRAPHS = {network.name: nodes(network) for network in GRAPH_NETWORKS}

@@ -73,7 +73,7 @@ class Collector:
         rounds, done = simulation.batch // simulation.count, step * simulation.batch
         rows = np.empty((rounds, count, simulation.layout.width), np.float32)
         ended, made = list[Ended](), 0
-        with self._clock("data"), torch.inference_mode():
+        with self._clock("data"), torch.no_grad():
             while made < rounds:
                 drawn = done + made * simulation.count < self._warmup
                 actions = self._drawn() if drawn else self._chosen()
