@@ -20,6 +20,7 @@ COMMANDS = {
     "assure": "say how far a trained network can be trusted, from its run and from demands in operation",
     "export": "hand a run to TensorBoard, Weights & Biases, MLflow, OpenTelemetry or a viewer of traces",
     "explain": "say what a trained network looks at, input by input",
+    "film": "draw an episode of a trained agent",
     "checkpoint": "look into checkpoints, check them, take the model out",
     "study": "run a grid of small jobs or of a function's points, each once, into one table; report on it",
     "submit": "put a job into SLURM's queue, or print its batch script",

@@ -13,7 +13,7 @@ PACKAGE = Path(hpcopt.__file__).parent
 
 # One line a floor, from the top; the rooms of one floor do not know each other.
 FLOORS = [
-    {"cli", "new", "train", "export", "submit", "checkpoint", "explain", "assure"},
+    {"cli", "new", "train", "export", "submit", "checkpoint", "explain", "film", "assure"},
     {"analysis", "study"},
     {"report"},
     {"going_on"},

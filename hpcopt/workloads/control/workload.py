@@ -137,6 +137,10 @@ class Control(Workload):
             except ValueError as cause:
                 raise JobError(f"[workload] features, actor or critic: {cause}") from cause
 
+    def evaluation_seed(self, number: int) -> int:
+        """Of an evaluation episode, by its number."""
+        return derive(self._seed, number, EVERY_RANK, "evaluation") % 2**31
+
     def simulation(self) -> Simulation:
         """The environments to train in."""
         return Simulation(self._config.environments, self.batch, self.layout, self._open)
@@ -158,7 +162,7 @@ class Control(Workload):
     def test_batches(self, rank: int, size: int) -> Iterator[EvaluationEpisodes]:
         numbers = np.array_split(np.arange(self.test_samples), size)[rank].tolist()
         if numbers:
-            seeds = [derive(self._seed, number, EVERY_RANK, "evaluation") % 2**31 for number in numbers]
+            seeds = [self.evaluation_seed(number) for number in numbers]
             here = self._here(len(numbers))
             first = np.stack([here.reset(place, seed) for place, seed in enumerate(seeds)])
             yield EvaluationEpisodes(seeds, numbers, torch.from_numpy(first), self.test_samples)

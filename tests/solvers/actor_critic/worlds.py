@@ -46,3 +46,16 @@ class Odd(Track):
         if self._kind == "raises":
             raise RuntimeError("out of fuel")
         return (seen[:1] if self._kind == "short" else seen), (np.nan if self._kind == "nan" else reward), *rest
+
+
+class Drawn(Track):
+    """Draws itself: the number of the step is the shade of red."""
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__()
+        self.render_mode = render_mode
+
+    def render(self) -> np.ndarray:
+        picture = np.zeros((4, 6, 3), np.uint8)
+        picture[..., 0] = self._steps
+        return picture
