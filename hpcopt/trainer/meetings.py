@@ -3,6 +3,8 @@
 import statistics
 from collections.abc import Collection
 
+FEW, PART = 100, 10  # the next meeting is after at most so many steps, or this part of those since the first
+
 
 class Meetings:
     """Between two, no rank waits for another but where the solver does. All ranks agree on the step of the next, since
@@ -15,6 +17,7 @@ class Meetings:
     def __init__(self, *, lockstep: bool, every_s: float) -> None:
         """``every_s`` are the seconds between two without lock-step, about: what a stop signal may have to wait."""
         self.lockstep, self._every_s, self._next = lockstep, every_s, 0
+        self._first: int | None = None
 
     def due(self, step: int) -> bool:
         """Whether the ranks meet after this step."""
@@ -27,5 +30,8 @@ class Meetings:
         return max(1, round(self._every_s / max(statistics.median(step_times_s), 1e-6)))
 
     def met(self, step: int, wish: int) -> None:
-        """Note what was agreed after a step."""
-        self._next = step + wish
+        """Note what was agreed after a step. Steps may come to take far longer than those of before, as when an agent
+        begins to learn: so it is never much later than so far.
+        """
+        self._first = step if self._first is None else self._first
+        self._next = step + min(wish, max(FEW, (step - self._first) // PART))

@@ -130,3 +130,13 @@ def test_rank_0_wishes_for_as_many_steps_as_fill_the_time():
     meetings.met(1, 20)
     assert [step for step in range(2, 25) if meetings.due(step)] == [21, 22, 23, 24]
     assert Meetings(lockstep=True, every_s=10).wish([0.5]) == 1
+
+
+def test_quick_steps_at_the_start_do_not_put_the_next_meeting_off_for_long():
+    meetings, met = Meetings(lockstep=False, every_s=10), []
+    for step in range(1, 20_001):
+        if meetings.due(step):
+            met.append(step)
+            meetings.met(step, meetings.wish([1e-5]))
+    gaps = [after - before for before, after in itertools.pairwise(met)]
+    assert all(gap <= max(100, step // 10) for step, gap in zip(met, gaps, strict=False)) and len(met) < 100

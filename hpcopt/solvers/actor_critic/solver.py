@@ -87,7 +87,6 @@ class ActorCritic(Solver):
     ``policy_dormant`` and ``critics_dormant``, shares of their units (see ``hpcopt.models.control.unit_statistics``).
     """
 
-    lockstep = False
     draws = True
 
     def __init__(self, config: ActorCriticConfig, task: Task, context: Context) -> None:
@@ -102,6 +101,7 @@ class ActorCritic(Solver):
         self.data_rank, self.data_size = 0, 1
         self._roles = roles = Roles(config.learners, world.size, simulation.count)
         roles.check()
+        self.lockstep = not roles.apart  # collectors are ahead
         world.start_alike(list(agent.state_dict().values()), True)
         layout, learns = simulation.layout, world.rank < config.learners
         learners = alone() if config.learners == 1 else world.split(int(not learns), world.rank)
