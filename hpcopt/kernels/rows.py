@@ -193,7 +193,7 @@ def nearest(x, columns, bits, out):
             to[:] = np.nan
             continue
         low, high = np.uint32(low).view(np.float32), np.uint32(high).view(np.float32)
-        step = np.float32((np.float64(high) - np.float64(low)) / top)
+        step = np.float32(np.float32(high - low) / top)
         steps = step if step > 0 else np.float32(1)
         for j in range(row.size):
             to[j] = np.float32(np.rint(np.float32(np.float32(row[j] - low) / steps))) * step + low

@@ -105,8 +105,8 @@ def quantized(g: Tensor, kind: Kind, bits: int, generator: torch.Generator | Non
     """
     if not g.numel():
         return g
-    if g.dtype == torch.float32 and g.is_cpu and bits in CODEC_BITS:
-        return _by_codec(g.contiguous(), kind, bits, generator)
+    if by_codec(g, bits):
+        return _through_codec(g.contiguous(), kind, bits, generator)
     found = grid(g, kind, bits)
     return found.values(rounded(found.exact(g), generator))
 
@@ -129,7 +129,12 @@ def nearest(g: Tensor, bits: int) -> Tensor:
     return on_grid
 
 
-def _by_codec(g: Tensor, kind: Kind, bits: int, generator: torch.Generator | None) -> Tensor:
+def by_codec(g: Tensor, bits: int) -> bool:
+    """Whether a codec rounds this matrix."""
+    return g.dtype == torch.float32 and g.is_cpu and bits in CODEC_BITS
+
+
+def _through_codec(g: Tensor, kind: Kind, bits: int, generator: torch.Generator | None) -> Tensor:
     """Encoded and decoded."""
     rows, columns = g.shape
     codec: Codec = PSQ(bits=bits, columns=g.numel() if kind == "ptq" else columns)

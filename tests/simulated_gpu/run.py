@@ -26,6 +26,7 @@ from hpcopt.comm.staged import StagedTransport
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
 from hpcopt.kernels.cuda import bits, levels, powers, sums
+from hpcopt.lowbit import quantizers
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Task
 from hpcopt.testing.problem import flat
@@ -106,6 +107,7 @@ def interpreted_kernels() -> Iterator[None]:
             patches.enter_context(mock.patch.object(module, "launch", launch))
         patches.enter_context(mock.patch.object(pinned, "page_locked", streams.pinned))
         patches.enter_context(mock.patch.object(handover, "ahead", iter))  # a batch a step: counts are steady
+        patches.enter_context(mock.patch.object(quantizers, "by_codec", lambda g, bits: False))  # as on a device
         yield
 
 
