@@ -78,8 +78,10 @@ def pack(codes, count, bits, out):
         lanes = (count + 7) // 8
         field = out[done : done + lanes]
         field[:] = 0
-        for row in range(8):
-            _merge(codes, lanes, row, 1, field)
+        for row in range(7, -1, -1):
+            source = codes[row * lanes : row * lanes + lanes]
+            for j in range(lanes):  # by steps of one bit: bytes have no shift by a variable
+                field[j] = uint8(uint8(field[j] << uint8(1)) | uint8(source[j] & uint8(1)))
         done += lanes
     return done
 
