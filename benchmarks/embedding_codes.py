@@ -11,8 +11,9 @@ Ways, all with one network but for the embedding:
     low_rank       a table of few columns times a matrix, of at least as many bits as product
     hashing        two hashes of a word into one small table, with two weights of the word's own (arXiv:1709.03933)
     quantized      the full table in codes after training, by nanopq, at product's ways and digits
+    product, 0     the full table's product quantization, in which frequent words count for more, without training
     full, on       the full table trained on for --more steps
-    product, on    the full table's product quantization, trained on with the network for as many
+    product, on    product, 0 trained on with the network for as many
 
 Tables of words are trained by Adam on the rows that a step sees (torch.optim.SparseAdam), as the authors of KD codes
 do; KD codes by Adam on all. Bits are of the embedding in a written file. Each row is a line of --out; rows that stand
@@ -183,7 +184,8 @@ class Bench:
 
     def product(self, table: nn.Embedding) -> nn.Module:
         """Learnt product quantization."""
-        made = ProductCodes(table, ProductCodesConfig(ways=self._options.ways, digits=self._options.digits))
+        o = self._options
+        made = ProductCodes(table, ProductCodesConfig(ways=o.ways, digits=o.digits, ordered=True))
         made.sparse = True
         return made
 
@@ -208,6 +210,14 @@ class Bench:
         """Likewise."""
         words, width = table.weight.shape
         return Hashed(words, width, max(2, -(-(self.equal_bits(table) - 64 * words) // (32 * width))))
+
+    def as_it_begins(self, seed: int, dropout: float) -> dict[str, Any]:
+        """The full table's product quantization, by counts, without training."""
+        workload, found = self.full(seed, dropout)
+        model: Any = workload.model
+        model.word = self.product(model.word)
+        bits = bits_in_a_file(compact_state(model.word.state_dict()))
+        return {**found, **self.scores(workload), "bits": bits}
 
     def quantized(self, seed: int, dropout: float) -> dict[str, Any]:
         """The full table in codes by k-means of its slices."""
@@ -238,6 +248,7 @@ def rows(bench: Bench, done: list[dict[str, Any]]) -> Iterator[tuple[dict[str, A
         ways: dict[str, Callable[[], dict[str, Any]]] = {
             "product, on": lambda s=seed, d=d: bench.trained_on(s, d, bench.product),
             "full, on": lambda s=seed, d=d: bench.trained_on(s, d, None),
+            "product, 0": lambda s=seed, d=d: bench.as_it_begins(s, d),
             "quantized": lambda s=seed, d=d: bench.quantized(s, d),
             "product": lambda s=seed, d=d: bench.train(s, d, bench.product)[1],
         }

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hpcopt.models.code_table import Composer
 from hpcopt.models.rewrite import Penalised, Rewrite, of_distinct, replace_table
 
-SAMPLE = 64  # slices a centroid is found from, at most
+SAMPLE = 64  # words that a vector of a digit is found from, at most
 ROUNDS = 10  # of k-means
 ROWS = 4096  # words that are compared at a time
 
@@ -31,6 +31,11 @@ class ProductCodesConfig(Rewrite):
     table: str = Field("word", description="which torch.nn.Embedding of the network, by its name there")
     ways: int = Field(128, ge=2, description="values of a digit: vectors of its table")
     digits: int = Field(32, ge=1, description="of a word's code: slices of an embedding, whose width they divide")
+    ordered: bool = Field(
+        False,
+        description="words are numbered from the most frequent on, as level word of a text has them: the start counts "
+        "them by Zipf's law, else alike",
+    )
     pull: float = Field(0.25, ge=0, description="of words' own vectors to their embeddings, by the squared distance")
 
     def apply(self, model: nn.Module) -> nn.Module:
@@ -71,9 +76,13 @@ class ProductCodes(Penalised):
         self.register_buffer("size", torch.tensor([words, config.digits, config.ways, width]))
         self.own = nn.Parameter(old.weight.detach().clone())
         self.composer = Composer(config.digits, config.ways, width // config.digits, width, "concat")
+        most = SAMPLE * config.ways
+        some = torch.arange(words) if config.ordered else torch.randperm(words, device="cpu")
         with torch.no_grad():
-            slices = self.own.view(words, config.digits, -1).unbind(1)
-            self.composer.tables.copy_(torch.stack([centroids(slice_, config.ways) for slice_ in slices]))
+            sample = self.own[some[:most].to(self.own.device)]
+            slices = sample.view(len(sample), config.digits, -1).unbind(1)
+            counts = 1.0 / torch.arange(1, len(sample) + 1, device=self.own.device) ** float(config.ordered)
+            self.composer.tables.copy_(torch.stack([centroids(x, counts, config.ways) for x in slices]))
 
     @property
     def weight(self) -> Tensor:
@@ -120,15 +129,19 @@ def nearest(own: Tensor, tables: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def centroids(points: Tensor, ways: int) -> Tensor:
-    """Vectors, (K, w), each the mean of those points, (n, w), that it is nearest to (Lloyd 1982); of a sample drawn
-    from torch's generator. Those that no point is nearest to stay where they were drawn.
+def centroids(points: Tensor, counts: Tensor, ways: int) -> Tensor:
+    """Vectors, (K, w), each the mean of those points that it is nearest to (Lloyd 1982). They begin as the
+    first points; one that no point is nearest to stays where it was.
+
+    Args:
+        points: (n, w), at least one.
+        counts: how often each is there, (n,), positive.
+        ways: K.
     """
-    sample = points[torch.randperm(len(points), device="cpu")[: SAMPLE * ways].to(points.device)]
-    found = sample[torch.arange(ways, device=points.device) % len(sample)].clone()
+    found = points[torch.arange(ways, device=points.device) % len(points)].clone()
     for _ in range(ROUNDS):
-        owner = (sample @ found.T - 0.5 * found.square().sum(1)).argmax(1)
-        count = torch.bincount(owner, minlength=ways)[:, None]
-        total = torch.zeros_like(found).index_add_(0, owner, sample)
-        found = torch.where(count > 0, total / count.clamp(min=1), found)
+        owner = (points @ found.T - 0.5 * found.square().sum(1)).argmax(1)
+        count = torch.zeros_like(found[:, :1]).index_add_(0, owner, counts[:, None])
+        total = torch.zeros_like(found).index_add_(0, owner, counts[:, None] * points)
+        found = torch.where(count > 0, total / count, found)
     return found

@@ -35,9 +35,29 @@ def test_centroids_are_those_of_a_public_library():
     points = torch.randn(400, 4) @ torch.randn(4, 4)
     theirs = nanopq.PQ(M=1, Ks=16, verbose=False).fit(points.numpy(), iter=10, seed=1)
     error = np.square(theirs.decode(theirs.encode(points.numpy())) - points.numpy()).sum()
-    found = centroids(points, 16)
+    found = centroids(points, torch.ones(400), 16)
     ours = float((found[nearest(points, found[None])[:, 0]] - points).square().sum())
     assert 0.85 < ours / error < 1.15
+
+
+def test_centroids_are_weighted_means():
+    points, counts = torch.randn(30, 2), torch.rand(30) + 0.1
+    found = centroids(points, counts, 3)
+    owner = (points[:, None] - found).square().sum(2).argmin(1)
+    for way in range(3):
+        mine = owner == way
+        torch.testing.assert_close(found[way], (counts[mine] @ points[mine]) / counts[mine].sum())
+
+
+def test_frequent_words_count_for_more():
+    table = nn.Embedding(400, 6)
+
+    def error(ordered: bool) -> Tensor:
+        layer = ProductCodes(table, CONFIG.model_copy(update={"ways": 16, "ordered": ordered})).eval()
+        return (layer.weight - table.weight).detach().square().sum(1)
+
+    equal, ordered = error(False), error(True)
+    assert ordered[:10].mean() < 0.5 * equal[:10].mean() and ordered[100:].mean() > equal[100:].mean()
 
 
 def test_as_many_vectors_as_words_are_the_table():
