@@ -81,7 +81,7 @@ def _committed(path: Path) -> bool:
 
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        a, b = (x.flatten().clone().view(torch.uint8).numpy() for x in (a, b))
+        a, b = (x.new_empty(x.numel()).copy_(x.flatten()).view(torch.uint8).numpy() for x in (a, b))  # of any strides
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         if a.dtype == object:  # texts
             return a.tolist() == b.tolist()
