@@ -86,4 +86,4 @@ def _same(a: Any, b: Any) -> bool:
         if a.dtype == object:  # texts
             return a.tolist() == b.tolist()
         return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-    return type(a) is type(b) and bool(a == b)
+    return type(a) is type(b) and bool(a == b or (a != a and b != b))  # NaN is what there is not
