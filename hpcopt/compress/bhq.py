@@ -33,8 +33,8 @@ class BHQ(RowCodes):
     >>> import torch
     >>> codec = BHQ(bits=8).for_tensor("weight", (2, 3))
     >>> payload = codec.encode(torch.tensor([0.0, 51.0, 255.0, 1.0, 1.0, 1.0]), seed=0)
-    >>> payload.numel(), codec.decode(payload, 6).round().tolist()
-    (34, [0.0, 51.0, 255.0, 1.0, 1.0, 1.0])
+    >>> payload.numel(), codec.decode(payload, 6).round().int().tolist()
+    (34, [0, 51, 255, 1, 1, 1])
     """
 
     name: Literal["bhq"] = "bhq"
