@@ -20,7 +20,8 @@ from the schema. A job is a TOML file in UTF-8. Each section is one choice, made
 there is more than one. `name = "package.module:Class"` takes a class of your own.
 
 A key that is not here stops the job before anything starts. A key whose default is `off`, or which
-takes `off`, may have no value: in a file, `"off"`.
+takes `off`, may have no value: in a file, `"off"`. A section without a `name` is of its default's
+class, and changes keys of that.
 
 Any key can be changed on the command line, `--set solver.optimizer.lr=0.05`:
 
@@ -58,7 +59,8 @@ def describe(model: dict[str, Any], section: str, schema: dict[str, Any], descri
     if model["title"] in described:
         return []
     described[model["title"]] = title_of(model, section)
-    lines = [f"### {described[model['title']]}\n", f"{textwrap.fill(model.get('description', ''), 100)}\n"]
+    words = model.get("description", "").partition(">>>")[0].strip()  # no example
+    lines = [f"### {described[model['title']]}\n", f"{textwrap.fill(words, 100)}\n"]
     lines += ["| key | takes | default | meaning |", "|---|---|---|---|"]
     inner = []
     for key, value in model["properties"].items():

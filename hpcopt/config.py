@@ -11,6 +11,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from hpcopt.held import Held
 
@@ -19,7 +20,8 @@ OFF = "off"  # None, which TOML cannot say
 
 class Config(BaseModel):
     """Settings of one thing, standing in the file of the thing they build. Frozen; an unknown key is an error. A key
-    that may be None says so as ``"off"``.
+    that may be None says so as ``"off"``. A section without a name, where one of a family is the default, changes keys
+    of that default.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
@@ -37,6 +39,13 @@ class Config(BaseModel):
             return section
         return {k: None if isinstance(v, str) and v == OFF and cls.may_be_off(k) else v for k, v in section.items()}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_the_default(cls, section: Any) -> Any:
+        if not isinstance(section, dict):
+            return section
+        return {key: _filled(value, cls.model_fields.get(key)) for key, value in section.items()}
+
     @model_serializer(mode="wrap")
     def _say_off(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         """Where None is left out, and is not the default, the resolved job would else turn it back."""
@@ -46,6 +55,14 @@ class Config(BaseModel):
                 if getattr(self, key) is None and field.default is not None and field.default_factory is None:
                     section[key] = OFF
         return section
+
+
+def _filled(value: Any, field: FieldInfo | None) -> Any:
+    """A section of a field, with the other keys of its default if it names no other."""
+    default = None if field is None else field.default
+    if isinstance(default, Choice) and isinstance(value, dict) and "name" not in value:
+        return {**default.model_dump(), **value}
+    return value
 
 
 class Choice(Config, Held):

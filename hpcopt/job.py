@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticSerializationError
 
 from hpcopt.comm.launch import launch_from
-from hpcopt.config import OFF, Config
+from hpcopt.config import OFF, Choice, Config
 from hpcopt.errors import JobError
 from hpcopt.exchange import ExchangeConfig, NativeConfig, RingConfig
 from hpcopt.exchange.virtual import refusal
@@ -273,6 +273,8 @@ def _section_of(model: type[BaseModel], key: str, raw: Any) -> type[BaseModel] |
     field = model.model_fields.get(key)
     if field is None:
         return None
+    if isinstance(field.default, Choice) and isinstance(raw, Mapping) and "name" not in raw:
+        return type(field.default)
     kinds = [field.annotation, *field.metadata, *_parts(field.annotation)]
     for kind in kinds:
         if isinstance(kind, Family):

@@ -28,7 +28,7 @@ from hpcopt.models.control.body import BodyConfig
 from hpcopt.models.control.features import FeatureConfig
 from hpcopt.models.heads import HeadConfig
 from hpcopt.models.rewrite import Rewrite
-from hpcopt.optim import OptimizerConfig, ScheduleConfig, SgdConfig
+from hpcopt.optim import AdamWConfig, OptimizerConfig, ScheduleConfig, SgdConfig
 from hpcopt.prepare import prepare
 from hpcopt.shapes import SolverConfig, WorkloadConfig
 from hpcopt.solvers.actor_critic.method import MethodConfig
@@ -276,7 +276,7 @@ from hpcopt.compress import Codec
 from hpcopt.compress.qsgd import QSGD
 from hpcopt.exchange import TwoPhaseConfig
 from hpcopt.models.rewrite import Rewrite
-from hpcopt.optim import OptimizerConfig, ScheduleConfig
+from hpcopt.optim import AdamWConfig, OptimizerConfig, ScheduleConfig
 from hpcopt.models.mlp import MlpConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
 from hpcopt.workloads.image_classification import ImageClassificationConfig
@@ -350,3 +350,16 @@ def test_a_resume_under_another_file_warns(package, path, tmp_path):
     read_job(path)
     (warning,) = before.changed_plugins(plugins.provenance())
     assert warning.startswith("warning: mine.solver:MySolver is another than the one that this run began with")
+
+
+@pytest.mark.parametrize(
+    ("solver", "key", "section", "made"),
+    [
+        ("actor_critic", "optimizer", {"lr": 0.1}, AdamWConfig(lr=0.1, weight_decay=0.0)),
+        ("block_admm", "optimizer", {"lr": 0.1}, AdamWConfig(lr=0.1, weight_decay=0.0)),
+        ("local", "outer", {"lr": 0.1}, SgdConfig(lr=0.1, momentum=0.9, nesterov=True)),
+        ("local", "outer", {"name": "sgd", "lr": 0.1}, SgdConfig(lr=0.1)),
+    ],
+)
+def test_a_section_without_a_name_changes_keys_of_the_default_that_stands_there(solver, key, section, made):
+    assert getattr(families.SOLVERS.find(solver)(**{key: section}), key) == made

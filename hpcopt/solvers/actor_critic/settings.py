@@ -1,8 +1,8 @@
 """What a job says of updates."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from hpcopt.families import OPTIMIZERS
 from hpcopt.optim import AdamWConfig, OptimizerConfig
@@ -21,11 +21,3 @@ class Learning(Scheduled):
     units_every: int = Field(
         1000, ge=0, description="updates from one look at effective ranks and dormant units to the next; 0: none"
     )
-
-    @field_validator("optimizer", mode="before")
-    @classmethod
-    def _named_or_the_default(cls, section: Any) -> Any:
-        """A section that names no optimizer changes keys of the default here, which is not the family's."""
-        if isinstance(section, dict) and "name" not in section:
-            return {**cls.model_fields["optimizer"].default.model_dump(), **section}
-        return section
