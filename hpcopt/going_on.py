@@ -65,6 +65,7 @@ def train_elastic(job: Job, options: argparse.Namespace, signals: StopSignals, e
     ending.abort = lambda exit_code: _end_all(company, exit_code)
     while (world := _group(company)) is not None:
         try:
+            copies.news = next(filter(None, world.gather_text(company.news)), "")  # who has just come knows none
             copies.recover(world)
             exit_code = train(job, world, options, signals, copies)
             world.barrier()

@@ -12,7 +12,7 @@ a process whose kernel has closed its connections is dead, and counts on neither
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from secrets import token_hex
@@ -57,6 +57,7 @@ class Company:
     Attributes:
         links: to all others.
         over: exit code of the run, once it has ended.
+        news: what a new group changed, for a person; "" of the first.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Company:
         self._folder, self._slot, self._life, self._slots, self._ranks = folder, slot, life, slots, ranks
         self._back_s, self._joined = back_s, joined
         self.over: int | None = None
+        self.news = ""
         folder.mkdir(parents=True, exist_ok=True)
         if life == 0 and slot == 0:
             (folder / OVER).unlink(missing_ok=True)
@@ -111,6 +113,7 @@ class Company:
         """
         while (group := self._agreed()) is not None:
             if self.links.name in group.members:
+                self.news = _change(self.links.members, group.members)
                 self.links.enter(group.generation, group.members, group.addresses)
                 self._joined()
                 return World(SocketTransport(self.links))
@@ -262,6 +265,16 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except OSError:
         return ""
+
+
+def _change(before: Sequence[str], after: Sequence[str]) -> str:
+    """Who of a group is gone, and who is new, by place; "" if there was none before, as far as this process knows."""
+    lost = sorted(_place(name)[0] for name in set(before) - set(after))
+    new = sorted(_place(name)[0] for name in set(after) - set(before))
+    said = [
+        f"place {', '.join(map(str, places))} {what}" for places, what in ((lost, "lost"), (new, "taken")) if places
+    ]
+    return f"{'; '.join(said) or 'a new start'}: {len(after)} ranks go on" if before else ""
 
 
 def _place(name: str) -> tuple[int, int]:

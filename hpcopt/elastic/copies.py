@@ -70,7 +70,11 @@ def planned(shared: Any, own: Any, buddies: int, every: int) -> str:
 
 
 class Copies:
-    """The newest ones of this rank. After ``recover`` they can be read as a run's ``Checkpoints`` can."""
+    """The newest ones of this rank. After ``recover`` they can be read as a run's ``Checkpoints`` can.
+
+    Attributes:
+        news: for a person, why the run goes on from them.
+    """
 
     folder = Path("memory")
 
@@ -93,7 +97,7 @@ class Copies:
             newcomers: whether this process knows of others that wait to join after any copy.
         """
         self._every, self._buddies, self._membership, self._newcomers = every, buddies, membership, newcomers
-        self.begun_s = begun_s
+        self.begun_s, self.news = begun_s, ""
         self._kept: dict[Number, Copy] = {}
         self._group = 0
         self._recovered: tuple[int, Copy] | None = None

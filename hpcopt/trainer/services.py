@@ -74,10 +74,11 @@ class Services:
         world.watch = StallWatch(directory.path / "stalls", world.rank, world.hosts, self.run.stall_s)
         self._open.enter_context(world.watch)
         self._open.enter_context(self.progress)
+        transport = "tcp" if self.run.elastic else self.run.backend
         self.progress.say(
-            f"hpcopt {hpcopt.__version__}: {self._name}, {world.size} ranks on {world.nodes} hosts, "
-            f"{self.run.backend}, {' and '.join(dict.fromkeys(self._devices))}, {torch.get_num_threads()} threads a "
-            f"rank, into {directory.path}"
+            f"hpcopt {hpcopt.__version__}: {self._name}, {world.size} ranks on {world.nodes} hosts, {transport}, "
+            f"{' and '.join(dict.fromkeys(self._devices))}, {torch.get_num_threads()} threads a rank, "
+            f"into {directory.path}"
         )
         self.progress.say(world.gpu_path)
         return self
@@ -110,6 +111,7 @@ class Services:
         if source is self.checkpoints and required and not self.world.broadcast_integers(self.checkpoints.steps()):
             raise JobError(f"--resume, but {self.checkpoints.folder} has no checkpoint").everywhere()
         say = self.progress.say
+        say("" if copies is None else copies.news)
         position = restore(self.world, source, state, job, say, workload, go_on) or Position()
         say("\n".join(position.changed_plugins(provenance())))
         position.job, position.ranks, position.plugins = dict(job), self.world.size, provenance()

@@ -63,6 +63,9 @@ class Runs:
         model = Checkpoints(self._folder / name / "checkpoints", keep=2).read_part(steps, "shared")["solver"]["model"]
         return losses, torch.cat([p.reshape(-1) for p in model.values()]).numpy()
 
+    def log(self, name: str) -> str:
+        return (self._folder / name / "log.txt").read_text(encoding="utf-8")
+
     def dead(self) -> int:
         """Deaths that came about."""
         return len(list(self._folder.glob("dead-*")))
@@ -102,6 +105,7 @@ def test_hosts_are_lost_for_good(runs):
     codes = runs.start("owed", 4, deaths, OWED, "run.buddies=2", "run.rejoin_s=0")
     assert codes == [EXIT_DONE, -9, -9, EXIT_DONE]
     assert runs.membership("owed").starts == [(0, 4), (8, 2)]
+    assert "place 1, 2 lost: 2 ranks go on" in runs.log("owed")
     runs.replay("owed", 4, OWED, "run.buddies=2")
 
 
