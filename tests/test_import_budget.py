@@ -6,6 +6,9 @@ import sys
 
 HEAVY = (
     "numba",
+    "gymnasium",
+    "mujoco",
+    "pygame",
     "llvmlite",
     "rich",
     "scipy",
