@@ -1,12 +1,13 @@
 """Codes are learnt by the gradient of their softmax, the same on any number of ranks; guides draw them."""
 
 import copy
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from hpcopt.checkpoint import main as checkpoint
 from hpcopt.errors import JobError
@@ -22,11 +23,12 @@ from hpcopt.optim import AdamWConfig, SignumConfig
 from hpcopt.shapes.context import Context
 from hpcopt.solvers.data_parallel import DataParallelConfig
 from hpcopt.store.tree import read_tree
-from hpcopt.testing.problem import CLASSES, Problem
+from hpcopt.testing.problem import Problem
 from hpcopt.testing.solver import Trial, check_bytes, check_equal_on_all_ranks, check_resume, check_same_curve
 from hpcopt.testing.workload import check_workload
 from hpcopt.train import main
 from hpcopt.workloads.language_model import LanguageModelConfig
+from tests.models.signs import rewritten
 from tests.text_data import write_text
 
 CODES = CodedEmbeddingConfig(ways=3, digits=4)
@@ -166,26 +168,7 @@ def test_what_codes_cannot_replace_is_said(table, complaint):
         CODES.apply(table)
 
 
-class Signs(nn.Module):
-    """The problem's features as words of their signs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.word = nn.Embedding(8, 6)
-        self.head = nn.Linear(12, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        words = ((x > 0).long().unflatten(1, (2, 3)) * torch.tensor([1, 2, 4])).sum(2)
-        out: Tensor = self.head(self.word(words).flatten(1))
-        return out
-
-
-def network() -> nn.Module:
-    torch.manual_seed(1)
-    return CODES.apply(Signs())
-
-
-PROBLEM = Problem(model=network)
+PROBLEM = Problem(model=partial(rewritten, CODES))
 
 
 def test_the_curve_is_that_of_one_rank():
@@ -207,7 +190,7 @@ def test_codes_are_learnt_through_any_exchange_and_resumed(config, exchange):
     check_bytes(trial, 3)
     check_resume(trial, 3)
     run = trial.first(3)[0]
-    before = network()
+    before = rewritten(CODES)
     assert run.losses[-1] < run.losses[0] * 1.05
     assert not torch.equal(run.shared["model"]["word.logits"], before.state_dict()["word.logits"])
 

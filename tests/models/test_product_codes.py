@@ -1,5 +1,7 @@
 """Product quantization learnt with a network: it begins as that of the table, and the table's gradient goes on."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,9 @@ from hpcopt.models.compact import compact, compact_state
 from hpcopt.models.product_codes import ProductCodes, ProductCodesConfig, centroids, nearest
 from hpcopt.optim import AdamWConfig
 from hpcopt.solvers.data_parallel import DataParallelConfig
-from hpcopt.testing.problem import CLASSES, Problem
+from hpcopt.testing.problem import Problem
 from hpcopt.testing.solver import Trial, check_equal_on_all_ranks, check_resume, check_same_curve
+from tests.models.signs import rewritten
 
 CONFIG = ProductCodesConfig(ways=5, digits=3)
 
@@ -108,27 +111,8 @@ def test_digits_that_do_not_divide_are_said():
         CONFIG.model_copy(update={"digits": 4}).apply(nn.ModuleDict({"word": nn.Embedding(4, 6)}))
 
 
-class Signs(nn.Module):
-    """The problem's features as words of their signs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.word = nn.Embedding(8, 6)
-        self.head = nn.Linear(12, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        words = ((x > 0).long().unflatten(1, (2, 3)) * torch.tensor([1, 2, 4])).sum(2)
-        out: Tensor = self.head(self.word(words).flatten(1))
-        return out
-
-
-def network() -> nn.Module:
-    torch.manual_seed(1)
-    return CONFIG.apply(Signs())
-
-
 def test_the_curve_is_that_of_one_rank_and_goes_on():
-    problem = Problem(model=network)
+    problem = Problem(model=partial(rewritten, CONFIG))
     trial = Trial(DataParallelConfig(optimizer=AdamWConfig(lr=0.01)), problem)
     check_same_curve(trial, (1, 2, 3))
     check_equal_on_all_ranks(trial, 3)
