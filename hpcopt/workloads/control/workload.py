@@ -6,7 +6,6 @@ the same at every evaluation.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, ClassVar, Literal, NoReturn, Self
 
@@ -23,6 +22,7 @@ from hpcopt.models.control.features import FeatureConfig, NoFeaturesConfig
 from hpcopt.models.control.perceptrons import MlpBodyConfig
 from hpcopt.randomness import drawn_by
 from hpcopt.seeds import EVERY_RANK, derive
+from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.simulation import Simulation
 from hpcopt.shapes.workload import Better, Workload, WorkloadConfig
@@ -71,43 +71,6 @@ class ControlConfig(WorkloadConfig, EnvironmentConfig):
             suit them.
         """
         return Control(self, context)
-
-
-@dataclass(frozen=True)
-class EvaluationEpisodes:
-    """Episodes to evaluate by: a ``Batch`` of what is yet to be acted.
-
-    Attributes:
-        seeds: of the environments.
-        numbers: of the episodes among all.
-        first: what is observed first, (n, observations), float32.
-        global_size: episodes over all ranks.
-    """
-
-    seeds: Sequence[int]
-    numbers: Sequence[int]
-    first: Tensor
-    global_size: int
-
-    def __len__(self) -> int:
-        return len(self.seeds)
-
-    @property
-    def weight(self) -> float:
-        """This rank's part."""
-        return len(self) / self.global_size
-
-    def split(self, parts: int) -> list[Self]:
-        """Cut into at most ``parts``, none of them empty."""
-        cuts = [c for c in np.array_split(np.arange(len(self)), parts) if len(c)]
-        return [
-            type(self)(self.seeds[c[0] : c[-1] + 1], self.numbers[c[0] : c[-1] + 1], self.first[c], self.global_size)
-            for c in cuts
-        ]
-
-    def to(self, device: torch.device) -> Self:
-        """On a device."""
-        return type(self)(self.seeds, self.numbers, self.first.to(device), self.global_size)
 
 
 class Control(Workload):
@@ -159,35 +122,38 @@ class Control(Workload):
         ).everywhere()
         yield
 
-    def test_batches(self, rank: int, size: int) -> Iterator[EvaluationEpisodes]:
-        numbers = np.array_split(np.arange(self.test_samples), size)[rank].tolist()
-        if numbers:
-            seeds = [self.evaluation_seed(number) for number in numbers]
-            here = self._here(len(numbers))
-            first = np.stack([here.reset(place, seed) for place, seed in enumerate(seeds)])
-            yield EvaluationEpisodes(seeds, numbers, torch.from_numpy(first), self.test_samples)
+    def test_batches(self, rank: int, size: int) -> Iterator[TensorBatch]:
+        """This rank's episodes, yet to be acted: their numbers, and what is observed ``first``, (n, observations)."""
+        numbers = np.array_split(np.arange(self.test_samples), size)[rank]
+        if len(numbers):
+            first = self._begun(self._here(len(numbers)), numbers)
+            yield TensorBatch({"first": torch.from_numpy(first)}, torch.from_numpy(numbers), self.test_samples)
 
-    def loss(self, model: nn.Module, batch: EvaluationEpisodes) -> Tensor:
+    def loss(self, model: nn.Module, batch: TensorBatch) -> Tensor:
         """Minus what the critics expect of the policy's first actions: what an actor minimises, on a few states."""
         assert isinstance(model, Agent)
-        z_s = model.features.observe(batch.first)
+        z_s = model.features.observe(batch.tensors["first"])
         values: Tensor = model.critics(model.features.act(z_s, model.policy(z_s)[0].tanh()))
         return -values.mean()
 
     @torch.no_grad()
-    def score(self, model: nn.Module, batch: EvaluationEpisodes) -> dict[str, Tensor]:
+    def score(self, model: nn.Module, batch: TensorBatch) -> dict[str, Tensor]:
         """Act in the episodes by what the policy thinks best, without exploring. Each episode's return has a place of
         its own among the sums.
         """
-        here, device = self._here(len(batch)), batch.first.device
-        observed = np.stack([here.reset(place, seed) for place, seed in enumerate(batch.seeds)])
+        here, device, numbers = self._here(len(batch)), batch.tensors["first"].device, batch.indices.numpy()
+        observed = self._begun(here, numbers)
         returns, alive = np.zeros(self.test_samples), np.arange(len(batch))
         while len(alive):
             actions = model(torch.from_numpy(observed[alive]).to(device)).cpu().numpy()
             observed[alive], rewards, over = here.step(actions, alive.tolist())
-            returns[np.asarray(batch.numbers)[alive]] += rewards
+            returns[numbers[alive]] += rewards
             alive = alive[~over.any(1)]
         return {RETURN: torch.from_numpy(returns)}
+
+    def _begun(self, here: Here, numbers: np.ndarray) -> np.ndarray:
+        """What is observed where evaluation episodes begin, (n, observations)."""
+        return np.stack([here.reset(place, self.evaluation_seed(n)) for place, n in enumerate(numbers.tolist())])
 
     def finish(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         self.returns = sums[RETURN].numpy()
