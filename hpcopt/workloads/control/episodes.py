@@ -14,7 +14,6 @@ from hpcopt.errors import DataError
 from hpcopt.seeds import derive
 from hpcopt.shapes.simulation import Ended, Layout
 
-LOST = "end", "restart"
 AGAIN = 3  # times in a row that environments are made anew without a step between
 
 
@@ -56,8 +55,7 @@ class Episodes:
         self.observed = np.empty((count, layout.observations), np.float32)
         self._episode, self._actions = [0] * count, [list[np.ndarray]() for _ in numbers]
         self._totals = [0.0] * count
-        for index in self._indices:
-            self._begin(index)
+        self._begin_all()
 
     def step(self, actions: np.ndarray, rows: np.ndarray) -> list[Ended] | None:
         try:
@@ -65,26 +63,33 @@ class Episodes:
         except LostError as cause:
             self._make_anew(cause)
             return None
-        self._lost, ended = 0, list[Ended]()
+        self._lost = 0
         self._layout.write(rows, self.observed, actions, rewards, over[:, 0], observed)
         self.observed = observed
         for index in self._indices:
             self._actions[index].append(actions[index].copy())
             self._totals[index] += float(rewards[index])
-        for index in np.flatnonzero(over.any(1)).tolist():
-            ended.append(Ended(self._totals[index], len(self._actions[index])))
-            self._episode[index] += 1
-            try:
+        at_end = np.flatnonzero(over.any(1)).tolist()
+        ended = [Ended(self._totals[index], len(self._actions[index])) for index in at_end]
+        try:
+            for index in at_end:
+                self._episode[index] += 1
                 self._begin(index)
-            except LostError as cause:  # the transitions of this step stand
-                self._make_anew(cause)
-                break
+        except LostError as cause:  # the transitions of this step stand
+            self._make_anew(cause)
         return ended
 
     def _begin(self, index: int) -> None:
         """Begin the episode of an environment."""
         self.observed[index] = self._simulator.reset(index, self._seed_of(index))
         self._actions[index], self._totals[index] = [], 0.0
+
+    def _begin_all(self) -> None:
+        try:
+            for index in self._indices:
+                self._begin(index)
+        except LostError as cause:
+            self._make_anew(cause)
 
     def _seed_of(self, index: int) -> int:
         return derive(self._seed, self._episode[index], self._numbers[index], "episode") % 2**31
@@ -95,25 +100,18 @@ class Episodes:
         Raises:
             DataError: that is not wished for, or does not help.
         """
-        while True:
-            self._lost += 1
-            if not self._restart:
-                raise DataError(
-                    f'the process of a collector\'s environments is gone ({cause}); [workload] lost = "restart" would '
-                    "go on with new ones"
-                ) from cause
-            if self._lost > AGAIN:
-                raise DataError(f"the process of a collector's environments was lost {AGAIN} times in a row ({cause})")
-            self._simulator.close()
-            self._simulator, self.restarts = self._make(), self.restarts + 1
-            try:
-                for index in self._indices:
-                    self._episode[index] += 1
-                    self._begin(index)
-            except LostError as again:
-                cause = again
-                continue
-            return
+        self._lost += 1
+        if not self._restart:
+            raise DataError(
+                f'the process of a collector\'s environments is gone ({cause}); [workload] lost = "restart" would '
+                "go on with new ones"
+            ) from cause
+        if self._lost > AGAIN:
+            raise DataError(f"the process of a collector's environments was lost {AGAIN} times in a row ({cause})")
+        self._simulator.close()
+        self._simulator, self.restarts = self._make(), self.restarts + 1
+        self._episode = [episode + 1 for episode in self._episode]
+        self._begin_all()
 
     def state_dict(self) -> dict[str, Any]:
         none = np.empty((0, self._layout.actions), np.float32)
@@ -123,12 +121,15 @@ class Episodes:
         }
 
     def load_state_dict(self, states: Mapping[str, Any]) -> None:
-        for index, number in enumerate(self._numbers):
-            if str(number) in states:
-                state = states[str(number)]
-                self._episode[index] = state["episode"]
+        known = {i: states[str(number)] for i, number in enumerate(self._numbers) if str(number) in states}
+        for index, state in known.items():
+            self._episode[index] = state["episode"]
+        try:
+            for index, state in known.items():
                 self._begin(index)
                 self._take_again(index, np.asarray(state["actions"], np.float32))
+        except LostError as cause:
+            self._make_anew(cause)
 
     def _take_again(self, index: int, actions: np.ndarray) -> None:
         for action in actions:

@@ -11,6 +11,7 @@ from typing import IO
 
 import numpy as np
 
+from hpcopt.errors import HpcoptError
 from hpcopt.workloads.control.here import Here, make_environment
 
 RESET, STEP = b"r", b"s"
@@ -48,4 +49,7 @@ def serve(orders: IO[bytes], answers: IO[bytes]) -> None:
 if __name__ == "__main__":
     with os.fdopen(os.dup(1), "wb") as _answers:
         os.dup2(2, 1)
-        serve(sys.stdin.buffer, _answers)
+        try:
+            serve(sys.stdin.buffer, _answers)
+        except HpcoptError as _error:
+            sys.exit(f"hpcopt: in a process of environments: {_error}")

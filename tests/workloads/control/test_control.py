@@ -14,6 +14,7 @@ from hpcopt.models.control.perceptrons import MlpBodyConfig
 from hpcopt.shapes.context import Context
 from hpcopt.testing.workload import built, check_same_start, check_scores
 from hpcopt.trainer.loop import evaluate
+from hpcopt.workloads.control.episodes import Episodes
 from hpcopt.workloads.control.maker import EnvironmentConfig, Maker
 from hpcopt.workloads.control.workload import ControlConfig
 from tests.solvers.actor_critic.tracks import TRACK, solver, task_of, track, trained
@@ -159,6 +160,29 @@ def test_a_process_that_is_lost_again_and_again_ends_the_job():
     with pytest.raises(DataError, match="lost 3 times in a row"):
         rows(episodes, 1)
     episodes.close()
+    with pytest.raises(DataError, match=r"is gone \(exit code -9\)"):
+        Episodes(stillborn, [0], episodes._layout, 1, restart=False)
+
+
+def test_a_process_that_is_lost_while_a_run_goes_on_begins_anew():
+    episodes = opened([0, 1], where="process", lost="restart")
+    rows(episodes, 10)
+    state = episodes.state_dict()
+    episodes._simulator.process.kill()
+    episodes.load_state_dict(state)
+    again = episodes.state_dict()
+    assert episodes.restarts == 1 and [len(again[number]["actions"]) for number in "01"] == [0, 0]
+    assert all(again[number]["episode"] == state[number]["episode"] + 1 for number in "01")
+    episodes.close()
+
+
+def test_what_an_environment_raises_in_its_process_is_one_line(capfd):
+    episodes = opened(environment=ODD, arguments={"kind": "raises"}, where="process")
+    with pytest.raises(DataError, match=r"is gone \(exit code 1\)"):
+        rows(episodes, 1)
+    episodes.close()
+    (said,) = capfd.readouterr().err.splitlines()
+    assert "step() raised RuntimeError: out of fuel" in said
 
 
 def test_the_network_of_the_job():
