@@ -9,7 +9,7 @@ Cost for n bytes that shrink r times, and s times as sums, with kernels at e and
 (1 / r + 1 / s) / B + n / e + 2 n / u``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from hpcopt import kernels
 from hpcopt.comm.shards import longest, shards
 from hpcopt.comm.transport import Request, Transport, wait_all
 from hpcopt.compress.bounded import Grid
-from hpcopt.compress.codec import Bytes, Floats, float_array
+from hpcopt.compress.codec import Bytes, float_array
 from hpcopt.errors import PayloadError
 
 BLOCK = 64  # integers that share a width
@@ -39,40 +39,22 @@ def all_reduce(transport: Transport, x: Tensor, grid: Grid) -> Tensor:
     Raises:
         PayloadError: another rank sent something else.
     """
-    size, rank, traffic = transport.size, transport.rank, transport.traffic
-    if size == 1:
+    if transport.size == 1:
         return x
     values, per_step = float_array(x), 1 / grid.step
-    stretches = shards(x.numel(), size, BLOCK)
-    own = stretches[rank].stop - stretches[rank].start
-    others = [(rank + distance) % size for distance in range(1, size)]
-    sources = [(rank - distance) % size for distance in range(1, size)]
-    landing = {source: room_for(own, grid.own_bits) for source in sources}
-    receives = {source: transport.receive(landing[source], source, exact=False) for source in sources}
 
-    sends: list[Request] = []
-    for owner in others:
-        with traffic.encoding():
-            shard = values[stretches[owner]]
-            room = room_for(shard.size, grid.own_bits)
-            payload = room[: kernels.grid.encode(shard, per_step, room.numpy())]
-        sends.append(transport.send(payload, owner))
-    with traffic.encoding():
-        total = kernels.grid.quantise(values[stretches[rank]], per_step)
-    for source in sources:
-        with traffic.waiting():
-            received_bytes = receives[source].wait()
-        with traffic.decoding():
-            kernels.grid.add(_whole(landing[source][:received_bytes], own), total)
+    def packed(stretch: slice) -> Tensor:
+        shard = values[stretch]
+        room = room_for(shard.size, grid.own_bits)
+        return room[: kernels.grid.encode(shard, per_step, room.numpy())]
 
-    _spread(transport, total, values, stretches, grid, sends)
-    return x
+    return _summed(transport, x, grid, grid.own_bits, packed, lambda own: kernels.grid.quantise(values[own], per_step))
 
 
 def sum_integers(transport: Transport, integers: Integers, x: Tensor, grid: Grid) -> Tensor:
     """Replace x, shape (n,), float32, contiguous, by the sum over all ranks of integers on the grid, int32, as
-    ``kernels.grid.quantise`` gives them. Collective: over the transport's ranks, with one n and grid; every partial sum
-    fits into the grid's ``sum_bits``.
+    ``kernels.grid.quantise`` gives them, which are used up. Collective: over the transport's ranks, with one n and
+    grid; every partial sum fits into the grid's ``sum_bits``.
 
     Returns:
         x itself, of one rank's integers, too.
@@ -80,39 +62,48 @@ def sum_integers(transport: Transport, integers: Integers, x: Tensor, grid: Grid
     Raises:
         PayloadError: another rank sent something else.
     """
+
+    def packed(stretch: slice) -> Tensor:
+        return _packed(integers[_blocks(stretch)], stretch, grid)
+
+    return _summed(transport, x, grid, grid.sum_bits, packed, lambda own: integers[_blocks(own)])
+
+
+def _summed(
+    transport: Transport,
+    x: Tensor,
+    grid: Grid,
+    bits: int,
+    packed: Callable[[slice], Tensor],
+    integers: Callable[[slice], Integers],
+) -> Tensor:
+    """Both phases.
+
+    Args:
+        bits: that a rank's own integers need at most.
+        packed: gives this rank's integers of another one's stretch, as they travel.
+        integers: gives those of its own, once all others are on their way.
+    """
     size, rank, traffic = transport.size, transport.rank, transport.traffic
     values, stretches = float_array(x), shards(x.numel(), size, BLOCK)
     own = stretches[rank].stop - stretches[rank].start
+    others = [(rank + distance) % size for distance in range(1, size)]
     sources = [(rank - distance) % size for distance in range(1, size)]
-    landing = {source: room_for(own, grid.sum_bits) for source in sources}
+    landing = {source: room_for(own, bits) for source in sources}
     receives = {source: transport.receive(landing[source], source, exact=False) for source in sources}
     sends: list[Request] = []
-    for owner in ((rank + distance) % size for distance in range(1, size)):
+    for owner in others:
         with traffic.encoding():
-            payload = _packed(integers[_blocks(stretches[owner])], stretches[owner], grid)
+            payload = packed(stretches[owner])
         sends.append(transport.send(payload, owner))
-    total = integers[_blocks(stretches[rank])]
+    with traffic.encoding():
+        total = integers(stretches[rank])
     for source in sources:
         with traffic.waiting():
             received_bytes = receives[source].wait()
         with traffic.decoding():
             kernels.grid.add(_whole(landing[source][:received_bytes], own), total)
-    _spread(transport, total, values, stretches, grid, sends)
-    return x
 
-
-def _spread(
-    transport: Transport,
-    total: Integers,
-    values: Floats,
-    stretches: Sequence[slice],
-    grid: Grid,
-    sends: list[Request],
-) -> None:
-    """Fill values on all ranks from the sums that each owner has; wait for its sends, too."""
-    size, rank, traffic = transport.size, transport.rank, transport.traffic
-    others = [(rank + distance) % size for distance in range(1, size)]
-    sources = [(rank - distance) % size for distance in range(1, size)]
     landing = {source: room_for(longest(stretches), grid.sum_bits) for source in sources}
     receives = {source: transport.receive(landing[source], source, exact=False) for source in sources}
     with traffic.encoding():
@@ -128,6 +119,7 @@ def _spread(
             kernels.grid.decode(_whole(landing[source][:received_bytes], part.size), grid.step, part)
     with traffic.waiting():
         wait_all(sends)
+    return x
 
 
 def _packed(integers: Integers, stretch: slice, grid: Grid) -> Tensor:
