@@ -57,25 +57,32 @@ class OverVirtualRanks:
 
 
 class _Buffers:
-    """A model's, at the start of a step."""
+    """A model's, at the start of a step; complex ones as pairs of numbers."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._all = list(model.buffers())
-        self._before = [b.clone() for b in self._all]
+        self._model = model
+        self._before = [b.clone() for b in self._now()]
 
     @torch.no_grad()
     def changes(self) -> Tensor:
         """What a virtual rank has done to them, flat, float64; for the next one they are as they were."""
-        if not self._all:
+        now = self._now()
+        if not now:
             return torch.empty(0, dtype=torch.float64)
-        changes = torch.cat([(b.double() - was).flatten() for b, was in zip(self._all, self._before, strict=True)])
-        torch._foreach_copy_(self._all, self._before)
+        pairs = zip(now, self._before, strict=True)
+        # Infinities that stay, as in a mask, have no difference.
+        changes = torch.cat([torch.where(b == was, 0.0, b.double() - was.double()).flatten() for b, was in pairs])
+        torch._foreach_copy_(now, self._before)
         return changes
 
     @torch.no_grad()
     def move(self, changes: Tensor) -> None:
-        """Change them by a mean of ``changes``."""
-        for b, was, change in zip(
-            self._all, self._before, torch.split(changes, [b.numel() for b in self._all]), strict=True
-        ):
-            b.copy_(was.double() + change.view(b.shape))
+        """Change them by a mean of ``changes``; what nobody has changed keeps its bits."""
+        parts = torch.split(changes, [was.numel() for was in self._before])
+        for b, was, part in zip(self._now(), self._before, parts, strict=True):
+            change = part.view(was.shape)
+            b.copy_(torch.where(change == 0, was, (was.double() + change).to(was.dtype)))
+
+    def _now(self) -> list[Tensor]:
+        """A forward pass may put another tensor in a buffer's place."""
+        return [torch.view_as_real(b) if b.is_complex() else b for b in self._model.buffers()]

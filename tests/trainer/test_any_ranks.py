@@ -197,6 +197,44 @@ def test_running_means_are_those_over_virtual_ranks(job_of, network):
     assert int(state["1.num_batches_tracked"]) == 1
 
 
+class Buffered(nn.Module):
+    """Buffers of many kinds, one of which each pass of training replaces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+        self.register_buffer("mask", torch.tensor([0.0, -math.inf, -0.0, math.inf]))
+        self.register_buffer("turns", torch.tensor([1j, 2.0 - 1j]))
+        self.register_buffer("large", torch.tensor([2**62 + 1, -7]))
+        self.register_buffer("flags", torch.tensor([True, False]))
+        self.register_buffer("mean", torch.zeros(64))
+        self.register_buffer("turned", torch.zeros(1, dtype=torch.complex64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+            self.turned += 1j
+        return self.linear(x - self.mean)
+
+
+def test_buffers_of_any_kind_move_alike_and_constants_stay(job_of):
+    states = []
+    with mock.patch.object(MlpConfig, "build", lambda *_: Buffered()):
+        for ranks in (1, 2, 5):
+            run = Run(job_of())
+            run.go(ranks, 2)
+            states.append(run._saved[0]["model"])
+    for name, buffer in Buffered().named_buffers():
+        assert all(state[name].dtype == buffer.dtype for state in states)
+        bits = {bytes(state[name].flatten().view(torch.uint8).numpy()) for state in states}
+        assert len(bits) == 1, name
+        if name in ("mask", "turns", "large", "flags"):
+            assert bits == {bytes(buffer.view(torch.uint8).numpy())}, name
+    assert float(states[0]["mean"].norm()) > 0
+    assert states[0]["turned"].tolist() == [2j]
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
