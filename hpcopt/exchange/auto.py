@@ -29,12 +29,12 @@ from hpcopt.comm.world import World
 from hpcopt.compress import Bounded, Codec, CodecConfig, Dense, Half, SignBits
 from hpcopt.compress.finite import BOUND_BYTES, can_be_sent
 from hpcopt.exchange.bucket import Bucket
-from hpcopt.exchange.choices import EXACT, Choice, Choices, choose, chosen_again
+from hpcopt.exchange.choices import EXACT, Choice, Choices, choose, chosen_again, decide
 from hpcopt.exchange.config import Gives
 from hpcopt.exchange.lossy import AnyCodec, Lossy, TwoPhaseConfig, TwoPhaseReducer, agreed_bound
 from hpcopt.exchange.reducer import Reducer, Tree
 from hpcopt.exchange.signs import VoteConfig, VoteReducer
-from hpcopt.exchange.trials import MOST_TRIES, TRIES, Trial, decide
+from hpcopt.exchange.trials import MOST_TRIES, TRIES, Trial
 from hpcopt.exchange.ways import (
     Doubling,
     HalfRing,

@@ -13,8 +13,7 @@ from hpcopt.comm.world import World
 from hpcopt.store import strict_json
 
 EXACT = ("native", "doubling", "ring")  # algorithms whose sums lose nothing but rounding
-WAYS_BY_LOSS = (  # those up to a loss, and the share of the time of those that lose less which they must stay below
-    (EXACT, 1.0),
+WORTH = (  # ways up to a loss, and the share of the best time without it which they must stay below
     ((*EXACT, "half_ring"), 0.97),
     (None, 0.95),  # all: codecs and bounded sums
 )
@@ -113,8 +112,8 @@ class Choices:
         return report
 
     def _warning(self, choice: Choice) -> str:
-        exact = fastest(choice.predicted_s, EXACT)
-        lossy = fastest(choice.predicted_s, choice.predicted_s.keys() - EXACT)
+        exact = _fastest(choice.predicted_s, EXACT)
+        lossy = _fastest(choice.predicted_s, choice.predicted_s.keys() - EXACT)
         exact_ms, lossy_ms = 1e3 * choice.predicted_s[exact], 1e3 * choice.predicted_s[lossy]
         cost, machine = self.codecs[choice.codec], self.machine
         link = machine.between if max(machine.nodes) else machine.inside
@@ -130,15 +129,42 @@ class Choices:
 
 
 def choose(predicted_s: Mapping[str, float]) -> str:
-    """The fastest algorithm of those whose loss is worth it: bfloat16 must save 3 % of an exact sum's time, and a codec
-    5 % of what the best of both takes.
+    """The way of one bucket, as ``decide`` has it where computation hides nothing."""
+    (way,), _, _ = decide([predicted_s], [0.0])
+    return way
+
+
+def decide(seconds: Sequence[Mapping[str, float]], ready_s: Sequence[float]) -> tuple[list[str], float, float]:
+    """The way of each bucket, given its ways' seconds and when it is ready: the fastest of those whose loss is worth
+    it, by what is then still waited for. bfloat16 must save 3 % of that with exact sums, and a codec 5 % of that with
+    the best of both.
+
+    Returns:
+        The ways, and the seconds waited for with them and with exact sums.
     """
-    chosen, least_s = "", float("inf")
-    for algorithms, share in WAYS_BY_LOSS:
-        way = fastest(predicted_s, algorithms)
-        if way and predicted_s[way] < share * least_s:
-            chosen, least_s = way, predicted_s[way]
-    return chosen
+
+    def fastest(algorithms: Collection[str] | None) -> tuple[list[str], float]:
+        ways = [_fastest(took_s, algorithms) for took_s in seconds]
+        return ways, waited_s([took_s[way] for took_s, way in zip(seconds, ways, strict=True)], ready_s)
+
+    exact = best = fastest(EXACT)
+    for algorithms, share in WORTH:
+        found = fastest(algorithms)
+        if found[1] < share * best[1]:
+            best = found
+    return *best, exact[1]
+
+
+def waited_s(seconds: Sequence[float], ready_s: Sequence[float]) -> float:
+    """What is left when the last of some buckets is ready, which go one after the other and take so many seconds.
+
+    >>> waited_s([2.0, 2.0, 1.0], [0.0, 1.0, 10.0])  # the first two are hidden
+    1.0
+    """
+    end_s = 0.0
+    for took_s, moment_s in zip(seconds, ready_s, strict=True):
+        end_s = max(end_s, moment_s) + took_s
+    return end_s - max(ready_s, default=0.0)
 
 
 def chosen_again(
@@ -169,7 +195,7 @@ def chosen_again(
     return Choices(buckets, before.machine, before.codecs, f"fastest as measured before step {step}", news)
 
 
-def fastest(predicted_s: Mapping[str, float], algorithms: Collection[str] | None) -> str:
+def _fastest(predicted_s: Mapping[str, float], algorithms: Collection[str] | None) -> str:
     """Of these algorithms, or of all; "" if there is none."""
     names = [name for name in predicted_s if algorithms is None or name in algorithms]
     return min(names, key=lambda name: predicted_s[name], default="")

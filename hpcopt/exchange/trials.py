@@ -6,14 +6,12 @@ buckets became ready says what computation hides: only what lasts beyond the bac
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from hpcopt.exchange.choices import EXACT, WAYS_BY_LOSS, fastest
 
 TRIES = 3  # of each way at least: the median is right if one of them is disturbed
 MOST_TRIES = 15  # where steps are short
@@ -85,35 +83,3 @@ class Trial:
             found.append({way: float(np.median(times[k * count : (k + 1) * count])) for k, way in enumerate(ways)})
             del times[: count * len(ways)]
         return found, times
-
-
-def decide(seconds: Sequence[Mapping[str, float]], ready_s: Sequence[float]) -> tuple[list[str], float, float]:
-    """The way of each bucket, given its ways' seconds and when it is ready: the fastest of those whose loss is worth
-    it, by what is then still waited for (``hpcopt.exchange.choices.choose``).
-
-    Returns:
-        The ways, and the seconds waited for with them and with exact sums.
-    """
-    best: tuple[list[str], float] | None = None
-    exact_s = 0.0
-    for algorithms, share in WAYS_BY_LOSS:
-        chosen = [fastest(ways, algorithms) for ways in seconds]
-        takes_s = waited_s([ways[way] for ways, way in zip(seconds, chosen, strict=True)], ready_s)
-        if algorithms is EXACT:
-            exact_s = takes_s
-        if best is None or takes_s < share * best[1]:
-            best = chosen, takes_s
-    assert best is not None
-    return *best, exact_s
-
-
-def waited_s(seconds: Sequence[float], ready_s: Sequence[float]) -> float:
-    """What is left when the last of some buckets is ready, which go one after the other and take so many seconds.
-
-    >>> waited_s([2.0, 2.0, 1.0], [0.0, 1.0, 10.0])  # the first two are hidden
-    1.0
-    """
-    end_s = 0.0
-    for took_s, moment_s in zip(seconds, ready_s, strict=True):
-        end_s = max(end_s, moment_s) + took_s
-    return end_s - max(ready_s, default=0.0)

@@ -25,8 +25,8 @@ from hpcopt.exchange import (
     auto,
     trials,
 )
-from hpcopt.exchange.choices import choose
-from hpcopt.exchange.trials import TRIES, Trial, decide
+from hpcopt.exchange.choices import choose, decide
+from hpcopt.exchange.trials import TRIES, Trial
 from hpcopt.optim import SignumConfig
 from hpcopt.seeds import derive
 from hpcopt.testing.problem import flat
