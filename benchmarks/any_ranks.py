@@ -8,7 +8,6 @@ both, and the median and the range of the rounds' ratios.
 """
 
 import argparse
-import copy
 import json
 import statistics
 import time
@@ -63,7 +62,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     for size in map(int, options.ranks.split(",")):
-        seconds = copy.copy(measure(options, size))
+        seconds = measure(options, size)
         ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
         line = {"job": options.job.name, "set": options.set, "ranks": size}
         line |= {f"{mode}_s": statistics.median(values) for mode, values in seconds.items()}
