@@ -19,9 +19,11 @@ from hpcopt.exchange import RingConfig
 from hpcopt.models.graph.networks import GatConfig, GcnConfig, GraphSageConfig
 from hpcopt.models.graph.partition import partition
 from hpcopt.optim import AdamWConfig, SgdConfig
+from hpcopt.phases import PhaseClock
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Task
 from hpcopt.solvers.data_parallel import DataParallelConfig
+from hpcopt.solvers.full_graph.halo import Halo
 from hpcopt.solvers.full_graph.solver import FullGraphConfig, HaloConfig
 from hpcopt.testing.problem import Problem, flat
 from hpcopt.testing.solver import check_solver
@@ -135,6 +137,31 @@ def _float32(data, config, steps):
         return [solver.step(batch).loss for batch in problem.batches(0, 1, steps)]
 
     return np.sum(run_ranks(2, program), 0)
+
+
+def test_a_codec_that_enlarges_its_errors_is_damped():
+    """Rows that stay: with omega > 1 undamped changes would go further off each time; damped, omega / (1 + omega) of
+    the square is left in the mean, at most.
+    """
+    codec, rounds = QSGD(bits=2), 40
+    omega = codec.variance(16 * 64)
+    assert omega is not None and omega > 1
+
+    def program(transport) -> float:
+        world = World(transport)
+        halo = Halo(world, codec, 1, seed=0, clock=PhaseClock())
+        other = 1 - world.rank
+        rows = torch.randn(16, 64, generator=torch.Generator().manual_seed(world.rank))
+        theirs = torch.randn(16, 64, generator=torch.Generator().manual_seed(other))
+        halo.exchange(1, "forward", {other: torch.zeros(16, 64)}, {other: 16})
+        for step in range(rounds):
+            halo.begin(step)
+            here = halo.exchange(1, "forward", {other: rows}, {other: 16})[other]
+        return float((here - theirs).square().sum() / theirs.square().sum())
+
+    left = (omega / (1 + omega)) ** rounds
+    found = run_ranks(2, program)
+    assert all(0 < square < left for square in found), (found, left)
 
 
 def test_few_bytes_train(data):
