@@ -6,15 +6,19 @@ each gradient's average whitened by it (Lin et al. 2025, arXiv:2509.03378).
 
 A and G on the right are those that the roots in use were taken of. So a step has the size of Adam's, without second
 moments and without grafting. The first gradient, for which there are no roots, counts as ``A = r I`` and ``G = r I``
-with r the root of its mean square: its own factors would be singular, and their roots as good as unbounded.
+with r the root of its mean square: its own factors would be singular, and their roots as good as unbounded. Factors of
+0, of a layer that has had no gradient but 0, have no roots either: there is no step until there are some.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from hpcopt.solvers.kaisa import symmetric
+from hpcopt.solvers.kaisa.factors import Failures, Work
 from hpcopt.solvers.kaisa.layers.layer import Layer
 from hpcopt.solvers.kaisa.layers.matrix import Matrix
 from hpcopt.solvers.kaisa.products import ALIGNED, aligned
@@ -41,6 +45,11 @@ class KlShampoo(Shampoo):
     def carried(self, layer: Layer) -> int:
         return aligned(layer.numel) + ALIGNED
 
+    def invert(self, work: Sequence[Work], failures: Failures) -> None:
+        super().invert(work, failures)
+        for w in work:
+            w.out.masked_fill_(~w.a.any(), 0)  # which says that there are no roots; a device is not asked
+
     def apply(self, layer: Layer, kept: Tensor, w: Tensor, damping: float, moments: Tensor | None = None) -> Tensor:
         assert moments is not None
         m = moments[: w.numel()].view(w.shape)
@@ -48,14 +57,12 @@ class KlShampoo(Shampoo):
         moments[-1] += 1
         return super().apply(layer, kept, m / (1 - self._momentum ** moments[-1]), damping)
 
-    def factors(self, layer: Matrix, kept: Tensor, w: Tensor, made: bool) -> tuple[Tensor, Tensor]:
-        """A and G of a gradient, packed; ``made`` says that there are roots."""
-        if made:
-            rows, columns = w.shape[1] ** 0.5, w.shape[2] ** 0.5
-            return layer.factors_of(self.times_g(layer, kept, w) / rows, self.times_a(layer, kept, w) / columns)
-        r = w.square().mean().sqrt()
-        shapes = layer.a, layer.g
-        both = [w.new_zeros(f.matrices, symmetric.packed_length(f.size)) for f in shapes]
-        for shape, packed in zip(shapes, both, strict=True):
-            packed[:, symmetric.diagonal_index(shape.size, packed.device)] = r
-        return both[0], both[1]
+    def factors(self, layer: Matrix, kept: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """A and G of a gradient, packed."""
+        rows, columns = w.shape[1] ** 0.5, w.shape[2] ** 0.5
+        a, g = layer.factors_of(self.times_g(layer, kept, w) / rows, self.times_a(layer, kept, w) / columns)
+        rooted, r = kept.any(), w.square().mean().sqrt()
+        for shape, packed in ((layer.a, a), (layer.g, g)):  # without roots they are 0 so far
+            place = symmetric.diagonal_index(shape.size, packed.device)
+            packed[:, place] = torch.where(rooted, packed[:, place], r)
+        return a, g

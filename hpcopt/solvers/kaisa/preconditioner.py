@@ -256,7 +256,7 @@ class Kaisa:
     def _factors(self, i: int, layer: Matrix, w: Tensor) -> tuple[Tensor, Tensor]:
         method = self._method.of(layer)
         if isinstance(method, KlShampoo):
-            return method.factors(layer, self._inverses.of(i), w, self._inverses.made)
+            return method.factors(layer, self._inverses.of(i), w)
         return layer.factors_of(w, w)
 
     def _summed_factors(self, scale: float) -> Tensor:

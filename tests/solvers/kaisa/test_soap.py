@@ -163,6 +163,24 @@ def test_kl_shampoo_whitens():
     torch.testing.assert_close(found.square().mean(0), torch.ones(3, 2, dtype=torch.float64), rtol=0, atol=0.3)
 
 
+@pytest.mark.parametrize("roots", ["eigen", "newton"])
+@pytest.mark.parametrize("max_size", [100, 5])
+def test_kl_shampoo_begins_with_the_first_gradient_that_is_not_0(roots, max_size):
+    """As below an output layer that begins as 0. Until there are roots nothing moves."""
+    own, every = {"roots": roots, "momentum": 0.0}, {"factor_every": 1, "inverse_every": 2, "max_size": max_size}
+
+    def steps(gradients: list[torch.Tensor]) -> list[torch.Tensor]:
+        layer = nn.Linear(6, 4, bias=False)
+        kaisa = Kaisa(layer, alone(), method="kl_shampoo", kl_shampoo=own, **every)
+        return followed(layer, kaisa, gradients)
+
+    zero, gradients = torch.zeros(4, 6), [g.float() for g in draws(20, 4, 6)]
+    found = steps([zero, *gradients])
+    assert not found[0].any() and not found[1].any()
+    sizes = torch.stack([p.square().mean().sqrt() for p in found[2:]])
+    assert sizes.min() > 0.1 and sizes.max() < 10, "of Adam's size"
+
+
 @pytest.mark.parametrize("power", [2, 4])
 def test_newtons_roots_are_those_of_eigenvalues(power):
     q = torch.linalg.qr(draws(1, 2, 9, 9)[0]).Q
