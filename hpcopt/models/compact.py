@@ -9,7 +9,8 @@ from hpcopt.models.coded_embedding import CodedEmbedding, codes_of
 from hpcopt.models.product_codes import ProductCodes, nearest
 
 SIZE, TABLES = "size", "composer.tables"
-OF_TRAINING = ("logits", "guide", "own")
+CODED = ("logits", "own")  # of which a code is made
+OF_TRAINING = (*CODED, "guide")
 
 
 def compact(model: nn.Module) -> nn.Module:
@@ -32,7 +33,7 @@ def compact_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ValueError: there are no codes.
     """
     names = [key.removesuffix(TABLES) for key in state if key == TABLES or key.endswith(f".{TABLES}")]
-    coded = [name for name in names if f"{name}{SIZE}" in state]
+    coded = [name for name in names if f"{name}{SIZE}" in state and any(f"{name}{part}" in state for part in CODED)]
     if not coded:
         raise ValueError("no embedding of the network has codes")
     left_out = {f"{name}{part}" for name in coded for part in OF_TRAINING}

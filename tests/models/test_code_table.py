@@ -97,6 +97,8 @@ def test_a_network_becomes_small_and_loads_its_export():
 def test_what_has_no_codes_is_said():
     with pytest.raises(ValueError, match="no embedding of the network has codes"):
         compact_state(nn.Linear(2, 2).state_dict())
+    with pytest.raises(ValueError, match="no embedding of the network has codes"):
+        compact_state(compact(coded()).state_dict()), "it has been done before"
     with pytest.raises(KeyError, match="no embedding word of codes, only none"):
         CodeTable.of_state({"word.weight": torch.ones(2)}, "word")
 
