@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from hpcopt.lowbit.quantizers import Kind, nearest, quantized
+from hpcopt.lowbit.quantizers import Kind, nearest, nearest_between, quantized
 
 WEIGHT_GRADIENT_BITS = 8
 
@@ -147,10 +147,7 @@ class _StraightThrough(Function):
         if not whole:
             return nearest(rows_of(x), bits).view(x.shape)
         low, high = x.aminmax()
-        low, high = low.clamp(max=0), high.clamp(min=0)
-        step = (high - low) / (2**bits - 1)
-        rounded: Tensor = ((x - low) / step.where(step > 0, 1.0)).round() * step + low
-        return rounded
+        return nearest_between(x, low.clamp(max=0), high.clamp(min=0), bits)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

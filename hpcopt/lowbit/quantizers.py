@@ -123,10 +123,14 @@ def nearest(g: Tensor, bits: int) -> Tensor:
         out = torch.empty_like(source)
         kernels.rows.nearest(source.view(-1).numpy(), g.shape[1], bits, out.view(-1).numpy())
         return out
-    low, high = g.aminmax(dim=1, keepdim=True)
+    return nearest_between(g, *g.aminmax(dim=1, keepdim=True), bits)
+
+
+def nearest_between(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+    """Each value, from low to high, to the nearest of 2^bits values from low to high."""
     step = (high - low) / (2**bits - 1)
-    on_grid: Tensor = ((g - low) / step.where(step > 0, 1.0)).round() * step + low
-    return on_grid
+    found: Tensor = ((x - low) / step.where(step > 0, 1.0)).round() * step + low
+    return found
 
 
 def by_codec(g: Tensor, bits: int) -> bool:
