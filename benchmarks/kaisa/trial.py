@@ -7,7 +7,6 @@ falls linearly to 2 %. The held-out text chose nothing but rates. A run depends 
 seconds, which are those of the steps, on one thread: compare those of one turn.
 """
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,13 +22,14 @@ from hpcopt.optim import AdamWConfig, LambConfig, SgdConfig
 from hpcopt.optim.any_torch import AnyTorchConfig
 from hpcopt.optim.config import OptimizerConfig
 from hpcopt.optim.modes import to_evaluation, to_training
+from hpcopt.optim.schedule import ConstantConfig, LinearConfig, ScheduleConfig
 from hpcopt.optim.several import Several
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.workload import Workload, WorkloadConfig
 from hpcopt.solvers.kaisa.layers.layer import Layer
 from hpcopt.workloads.language_model import LanguageModelConfig
 
-WARMUP, FINAL = 0.05, 0.02
+FALLING, CONSTANT = LinearConfig(warmup=0.05, final=0.02), ConstantConfig(warmup=0.05)
 EVALUATIONS = 5
 REST_LR = 0.003  # AdamW's, of parameters that an arm leaves to it
 
@@ -60,7 +60,7 @@ class Arm:
     before: Idea | None = None
     after: Idea | None = None
     clip_by_top: bool = False  # the clip is of the rate at its top, so that steps shorten with the rate
-    constant: bool = False  # the rate does not fall
+    schedule: ScheduleConfig = FALLING
     terms: bool = True  # the preconditioner is told of how many terms the loss is a mean; if not, it takes samples
 
 
@@ -92,12 +92,7 @@ class Training:
     @property
     def part(self) -> float:
         """Of the learning rate, now."""
-        progress = self.done / self.steps
-        if progress < WARMUP:
-            return (self.done + 1) / math.ceil(WARMUP * self.steps)
-        if self.arm.constant:
-            return 1.0
-        return FINAL + (1 - FINAL) * (1 - (progress - WARMUP) / (1 - WARMUP))
+        return self.arm.schedule.factor(self.done, self.steps)
 
     def step(self) -> None:
         """Do one."""
@@ -187,7 +182,7 @@ PLAIN_ADAMW = AdamWConfig(weight_decay=0.0)
 ARMS: dict[str, Arm] = {
     "sgd": Arm(SgdConfig(lr=1, momentum=0.9, nesterov=True)),
     "adamw": Arm(PLAIN_ADAMW),
-    "schedule_free": Arm(AnyTorchConfig(type="schedulefree:AdamWScheduleFree", lr=1), constant=True),
+    "schedule_free": Arm(AnyTorchConfig(type="schedulefree:AdamWScheduleFree", lr=1), schedule=CONSTANT),
     "lamb": Arm(LambConfig(weight_decay=0.0)),
     "kfac": kfac(),
     "kfac: ends by AdamW": kfac(ideas={"ends": False}),
