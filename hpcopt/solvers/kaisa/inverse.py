@@ -82,14 +82,11 @@ class Packed(Kfac):
 
     def times_g(self, layer: Layer, kept: Tensor, w: Tensor) -> Tensor:
         """What is kept of G times W."""
-        _, kept_g = parts(layer, kept)
-        return apply_left(layer.g, w, lambda x: symmetric.multiply(kept_g, x, self.scratch))
+        return times(layer.g, parts(layer, kept)[1], w, self.scratch)
 
     def times_a(self, layer: Layer, kept: Tensor, w: Tensor) -> Tensor:
         """W times what is kept of A."""
-        kept_a, _ = parts(layer, kept)
-        turned = w.transpose(1, 2)
-        return apply_left(layer.a, turned, lambda x: symmetric.multiply(kept_a, x, self.scratch)).transpose(1, 2)
+        return times(layer.a, parts(layer, kept)[0], w.transpose(1, 2), self.scratch).transpose(1, 2)
 
 
 class Cholesky(Packed):
@@ -168,6 +165,11 @@ def parts(layer: Layer, kept: Tensor) -> tuple[Tensor, Tensor]:
 def apply_left(shape: FactorShape, w: Tensor, multiply: Callable[[Tensor], Tensor]) -> Tensor:
     """Multiply W, shape (batch, features, k), from the left by a factor's matrices, block by block."""
     return multiply(w.reshape(shape.matrices, shape.size, w.shape[2])).view(w.shape)
+
+
+def times(shape: FactorShape, packed: Tensor, w: Tensor, scratch: Tensor | None) -> Tensor:
+    """A factor's packed matrices times W, as ``apply_left``."""
+    return apply_left(shape, w, lambda x: symmetric.multiply(packed, x, scratch))
 
 
 def _eigen_numel(shape: FactorShape) -> int:

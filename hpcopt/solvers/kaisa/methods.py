@@ -45,7 +45,6 @@ def chooser(model: nn.Module, settings: KaisaSettings) -> Choose:
     Raises:
         JobError: on all ranks: a pattern is found in none.
     """
-
     methods = made(settings, seed=0)
 
     def choose(name: str, module: nn.Module) -> Choice:

@@ -15,7 +15,7 @@ from torch import Tensor
 from hpcopt.pinned import numbers
 from hpcopt.solvers.kaisa import symmetric
 from hpcopt.solvers.kaisa.factors import Factor, Failures, Work, invert_factors
-from hpcopt.solvers.kaisa.inverse import Cholesky, apply_left
+from hpcopt.solvers.kaisa.inverse import Cholesky, times
 from hpcopt.solvers.kaisa.layers.layer import Layer
 from hpcopt.solvers.kaisa.layers.matrix import Source
 from hpcopt.solvers.kaisa.muon import Muon, MuonSettings
@@ -53,8 +53,8 @@ class NewtonMuon(Muon):
 
     def apply(self, layer: Layer, kept: Tensor, w: Tensor, damping: float, moments: Tensor) -> Tensor:
         inverse = kept.view(layer.a.matrices, -1)
-        turned = apply_left(layer.a, w.transpose(1, 2), lambda x: symmetric.multiply(inverse, x, self.scratch))
-        return super().apply(layer, kept, turned.transpose(1, 2), damping, moments)
+        turned = times(layer.a, inverse, w.transpose(1, 2), self.scratch).transpose(1, 2)
+        return super().apply(layer, kept, turned, damping, moments)
 
     def refresh_flops(self, layer: Layer) -> float:
         return layer.a.matrices * Cholesky().flops(layer.a.size)

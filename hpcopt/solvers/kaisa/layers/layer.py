@@ -177,7 +177,8 @@ class Layer:
         self, name: str, weight: nn.Parameter, bias: nn.Parameter | None, options: Options, batch: int = 1
     ) -> None:
         self.name, self.options, self.batch = name, options, batch
-        self.weight, self.bias = weight, bias = weight, bias if options.bias else None
+        bias = bias if options.bias else None
+        self.weight, self.bias = weight, bias
         self.outputs, self.inputs = len(weight) // batch, weight[0].numel()
         self.a = options.shape(batch, self.inputs + (bias is not None))
         self.g = options.shape(batch, self.outputs) if options.outputs else FactorShape(batch, 0, 1)
