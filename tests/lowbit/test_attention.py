@@ -64,6 +64,16 @@ def test_one_sentence_alone(exact):
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("mask", [{}, {"attn_mask": torch.zeros(0, 5, 5)}], ids=["none", "by head"])
+def test_a_share_without_samples(mask):
+    new = QuantizedConfig().apply(nn.Sequential(nn.MultiheadAttention(8, 2, batch_first=True)))[0]
+    x = torch.zeros(0, 5, 8, requires_grad=True)
+    out, weights = new(x, x, x, **mask)
+    assert out.shape == x.shape and weights.shape == (0, 5, 5)
+    out.sum().backward()
+    assert not any(p.grad.any() for p in new.parameters())
+
+
 @pytest.mark.parametrize("attended", [None, torch.ones(1, 1, 1, 4, dtype=torch.bool).triu(-1), torch.randn(4, 4)])
 def test_attention_by_itself(attended, exact):
     old = DotProductAttention(0.0)
