@@ -140,16 +140,22 @@ def test_any_grid_has_the_bits_of_one_rank(size, fraction, settings):
             assert all(torch.equal(p, q) for p, q in zip(found.parameters(), expected.parameters(), strict=True))
 
 
-def test_gradients_that_are_not_finite_leave_the_momentum_alone():
-    model, kaisa = stepped(alone(), 2, method="muon")
-    (before,) = [copy.deepcopy(kaisa.rank_state_dict())]
+def check_bad_gradients_leave_moments_alone(bad: float, **settings) -> None:
+    """One value of all is not finite: nothing moves, and gradients stay as they are."""
+    model, kaisa = stepped(alone(), 2, **settings)
+    before = copy.deepcopy(kaisa.rank_state_dict())
     for p in model.parameters():
         p.grad.fill_(1.0)
-    model.conv.weight.grad[0, 0, 0] = float("inf")
+    model.conv.weight.grad[0, 0, 0] = bad
     kaisa.step()
     after = kaisa.rank_state_dict()
     assert all(torch.equal(before[name]["moments"], after[name]["moments"]) for name in before)
     assert torch.equal(model.head.weight.grad, torch.ones_like(model.head.weight))
+    assert (~model.conv.weight.grad.isfinite()).sum() == 1
+
+
+def test_gradients_that_are_not_finite_leave_the_momentum_alone():
+    check_bad_gradients_leave_moments_alone(float("inf"), method="muon")
 
 
 def test_a_job_has_a_rate_for_whole_steps_and_another_optimizer_for_the_rest():
