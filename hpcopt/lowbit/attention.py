@@ -75,7 +75,7 @@ class QuantizedMultiheadAttention(QuantizedLayer, nn.MultiheadAttention):
         for x, weight, bias in zip(inputs, self.in_proj_weight.chunk(3), biases, strict=True):
             out = self.product(MatrixProduct(), x, weight)
             out = out if bias is None else out + bias
-            found.append(out.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2))
+            found.append(out.view(*out.shape[:2], self.num_heads, self.head_dim).transpose(1, 2))
         return found
 
     def _mask(self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor) -> Tensor | None:
@@ -83,7 +83,7 @@ class QuantizedMultiheadAttention(QuantizedLayer, nn.MultiheadAttention):
         total = None
         if attn_mask is not None:
             total = _added(attn_mask, q.dtype, where=True)
-            total = total if total.dim() == 2 else total.unflatten(0, (len(q), self.num_heads))
+            total = total if total.dim() == 2 else total.view(len(q), self.num_heads, *total.shape[1:])
         if key_padding_mask is not None:
             padding = _added(key_padding_mask, q.dtype, where=True)[:, None, None]
             total = padding if total is None else total + padding
