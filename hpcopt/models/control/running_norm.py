@@ -3,9 +3,7 @@
 The statistics change only when they are told to. What a rank has seen is a vector of sums, so that ranks add theirs and
 all hold the same bits afterwards::
 
-    moments = norm.moments(observations)
-    world.allreduce(moments)
-    norm.merge(moments)
+    norm.merge(world.all_reduce(norm.moments(observations)))
 """
 
 import torch

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
+from hpcopt.models.control.agent import Policy
 from hpcopt.models.control.features import Features
 from hpcopt.phases import PhaseClock
 from hpcopt.seeds import derive
@@ -40,7 +40,7 @@ class Collector:
 
     def __init__(
         self,
-        acting: tuple[Features, nn.Module],
+        acting: tuple[Features, Policy],
         method: Method,
         simulation: Simulation,
         numbers: Sequence[int],
@@ -90,11 +90,8 @@ class Collector:
     def _chosen(self) -> np.ndarray:
         actions = self._simulation.layout.actions
         noise = np.stack([draw.standard_normal(actions, np.float32) for draw in self._draws])
-        observed = torch.from_numpy(self._environments.observed).to(self._device)
-        z_s = self._features.observe(observed)
-        chosen: np.ndarray = (
-            self._method.explore(self._policy, z_s, torch.from_numpy(noise).to(self._device)).cpu().numpy()  # type: ignore[arg-type]
-        )
+        observed, drawn = (torch.from_numpy(x).to(self._device) for x in (self._environments.observed, noise))
+        chosen: np.ndarray = self._method.explore(self._policy, self._features.observe(observed), drawn).cpu().numpy()
         return chosen
 
     def state_dict(self) -> Tree:

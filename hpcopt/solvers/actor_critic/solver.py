@@ -15,11 +15,11 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from time import perf_counter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from hpcopt.comm.world import alone
@@ -38,8 +38,6 @@ from hpcopt.solvers.actor_critic.replay import ReplayConfig, UniformReplayConfig
 from hpcopt.solvers.actor_critic.roles import Roles
 from hpcopt.solvers.actor_critic.sac import SacConfig
 from hpcopt.solvers.actor_critic.settings import Learning
-
-Acting = tuple[Features, Policy]
 
 
 class ActorCriticConfig(SolverConfig, Learning):
@@ -60,6 +58,14 @@ class ActorCriticConfig(SolverConfig, Learning):
     publish_every: int = Field(
         1, ge=1, description="steps from one sending of weights to collectors to the next; adds to the lag"
     )
+
+    @model_validator(mode="after")
+    def _every_learner_draws(self) -> Self:
+        if self.batch_size < self.learners:
+            raise ValueError(
+                f"batch_size = {self.batch_size} is less than a transition for each of {self.learners} learners"
+            )
+        return self
 
     @property
     def needs(self) -> frozenset[str]:
@@ -109,7 +115,7 @@ class ActorCritic(Solver):
         self._learner = None
         if learns:
             self._learner = Learner(agent, config, config.replay, method, layout, context, learners)
-        acting: Acting = agent.features, agent.policy
+        acting = agent.features, agent.policy
         if not learns:  # gather puts newer ones into the agent
             acting = copy.deepcopy(agent.features).cpu(), copy.deepcopy(agent.policy).cpu()
         self._collector, own = None, roles.environments_of(world.rank)

@@ -1,6 +1,4 @@
-"""Somebody's own code: what it raises becomes a sentence with the place where it stands, what it draws at random is
-decided by a seed.
-"""
+"""Somebody's own code: what a dotted name stands for, called or made, and held to what others ask of it."""
 
 from collections.abc import Mapping
 from functools import partial

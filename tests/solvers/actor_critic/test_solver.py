@@ -166,6 +166,8 @@ def test_what_cannot_work_is_said_at_once():
         trained(3, 0, track(), solver())
     with pytest.raises(JobError, match="learners = 2 do not go with 3 ranks"):
         trained(3, 0, track(environments=3, batch=3), solver(learners=2))
+    with pytest.raises(ValueError, match="batch_size = 1 is less than a transition for each of 2 learners"):
+        solver(learners=2, batch_size=1)
     with pytest.raises(JobError, match=r'use \[workload\] name = "control"'):
         solver().build(Task(network(), lambda *_: torch.zeros(())), Context(steps=1))
     assert Roles(2, 2, 2).collectors_of(1) == [1]
