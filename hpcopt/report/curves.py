@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcopt.report.figure import COLOURS, Figure, colour, log_axis, plain
+from hpcopt.report.figure import COLOURS, Figure, colour, log_axis, plain, thin
 from hpcopt.report.read import Run
 from hpcopt.report.scaling import series_names
 from hpcopt.report.summary import Runs
@@ -91,7 +91,7 @@ def _looks(runs: Runs, names: list[str]) -> dict[str, dict[str, str]]:
 
 def _loss_curve(run: Run) -> dict[str, np.ndarray]:
     loss = run.columns.get("loss", np.zeros(0))
-    rows = _thin(np.flatnonzero(~np.isnan(loss)), POINTS).astype(int)
+    rows = thin(np.flatnonzero(~np.isnan(loss)), POINTS)
     sent = np.cumsum(run.sent_bytes)
     return {
         "step": run.columns["step"][rows],
@@ -112,12 +112,3 @@ def _score_curve(run: Run, score: str) -> dict[str, np.ndarray]:
         "sent_bytes": sent[done],
         "value": run.evaluations[score],
     }
-
-
-def _thin(values: np.ndarray, points: int) -> np.ndarray:
-    """What to draw of values: all, or about `points` of them with the first and the last."""
-    return (
-        values[np.unique(np.linspace(0, len(values) - 1, min(len(values), points)).astype(int))]
-        if len(values)
-        else values
-    )

@@ -82,6 +82,12 @@ def plain(values: Any) -> list[Any]:
     return [None if isinstance(v, float) and not np.isfinite(v) else v for v in np.asarray(values).tolist()]
 
 
+def thin(values: np.ndarray, points: int) -> np.ndarray:
+    """What to draw of values: all, or about ``points`` of them with the first and the last."""
+    kept: np.ndarray = values[np.unique(np.linspace(0, len(values) - 1, min(len(values), points)).astype(int))]
+    return kept
+
+
 def write_tables(figures: Sequence[Figure], folder: Path) -> None:
     """Write the table of each figure as a CSV file of its name."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcopt.report.figure import Figure, colour, plain
+from hpcopt.report.figure import Figure, colour, plain, thin
 from hpcopt.report.interquartile import bootstrap_interval, interquartile_mean
 from hpcopt.report.read import Run
 from hpcopt.report.summary import Runs
@@ -23,6 +23,7 @@ RECORDED = {
     "critics_dormant": "share of the critics' units that hardly speak (2.5 % of their layer's mean)",
 }
 CURVE = 500  # points of a run that are drawn
+Groups = dict[str, list[dict[str, np.ndarray]]]
 
 
 def figures(runs: Runs, names: list[str]) -> list[Figure]:
@@ -30,7 +31,8 @@ def figures(runs: Runs, names: list[str]) -> list[Figure]:
     learning; none for runs that collect nothing.
     """
     learners = [(run, name) for (run, _), name in zip(runs, names, strict=True) if "env_steps" in run.columns]
-    found = [_returns(learners), _last_returns(learners), *(_recorded(learners, column) for column in RECORDED)]
+    groups = _grouped(learners)
+    found = [_returns(groups), _last_returns(groups), *(_recorded(learners, column) for column in RECORDED)]
     return [figure for figure in found if figure is not None]
 
 
@@ -46,23 +48,22 @@ def _curve(run: Run) -> dict[str, np.ndarray]:
 def _at(run: Run, column: str, steps: np.ndarray) -> np.ndarray:
     """The newest known values of a column that rises, at steps; 0 before the first."""
     values = run.columns.get(column, np.zeros(0))
-    known = np.flatnonzero(~np.isnan(values)) if len(values) else np.zeros(0, int)
+    known = np.flatnonzero(~np.isnan(values))
     done = np.searchsorted(run.columns["step"][known], steps, side="right")
     return np.concatenate([[0.0], values[known]])[done]
 
 
-def _grouped(learners: list[tuple[Run, str]]) -> dict[str, list[dict[str, np.ndarray]]]:
+def _grouped(learners: list[tuple[Run, str]]) -> Groups:
     """Curves with points, by the name that repeats share."""
-    groups: dict[str, list[dict[str, np.ndarray]]] = {}
+    groups: Groups = {}
     for run, name in learners:
         if len((curve := _curve(run))[RETURN]):
             groups.setdefault(name, []).append(curve)
     return groups
 
 
-def _returns(learners: list[tuple[Run, str]]) -> Figure | None:
+def _returns(groups: Groups) -> Figure | None:
     """A thin line a run, and through repeats their interquartile mean in its interval."""
-    groups = _grouped(learners)
     if not groups:
         return None
     data: list[dict[str, Any]] = []
@@ -99,7 +100,7 @@ def _mean(curves: list[dict[str, np.ndarray]], axis: str, index: int) -> list[di
     first, last = max(curve[axis][0] for curve in curves), min(curve[axis][-1] for curve in curves)
     x = np.unique(np.concatenate([curve[axis] for curve in curves]))
     x = x[(x >= first) & (x <= last)]
-    x = x[np.unique(np.linspace(0, len(x) - 1, min(len(x), POINTS)).astype(int))] if len(x) else x
+    x = thin(x, POINTS)
     scores = np.stack([np.interp(x, curve[axis], curve[RETURN]) for curve in curves])  # (runs, points)
     line = {"color": colour(index), "width": 3 if len(curves) > 1 else 1}
     mean = {"x": plain(x), "y": plain(interquartile_mean(scores.T[:, :, None])), "mode": "lines", "line": line}
@@ -111,9 +112,8 @@ def _mean(curves: list[dict[str, np.ndarray]], axis: str, index: int) -> list[di
     return [{**around, **band, "hoverinfo": "skip", "showlegend": False}, mean]
 
 
-def _last_returns(learners: list[tuple[Run, str]]) -> Figure | None:
+def _last_returns(groups: Groups) -> Figure | None:
     """A point a kind of run: the interquartile mean of its repeats' last evaluations, in its interval."""
-    groups = _grouped(learners)
     if not any(len(curves) > 1 for curves in groups.values()):
         return None
     table: dict[str, list[Any]] = {key: [] for key in ("run", "repeats", "interquartile_mean", "low", "high")}
@@ -144,10 +144,9 @@ def _recorded(learners: list[tuple[Run, str]], column: str) -> Figure | None:
     order = list(dict.fromkeys(name for _, name in learners))
     for run, name in learners:
         values = run.columns.get(column, np.zeros(0))
-        rows = np.flatnonzero(~np.isnan(values)) if len(values) else np.zeros(0, int)
+        rows = thin(np.flatnonzero(~np.isnan(values)), CURVE)
         if not len(rows):
             continue
-        rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), CURVE)).astype(int))]
         x, y = _at(run, "env_steps", run.columns["step"][rows]), values[rows]
         seen = any(trace["name"] == name for trace in data)
         line = {"color": colour(order.index(name)), "width": 1.5}

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcopt.report.figure import Figure, colour, log_axis, plain
+from hpcopt.report.figure import Figure, colour, log_axis, plain, thin
 from hpcopt.study.grid import label
 from hpcopt.study.measures import Measure, grouped, values_of
 from hpcopt.study.table import Table
@@ -58,7 +58,7 @@ def curves(table: Table, measure: Measure, x: str, rest: Sequence[str], rows: np
     share and its interval of 95 %.
     """
     values, lines = measure.values(table), list(grouped(table, rest, rows).items())
-    keep = [lines[i] for i in np.unique(np.linspace(0, len(lines) - 1, min(LINES, len(lines))).astype(int))]
+    keep = [lines[i] for i in thin(np.arange(len(lines)), LINES)]
     banded = not measure.relation or len(keep) <= BANDS
     data: list[dict[str, Any]] = []
     columns: dict[str, list[Any]] = {name: [] for name in (*rest, x, "points", "low", "middle", "high")}
