@@ -21,13 +21,9 @@ set -euo pipefail
 # shellcheck source=slurm/launch.sh
 source slurm/launch.sh
 
-JOB=jobs/block_admm.toml
-if [[ ${1:-} == *.toml ]]; then
-    JOB=$1
-    shift
-fi
-[[ -r $JOB ]] || refuse "there is no $JOB; this version of hpcopt may not have the Block-ADMM solver yet"
+take_job jobs/block_admm.toml "$@"
+[[ -r $JOB ]] || refuse "there is no $JOB"
 RUN_DIR=${RUN_DIR:-runs/$(basename "$JOB" .toml)-$SLURM_JOB_ID}
 
-run_ranks "$RANKS" python -m hpcopt.train "$JOB" --run-dir "$RUN_DIR" "$@"
+run_ranks "$RANKS" python -m hpcopt.train "$JOB" --run-dir "$RUN_DIR" "${OPTIONS[@]}"
 finish

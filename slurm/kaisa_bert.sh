@@ -24,11 +24,7 @@ set -euo pipefail
 # shellcheck source=slurm/launch.sh
 source slurm/launch.sh
 
-JOB=jobs/kaisa_bert.toml
-if [[ ${1:-} == *.toml ]]; then
-    JOB=$1
-    shift
-fi
+take_job jobs/kaisa_bert.toml "$@"
 PHASE=${PHASE:-1}
 [[ $PHASE == [12] ]] || refuse "PHASE=$PHASE: write 1 or 2"
 [[ $PHASE == 1 || -n ${PHASE1_DIR:-} ]] || refuse "PHASE1_DIR: give the run directory of phase 1"
@@ -46,14 +42,14 @@ elif ((${SLURM_RESTART_COUNT:-0} == 0)); then
         --nodes="$nodes_given" --ntasks="$RANKS" ${RANKS_PER_NODE:+--ntasks-per-node="$RANKS_PER_NODE"} \
         --cpus-per-task="$OMP_NUM_THREADS" ${SLURM_GPUS_PER_NODE:+--gpus-per-node="$SLURM_GPUS_PER_NODE"} \
         ${SLURM_JOB_PARTITION:+--partition="$SLURM_JOB_PARTITION"} ${SLURM_JOB_ACCOUNT:+--account="$SLURM_JOB_ACCOUNT"} \
-        slurm/kaisa_bert.sh "$JOB" "$@"
+        slurm/kaisa_bert.sh "$JOB" "${OPTIONS[@]}"
 fi
 
 if [[ ! -e data/bert ]] && grep --quiet '^data = "data/bert/' "$job_file"; then
     ranks=$RANKS nodes=$nodes_given
     (start_"$LAUNCHER" python -m hpcopt.prepare bert --words 1024) # few words: the text is small
 fi
-run_ranks "$RANKS" python -m hpcopt.train "$job_file" --run-dir "$RUN_DIR" "${begin_with[@]}" "$@"
+run_ranks "$RANKS" python -m hpcopt.train "$job_file" --run-dir "$RUN_DIR" "${begin_with[@]}" "${OPTIONS[@]}"
 if ((EXIT_CODE == 0)); then
     "${WRAP[@]}" python -m hpcopt.report "${runs[@]}"
     "${WRAP[@]}" python -m hpcopt.report "${runs[@]}" --html "$RUN_DIR/report.html"

@@ -30,6 +30,17 @@ whole() {
     done
 }
 
+# take_job DEFAULT ARGUMENT...: JOB is the first argument if that is a job, else the default; OPTIONS are the others.
+take_job() {
+    JOB=$1
+    shift
+    if [[ ${1:-} == *.toml ]]; then
+        JOB=$1
+        shift
+    fi
+    OPTIONS=("$@")
+}
+
 [[ -n ${SLURM_JOB_ID:-} ]] || refuse "this is a batch script: submit it with sbatch"
 [[ -z ${SLURM_HET_SIZE:-} ]] || refuse "heterogeneous jobs are not supported: submit one component, of one kind of node"
 

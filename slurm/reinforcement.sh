@@ -24,16 +24,12 @@ set -euo pipefail
 # shellcheck source=slurm/launch.sh
 source slurm/launch.sh
 
-JOB=jobs/hopper.toml
-if [[ ${1:-} == *.toml ]]; then
-    JOB=$1
-    shift
-fi
+take_job jobs/hopper.toml "$@"
 [[ -r $JOB ]] || refuse "there is no $JOB"
 SEED=${SLURM_ARRAY_TASK_ID:-0}
 RUN_DIR=${RUN_DIR:-runs/$(basename "$JOB" .toml)-seed$SEED}
 COLLECTORS=$((RANKS > 1 ? RANKS - 1 : 1))
 
 run_ranks "$RANKS" python -m hpcopt.train "$JOB" --run-dir "$RUN_DIR" --set run.seed="$SEED" \
-    --set workload.environments="$COLLECTORS" --set workload.batch="$((2 * COLLECTORS))" --set solver.updates=2 "$@"
+    --set workload.environments="$COLLECTORS" --set workload.batch="$((2 * COLLECTORS))" --set solver.updates=2 "${OPTIONS[@]}"
 finish
