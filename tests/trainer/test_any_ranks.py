@@ -183,6 +183,24 @@ def test_one_virtual_rank_is_the_serial_run(job_of):
             assert loss.item() == pytest.approx(found, rel=1e-5)
 
 
+@pytest.mark.parametrize("case", ["buckets of a few values", "bounded", "vote", "kaisa, sampled targets", "soap"])
+def test_virtual_ranks_on_one_rank_do_what_so_many_ranks_do(job_of, case):
+    """The same numbers as an ordinary job of as many ranks, but for rounding; no layer draws."""
+    settings = (*CASES[case], "run.virtual_ranks=4")
+
+    def ordinary(transport):
+        world = World(transport)
+        built = build(job_of(*settings, "run.reproducible=off"), world)
+        batches = built.workload.train_batches(world.rank, world.size, 0)
+        return [float(built.solver.step(next(batches)).loss) for _ in range(4)]
+
+    with mock.patch.object(nn.Dropout, "forward", lambda self, x: x):
+        run = Run(job_of(*settings))
+        run.go(1, 4)
+        expected = [sum(parts) for parts in zip(*run_ranks(4, ordinary), strict=True)]
+    assert run.losses == pytest.approx(expected, rel=1e-4)
+
+
 def test_running_means_are_those_over_virtual_ranks(job_of, network):
     run = Run(job_of())
     run.go(3, 1)
