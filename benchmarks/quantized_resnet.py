@@ -2,7 +2,7 @@
 
     hpcopt study benchmarks/quantized_resnet.toml
     hpcopt study report studies/quantized_resnet
-    python benchmarks/quantized_resnet.py    bytes of a step's activations and gradients, by quantizer
+    python -m benchmarks.quantized_resnet    bytes of a step's activations and gradients, by quantizer
 
 The first 10,000 training pictures, batches of 64, SGD with momentum, accuracy on all test pictures. In all ways but
 ``float32`` products are of 8 bits forward; ``exact`` rounds no gradient, and is the reference. CPU seconds are those of
