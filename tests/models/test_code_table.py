@@ -11,7 +11,7 @@ from hpcopt.models.coded_embedding import CodedEmbedding, CodedEmbeddingConfig
 from hpcopt.models.compact import compact, compact_state
 from hpcopt.store.tree import read_tree, write_tree
 
-COMPOSITIONS = ("mean", "mlp", "cnn", "lstm")
+COMPOSITIONS = ("mean", "concat", "mlp", "cnn", "lstm")
 
 
 def coded(words=23, width=6, **settings) -> CodedEmbedding:
@@ -43,6 +43,15 @@ def test_nothing_but_codes_and_tables_is_needed_after_training(compose, inner):
     assert torch.equal(table(tokens), layer(tokens)) and table(tokens).shape == (2, 4, 3, 6)
     assert torch.equal(table.weight, layer.weight) and torch.equal(table.codes.long(), layer.codes())
     assert not any(p.requires_grad for p in table.parameters())
+
+
+@torch.no_grad()
+def test_vectors_one_behind_the_other_are_the_embedding():
+    layer = coded(compose="concat")
+    vectors = [table[codes] for table, codes in zip(layer.composer.tables, layer.codes().T, strict=True)]
+    assert torch.equal(layer.eval().weight, torch.cat(vectors, 1))
+    with pytest.raises(ValueError, match="digits = 4 do not divide 6, the width of an embedding: give inner"):
+        coded(compose="concat", digits=4)
 
 
 @torch.no_grad()

@@ -54,6 +54,17 @@ def test_newton_muon_is_its_formula(settings):
         torch.testing.assert_close(p, orthogonalized(m[None], 5)[0])
 
 
+def test_groups_of_a_convolution_have_one_damping():
+    """Of the mean eigenvalue of all groups' A."""
+    layer, (x,) = nn.Conv1d(6, 4, 1, groups=2).double(), draws(1, 9, 6, 5)
+    own = {"damping": 0.3, "momentum": 0.0, "nesterov": False, "scale": "shape"}
+    (w,), (p,) = trained(layer, [x], method="newton_muon", newton_muon=own, **ALWAYS)
+    rows = x.transpose(1, 2).reshape(45, 2, 3).transpose(0, 1)
+    a = rows.mT @ rows / 45
+    a += 0.3 * a.diagonal(dim1=1, dim2=2).mean() * torch.eye(3, dtype=torch.float64)
+    torch.testing.assert_close(p.view(2, 2, 3), orthogonalized(w.view(2, 2, 3) @ torch.linalg.inv(a), 5))
+
+
 def test_newton_muon_with_much_damping_is_muon():
     """Then A's inverse, which is kept here, is a multiple of the identity, and drops out."""
     settings = {"momentum": 0.8}
