@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hpcopt.comm.traffic import Traffic
-from hpcopt.comm.transport import SHARED_BYTES, Op, Request, SharedMemory, Transport
+from hpcopt.comm.transport import SHARED_BYTES, Op, Request, Sent, SharedMemory, Transport
 from hpcopt.errors import PeerError
 
 Result = TypeVar("Result")
@@ -88,7 +88,7 @@ class LoopbackTransport(Transport):
         self.traffic.sent_bytes += x.numel() * x.element_size()
         self._hub.mailbox(self.rank, to, tag).put(x.detach().clone())
         self._hub.announce(to)
-        return _Done(x.numel() * x.element_size())
+        return Sent(x.numel() * x.element_size())
 
     def receive(self, out: Tensor, source: int, tag: int = 0, *, exact: bool = True) -> Request:
         return _Receive(self._hub.mailbox(source, self.rank, tag), out, source, exact)
@@ -189,17 +189,6 @@ class _Shared:
     parts: list[Tensor]
     meet: Callable[[], None]
     plans: dict[Any, Any] = field(default_factory=dict)
-
-
-class _Done:
-    def __init__(self, sent_bytes: int) -> None:
-        self._sent_bytes = sent_bytes
-
-    def wait(self) -> int:
-        return self._sent_bytes
-
-    def done(self) -> bool:
-        return True
 
 
 class _Receive:

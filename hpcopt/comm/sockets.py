@@ -10,7 +10,7 @@ from torch import Tensor
 from hpcopt.comm import dense
 from hpcopt.comm.links import Links, LostRankError, Place
 from hpcopt.comm.traffic import Traffic
-from hpcopt.comm.transport import Op, Request, Transport, wait_all
+from hpcopt.comm.transport import Op, Request, Sent, Transport, wait_all
 from hpcopt.errors import PeerError
 
 # Of the transport's own collectives: no caller's tag is negative.
@@ -43,7 +43,7 @@ class SocketTransport(Transport):
             self._links.deliver(place, x.detach().clone().reshape(-1).view(torch.uint8).numpy())
         else:
             self._links.send(name, body, self._number, tag, self._generation)
-        return _Sent(len(body))
+        return Sent(len(body))
 
     def receive(self, out: Tensor, source: int, tag: int = 0, *, exact: bool = True) -> Request:
         return _Receive(self._links, self._place(source, tag), out, source, exact)
@@ -108,17 +108,6 @@ class SocketTransport(Transport):
 
     def _others(self) -> list[int]:
         return [(self.rank + hop) % self.size for hop in range(1, self.size)]
-
-
-class _Sent:
-    def __init__(self, sent_bytes: int) -> None:
-        self._sent_bytes = sent_bytes
-
-    def wait(self) -> int:
-        return self._sent_bytes
-
-    def done(self) -> bool:
-        return True
 
 
 class _Receive:

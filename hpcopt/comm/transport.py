@@ -35,6 +35,19 @@ class Request(Protocol):
         """Whether ``wait`` would return, or raise, at once."""
 
 
+class Sent:
+    """The request of a message whose buffer may be written again at once."""
+
+    def __init__(self, sent_bytes: int) -> None:
+        self._sent_bytes = sent_bytes
+
+    def wait(self) -> int:
+        return self._sent_bytes
+
+    def done(self) -> bool:
+        return True
+
+
 class SharedMemory(Protocol):
     """Memory that every rank of a transport can read, some of it each rank's own to write.
 
