@@ -15,7 +15,7 @@ import socket
 import struct
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -70,22 +70,22 @@ class Links:
         news: is notified of every frame, every greeting and every loss; held while the following are read.
         generation: in which this process takes part; 0 before the first.
         members: names in this generation, in the order of their ranks.
+        broken: whether one of them is lost, or says that one is.
         by_name: the connections.
         gone: names that were connected and are not any more; and whether they may live, beyond reach.
         letters: messages about the group, each with its sender, oldest first.
     """
 
-    def __init__(self, name: str, key: str, *, host: str | None = None) -> None:
+    def __init__(self, name: str, key: str) -> None:
         """Listen.
 
         Args:
             name: of this process.
             key: that all processes of the job know, and nobody else.
-            host: by which others reach this one; by default its name, if that is known here.
         """
         self.name, self._key = name, key
         self._door = socket.create_server(("", 0), backlog=1024)
-        self.address: Address = (host or known_host(), self._door.getsockname()[1])
+        self.address: Address = (known_host(), self._door.getsockname()[1])
         self.news = threading.Condition()
         self.generation, self.members = 0, tuple[str, ...]()
         self.by_name: dict[str, Link] = {}
@@ -260,10 +260,10 @@ class Links:
             self.break_off()
 
 
-def known_host(resolve: Callable[[str], str] = socket.gethostbyname) -> str:
+def known_host() -> str:
     """This host's name, if it can be looked up here; else the address by which it reaches itself."""
     with suppress(OSError):
-        resolve(name := socket.gethostname())
+        socket.gethostbyname(name := socket.gethostname())
         return name
     return "127.0.0.1"
 

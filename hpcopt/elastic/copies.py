@@ -49,10 +49,6 @@ class Copy:
     shared: np.ndarray
     parts: dict[int, np.ndarray]
 
-    @property
-    def nbytes(self) -> int:
-        return self.shared.nbytes + sum(part.nbytes for part in self.parts.values())
-
 
 def buddies_of(rank: int, hosts: Sequence[str], count: int) -> list[int]:
     """Ranks that keep a copy of a rank's own part: the next ones on other hosts, then those on its own."""
