@@ -206,6 +206,7 @@ class MetricsFile:
         """Note that the run has ended, and why, the most memory that each rank used, (ranks,), also of its GPU, and the
         seconds that all of the run took.
         """
+        self.catch_up()
         end = {"outcome": outcome, "exit_code": exit_code, "date_finished": _now(), "elapsed_s": elapsed_s}
         with self._changing() as file:
             peaks = {"peak_memory_bytes": peak_memory_bytes, "device_peak_memory_bytes": device_peak_memory_bytes}

@@ -1,14 +1,24 @@
 """Metrics whose rows wait in memory while they cannot be written, as on a full disk."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Concatenate, ParamSpec
 
 from hpcopt.errors import MetricsError
 from hpcopt.store.metrics import MetricsFile
+
+P = ParamSpec("P")
+
+
+def _patiently(write: Callable[Concatenate[MetricsFile, P], None]) -> Callable[Concatenate["PatientMetrics", P], None]:
+    """A method whose rows may wait."""
+
+    @wraps(write)
+    def written(self: "PatientMetrics", /, *arguments: P.args, **named: P.kwargs) -> None:
+        self.write(partial(write, self, *arguments, **named))
+
+    return written
 
 
 class PatientMetrics(MetricsFile):
@@ -20,24 +30,9 @@ class PatientMetrics(MetricsFile):
         self._say, self._told = say, False
         self._waiting: list[Callable[[], None]] = []
 
-    def append_steps(
-        self, columns: Mapping[str, np.ndarray], phase_s: np.ndarray, sent_bytes: np.ndarray, dense_bytes: np.ndarray
-    ) -> None:
-        self._write(partial(super().append_steps, columns, phase_s, sent_bytes, dense_bytes))
-
-    def append_evaluation(
-        self, step: int, time_s: float, scores: Mapping[str, float], better: Mapping[str, str] | None = None
-    ) -> None:
-        self._write(partial(super().append_evaluation, step, time_s, scores, better))
-
-    def put_table(
-        self,
-        name: str,
-        steps: Sequence[int] | np.ndarray,
-        columns: Mapping[str, Any],
-        attributes: Mapping[str, Any] | None = None,
-    ) -> None:
-        self._write(partial(super().put_table, name, steps, columns, attributes))
+    append_steps = _patiently(MetricsFile.append_steps)
+    append_evaluation = _patiently(MetricsFile.append_evaluation)
+    put_table = _patiently(MetricsFile.put_table)
 
     def catch_up(self) -> None:
         while self._waiting:
@@ -45,12 +40,9 @@ class PatientMetrics(MetricsFile):
             del self._waiting[0]
         self._told = False
 
-    def finish(self, *arguments: Any, **named: Any) -> None:
-        self.catch_up()
-        super().finish(*arguments, **named)
-
-    def _write(self, row: Callable[[], None]) -> None:
-        self._waiting.append(row)
+    def write(self, rows: Callable[[], None]) -> None:
+        """Call what writes, after all that waits; on failure, it waits too."""
+        self._waiting.append(rows)
         try:
             self.catch_up()
         except MetricsError as error:
