@@ -28,6 +28,7 @@ def train_elastic(job: Job, options: argparse.Namespace, signals: StopSignals, e
     the rank, which is forked.
     """
     launch, run = launch_from(), job.run
+    ending.abort = _end_alone
     if launch.size < run.min_ranks:
         raise JobError(f"[run] min_ranks = {run.min_ranks}, but {launch.size} ranks were started").everywhere()
     membership = None if run.membership is None else Membership.of(run.membership)
@@ -46,15 +47,20 @@ def train_elastic(job: Job, options: argparse.Namespace, signals: StopSignals, e
         saved = [] if options.fresh else Checkpoints(directory.checkpoints, run.keep_checkpoints).steps()
         return max(saved, default=0) if copies.step is None else copies.step
 
-    company = Company(
-        directory.path.parent / f".{directory.path.name}.ranks",
-        slot=launch.rank,
-        life=kept.life,
-        slots=launch.size,
-        back_s=run.rejoin_s,
-        ranks=lambda: None if membership is None else membership.ranks_after(step()),
-        joined=kept.joined,
-    )
+    try:
+        company = Company(
+            directory.path.parent / f".{directory.path.name}.ranks",
+            slot=launch.rank,
+            life=kept.life,
+            slots=launch.size,
+            back_s=run.rejoin_s,
+            ranks=lambda: None if membership is None else membership.ranks_after(step()),
+            joined=kept.joined,
+        )
+    except OSError as error:
+        raise JobError(
+            f"ranks cannot find each other beside {directory.path} ({error.strerror}): name a writable --run-dir"
+        ) from None
     copies = Copies(
         run.copy_every,
         run.buddies,
@@ -66,6 +72,7 @@ def train_elastic(job: Job, options: argparse.Namespace, signals: StopSignals, e
     while (world := _group(company)) is not None:
         try:
             copies.news = next(filter(None, world.gather_text(company.news)), "")  # who has just come knows none
+            options.fresh = options.fresh and kept.life == 0 and copies.step is None  # what has begun is gone on with
             copies.recover(world)
             exit_code = train(job, world, options, signals, copies)
             world.barrier()
@@ -98,5 +105,9 @@ def _group(company: Company) -> World | None:
 
 def _end_all(company: Company, exit_code: int) -> NoReturn:
     company.end(exit_code)
+    _end_alone(exit_code)
+
+
+def _end_alone(exit_code: int) -> NoReturn:
     hand_over_output()
     os._exit(exit_code)

@@ -13,7 +13,7 @@ a process whose kernel has closed its connections is dead, and counts on neither
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from secrets import token_hex
 
@@ -24,7 +24,7 @@ from hpcopt.errors import JobError, PeerError
 from hpcopt.store.files import replace_text
 
 LOOK_S = 0.05  # from one look around for others to the next, before this process is in
-NOBODY_S = 30.0  # that a process which comes back looks for a run that goes on
+NOBODY_S = 30.0  # that a process which comes back looks for a run that goes on, and any for the run's key
 OVER, KEY = "over", "key"
 
 __all__ = ["Company", "ExpelledError"]
@@ -47,8 +47,8 @@ class _Group:
 
     generation: int
     members: list[str]
-    addresses: dict[str, Address] = field(default_factory=dict)
-    aside: list[str] = field(default_factory=list)
+    addresses: dict[str, Address]
+    aside: list[str]
 
 
 class Company:
@@ -132,8 +132,7 @@ class Company:
         told, since_s = None, time.monotonic()
         known = self._group.generation if self._group else 0
         while True:
-            in_none = not self.links.members
-            if in_none and self._group is None:
+            if self._group is None:
                 self._look_around(since_s)
             with self.links.news:
                 self._read()
@@ -248,15 +247,17 @@ class Company:
 
 def _key_in(folder: Path) -> str:
     """What only those who may read the folder know."""
-    path = folder / KEY
+    path, until_s = folder / KEY, time.monotonic() + NOBODY_S
     try:
         with path.open("x", encoding="utf-8") as file:
             path.chmod(0o600)
             file.write(token_hex(16))
     except FileExistsError:
         pass
-    while not (key := _read_text(path)):
-        time.sleep(LOOK_S)  # another process is writing it
+    while not (key := path.read_text(encoding="utf-8")):  # another process is writing it
+        if time.monotonic() > until_s:
+            raise JobError(f"{path} is empty, as a full disk or a crash leaves it: remove {folder}")
+        time.sleep(LOOK_S)
     return key
 
 

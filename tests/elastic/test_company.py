@@ -180,6 +180,13 @@ def test_who_cannot_reach_all_others_is_left_out(crowd):
         futures[2].result(PATIENCE_S)
 
 
+def test_a_key_that_nobody_has_written_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("hpcopt.elastic.company.NOBODY_S", 0.1)
+    (tmp_path / "key").touch()
+    with pytest.raises(JobError, match="remove"):
+        Company(tmp_path, slot=0, life=0, slots=1)
+
+
 def test_another_job_is_refused(crowd):
     group = crowd(2)
     group.form(*group.companies)

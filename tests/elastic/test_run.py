@@ -11,7 +11,7 @@ import torch
 
 from hpcopt.comm.world import alone
 from hpcopt.elastic.membership import Membership
-from hpcopt.errors import EXIT_DONE, EXIT_REQUEUE
+from hpcopt.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_REQUEUE
 from hpcopt.job import read_job
 from hpcopt.store.checkpoint import Checkpoints
 from hpcopt.trainer.signals import StopSignals
@@ -37,10 +37,10 @@ class Runs:
         (folder / "job.toml").write_text(JOB.format(steps=STEPS, every=EVERY, data=data, deaths=self._deaths))
 
     def start(
-        self, name: str, slots: int, deaths: list[tuple[int, int | str, str]], *settings: str
+        self, name: str, slots: int, deaths: list[tuple[int, int | str, str]], *settings: str, fresh: bool = False
     ) -> list[int | None]:
         self._deaths.write_text(json.dumps(deaths))
-        options = [option for setting in settings for option in ("--set", setting)]
+        options = [option for setting in settings for option in ("--set", setting)] + ["--fresh"] * fresh
         return run(slots, str(self._folder / "job.toml"), "--run-dir", str(self._folder / name), *options)
 
     def replay(self, name: str, slots: int, *settings: str) -> None:
@@ -107,6 +107,21 @@ def test_hosts_are_lost_for_good(runs):
     assert runs.membership("owed").starts == [(0, 4), (8, 2)]
     assert "place 1, 2 lost: 2 ranks go on" in runs.log("owed")
     runs.replay("owed", 4, OWED, "run.buddies=2")
+
+
+def test_all_copies_of_a_part_are_lost(runs, tmp_path):
+    """The newest checkpoint is left, also to a run that was to begin anew: it has begun."""
+    settings = (SHARDS, "run.rejoin_s=0", "run.checkpoint_every=10", "run.checkpoint_in_background=false")
+    deaths = [(1, 25, "host"), (2, 25, "host")]
+    assert runs.start("disk", 3, deaths, *settings, fresh=True) == [EXIT_DONE, -9, -9]
+    assert runs.membership("disk").starts == [(0, 3), (20, 1)]
+    assert list(tmp_path.glob("disk.before-*")) == []
+    runs.end("disk")
+
+
+def test_a_place_that_cannot_be_written_is_bad_input(runs, tmp_path):
+    (tmp_path / "file").touch()
+    assert runs.start("file/run", 2, []) == [EXIT_BAD_INPUT] * 2
 
 
 def test_fewer_ranks_and_more_have_the_bits_of_one(runs):
