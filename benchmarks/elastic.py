@@ -1,18 +1,26 @@
 """A run whose ranks are killed again and again, beside one that is left alone; and what being ready for it costs.
 
     python benchmarks/elastic.py kills --ranks 4 --minutes 4 --every 15     goodput, and how soon the next step comes
+    python benchmarks/elastic.py again FOLDER     the same bits again, and the loss without disturbance
     python benchmarks/elastic.py ready --ranks 2 --job jobs/fashion_resnet.toml     share of the time that copies take
 
-``kills`` lets a job run for a minute undisturbed, then kills a random rank every so many seconds, with SIGKILL or, with
-``--stop``, SIGSTOP. It prints steps kept a second beside those of the undisturbed minute, and repeats the disturbed run
-by its recorded membership: the parameters must have the same bits. Ranks come back as they will.
+``kills`` lets a job run for a minute undisturbed, then disturbs a random rank every so many seconds: ``--by kill`` by
+SIGKILL, ``stop`` by SIGSTOP, ``link`` by cutting its host of the development cluster off for ``--cut-s`` seconds (as
+root). It prints steps kept a second beside those of the undisturbed minute. Ranks come back as they will. On the
+development cluster's hosts, whose job SLURM starts:
+
+    python benchmarks/elastic.py kills --launch "srun -N 4 -n 4 --no-kill --kill-on-bad-exit=0" ...
+
+``again`` repeats a disturbed run by its recorded membership: the parameters must have the same bits.
 """
 
 import argparse
 import hashlib
 import os
 import random
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -52,7 +60,7 @@ class NotedConfig(DataParallelConfig):
     """Data parallelism that notes when it was built, and when it has done a step.
 
     Attributes:
-        notes: folder, of a file a process.
+        notes: folder, of a file a process, which is named after its number and its host.
     """
 
     notes: Path
@@ -67,7 +75,7 @@ class Noted(DataParallel):
 
     def __init__(self, config: NotedConfig, task: Any, context: Any) -> None:
         super().__init__(config, task, context)
-        self._notes = (config.notes / f"{os.getpid()}").open("a", encoding="utf-8", buffering=1)
+        self._notes = (config.notes / f"{os.getpid()}.{socket.gethostname()}").open("a", encoding="utf-8", buffering=1)
         self._notes.write(f"{time.time()} built\n")
 
     def step(self, batch: Any) -> Any:
@@ -77,17 +85,28 @@ class Noted(DataParallel):
         return stats
 
 
-def launched(job: Path, run_dir: Path, ranks: int, *settings: str) -> subprocess.Popen[bytes]:
-    """Start a job by mpirun."""
+def launched(launch: str, job: Path, run_dir: Path, *settings: str) -> subprocess.Popen[bytes]:
+    """Start a job."""
     options = [option for setting in settings for option in ("--set", setting)]
-    command = ["mpirun", "-n", str(ranks), sys.executable, "-m", "hpcopt.train", str(job), "--run-dir", str(run_dir)]
+    command = [*shlex.split(launch), sys.executable, "-m", "hpcopt.train", str(job), "--run-dir", str(run_dir)]
     return subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, start_new_session=True)
 
 
-def ranks_of(notes: Path) -> list[int]:
-    """Processes that have taken a step and are there."""
-    stepped = [file for file in notes.iterdir() if file.read_text(encoding="utf-8").count("\n") > 1]
-    return [int(file.name) for file in stepped if Path(f"/proc/{file.name}").exists()]
+def ranks_of(notes: Path) -> list[tuple[int, str]]:
+    """Processes that have taken a step and are there, and their hosts."""
+    stepped = [file.name for file in notes.iterdir() if file.read_text(encoding="utf-8").count("\n") > 1]
+    named = [(int(pid), host) for pid, host in (name.split(".", 1) for name in stepped)]
+    return sorted((pid, host) for pid, host in named if Path(f"/proc/{pid}").exists())
+
+
+def disturb(by: str, pid: int, host: str, cut_s: float) -> None:
+    """Kill or stop a process, or cut its host off for a while."""
+    if by == "link":
+        for state, pause_s in (("down", cut_s), ("up", 0.0)):
+            subprocess.run(["ip", "link", "set", f"hpcopt-{host}", state], check=True)
+            time.sleep(pause_s)
+    else:
+        os.kill(pid, signal.SIGSTOP if by == "stop" else signal.SIGKILL)
 
 
 def notes_in(folder: Path) -> tuple[list[float], list[tuple[float, int]]]:
@@ -116,21 +135,21 @@ def digest(run_dir: Path, step: int) -> str:
 
 
 def kills(options: argparse.Namespace, folder: Path) -> None:
-    """Disturb a run, and repeat it."""
+    """Disturb a run."""
     draw, notes, job = random.Random(options.seed), folder / "notes", folder / "job.toml"
-    notes.mkdir()
-    job.write_text(JOB.format(data=options.data.absolute(), notes=notes), encoding="utf-8")
-    process = launched(job, folder / "run", options.ranks)
+    notes.mkdir(parents=True)
+    job.write_text(JOB.format(data=options.data.absolute(), notes=notes.absolute()), encoding="utf-8")
+    process = launched(options.launch, job, folder / "run")
     while len(ranks_of(notes)) < options.ranks:
         time.sleep(0.1)
     begin_s = time.time()
     time.sleep(options.undisturbed_s)
     calm_s = time.time()
-    killed = []
+    disturbed_s = []
     while time.time() < calm_s + 60 * options.minutes:
-        killed.append(time.time())
-        os.kill(draw.choice(ranks_of(notes)), signal.SIGSTOP if options.stop else signal.SIGKILL)
-        time.sleep(options.every)
+        disturbed_s.append(time.time())
+        disturb(options.by, *draw.choice(ranks_of(notes)), options.cut_s)
+        time.sleep(max(0.0, disturbed_s[-1] + options.every - time.time()))
     end_s = time.time()
     process.send_signal(signal.SIGUSR1)
     process.wait()
@@ -142,27 +161,41 @@ def kills(options: argparse.Namespace, folder: Path) -> None:
 
     calm = (reached(calm_s) - reached(begin_s)) / (calm_s - begin_s)
     disturbed = (reached(end_s) - reached(calm_s)) / (end_s - calm_s)
-    back = [seconds for kill_s in killed if (seconds := back_after(kill_s, built, steps)) is not None]
-    print(f"undisturbed: {calm:.2f} steps/s; with {len(killed)} kills: {disturbed:.2f}; goodput {disturbed / calm:.3f}")
-    print(f"from a kill to the next step: median {median(back):.2f} s, longest {max(back):.2f} s")
-    starts = Membership.of(folder / "run").starts
-    (last,) = Checkpoints(folder / "run" / "checkpoints", keep=2).steps()[:1]
+    back = [seconds for one in disturbed_s if (seconds := back_after(one, built, steps)) is not None]
+    times = f"{len(disturbed_s)} times ({options.by})"
+    print(f"undisturbed: {calm:.2f} steps/s; disturbed {times}: {disturbed:.2f}; goodput {disturbed / calm:.3f}")
+    print(f"until the next step: median {median(back):.2f} s, longest {max(back):.2f} s")
+    last, membership = last_step(folder / "run"), Membership.of(folder / "run").starts
     with h5py.File(folder / "run" / "metrics.h5") as file:
         whole = np.array_equal(file["steps/step"][:], np.arange(1, last + 1))
-        loss = float(file["steps/loss"][-100:].mean())
-    print(f"{last} steps in {len(starts)} memberships; one row each: {whole}; loss of the last 100: {loss:.4f}")
-    settings = [f"run.steps={last}", f"run.membership={folder / 'run'}"]
-    launched(job, folder / "again", options.ranks, *settings).wait()
+    print(f"{last} steps, in ranks from step to step: {membership}; one row each: {whole}; {tail_loss(folder / 'run')}")
+
+
+def again(options: argparse.Namespace, folder: Path) -> None:
+    """Repeat a disturbed run by its recorded membership, and without disturbance by all ranks."""
+    last = last_step(folder / "run")
+    for name, membership in (("again", [f"run.membership={folder / 'run'}"]), ("calm", [])):
+        process = launched(options.launch, folder / "job.toml", folder / name, f"run.steps={last}", *membership)
+        process.wait()
     print(f"repeated by its membership: same bits {digest(folder / 'again', last) == digest(folder / 'run', last)}")
-    launched(job, folder / "calm", options.ranks, f"run.steps={last}").wait()
-    with h5py.File(folder / "calm" / "metrics.h5") as file:
-        print(f"undisturbed, the same steps: loss of the last 100: {file['steps/loss'][-100:].mean():.4f}")
+    print(f"undisturbed, the same steps: {tail_loss(folder / 'calm')}; disturbed: {tail_loss(folder / 'run')}")
+
+
+def last_step(run_dir: Path) -> int:
+    """Of the newest checkpoint."""
+    return Checkpoints(run_dir / "checkpoints", keep=2).steps()[0]
+
+
+def tail_loss(run_dir: Path) -> str:
+    """At the end."""
+    with h5py.File(run_dir / "metrics.h5") as file:
+        return f"loss of the last 100 {file['steps/loss'][-100:].mean():.4f}"
 
 
 def ready(options: argparse.Namespace, folder: Path) -> None:
     """What copies take of a job's time, in a run that nobody disturbs."""
     settings = [f"run.steps={options.steps}", "run.elastic=true", "run.copy_every=50", "run.checkpoint_every=1000000"]
-    launched(options.job, folder / "run", options.ranks, *settings).wait()
+    launched(options.launch, options.job, folder / "run", *settings).wait()
     with h5py.File(folder / "run" / "metrics.h5") as file:
         steps = file["steps"]
         names = [name.decode() if isinstance(name, bytes) else name for name in steps["phase"][:]]
@@ -178,19 +211,29 @@ def ready(options: argparse.Namespace, folder: Path) -> None:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["kills", "ready"])
+    parser.add_argument("what", choices=["kills", "again", "ready"])
+    parser.add_argument("folder", type=Path, nargs="?", help="of runs; by default a temporary one, of kills and ready")
     parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--launch", help="what starts the ranks; by default mpirun")
     parser.add_argument("--minutes", type=float, default=4.0)
-    parser.add_argument("--every", type=float, default=15.0, help="seconds between kills")
+    parser.add_argument("--every", type=float, default=15.0, help="seconds from one disturbance to the next")
     parser.add_argument("--undisturbed-s", type=float, default=60.0)
-    parser.add_argument("--stop", action="store_true", help="SIGSTOP in the place of SIGKILL")
+    parser.add_argument("--by", choices=["kill", "stop", "link"], default="kill")
+    parser.add_argument("--cut-s", type=float, default=4.0, help="that a link is cut")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=Path("data/digits"))
     parser.add_argument("--job", type=Path, default=Path("jobs/fashion_resnet.toml"))
     parser.add_argument("--steps", type=int, default=160)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        (kills if options.what == "kills" else ready)(options, Path(folder))
+    options.launch = options.launch or f"mpirun -n {options.ranks}"
+    what = {"kills": kills, "again": again, "ready": ready}[options.what]
+    if options.folder is not None:
+        what(options, options.folder.absolute())
+    elif what is again:
+        parser.error("again needs the folder that kills has filled")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            what(options, Path(folder))
 
 
 if __name__ == "__main__":

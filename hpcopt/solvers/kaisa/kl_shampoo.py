@@ -61,8 +61,8 @@ class KlShampoo(Shampoo):
         """A and G of a gradient, packed."""
         rows, columns = w.shape[1] ** 0.5, w.shape[2] ** 0.5
         a, g = layer.factors_of(self.times_g(layer, kept, w) / rows, self.times_a(layer, kept, w) / columns)
-        rooted, r = kept.any(), w.square().mean().sqrt()
-        for shape, packed in ((layer.a, a), (layer.g, g)):  # without roots they are 0 so far
+        r = torch.where(kept.any(), 0, w.square().mean().sqrt())  # without roots both are 0 so far
+        for shape, packed in ((layer.a, a), (layer.g, g)):
             place = symmetric.diagonal_index(shape.size, packed.device)
-            packed[:, place] = torch.where(rooted, packed[:, place], r)
+            packed.index_add_(1, place, r.expand(shape.matrices, shape.size))
         return a, g
