@@ -130,16 +130,17 @@ class StallWatch:
         self._folder.mkdir(parents=True, exist_ok=True)
         if not stalled:
             self._alarm.unlink(missing_ok=True)
-        waits_for = [[stay.what, list(stay.ranks)] for stay in stalled]
+        waits_for = [[stay.what, list(stay.ranks), stay.reported] for stay in stalled]
         _write(self._state, {"inside": [stay.what for stay in stays], "waits": waits_for, "stack": self._stacks()})
         if stalled:
             _write(self._alarm, {})
         for stay in stalled:
             states, waited_s = self._states(stay), now_s - stay.since_s
-            told = stay.reported or waited_s > (SILENCE + 1) * self._after_s  # by this rank or another
+            told, late = stay.reported, waited_s > (SILENCE + 1) * self._after_s  # then another rank has told
             if not stay.reported:
                 self._report(stay, waited_s, states)
-            if told and self._forsaken is not None and self._leaving(stay) and self._is_waited_for(states):
+            forsaken = (told or late) and self._leaving(stay) and self._is_waited_for(states, late)
+            if forsaken and self._forsaken is not None:
                 self._forsaken()
 
     def _states(self, stay: _Stay) -> States:
@@ -150,11 +151,11 @@ class StallWatch:
     def _leaving(self, stay: _Stay) -> bool:
         return stay.last or not threading.main_thread().is_alive()
 
-    def _is_waited_for(self, states: States) -> bool:
-        """Whether a rank has waited too long in a collective that this one is not in."""
+    def _is_waited_for(self, states: States, late: bool) -> bool:
+        """Whether a rank has waited too long in a collective that this one is not in, and has told, or could have."""
         inside = [stay.what for stay in self._stays.values()]
         waits = [wait for state in states.values() if state for wait in state["waits"]]
-        return any(self._rank in ranks and what not in inside for what, ranks in waits)
+        return any(self._rank in ranks and what not in inside and (told or late) for what, ranks, told in waits)
 
     def _report(self, stay: _Stay, waited_s: float, states: States) -> None:
         """Say who is missing, once all ranks have told where they are, or have had time to."""
