@@ -8,6 +8,7 @@ import torch
 
 from hpcopt.errors import CheckpointError, JobError
 from hpcopt.models.control.agent import Agent
+from hpcopt.models.control.ofenet import OfeNetConfig
 from hpcopt.optim import AdamWConfig, SgdConfig
 from hpcopt.seeds import derive
 from hpcopt.shapes.context import Context
@@ -110,6 +111,32 @@ def test_learners_share_their_gradients(size):
     assert all(torch.equal(run.parameters, runs[0].parameters) for run in runs)
     assert torch.equal(*(flat(learner.targets["critics"]) for learner in learners))
     assert learners[0].updates == learners[1].updates == 6
+
+
+def test_an_update_of_two_learners_is_a_step_down_the_mean_of_what_both_drew():
+    """Each has a single transition, of which it draws 9 and 8; nothing else is drawn at random."""
+    features, rate = OfeNetConfig(layers=1, growth=4, normalise=True), 0.1
+    method, workload = Td3Config(smoothing=0, policy_every=1), track(environments=2, batch=2, features=features)
+    config = solver(learners=2, warmup=2, batch_size=17, method=method, optimizer=SgdConfig(lr=rate, momentum=0))
+    runs = trained(2, 1, workload, config)
+    agent = workload.build(Context(run_seed=SEED)).model
+    targets = copy.deepcopy(agent)
+    agent.features.norm.update(rows_of(runs)[:, :2])
+    s, a, r, end, s2 = rows_of(runs).repeat_interleave(torch.tensor([9, 8]), 0).split([2, 1, 1, 1, 2], 1)
+
+    def descend(part, loss):
+        parameters = list(part.parameters())
+        for p, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            p.data -= rate * gradient
+
+    descend(agent.features, agent.features.loss(s, a, s2))
+    with torch.no_grad():
+        z_s, next_z_s = agent.features.observe(s), agent.features.observe(s2)
+        next_z_sa = agent.features.act(next_z_s, targets.policy(next_z_s)[0].tanh())
+        aim = r[:, 0] + 0.99 * (1 - end[:, 0]) * targets.critics(next_z_sa).amin(0)
+    descend(agent.critics, 0.5 * (agent.critics(agent.features.act(z_s, a)) - aim).square().sum(0).mean())
+    descend(agent.policy, -agent.critics(agent.features.act(z_s, agent.policy(z_s)[0].tanh()))[0].mean())
+    assert all(torch.allclose(run.parameters, flat(agent), atol=1e-6) for run in runs)
 
 
 def test_targets_follow_exactly():
