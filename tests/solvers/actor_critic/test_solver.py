@@ -139,6 +139,21 @@ def test_an_update_of_two_learners_is_a_step_down_the_mean_of_what_both_drew():
     assert all(torch.allclose(run.parameters, flat(agent), atol=1e-6) for run in runs)
 
 
+def test_errors_are_weighted_and_become_priorities():
+    replay = PrioritisedReplayConfig(capacity=30, alpha=0.5, beta=1.0)
+    (run,) = trained(1, 9, track(), solver(method=Td3Config(smoothing=0), replay=replay))
+    learner = run.solver._learner
+    learner.replay.learned(torch.arange(9), torch.linspace(0.1, 3, 9))
+    drawn = learner.replay.draw(16, torch.Generator().manual_seed(0))
+    transitions = learner._layout.read(drawn.rows)
+    said = run.solver.model.critics(torch.cat([transitions.observations, transitions.actions], 1)).detach()
+    errors = said - learner.aim(transitions, torch.zeros(16, 1))
+    learner._generator.manual_seed(0)
+    loss = learner.learn(1, 3e-4).critic_loss
+    assert loss == pytest.approx(float(0.5 * (drawn.weights * errors.square().sum(0)).mean()), rel=1e-5)
+    assert learner.replay._tree[drawn.places.numpy()] == pytest.approx((errors.abs().mean(0) + 1e-6).sqrt(), rel=1e-5)
+
+
 def test_targets_follow_exactly():
     before = trained(1, 9, track(), solver())[0]
     (after,) = trained(1, 1, track(), solver(tau=0.25), saved=[before])
