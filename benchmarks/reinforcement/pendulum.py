@@ -42,7 +42,7 @@ def ours(steps: int, seed: int) -> dict[str, float]:
     """Train by a job, and evaluate what its checkpoint holds."""
     with tempfile.TemporaryDirectory() as folder:
         settings = {"run.steps": steps, "run.evaluate_every": steps, "run.seed": seed, "workload.test": 1}
-        settings |= {"solver.optimizer.name": "adamw", "solver.optimizer.lr": RATE, "solver.optimizer.weight_decay": 0}
+        settings["solver.optimizer.lr"] = RATE
         arguments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
         took, code = timed(lambda: train([str(JOB), "--run-dir", folder, *arguments]))
         assert code == 0
