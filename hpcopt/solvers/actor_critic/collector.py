@@ -67,15 +67,15 @@ class Collector:
         self._clock, self.version = clock, 0
         self._device = next(acting[1].parameters()).device
 
-    def collect(self, step: int) -> Chunk:
-        """Act in step ``step`` of the run, counted from 0."""
+    def collect(self, before: int) -> Chunk:
+        """Act in a step of the run, ``before`` which environments, over all, made so many steps."""
         simulation, count = self._simulation, len(self._numbers)
-        rounds, done = simulation.batch // simulation.count, step * simulation.batch
+        rounds = simulation.batch // simulation.count
         rows = np.empty((rounds, count, simulation.layout.width), np.float32)
         ended, made = list[Ended](), 0
         with self._clock("data"), torch.no_grad():
             while made < rounds:
-                drawn = done + made * simulation.count < self._warmup
+                drawn = before + made * simulation.count < self._warmup
                 actions = self._drawn() if drawn else self._chosen()
                 over = self._environments.step(actions, rows[made])
                 if over is not None:  # or they were lost, and nothing came of it

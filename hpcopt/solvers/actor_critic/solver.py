@@ -132,7 +132,8 @@ class ActorCritic(Solver):
                 )
         self._acting, self._post = sent_of(*acting), Post(world, layout.width)
         self._waiting = deque[tuple[int, Tensor]]()  # weights that came before their turn
-        self._step, self._filled_from, self._prepared, self._ended_s = 0, 0, False, perf_counter()
+        self._step, self._env_steps, self._filled_from = 0, 0, 0
+        self._prepared, self._ended_s = False, perf_counter()
 
     def step(self, batch: Any) -> StepStats:
         """Collect, or learn, or both; ``batch`` is not looked at. Without a barrier.
@@ -144,9 +145,10 @@ class ActorCritic(Solver):
         if self._collector is not None:
             if self._roles.apart:
                 waited_s = self._catch_up(self._step - self._config.lag)
-            own = self._collector.collect(self._step)
+            own = self._collector.collect(self._env_steps)
             if self._learner is None:
                 self._post.send_chunk(own, self._roles.learner_of(self._world.rank))
+        self._env_steps += self._simulation.batch
         loss, rate = None, None
         if self._learner is not None:
             chunks, waited_s = ([own], 0.0) if own is not None else self._chunks()
@@ -175,21 +177,17 @@ class ActorCritic(Solver):
         """Take transitions, and update, once there are enough. Round by round, as if one rank had collected all."""
         rows = chunks[0].rows if len(chunks) == 1 else np.concatenate([chunk.rows for chunk in chunks], 1)
         learner.take(rows.reshape(-1, rows.shape[-1]))
-        if self._collected(self._step + 1) - self._filled_from < self._config.warmup:
+        if self._env_steps - self._filled_from < self._config.warmup:
             return None
         if not self._prepared:
             self._prepared = True
             learner.prepare(self._config.pretraining, learning_rate)
         return learner.learn(self._config.updates, learning_rate)
 
-    def _collected(self, steps: int) -> int:
-        """Steps of environments in so many steps of the run."""
-        return steps * self._simulation.batch
-
     def _told(self, learner: Learner, chunks: Sequence[Chunk], learnt: Learnt | None) -> dict[str, Scalar | float]:
         ended = [one.total for chunk in chunks for one in chunk.ended]
         scalars: dict[str, Scalar | float] = {
-            "env_steps": self._collected(self._step + 1),
+            "env_steps": self._env_steps,
             "updates": learner.updates,
         }
         if ended:
@@ -273,6 +271,7 @@ class ActorCritic(Solver):
         """A collector knows nothing of the learner's part."""
         return {
             "step": self._step,
+            "env_steps": self._env_steps,
             "prepared": self._prepared,
             "filled_from": self._filled_from,
             "learners": self._config.learners,
@@ -307,9 +306,9 @@ class ActorCritic(Solver):
         """
         with fitting("the job's agent"), torch.no_grad():
             self.model.load_state_dict(shared["model"])
-            self._step, self._prepared = shared["step"], shared["prepared"]
+            self._step, self._env_steps, self._prepared = shared["step"], shared["env_steps"], shared["prepared"]
             whole = shared["has_replay"] and shared["learners"] >= self._config.learners
-            self._filled_from = shared["filled_from"] if whole else self._collected(self._step)
+            self._filled_from = shared["filled_from"] if whole else self._env_steps
             if self._learner is not None:
                 self._learner.load_state_dict(shared["learner"])
         with fitting("the job's ranks"):

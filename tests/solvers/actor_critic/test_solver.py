@@ -196,6 +196,12 @@ def test_other_ranks_take_environments_and_replay_up(before, after):
     assert runs[0].told("env_steps")[-1] == 40 and runs[0].parameters.isfinite().all()
 
 
+def test_a_run_that_goes_on_with_another_batch_counts_on():
+    saved = trained(1, 3, track(environments=2, batch=2), solver())
+    (run,) = trained(1, 3, track(environments=2, batch=6), solver(warmup=24), saved=saved)
+    assert run.told("env_steps") == [12, 18, 24] and [stats.loss is None for stats in run.stats] == [True, True, False]
+
+
 def test_a_state_that_does_not_fit_is_refused():
     (saved,) = trained(1, 9, track(), solver())
     del saved.shared["learner"]["targets"]
