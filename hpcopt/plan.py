@@ -7,6 +7,7 @@ from hpcopt.build import build, one_sample
 from hpcopt.comm import gpu_aware
 from hpcopt.comm.device import planned_device
 from hpcopt.comm.rehearsal import RehearsalTransport
+from hpcopt.comm.virtual import VirtualRanks
 from hpcopt.comm.world import World
 from hpcopt.elastic.copies import planned
 from hpcopt.job import Job
@@ -31,6 +32,7 @@ def plan(job: Job, ranks: int) -> str:
         **_gpu_path(job, ranks),
         "data": f"{_count(workload.train_samples)} training and {_count(workload.test_samples)} test samples",
         "batch": f"{batch} samples, {least}{f' or {most}' if most > least else ''} a rank",
+        **_virtual(built.context.virtual, batch),
         "steps": f"{built.steps:,}, {_count(workload.steps_per_epoch)} an epoch",
         "computation": f"{flops:.3g} operations a sample, forward and backward",
         **{r.name: text for r in job.workload.rewrites if (text := r.plan(workload.model))},
@@ -40,6 +42,15 @@ def plan(job: Job, ranks: int) -> str:
     under = "\n" + 17 * " "
     table = "\n".join(f"  {name:<14} {text.replace(chr(10), under)}" for name, text in lines.items())
     return f"{job.as_toml()}\nplan\n{table}"
+
+
+def _virtual(ranks: VirtualRanks | None, batch: int) -> dict[str, str]:
+    """What makes a step on virtual ranks longer than an ordinary one, on the rank that has the most of them."""
+    if ranks is None:
+        return {}
+    samples, held = batch / ranks.count, len(ranks.held)
+    passes = f"{held} passes a rank of {samples:.3g} samples each, in place of 1 of {held * samples:.3g}"
+    return {"virtual ranks": f"{ranks.count}: {passes}; what a pass costs whatever its samples comes {held} times"}
 
 
 def _copies(job: Job, solver: Solver, ranks: int) -> dict[str, str]:

@@ -83,7 +83,7 @@ class Exchange:
         """
         self._world, self._mean, self._clock = world, mean and config.gives == "sums", clock or PhaseClock()
         self._operation, self._adversary, self._seed = config.name, config.adversary, seed
-        self._virtual, self._turn = virtual, 0
+        self._virtual, self._turn, self._turns = virtual, 0, 1 if virtual is None else len(virtual.held)
         self._reducer = config.build(seed) if virtual is None else virtual_reducer(config, virtual)
         require_attributes(self._reducer, Reducer)
         self._trace = Trace(config.trace, world.rank)
@@ -124,8 +124,9 @@ class Exchange:
             self._thread.shutdown()
 
     def zero(self, backwards: int = 1) -> None:
-        """Make every gradient zero, before the first of ``backwards`` backward passes whose gradients add up. A step
-        that was given up in its middle ends here, and counts. Collective only then.
+        """Make every gradient zero, before the first of ``backwards`` backward passes whose gradients add up; of this
+        rank's virtual ranks, the last one's count. A step that was given up in its middle ends here, and counts.
+        Collective only then.
         """
         self._again(backwards)
         for bucket in self.buckets:
@@ -146,22 +147,22 @@ class Exchange:
         self._rearm(backwards)
 
     def next_virtual_rank(self) -> None:
-        """Take over the gradients of one of this rank's virtual ranks, but for the last, and have none again.
+        """Take over the gradients of one of this rank's virtual ranks, but for the last, and make them zero again.
 
         Raises:
             UnsupportedError: there is none left; parameters were changed as they may not be.
         """
         reducer, virtual = self._reducer, self._virtual
-        if virtual is None or not isinstance(reducer, VirtualReducer) or self._turn + 1 >= len(virtual.held):
+        if virtual is None or not isinstance(reducer, VirtualReducer) or self._turn + 1 >= self._turns:
             raise UnsupportedError("next_virtual_rank(): this rank holds no further virtual rank in this step")
         if self._turn == 0 and (refusal := self._look_around()) is not None:
             raise refusal
         for bucket in self.buckets:
-            for p in bucket.views:
-                bucket.take(p)
+            for p, place in bucket.views.items():
+                if p.grad is not place:
+                    bucket.take(p)
             reducer.take(bucket, virtual.held[self._turn])
-            for p in bucket.views:
-                p.grad = None
+            bucket.values.zero_()
         self._turn += 1
 
     def start(self) -> None:
@@ -267,9 +268,9 @@ class Exchange:
             ).everywhere()
 
     def _require_all_virtual_ranks(self) -> None:
-        if self._virtual is not None and self._turn + 1 < len(held := self._virtual.held):
+        if self._turn + 1 < self._turns:
             raise UnsupportedError(
-                f"gradients of {self._turn + 1} virtual ranks are there, and this rank holds {len(held)}: call "
+                f"gradients of {self._turn + 1} virtual ranks are there, and this rank holds {self._turns}: call "
                 "next_virtual_rank() after each but the last"
             )
 
@@ -286,6 +287,8 @@ class Exchange:
 
     def _ready(self, p: nn.Parameter) -> None:
         """A backward pass has finished the gradient of p."""
+        if self._turn + 1 < self._turns:
+            return  # next_virtual_rank takes all of them
         bucket = self._bucket_of[p]
         if not bucket.fits(p):
             return  # finish says so

@@ -6,14 +6,18 @@ from typing import Any
 
 import tomli_w
 import torch
+from torch import nn
 
 from hpcopt.errors import EXIT_DONE, JobError
 from hpcopt.exchange import Exchange
+from hpcopt.session.parts import Parts
 from hpcopt.session.start import BODY, Requeue, Start
 from hpcopt.shapes.workload import Better
+from hpcopt.solvers.over_virtual import OverVirtualRanks
 from hpcopt.trainer.feed import Feed
 from hpcopt.trainer.housekeeping import Housekeeping
 from hpcopt.trainer.told import Told, number
+from hpcopt.trainer.virtual import DIGEST, DIGEST_EVERY, digest
 from hpcopt.workloads.sampler import StepSampler
 
 
@@ -22,7 +26,7 @@ class Loop:
 
     Attributes:
         told: numbers of the step under way.
-        exchanges: that tell numbers of themselves.
+        exchanges, models: of ``Session.exchange``.
         sampler: whose batches it is; None if nobody knows.
         house: once it has begun.
     """
@@ -33,6 +37,8 @@ class Loop:
         self._under_way = False
         self.told = Told()
         self.exchanges: list[Exchange] = []
+        self.models: list[nn.Module] = []
+        self._parts: Parts | None = None
         self.sampler: StepSampler | None = None
         self.house: Housekeeping | None = None
 
@@ -57,12 +63,51 @@ class Loop:
             with body:
                 yield batch
             self._under_way = False
+            if start.context.virtual is not None:
+                self._end_of_virtual_step()
             house.count(told.stats(size, self.exchanges))
             outcome = house.settle(evaluated=bool(self._scores) and self._evaluate(house))
         house.save_last()
         start.outcome = outcome
         if outcome.exit_code != EXIT_DONE:
             raise Requeue(outcome.exit_code)
+
+    @property
+    def weight(self) -> float:
+        """See ``Session.weight``."""
+        place = 0 if self._parts is None else self._parts.place
+        return 1.0 if self.sampler is None else self.sampler.weight(self._start.position.step, place)
+
+    def parts(self, batch: Any) -> Iterator[Any]:
+        """See ``Session.parts``."""
+        start, ranks = self._start, self._start.context.virtual
+        if ranks is None:
+            for exchange in self.exchanges:
+                exchange.zero()
+            yield batch
+            for exchange in self.exchanges:
+                exchange.finish()
+            return
+        if not self.models or self.sampler is None:
+            raise JobError(
+                "parts(batch) cuts batches of session.sampler(...) and sums gradients of session.exchange(model): make "
+                "both before the loop"
+            ).everywhere()
+        if self._parts is None:
+            over = OverVirtualRanks(self.models, self.exchanges, start.world, ranks)
+            self._parts = Parts(over, ranks, self.told)
+        step = start.position.step
+        yield from self._parts.of(batch, self.sampler.lengths(step), step)
+
+    def _end_of_virtual_step(self) -> None:
+        """See that it was one, and that all ranks still have the same."""
+        step = self._start.position.step
+        if self._parts is None or self._parts.step != step:
+            raise JobError(
+                'reproducible = "any ranks": go through the parts of each batch, "for part in session.parts(batch)"'
+            ).everywhere()
+        if (step + 1) % DIGEST_EVERY == 0:
+            self.told.add({DIGEST: digest(self._start.world, self.models)})
 
     def score(self, scores: Mapping[str, float], better: Better) -> None:
         """Note scores; the step under way takes them with it."""

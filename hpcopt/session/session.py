@@ -22,7 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
+from hpcopt.comm.virtual import VirtualRanks
 from hpcopt.comm.world import World
+from hpcopt.errors import JobError
 from hpcopt.exchange import Exchange, ExchangeConfig, RingConfig
 from hpcopt.phases import PhaseClock
 from hpcopt.session.loop import Loop
@@ -104,9 +106,10 @@ class Session:
 
     @property
     def weight(self) -> float:
-        """Factor of this rank's mean loss in the step under way; 1 unless the ranks' shares of a batch are uneven."""
-        sampler = self._loop.sampler
-        return 1.0 if sampler is None else sampler.weight(self.step)
+        """Factor of this rank's mean loss in the step under way, or of a part's within ``parts``; 1 unless shares of a
+        batch are uneven.
+        """
+        return self._loop.weight
 
     def seed(self, purpose: str) -> int:
         """A seed for one purpose, from the run's seed, the same on all ranks."""
@@ -146,9 +149,11 @@ class Session:
         """
         config = config or RingConfig()
         seed = self.seed(name)
-        exchange = Exchange(self.world, model, config, mean=mean, seed=seed, clock=self.clock)
+        virtual = self._start.context.virtual
+        exchange = Exchange(self.world, model, config, mean=mean, seed=seed, clock=self.clock, virtual=virtual)
         self._loop.keep({name: exchange})
         self._loop.exchanges.append(exchange)
+        self._loop.models.append(model)
         return exchange
 
     def local(
@@ -167,6 +172,8 @@ class Session:
         """
         from hpcopt.solvers.local.steps import LocalSteps, LocalStepsConfig
 
+        if self._start.context.virtual is not None:
+            raise JobError('reproducible = "any ranks": take exchange(...), for local(...) trains by rank').everywhere()
         config = config or LocalStepsConfig()
         exchange = exchange or (RingConfig() if config.gossip is None else None)
         local = LocalSteps(
@@ -190,8 +197,7 @@ class Session:
             samples,
             batch,
             seed=self.run.seed,
-            rank=self.world.rank,
-            size=self.world.size,
+            ranks=self._start.context.virtual or VirtualRanks(self.world.size, self.world.rank, self.world.size),
             start=lambda: self.step,
             uneven=uneven,
         )
@@ -214,6 +220,23 @@ class Session:
             DivergedError: on all ranks: a logged loss or a kept parameter is not finite.
         """
         return self._loop.steps(loader)
+
+    def parts(self, batch: Any) -> Iterator[Any]:
+        """Go through a batch, from zero gradients to exchanged ones:
+        ``for x, y in session.parts(batch): loss(model(x), y).backward()``.
+
+        It is one part, unless with ``reproducible="any ranks"``: then there is one for each virtual rank that this rank
+        holds, of which each draws, and changes buffers, as a rank of its own. What is logged inside is put together
+        over all of them. Gradients, buffers and numbers have the same bits on any number of ranks.
+
+        Args:
+            batch: as the loader of ``session.sampler`` gives it: tensors with the samples along their first dimension,
+                in lists, tuples and dictionaries.
+
+        Raises:
+            JobError: on all ranks: it is something else, or parts log different names.
+        """
+        return self._loop.parts(batch)
 
     def log(self, **scalars: Scalar | Tensor | float) -> None:
         """Record numbers of the step under way: their means over the ranks that give them, unless one says otherwise,

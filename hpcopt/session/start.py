@@ -11,7 +11,7 @@ import torch
 
 from hpcopt.comm.device import clock_of
 from hpcopt.comm.world import World, connect
-from hpcopt.errors import EXIT_DONE, JobError
+from hpcopt.errors import EXIT_DONE
 from hpcopt.randomness import seed_all, set_all_random_states
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Tree
@@ -74,11 +74,6 @@ class Start:
     def enter(self) -> None:
         """Find the ranks and the directory, and where the run stands. Collective."""
         self.run = run_config(self._told, self._path)
-        if self.run.reproducible is not None:
-            raise JobError(
-                'reproducible = "any ranks" is for jobs; a loop of its own goes through virtual ranks itself, with '
-                "Exchange(virtual=VirtualRanks(...))"
-            ).everywhere()
         if threading.current_thread() is threading.main_thread():
             self.open.enter_context(self.signals)
             self.signals.listen_for(self.run.requeue_signal)
@@ -90,7 +85,11 @@ class Start:
         self.open.enter_context(self.services)
         self.device, self.job = self.services.device, job_of(self.run, self._settings)
         self.context = Context(
-            world=world, device=self.device, clock=clock_of(self.device, (BODY,)), run_seed=self.run.seed
+            world=world,
+            device=self.device,
+            clock=clock_of(self.device, (BODY,)),
+            run_seed=self.run.seed,
+            virtual=self.run.virtual(world),
         )
         seed_all(self.run.seed)  # models that ranks make alike begin alike
         self.kept = Kept(world, self.services.progress.say)

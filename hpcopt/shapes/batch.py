@@ -66,6 +66,8 @@ class TensorBatch:
 
     def split(self, parts: int) -> list["TensorBatch"]:
         """Cut into ``parts`` micro-batches of nearly equal size, leaving out empty ones."""
+        if parts == 1 and len(self):
+            return [self]
         rows = [r for r in torch.tensor_split(torch.arange(len(self)), parts) if len(r)]
         return [
             TensorBatch(

@@ -65,7 +65,7 @@ class GlobalLoss:
         )
         self.virtual: OverVirtualRanks | None = None
         if context.virtual is not None:
-            self.virtual = OverVirtualRanks(task.model, self.exchange, world, context.virtual)
+            self.virtual = OverVirtualRanks([task.model], [self.exchange], world, context.virtual)
         self._second: Exchange | None = None
 
     def expect_second(self, parameters: Sequence[nn.Parameter]) -> None:

@@ -147,6 +147,8 @@ class Shards:
         indices = np.asarray(indices, np.int64)
         if indices.size and (indices.min() < 0 or indices.max() >= len(self)):
             raise IndexError(f"rows {indices.min()} to {indices.max()} asked of {len(self)}")
+        if len(self._shards) == 1:
+            return {name: self._map(0, name)[indices] for name in self.fields}
         owner = np.searchsorted(self._starts, indices, side="right") - 1
         out = {name: np.empty((indices.size, *field.shape), field.dtype) for name, field in self.fields.items()}
         for shard in np.unique(owner):
@@ -214,5 +216,6 @@ class Shards:
         if (number, name) not in self._maps:
             shard, field = self._shards[number], self.fields[name]
             shape = (shard.rows, *field.shape)
-            self._maps[number, name] = np.memmap(shard.path, field.dtype, "r", shard.offsets[name], shape)
+            found = np.memmap(shard.path, field.dtype, "r", shard.offsets[name], shape)
+            self._maps[number, name] = found.view(np.ndarray)  # whose rows are found sooner
         return self._maps[number, name]

@@ -27,10 +27,7 @@ from hpcopt.trainer.recorder import Recorder
 from hpcopt.trainer.resume import Position
 from hpcopt.trainer.run import RunConfig
 from hpcopt.trainer.signals import StopSignals
-from hpcopt.trainer.virtual import virtual_batches
-
-DIGEST = "parameters.digest"  # the scalar by which runs on different numbers of ranks can be compared
-DIGEST_EVERY = 50  # steps
+from hpcopt.trainer.virtual import DIGEST, DIGEST_EVERY, digest, virtual_batches
 
 __all__ = ["Outcome", "Trainer", "evaluate"]
 
@@ -114,7 +111,7 @@ class Trainer:
                 layer.step = position.step
             stats = solver.step(batch)
             if self._virtual is not None and (position.step + 1) % DIGEST_EVERY == 0:
-                stats = replace(stats, scalars={**stats.scalars, DIGEST: self._digest()})
+                stats = replace(stats, scalars={**stats.scalars, DIGEST: digest(self._world, [solver.model])})
             house.count(stats)
             evaluated = house.last or position.step % self._evaluate_every == 0
             if evaluated:
@@ -129,16 +126,7 @@ class Trainer:
             scores = evaluate(self._world, self._workload, self._solver.model, self._virtual)
         self._house.evaluated(scores)
         if self._debug:
-            self._digest()
-
-    def _digest(self) -> float:
-        """Of parameters and buffers, as a number of 52 bits that float64 has exactly. Collective.
-
-        Raises:
-            PeerError: on all ranks: they are not the same; the message names the ranks.
-        """
-        digest = self._world.require_same(list(self._solver.model.state_dict().values()), "the parameters")
-        return float(int(digest[:13], 16))
+            digest(self._world, [self._solver.model])
 
 
 def evaluate(

@@ -121,9 +121,10 @@ class RunConfig(Config):
         "changes of it, on one kind of machine",
     )
     virtual_ranks: int = Field(
-        16,
+        8,
         ge=1,
-        description="with reproducible: parts of a batch that are dealt out to the ranks, at most so many",
+        description="with reproducible: parts of a batch that are dealt out to the ranks, at most so many; each takes "
+        "a forward and backward pass",
     )
     threads: int | None = Field(
         None, ge=1, description="torch threads of a rank; by default its share of the cores, 1 with reproducible"

@@ -23,13 +23,18 @@ class Told:
         """Take numbers; a tensor is read at the end of the step."""
         self._numbers.update(numbers)
 
+    def take(self) -> dict[str, Any]:
+        """All of them; then begin anew."""
+        numbers, self._numbers = self._numbers, {}
+        return numbers
+
     def stats(self, ranks: int, exchanges: Sequence[Exchange]) -> StepStats:
         """All of them, with what exchanges tell, on one of so many ranks; then begin anew.
 
         Raises:
             MetricsError: something is no number.
         """
-        numbers, self._numbers = self._numbers, {}
+        numbers = self.take()
         loss, rate = numbers.pop("loss", None), numbers.pop("learning_rate", None)
         scalars: dict[str, Scalar | float] = {name: scalar(name, x) for name, x in numbers.items()}
         tables: dict[str, Table] = {}

@@ -1,14 +1,20 @@
-"""What virtual ranks (``hpcopt.comm.virtual``) have of the data: each the part that it would have as one of so many
-ranks, and random numbers of its own.
+"""A run on virtual ranks (``hpcopt.comm.virtual``): what each has of the data, the part that it would have as one of so
+many ranks, and random numbers of its own; and the digest by which ranks, and runs, find that they are the same.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+
+from torch import nn
 
 from hpcopt.comm.virtual import VirtualRanks
+from hpcopt.comm.world import World
 from hpcopt.randomness import drawing_by
 from hpcopt.shapes.batch import VirtualBatch, require_batch
 from hpcopt.shapes.workload import Workload
+
+DIGEST = "parameters.digest"  # the scalar by which runs on different numbers of ranks can be compared
+DIGEST_EVERY = 50  # steps
 
 
 def virtual_batches(workload: Workload, ranks: VirtualRanks, start: int) -> Iterator[VirtualBatch]:
@@ -24,3 +30,13 @@ def virtual_batches(workload: Workload, ranks: VirtualRanks, start: int) -> Iter
             with drawing_by(ranks.seed_of(virtual_rank, step, "data")):
                 own.append(require_batch(next(part, None), f"train_batches, for step {step + 1},"))
         yield VirtualBatch(own, [ranks.seed_of(virtual_rank, step, "model") for virtual_rank in ranks.held])
+
+
+def digest(world: World, models: Iterable[nn.Module]) -> float:
+    """Of parameters and buffers, as a number of 52 bits that float64 has exactly. Collective.
+
+    Raises:
+        PeerError: on all ranks: they are not the same; the message names the ranks.
+    """
+    tensors = [x for model in models for x in model.state_dict().values()]
+    return float(int(world.require_same(tensors, "the parameters")[:13], 16))

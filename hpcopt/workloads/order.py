@@ -29,7 +29,9 @@ def epoch_order(samples: int, batch: int, seed: int, epoch: int) -> np.ndarray:
 
 def share(items: np.ndarray, rank: int, size: int) -> np.ndarray:
     """Rank's contiguous part of items; parts differ in length by at most one, the longer ones first."""
-    return np.array_split(items, size)[rank]
+    least, more = divmod(len(items), size)
+    start = rank * least + min(rank, more)
+    return items[start : start + least + (rank < more)]
 
 
 class TrainOrder:

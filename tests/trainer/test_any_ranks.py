@@ -27,7 +27,7 @@ from hpcopt.solvers.data_parallel import DataParallel
 from hpcopt.trainer import loop
 from hpcopt.trainer.loop import evaluate
 from hpcopt.trainer.signals import StopSignals
-from hpcopt.trainer.virtual import virtual_batches
+from hpcopt.trainer.virtual import DIGEST, virtual_batches
 from hpcopt.training import train
 
 STEPS = 5
@@ -296,9 +296,9 @@ def train_to_the_end(job: Job, folder: Path, ranks: int) -> dict[str, bytes]:
     with mock.patch.object(loop, "DIGEST_EVERY", 2):
         run_ranks(ranks, lambda transport: train(job, World(transport), options, Unheard()))
     with h5py.File(folder / f"on {ranks}" / "metrics.h5") as file:
-        digests = file["steps"][loop.DIGEST][:]
+        digests = file["steps"][DIGEST][:]
         assert np.isfinite(digests).tolist() == [False, True, False, True, False]
-        columns = {name: file["steps"][name][:] for name in ("loss", loop.DIGEST, "learning_rate")}
+        columns = {name: file["steps"][name][:] for name in ("loss", DIGEST, "learning_rate")}
         columns |= {name: file["evaluations"][name][:] for name in ("test_loss", "test_accuracy")}
     return {name: column.tobytes() for name, column in columns.items()}
 
