@@ -61,6 +61,8 @@ def train_elastic(job: Job, options: argparse.Namespace, signals: StopSignals, e
         raise JobError(
             f"ranks cannot find each other beside {directory.path} ({error.strerror}): name a writable --run-dir"
         ) from None
+    if membership is not None:
+        company.links.left_out = membership.absent_in
     copies = Copies(
         run.copy_every,
         run.buddies,

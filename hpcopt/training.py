@@ -54,7 +54,12 @@ def train(
             solver=built.solver,
             checkpoints=services.checkpoints,
             recorder=services.record(
-                position, built.context.clock, plain, job.as_toml(), "formed anew" if recovered else "resumed"
+                position,
+                built.context.clock,
+                plain,
+                job.as_toml(),
+                "formed anew" if recovered else "resumed",
+                present=None if copies is None else copies.present,
             ),
             progress=services.progress,
             position=position,

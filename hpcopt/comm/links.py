@@ -15,7 +15,7 @@ import socket
 import struct
 import threading
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -74,6 +74,10 @@ class Links:
         by_name: the connections.
         gone: names that were connected and are not any more; and whether they may live, beyond reach.
         letters: messages about the group, each with its sender, oldest first.
+        left: who has left which generation to form the next, and the newest round that each had been told of there.
+        round: the newest that this process was told of (``hpcopt.comm.roll_call``).
+        left_out: whose ballots do not count in which round, where that is to be as it was before; None: who is late.
+        closed: this process has hung up.
     """
 
     def __init__(self, name: str, key: str) -> None:
@@ -91,9 +95,11 @@ class Links:
         self.by_name: dict[str, Link] = {}
         self.gone: dict[str, bool] = {}
         self.letters: deque[tuple[str, dict[str, Any]]] = deque()
-        self.broken = False
+        self.left: dict[str, tuple[int, int]] = {}
+        self.round = 0
+        self.left_out: Callable[[int], Collection[int]] | None = None
+        self.broken = self.closed = False
         self._mail: defaultdict[Place, deque[np.ndarray]] = defaultdict(deque)
-        self._closed = False
         threading.Thread(target=self._answer, name="door", daemon=True).start()
 
     def connect(self, address: Address) -> bool:
@@ -110,7 +116,8 @@ class Links:
             if name not in self.by_name and name != self.name:
                 self.connect(addresses[name])
         with self.news:
-            self.generation, self.members = generation, tuple(members)
+            self.generation, self.members, self.round = generation, tuple(members), 0
+            self.news.notify_all()
             self.broken = not set(members) <= {self.name, *self.by_name}
             for place in [place for place in self._mail if place[0] < generation]:
                 del self._mail[place]
@@ -122,14 +129,19 @@ class Links:
             LostRankError: it is of a broken generation, or of one that is over, or the other is gone.
         """
         self._require(generation)
-        link = self.by_name.get(to)
-        if link is None:
+        if not self.post(to, body, channel, tag, generation):
             raise LostRankError(f"the process {to} is gone")
+
+    def post(self, to: str, body: memoryview | bytes, channel: int, tag: int, generation: int) -> bool:
+        """Send a frame, also of a broken generation; whether the other is there."""
+        if (link := self.by_name.get(to)) is None:
+            return False
         try:
             link.send(HEAD.pack(generation, channel, tag, len(body)), body)
         except OSError as error:
             self._lose(link, error)
-            raise LostRankError(f"the process {to} is gone: {error.strerror}") from None
+            return False
+        return True
 
     def arrived(self, places: Sequence[Place], *, wait: bool) -> tuple[Place, np.ndarray] | None:
         """The oldest frame of the first of some places that has one; None if there is none, unless it is to be waited
@@ -147,6 +159,11 @@ class Links:
                 if not wait:
                     return None
                 self.news.wait()
+
+    def taken(self, places: Sequence[Place]) -> list[tuple[Place, np.ndarray]]:
+        """All frames of some places, those of each in their order, also of a broken generation."""
+        with self.news:
+            return [(place, body) for place in places for body in self._mail.pop(place, ())]
 
     def deliver(self, place: Place, body: np.ndarray) -> None:
         """Put a frame where it belongs."""
@@ -175,9 +192,17 @@ class Links:
             for name in others:
                 self.write(name, {"broken": self.generation})
 
+    def leave(self) -> None:
+        """Tell the others of this generation that this process takes no part in it any more."""
+        for name in self.members:
+            if name != self.name:
+                self.write(name, {"left": self.generation, "round": self.round})
+
     def close(self) -> None:
         """Hang up on everybody."""
-        self._closed = True
+        with self.news:
+            self.closed = True
+            self.news.notify_all()
         with suppress(OSError):
             self._door.shutdown(socket.SHUT_RDWR)
         self._door.close()
@@ -193,7 +218,7 @@ class Links:
 
     def _answer(self) -> None:
         """Let in who comes."""
-        while not self._closed:
+        while not self.closed:
             try:
                 connection, _ = self._door.accept()
             except OSError:
@@ -244,6 +269,8 @@ class Links:
         with self.news:
             if "broken" in letter:
                 self.broken = self.broken or letter["broken"] == self.generation
+            elif "left" in letter:
+                self.left[sender] = letter["left"], letter["round"]
             else:
                 self.letters.append((sender, letter))
             self.news.notify_all()
@@ -256,7 +283,7 @@ class Links:
             self.by_name.pop(link.peer, None)
             self.news.notify_all()
         link.close()
-        if link.peer in self.members and not self._closed:
+        if link.peer in self.members and not self.closed:
             self.break_off()
 
 

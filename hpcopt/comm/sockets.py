@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hpcopt.comm import dense
 from hpcopt.comm.links import Links, LostRankError, Place
+from hpcopt.comm.roll_call import Count, RollCall
 from hpcopt.comm.traffic import Traffic
 from hpcopt.comm.transport import Op, Request, Sent, Transport, wait_all
 from hpcopt.errors import PeerError
@@ -87,6 +88,9 @@ class SocketTransport(Transport):
     def duplicate(self) -> "SocketTransport":
         self._derived += 1
         return SocketTransport(self._links, self._members, f"{self._channel}/{self._derived}")
+
+    def roll_call(self, count: Count, patience_s: float | None = None) -> RollCall:
+        return RollCall(self._links, self._members, self._number, count, patience_s)
 
     def abort(self, exit_code: int) -> NoReturn:
         """End every rank of the group at once: the others leave with the same code."""

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
+from hpcopt.comm.roll_call import Count, RollCall
 from hpcopt.comm.transport import Op, Request, SharedMemory, Transport
 from hpcopt.pinned import Pool, Slot
 
@@ -62,6 +63,9 @@ class StagedTransport(Transport):
             return self.inner.receive(out, source, tag, exact=exact)
         slot = self.slots.lend(out)
         return _Landing(self.inner.receive(slot.host, source, tag, exact=exact), slot, out)
+
+    def roll_call(self, count: Count, patience_s: float | None = None) -> RollCall | None:
+        return self.inner.roll_call(count, patience_s)
 
     def take(self, tag: int = 0, *, wait: bool = False) -> tuple[int, Tensor] | None:
         return self.inner.take(tag, wait=wait)

@@ -13,8 +13,9 @@ from typing import Any, Literal, NoReturn, Protocol
 import torch
 from torch import Tensor
 
+from hpcopt.comm.roll_call import Count, RollCall
 from hpcopt.comm.traffic import Collective, Traffic, least_bytes
-from hpcopt.errors import UnsupportedError
+from hpcopt.errors import JobError, UnsupportedError
 
 Op = Literal["sum", "max", "min"]
 SHARED_BYTES = 4 << 20  # of shared memory, for each rank
@@ -142,6 +143,17 @@ class Transport:
 
     def shared_memory(self) -> SharedMemory | None:
         """Give memory that all ranks can read, the same at every call; None if there is none."""
+        return None
+
+    def roll_call(self, count: Count, patience_s: float | None = None) -> RollCall | None:
+        """Give rounds that go on over those present, see ``RollCall``; None where no rank can be absent. One of a
+        transport; ranks can be in rounds of one roll call only.
+
+        Raises:
+            JobError: on all ranks: ``patience_s`` is given, and no rank can be absent.
+        """
+        if patience_s is not None and not self.imagined:
+            raise JobError("patience_s is for [run] elastic = true: else all ranks wait for each other").everywhere()
         return None
 
     def abort(self, exit_code: int) -> NoReturn:

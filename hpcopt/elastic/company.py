@@ -111,6 +111,7 @@ class Company:
             PeerError: this process and those it reaches are the smaller part, or nobody was found.
             JobError: another job is in the folder.
         """
+        self.links.leave()
         while (group := self._agreed()) is not None:
             if self.links.name in group.members:
                 self.news = _change(self.links.members, group.members)

@@ -36,6 +36,24 @@ class RegroupSignal(Exception):  # noqa: N818 - nothing went wrong
 
 
 @dataclass(frozen=True)
+class Standing:
+    """Where a rank stood after the last round of a group, as it is: nobody else has its own part.
+
+    Attributes:
+        rank: that it was.
+        number: of the copy that this becomes.
+        shared, own: trees; nobody changes them any more.
+        write: writes what the rank has recorded since the last copy, with the others who stand there. Collective.
+    """
+
+    rank: int
+    number: Number
+    shared: Any
+    own: Any
+    write: Callable[[World], None]
+
+
+@dataclass(frozen=True)
 class Copy:
     """What a rank keeps of one step.
 
@@ -70,6 +88,9 @@ class Copies:
 
     Attributes:
         news: for a person, why the run goes on from them.
+        present: ranks whose own parts there are, where the group before went on to the end of a round without the
+            others; None: all of them.
+        stood: that is so of this very run, and nothing was done in that group after the round's step.
     """
 
     folder = Path("memory")
@@ -95,6 +116,9 @@ class Copies:
         self._every, self._buddies, self._membership, self._newcomers = every, buddies, membership, newcomers
         self.begun_s, self.news = begun_s, ""
         self._kept: dict[Number, Copy] = {}
+        self._standing: Standing | None = None
+        self.present: Sequence[int] | None = None
+        self.stood = False
         self._group = 0
         self._recovered: tuple[int, Copy] | None = None
 
@@ -123,7 +147,8 @@ class Copies:
         """
         common, mine = to_bytes(shared), to_bytes(own)
         said = world.all_gather(torch.tensor([len(mine), self._newcomers()])).tolist()
-        changes = self._membership is not None and self._membership.ranks_after(step) != world.size
+        plan = self._membership
+        changes = plan is not None and (plan.ranks_after(step) != world.size or plan.present_after(step) is not None)
         buddies = world.size if changes else self._buddies  # nobody knows here who leaves
         keepers = [buddies_of(rank, world.hosts, buddies) for rank in range(world.size)]
         wards = {rank: np.empty(said[rank][0], np.uint8) for rank, by in enumerate(keepers) if world.rank in by}
@@ -135,14 +160,21 @@ class Copies:
         if changes or (self._membership is None and any(waiting for _, waiting in said)):
             raise RegroupSignal
 
+    def stand(self, rank: int, step: int, shared: Any, own: Any, write: Callable[[World], None]) -> None:
+        """Keep where this rank stands after a round that all who are left have been in, and after which they leave."""
+        self._standing = Standing(rank, (self._group, step), shared, own, write)
+
     def recover(self, world: World) -> int | None:
         """Give every rank the newest whole copy; the step that it is of, None if there is none. Collective, over a
         group that has just formed: each part once to every rank, and what all have in common to those who lack it.
         """
         mine = [[*number, copy.ranks, *copy.parts] for number, copy in self._kept.items()]
-        everyones = [json.loads(text) for text in world.gather_text(json.dumps({"group": self._group, "kept": mine}))]
+        standing, self._standing = self._standing, None
+        stands = None if standing is None else [*standing.number, standing.rank]
+        said = json.dumps({"group": self._group, "kept": mine, "stands": stands})
+        everyones = [json.loads(text) for text in world.gather_text(said)]
         self._group = 1 + max(theirs["group"] for theirs in everyones)
-        self._recovered = None
+        self._recovered, self.present, self.stood = None, None, False
         holders: dict[Number, list[int]] = {}  # of what is common
         parts: dict[Number, dict[int, int]] = {}  # and of each rank's own: the first rank that has it
         ranks: dict[Number, int] = {}
@@ -154,6 +186,12 @@ class Copies:
                 for part in held:
                     parts.setdefault(number, {}).setdefault(part, rank)
         whole = [number for number in ranks if len(parts[number]) == ranks[number]]
+        stood = [(rank, *theirs["stands"]) for rank, theirs in enumerate(everyones) if theirs["stands"]]
+        last: Number = max(((group, step) for _, group, step, _ in stood), default=(-1, -1))
+        if last > max(whole, default=(-1, -1)):
+            there = sorted((was, rank) for rank, *number, was in stood if tuple(number) == last)
+            self._recover_standing(world, last[1], there, standing)
+            return last[1]
         if not whole:
             self._kept.clear()
             return None
@@ -165,10 +203,32 @@ class Copies:
         own = {} if kept is None else kept.parts
         every = {part: _spread(world, own.get(part), root) for part, root in sorted(parts[newest].items())}
         assert shared is not None
-        copy = Copy(ranks[newest], shared, every)
-        self._kept = {(self._group, newest[1]): copy}
-        self._recovered = newest[1], copy
+        present = None if self._membership is None else self._membership.present_after(newest[1])
+        if present is not None:
+            shared, every = _of_ranks(from_bytes(shared), len(present)), {k: every[r] for k, r in enumerate(present)}
+        self._take_over(newest[1], Copy(len(every), shared, every), present)
         return newest[1]
+
+    def _recover_standing(
+        self, world: World, step: int, there: Sequence[tuple[int, int]], standing: Standing | None
+    ) -> None:
+        """Make a copy of where those ranks stood, pairs of (rank then, rank now), and go on from it. Collective."""
+        ranks = [rank for _, rank in there]
+        among = world.split(int(world.rank not in ranks))
+        mine = shared = None
+        if world.rank in ranks and standing is not None:
+            standing.write(among)
+            shared, mine = _of_ranks(standing.shared, len(ranks)), to_bytes(standing.own)
+        if len(ranks) < world.size:
+            shared = _spread(world, shared, ranks[0])
+        every = {part: _spread(world, mine, root) for part, root in enumerate(ranks)}
+        assert shared is not None
+        self._take_over(step, Copy(len(ranks), shared, every), [was for was, _ in there])
+        self.stood = True
+
+    def _take_over(self, step: int, copy: Copy, present: Sequence[int] | None) -> None:
+        self._kept = {(self._group, step): copy}
+        self._recovered, self.present = (step, copy), present
 
     def steps(self) -> list[int]:
         """The step that was recovered, if one was."""
@@ -195,6 +255,11 @@ class Copies:
         if self._recovered is None or self._recovered[0] != step:
             raise CheckpointError(f"there is no copy of step {step} in memory")
         return self._recovered[1]
+
+
+def _of_ranks(shared: Any, ranks: int) -> np.ndarray:
+    """What all have in common, as so many ranks would have saved it."""
+    return to_bytes({**shared, "position": {**shared["position"], "ranks": ranks}})
 
 
 def _spread(world: World, values: np.ndarray | None, root: int) -> np.ndarray:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from hpcopt.comm.agreement import require_same_call
+from hpcopt.comm.roll_call import RollCall
 from hpcopt.comm.traffic import dense_all_reduce_bytes
 from hpcopt.comm.virtual import VirtualRanks
 from hpcopt.comm.warm_up import compile_once
@@ -198,6 +199,15 @@ class Exchange:
     def choices(self) -> Choices | None:
         """What each bucket takes, if that was measured."""
         return self._reducer.choices
+
+    @property
+    def roll_call(self) -> RollCall | None:
+        """Who is present in each step; None where all must be."""
+        return self._reducer.roll_call
+
+    def decided(self) -> bool:
+        """Whether the step that begins now is decided without this rank's gradients."""
+        return self.roll_call is not None and self.roll_call.decided_after(self._step)
 
     def metrics(self) -> dict[str, float]:
         """Scalars to record of a step, by name, the same on all ranks."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hpcopt.comm.roll_call import RollCall
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
 from hpcopt.compress import Codec
@@ -23,10 +24,12 @@ class Reducer(Held, ABC):
     Attributes:
         grain: values; each parameter begins at a multiple of it in its bucket.
         choices: what each bucket takes, if that was measured.
+        roll_call: who is present in each step, if ranks may be absent.
     """
 
     grain: int = 1
     choices: Choices | None = None
+    roll_call: RollCall | None = None
 
     def kind(self, name: str, parameter: nn.Parameter) -> Hashable:
         """What parameters must have in common to share a bucket."""

@@ -4,12 +4,15 @@
 ``m <- momentum m + (1 - momentum) g`` on each rank by itself; ``V = majority of sign(m)``. The optimizer behind it,
 ``signum``, then does ``x <- x - lr (V + weight_decay x)``.
 
+Where ranks can be lost, a step's ballots go to one rank (``hpcopt.comm.roll_call``), and the majority is of those who
+are present.
+
 Where gradients are mostly noise, 4 ranks tie in 3 of 8 elections. Were all ties plus, every parameter would drift, and
 a run's loss rises again; so with an even number of ranks one of them, in turn, has the casting vote.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -20,6 +23,7 @@ from torch import Tensor, nn
 from hpcopt import kernels
 from hpcopt.comm import dense, vote
 from hpcopt.comm.hierarchy import Hierarchy
+from hpcopt.comm.roll_call import RollCall
 from hpcopt.comm.staged import StagedTransport
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.world import World
@@ -49,12 +53,21 @@ class VoteConfig(ExchangeConfig):
         0.0, ge=0, lt=1, description="decay of each rank's mean of its own gradients, before the vote; or signum's own"
     )
 
+    patience_s: float | None = Field(
+        None,
+        ge=0,
+        description="with [run] elastic: seconds that a vote waits for the other ranks once the first ballot is there; "
+        "who comes later has no vote; by default for ever",
+    )
+
     @model_validator(mode="after")
     def _fits(self) -> "VoteConfig":
         if self.weights == "learned" and self.by_nodes:
             raise ValueError(
                 'weights = "learned" needs by_nodes = false: nodes send counts, and nobody sees all ballots'
             )
+        if self.patience_s is not None and (self.by_nodes or self.weights == "learned"):
+            raise ValueError("patience_s needs all ballots at one place: leave out by_nodes and learned weights")
         return self
 
     @property
@@ -75,6 +88,7 @@ class VoteReducer(Reducer):
         self._config, self._beta, self._packed = config, config.momentum, False
         self._momentum = Residuals()
         self._words: dict[int, Tensor] = {}
+        self._before: list[tuple[Tensor, Tensor]] = []  # momenta, and what they were before the step
         self._hierarchy: Hierarchy | None = None
         self._neighbours: Sequence[int] = ()
         self._jury: Jury | None = None
@@ -83,6 +97,8 @@ class VoteReducer(Reducer):
         """Find the nodes, unless this is a rehearsal."""
         if self._config.weights == "learned":
             self._jury = Jury(transport.size)
+        elif not self._config.by_nodes:
+            self.roll_call = transport.roll_call(self._count, self._config.patience_s)
         if self._config.by_nodes and transport.point_to_point:
             self._hierarchy = Hierarchy(transport, world.node)
             self._neighbours = [rank for rank, host in enumerate(world.hosts) if host == world.hosts[world.rank]]
@@ -98,6 +114,10 @@ class VoteReducer(Reducer):
     def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
         weights, words = self._weights(transport.size, step), self._words_of(bucket)
         values = self._voted_on(transport, bucket, bucket.values)
+        if self.roll_call is not None:  # at the end of the step
+            with transport.traffic.encoding():
+                vote.pack(values, words)
+            return
         jury = self._jury if self._jury is not None and self._jury.counts_at(step) else None
         if isinstance(transport, StagedTransport) and not words.is_cpu:
             self._on_words(transport, values, words, weights, jury)
@@ -164,6 +184,9 @@ class VoteReducer(Reducer):
         if not self._beta:
             return gradients
         with transport.traffic.encoding():
+            if self._config.patience_s is not None:
+                momentum = self._momentum.flat(bucket.layout, gradients.device)
+                self._before.append((momentum, momentum.clone()))
             return self._momentum_after(bucket, gradients)
 
     def _require_float32(self, bucket: Bucket) -> None:
@@ -173,10 +196,43 @@ class VoteReducer(Reducer):
             ).everywhere()
 
     def finish_step(self, transport: Transport, buckets: Sequence[Bucket], step: int) -> None:
-        """What the ranks have counted of all buckets becomes the verdict on the voters."""
+        """What the ranks have counted of all buckets becomes the verdict on the voters; or all buckets are voted on."""
+        if self.roll_call is not None:
+            self._hold(transport, self.roll_call, buckets, step)
         if self._jury is not None and self._jury.counts_at(step):
             with transport.traffic.waiting():
                 self._jury.confer(transport)
+
+    def _hold(self, transport: Transport, roll_call: RollCall, buckets: Sequence[Bucket], step: int) -> None:
+        """Vote on all buckets of a step at once, with those who are present; a rank that is not keeps its momentum."""
+        words = [self._words_of(bucket) for bucket in buckets]
+        ballot = torch.cat([part.cpu() for part in words]) if words else torch.empty(0, dtype=torch.int64)
+        with transport.traffic.waiting():
+            decided, sent_bytes = roll_call.hold(step + 1, ballot.view(torch.uint8).numpy())
+        transport.traffic.sent_bytes += sent_bytes
+        for momentum, before in self._before if transport.rank in roll_call.absent else ():
+            momentum.copy_(before)  # whether this rank was late with its gradients or had none does not matter
+        self._before.clear()
+        outcome = torch.from_numpy(decided.outcome.copy()).view(torch.int64)
+        parts = torch.split(outcome, [part.numel() for part in words])
+        with transport.traffic.decoding():
+            for bucket, part, mine in zip(buckets, parts, words, strict=True):
+                mine.copy_(part)
+                if not self._packed:
+                    vote.unpack(mine, bucket.values)
+
+    def _count(self, number: int, ballots: Mapping[int, np.ndarray]) -> np.ndarray:
+        """The majority of those present in a round."""
+        given = self._config.weights
+        weights: Sequence[int] | None
+        if isinstance(given, tuple):
+            weights = [given[rank] for rank in ballots]
+        else:
+            weights = self._one_each(list(range(len(ballots))), len(ballots), number - 1)
+        votes = torch.from_numpy(np.stack(list(ballots.values()))).view(torch.int64)
+        outcome = torch.empty(votes.shape[1], dtype=torch.int64)
+        vote.count(votes, weights, outcome)
+        return outcome.view(torch.uint8).numpy()
 
     def _momentum_after(self, bucket: Bucket, gradients: Tensor) -> Tensor:
         """This rank's momentum with the bucket's gradients; without them if they hold Inf or NaN, which would stay."""
@@ -233,7 +289,9 @@ class VoteReducer(Reducer):
             if len(given) != size:
                 raise UnsupportedError(f"[exchange] weights names {len(given)} ranks, the job has {size}").everywhere()
             return given
-        voters = range(size) if self._jury is None else self._jury.voters
+        return self._one_each(range(size) if self._jury is None else self._jury.voters, size, step)
+
+    def _one_each(self, voters: Sequence[int], size: int, step: int) -> Sequence[int] | None:
         weights = [int(rank in voters) for rank in range(size)]
         if len(voters) % 2 == 0 and self._config.ties == "in_turn":
             weights[voters[step % len(voters)]] += 1
@@ -242,6 +300,8 @@ class VoteReducer(Reducer):
     def planned_bytes(self, bucket: Bucket, size: int, rank: int) -> int:
         if self._hierarchy is not None:
             return self._hierarchy.planned_vote_bytes(bucket.values.numel(), self._of_node(self._weights(size, rank)))
+        if self.roll_call is not None:
+            return 8 * vote.ballot_words(bucket.values.numel()) * max(1, size - 1)
         return vote.planned_bytes(bucket.values.numel(), size, rank)
 
     def finish_bytes(self, size: int, rank: int) -> int:

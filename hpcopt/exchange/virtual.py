@@ -16,6 +16,7 @@ from hpcopt.comm import doubling, fixed_tree, on_grid, vote
 from hpcopt.comm.fixed_tree import Branches
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.virtual import VirtualRanks
+from hpcopt.comm.world import World
 from hpcopt.compress import Bounded, Dense, Residuals
 from hpcopt.compress.bounded import Grid
 from hpcopt.compress.codec import float_array
@@ -51,7 +52,7 @@ def refusal(config: ExchangeConfig) -> str:
         case VoteConfig():
             if config.by_nodes or config.weights is not None:
                 return f"{'by_nodes' if config.by_nodes else 'weights'} counts ranks"
-            return ""
+            return "" if config.patience_s is None else "patience_s leaves ranks out"
         case NativeConfig() | RingConfig(codec=Dense()) | RingConfig(codec=Bounded()):
             return ""
         case RingConfig():
@@ -160,6 +161,9 @@ class VirtualVoteReducer(VoteReducer, VirtualReducer):
         self.ranks = ranks
         self._momenta = {virtual_rank: Residuals() for virtual_rank in ranks.held}
         self._ballots: dict[int, Tensor] = {}
+
+    def prepare(self, world: World, transport: Transport, buckets: Sequence[Bucket]) -> None:
+        """All virtual ranks are there in each vote."""
 
     def take(self, bucket: Bucket, virtual_rank: int) -> None:
         held, words = self.ranks.held, vote.ballot_words(bucket.values.numel())

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from hpcopt.comm.roll_call import RollCall
 from hpcopt.config import Choice
 from hpcopt.held import Held
 from hpcopt.shapes.context import Context
@@ -64,6 +65,7 @@ class Solver(Held, ABC):
         optimizers: those whose steps alone change the model's parameters, and their own state; none, if something else
             changes them too.
         draws: whether it reads its samples itself, by index; ``step`` may then be given None.
+        roll_call: who is present in its rounds, if it goes on over those; None: all ranks must be there.
         pipelined: whether batches are in flight between steps, which ``gather`` finishes: then it moves the training.
     """
 
@@ -71,6 +73,7 @@ class Solver(Held, ABC):
     optimizers: Sequence[torch.optim.Optimizer] = ()
     draws: bool = False
     pipelined: bool = False
+    roll_call: RollCall | None = None
     model: nn.Module
     data_rank: int
     data_size: int
@@ -84,6 +87,12 @@ class Solver(Held, ABC):
         """Make ``model`` the same on all ranks, with nothing left under way: before an evaluation or a checkpoint.
         Collective.
         """
+
+    def stand(self) -> None:
+        """Get ready for ``state_dict`` after a round of ``roll_call``, without the others; by default as ``gather``,
+        which must not communicate then.
+        """
+        self.gather()
 
     def must_be_finite(self) -> Iterator[tuple[str, Tensor]]:
         """The parameters, and what their optimizers keep."""

@@ -24,6 +24,7 @@ from hpcopt.seeds import EVERY_RANK, derive
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Solver, SolverConfig, Task, Tree, optimizer_tensors
 from hpcopt.shapes.stats import StepStats
+from hpcopt.solvers import absences
 from hpcopt.solvers.derivatives import GlobalLoss
 from hpcopt.solvers.first_order import Synchronous, trained
 from hpcopt.solvers.sharded.optimizer import ShardedOptimizer, joined
@@ -83,18 +84,28 @@ class DataParallel(Solver):
             self._asking = _asking(self._optimizer)
             self._derivatives.expect_second([p for group in self._optimizer.param_groups for p in group["params"]])
         self._shards = ShardedOptimizer(self._optimizer, trained(model), world) if config.shard_optimizer else None
+        self.roll_call = self._exchange.roll_call
+        self.lockstep = self.roll_call is None or self.roll_call.patience_s is None
+        self._loss: SupportsFloat | None = None  # of the newest step for which this rank had one
         self._steps, self._step = context.total_steps, 0
 
     def step(self, batch: Any) -> StepStats:
         self._to_training()
-        total: SupportsFloat
-        if self._asking is None:
+        total: SupportsFloat | None
+        if self._exchange.decided():  # this rank is late: it catches up
+            self._exchange.zero()
+            self._exchange.finish()
+            total = self._loss
+        elif self._asking is None:
             total = self._derivatives.gradient(batch)
         else:
             seed = derive(self._seed, self._step, EVERY_RANK, "signs")
             total = self._asking.differentiate(self._derivatives, batch, seed)
         with self._clock("update"):
             lr = self._update()
+        self._loss = total
+        if self.roll_call is not None:
+            return StepStats(total, lr, **absences.told(self.roll_call))
         choices = self._exchange.choices
         return StepStats(total, lr, self._exchange.metrics(), {} if choices is None else {"choices": choices})
 

@@ -165,6 +165,7 @@ class MetricsFile:
         reason: str = "resumed",
         *,
         phases: Sequence[str] | None = None,
+        of_start: Mapping[str, Any] | None = None,
     ) -> None:
         """Continue from a checkpoint of `step`: drop all that was measured after it, and note the new start.
 
@@ -173,6 +174,7 @@ class MetricsFile:
 
         Args:
             phases: names along the last dimension of the phase_s that are given from here on; by default the file's.
+            of_start: attributes of this start alone.
 
         Raises:
             MetricsError: the file is damaged, of another schema or no metrics file, or cannot be written.
@@ -186,7 +188,7 @@ class MetricsFile:
                 _make_room(file["steps"], ranks)
                 if phases is not None and _add_phases(file["steps"], phases):
                     file.attrs["schema_version"] = SCHEMA_VERSION
-                _start(file, step, ranks, attributes, reason)
+                _start(file, step, ranks, {**attributes, **(of_start or {})}, reason)
                 for name in ("outcome", "exit_code", "date_finished", "elapsed_s"):
                     file.attrs.pop(name, None)
                 created = file.attrs.get("date_created")

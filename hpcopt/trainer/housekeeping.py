@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 
-from hpcopt.elastic.copies import Copies
+from hpcopt.comm.links import LostRankError
+from hpcopt.comm.roll_call import RollCall
+from hpcopt.elastic.copies import Copies, RegroupSignal
 from hpcopt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_REQUEUE, DivergedError
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Checkpointed, Tree
@@ -68,6 +70,8 @@ class Housekeeping:
         save_at_evaluations: bool = False,
         data: Callable[[], Tree] = lambda: None,
         copies: Copies | None = None,
+        roll_call: RollCall | None = None,
+        stand: Callable[[], None] = lambda: None,
     ) -> None:
         """Get ready.
 
@@ -84,13 +88,15 @@ class Housekeeping:
             save_at_evaluations: see ``Pace``.
             data: gives this rank's own state of the data.
             copies: in memory, for a run that goes on when ranks are lost.
+            roll_call: of the solver's rounds, which go on when ranks are lost, up to the last one of the group.
+            stand: gets the state ready to be read after such a round, without the others.
         """
         self._world, self._clock, self.total = context.world, context.clock, context.total_steps
         self._run, self._state, self._data = run, state, data
         self._recorder, self._progress, self._position, self._signals = recorder, progress, position, signals
         self._pace = pace = Pace(run.checkpoint_every, run.checkpoint_share, at_evaluations=save_at_evaluations)
         self._meetings = meetings = Meetings(lockstep=lockstep, every_s=run.log_every_s)
-        self._copies = copies
+        self._copies, self._roll_call, self._ready_to_stand = copies, roll_call, stand
         self._tables: dict[str, Table] = {}
         self._first_step = position.step
         self._verdict = Verdict(met=False, loss=None)
@@ -150,8 +156,13 @@ class Housekeeping:
         position.step += 1
         meet = self._meetings.lockstep or self._meetings.due(position.step)
         loss = self._losses.take(position.step, stats.loss)
-        self._verdict = verdict = self._votes.sum_up(position.step, loss) if meet else Verdict(False, loss)
+        self._verdict = verdict = Verdict(False, loss)
+        if meet and not self._over:
+            with self.but_for_the_lost():
+                self._verdict = verdict = self._votes.sum_up(position.step, loss)
         self._record(stats)
+        if self._over:
+            self._stand()
         self._heed(verdict)
         if verdict.flush:
             self._recorder.flush()
@@ -160,6 +171,34 @@ class Housekeeping:
             with self._clock("checkpoint"):
                 self._saver.finish()
             self._votes.granted()
+
+    @property
+    def _over(self) -> bool:
+        return self._copies is not None and self._roll_call is not None and self._roll_call.over
+
+    @contextmanager
+    def but_for_the_lost(self) -> Iterator[None]:
+        """Around what all ranks do together between rounds: where one is lost it is left out, and the next round, which
+        can do without, is the group's last.
+        """
+        try:
+            yield
+        except LostRankError:
+            if self._roll_call is None or self._copies is None:
+                raise
+
+    def _stand(self) -> None:
+        """Leave the group after a round that was its last. All others do so after the same step.
+
+        Raises:
+            RegroupSignal: on all ranks.
+        """
+        assert self._copies is not None
+        self._position.elapsed_s = self._recorder.elapsed_s
+        self._ready_to_stand()
+        shared, own = shared_part(self._position, self._state), own_part(self._state, self._data())
+        self._copies.stand(self._world.rank, self._position.step, shared, own, self._recorder.hand_over)
+        raise RegroupSignal
 
     def catch_up(self) -> None:
         """Read the loss of the newest step, if that is still to be done: before the parameters are used. Collective.

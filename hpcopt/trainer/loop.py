@@ -66,7 +66,10 @@ class Trainer:
             save_at_evaluations=solver.pipelined,
             data=workload.state_dict,
             copies=copies,
+            roll_call=solver.roll_call,
+            stand=solver.stand,
         )
+        self._stood = copies is not None and copies.stood
         self._house.batch, self._house.steps_per_epoch = workload.batch, workload.steps_per_epoch
         self._house.better = workload.scores
         self._evaluate_every = run.evaluate_every or workload.steps_per_epoch or self._house.total
@@ -98,6 +101,8 @@ class Trainer:
         else:
             batches = self._workload.train_batches(solver.data_rank, solver.data_size, position.step)
         told_the_step = stepped(self._workload.model)
+        if self._stood and (house.last or position.step % self._evaluate_every == 0):
+            self._evaluate()  # which the group before could not
         if (outcome := house.standing()) is None:
             house.copy()
         while outcome is None:
@@ -114,9 +119,11 @@ class Trainer:
                 stats = replace(stats, scalars={**stats.scalars, DIGEST: digest(self._world, [solver.model])})
             house.count(stats)
             evaluated = house.last or position.step % self._evaluate_every == 0
-            if evaluated:
-                self._evaluate()
-            outcome = house.settle(evaluated=evaluated)
+            outcome = None
+            with house.but_for_the_lost():
+                if evaluated:
+                    self._evaluate()
+                outcome = house.settle(evaluated=evaluated)
         return outcome
 
     def _evaluate(self) -> None:

@@ -59,6 +59,7 @@ class Recorder:
         self._scalars = Scalars(name for name in OURS if name != "loss")
         self._lasting: dict[str, tuple[int, Table]] = {}  # and the step before the first that it came with
         self._rows: dict[str, list[tuple[int, Table]]] = {}  # and the step that it came with
+        self._rescaled = 1.0
         self.step_times_s: deque[float] = deque(maxlen=LATEST)
         self.ended_s = elapsed_s
         self._training: list[
@@ -116,6 +117,7 @@ class Recorder:
             if self._energy is not None and (joules := self._energy.lap()) is not None:
                 self._scalars.put(len(self._mine) - 1, ENERGY, joules, "sum")
             scalars = self._scalars.put_together(self._world, len(self._mine))
+            scalars["loss"] = scalars["loss"] * self._rescaled
             if self._world.rank == 0:
                 shared, rows = self._columns(), np.stack([unpacked(theirs, *mine.shape) for theirs in everyones], 1)
                 self._training.append(self._trained(shared, rows))
@@ -123,6 +125,13 @@ class Recorder:
             self._shared, self._mine = [], []
             self._write_tables()
         self._last_flush_s = time.monotonic()
+
+    def hand_over(self, world: World) -> None:
+        """Write what is buffered, over those ranks that are left, when others of before are gone, and their summands of
+        losses with them: what the others' add up to counts for all. Collective.
+        """
+        self._rescaled, self._world = self._world.size / world.size, world
+        self.flush()
 
     def evaluation(self, step: int, scores: Mapping[str, float], better: Mapping[str, Better]) -> None:
         """Write scores, after the steps that led to them, and which of each are better. Collective."""

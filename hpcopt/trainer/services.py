@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Thread
@@ -18,6 +18,7 @@ from hpcopt.comm.launch import leave_exit_code, machine, usable_threads
 from hpcopt.comm.stall import StallWatch
 from hpcopt.comm.world import World
 from hpcopt.elastic.copies import Copies
+from hpcopt.elastic.membership import PRESENT
 from hpcopt.errors import EXIT_PEER, JobError
 from hpcopt.phases import PhaseClock
 from hpcopt.plugins import provenance
@@ -118,7 +119,13 @@ class Services:
         return position
 
     def record(
-        self, position: Position, clock: PhaseClock, job: Mapping[str, Any], text: str, reason: str = "resumed"
+        self,
+        position: Position,
+        clock: PhaseClock,
+        job: Mapping[str, Any],
+        text: str,
+        reason: str = "resumed",
+        present: Sequence[int] | None = None,
     ) -> Recorder:
         """Write job.toml, and create metrics.h5 or mark a restart in it; one that was lost goes on where the checkpoint
         is. Collective.
@@ -129,6 +136,7 @@ class Services:
             job: as plain data.
             text: it, for job.toml.
             reason: for a restart.
+            present: ranks before it whose own state was kept; None: of all.
         """
         world, path, require_ours = self.world, self.directory.metrics, self.directory.require_ours
         patient = self.run.storage_failure == "go_on"
@@ -140,7 +148,8 @@ class Services:
                 self.directory.write_job(text)
                 attributes = {**self._attributes(job, threads_per_core), "energy_of": energy.of}
                 if os.path.lexists(file.path):
-                    file.restart(position.step, world.size, attributes, reason, phases=clock.phases)
+                    of_start = {} if present is None else {PRESENT: list(present)}
+                    file.restart(position.step, world.size, attributes, reason, phases=clock.phases, of_start=of_start)
                 else:
                     file.create(world.size, clock.phases, attributes, step=position.step, time_s=position.elapsed_s)
         return Recorder(world, file, clock, position.elapsed_s, energy, self.device)

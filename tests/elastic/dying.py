@@ -15,6 +15,7 @@ without_mpi()
 
 import hpcopt.going_on  # noqa: E402, F401 - before the fork, not in every process
 from hpcopt.solvers.data_parallel import DataParallel, DataParallelConfig  # noqa: E402
+from hpcopt.solvers.local.solver import LocalConfig, LocalSgd  # noqa: E402
 from hpcopt.train import leave, main  # noqa: E402
 from tests.launching import PATIENCE_S  # noqa: E402
 
@@ -36,6 +37,23 @@ class DyingConfig(DataParallelConfig):
 
 
 class Dying(DataParallel):
+    """The solver."""
+
+    def step(self, batch: Any) -> Any:
+        die(self._config.deaths, self._step)
+        return super().step(batch)
+
+
+class DyingLocalConfig(LocalConfig):
+    """Local steps until death: deaths as above."""
+
+    deaths: Path
+
+    def build(self, task: Any, context: Any) -> "DyingLocal":
+        return DyingLocal(self, task, context)
+
+
+class DyingLocal(LocalSgd):
     """The solver."""
 
     def step(self, batch: Any) -> Any:

@@ -1,77 +1,20 @@
 """Ranks of a run are killed, and it goes on: what it has recorded, and the same again from its membership."""
 
 import argparse
-import json
-from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
-import torch
 
 from hpcopt.comm.world import alone
-from hpcopt.elastic.membership import Membership
 from hpcopt.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_REQUEUE
 from hpcopt.job import read_job
-from hpcopt.store.checkpoint import Checkpoints
 from hpcopt.trainer.signals import StopSignals
 from hpcopt.training import train
-from tests.elastic.dying import run
+from tests.elastic.runs import Runs
 from tests.launching import PATIENCE_S
 
-STEPS, EVERY = 40, 8
-JOB = """
-run = {{name = "t", steps = {steps}, elastic = true, copy_every = {every}, evaluate_every = 20, log_every_s = 0.1}}
-workload = {{data = "{data}", batch = 60, model = {{name = "mlp", hidden = [32]}}}}
-solver = {{name = "tests.elastic.dying:DyingConfig", deaths = "{deaths}", optimizer = {{name = "adamw", lr = 0.003}}}}
-"""
 SHARDS = "solver.shard_optimizer=true"  # what a rank holds, no other does
 OWED = 'exchange={name="two_phase", codec={name="topk", fraction=0.1}}'
-
-
-class Runs:
-    """In one folder."""
-
-    def __init__(self, folder: Path, data: Path) -> None:
-        self._folder, self._deaths = folder, folder / "deaths.json"
-        (folder / "job.toml").write_text(JOB.format(steps=STEPS, every=EVERY, data=data, deaths=self._deaths))
-
-    def start(
-        self, name: str, slots: int, deaths: list[tuple[int, int | str, str]], *settings: str, fresh: bool = False
-    ) -> list[int | None]:
-        self._deaths.write_text(json.dumps(deaths))
-        options = [option for setting in settings for option in ("--set", setting)] + ["--fresh"] * fresh
-        return run(slots, str(self._folder / "job.toml"), "--run-dir", str(self._folder / name), *options)
-
-    def replay(self, name: str, slots: int, *settings: str) -> None:
-        """The membership of a run again, in which nobody dies; the bits must be the same."""
-        again = f"{name}-again"
-        assert self.start(again, slots, [], f"run.membership={self._folder / name}", *settings) == [EXIT_DONE] * slots
-        assert self.membership(again).starts == self.membership(name).starts
-        for before, now in zip(self.end(name), self.end(again), strict=True):
-            np.testing.assert_array_equal(before, now)
-
-    def membership(self, name: str) -> Membership:
-        return Membership.of(self._folder / name)
-
-    def end(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Losses of all steps, and the parameters in the end."""
-        with h5py.File(self._folder / name / "metrics.h5") as file:
-            losses, (steps,) = file["steps/loss"][:], file["steps/step"].shape
-            np.testing.assert_array_equal(file["steps/step"][:], np.arange(1, steps + 1))
-            np.testing.assert_array_equal(file["evaluations/step"][:], np.arange(20, steps + 1, 20))
-        model = Checkpoints(self._folder / name / "checkpoints", keep=2).read_part(steps, "shared")["solver"]["model"]
-        return losses, torch.cat([p.reshape(-1) for p in model.values()]).numpy()
-
-    def log(self, name: str) -> str:
-        return (self._folder / name / "log.txt").read_text(encoding="utf-8")
-
-    def dead(self) -> int:
-        """Deaths that came about."""
-        return len(list(self._folder.glob("dead-*")))
-
-    def saved(self, name: str) -> list[int]:
-        return Checkpoints(self._folder / name / "checkpoints", keep=2).steps()
 
 
 @pytest.fixture

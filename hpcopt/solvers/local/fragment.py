@@ -6,6 +6,9 @@ the rank's own ones there. The outer parameters are bit-equal on all ranks.
 
 A rank's part in the mean is its share of the samples since its last sending. It travels, float64, beside the deltas, so
 that a rank whose values are not finite can be left out, and all know which.
+
+Where ranks can be lost, dense deltas that land at once go by ``PresentSums``: the mean is that of those present, with
+their shares, and a rank that is late lands where the others do, without what it did since its last sending.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +16,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from hpcopt.comm.roll_call import RollCall
 from hpcopt.comm.world import World
 from hpcopt.errors import DivergedError
 from hpcopt.exchange import Exchange, ExchangeConfig, NativeConfig, RingConfig
+from hpcopt.exchange.present import PresentSums
 from hpcopt.optim import OptimizerConfig
 from hpcopt.optim.state import optimizer_state, restore_optimizer
 from hpcopt.phases import PhaseClock
@@ -39,6 +44,8 @@ class Fragment:
         exchange: ExchangeConfig,
         seed: int,
         clock: PhaseClock,
+        at_once: bool = False,
+        patience_s: float | None = None,
     ) -> None:
         """Begin with the outer parameters where the model's are. Collective.
 
@@ -47,6 +54,8 @@ class Fragment:
             outer: of the optimizer of the mean of deltas.
             exchange: of deltas.
             seed: of all that codecs draw.
+            at_once: deltas land at the step at which they are sent.
+            patience_s: of a round with ranks that are late; None: for ever.
         """
         self._world = world
         self.own = {**parameters, **buffers}
@@ -56,19 +65,29 @@ class Fragment:
         self._optimizer = outer.build(self.outer.values())
         dense = (NativeConfig if isinstance(exchange, NativeConfig) else RingConfig)(overlap=exchange.overlap)
         told = [("shares of the ranks", self._shares), *self._means.items()]
-        self._deltas = Exchange(world, self.outer.items(), exchange, broadcast=False, seed=seed, clock=clock)
-        self._told = Exchange(world, told, dense, broadcast=False, clock=clock)
+        every = [*self.outer.values(), *(p for _, p in told)]
+        self._present = PresentSums.of(world, every, exchange, clock, patience_s) if at_once else None
+        self._deltas = self._told = None
+        if self._present is None:
+            self._deltas = Exchange(world, self.outer.items(), exchange, broadcast=False, seed=seed, clock=clock)
+            self._told = Exchange(world, told, dense, broadcast=False, clock=clock)
         self._under_way = self._waiting = False
+
+    @property
+    def roll_call(self) -> RollCall | None:
+        """Who is present in rounds; None where all must be."""
+        return None if self._present is None else self._present.roll_call
 
     def stated(self) -> dict[Tensor, Tensor]:
         """What stands for each of the model's tensors: the outer parameters, the means of buffers."""
         stood = {**self.outer, **self._means}
         return {own: stood[name].detach() for name, own in self.own.items()}
 
-    def send(self, share: float | None) -> None:
+    def send(self, share: float | None, step: int) -> None:
         """Begin to exchange what this rank's values have become. Collective.
 
         Args:
+            step: after so many.
             share: of the samples since the last sending, in any unit that all ranks have in common; None leaves the
                 rank out.
         """
@@ -79,15 +98,17 @@ class Fragment:
             mean.grad = torch.zeros_like(mean) if share is None else self.own[name].detach() * factor
         self._shares.grad = torch.zeros_like(self._shares)
         self._shares.grad[self._world.rank] = LEFT_OUT if share is None else share
-        self._deltas.start()
-        self._told.start()
+        if self._present is not None:
+            self._present.sum(step)
+        for exchange in self._exchanges():
+            exchange.start()
         self._under_way = self._waiting = True
 
     def collect(self) -> None:
         """Wait for what is under way; nothing changes yet. Collective."""
         if self._under_way:
-            self._deltas.finish()
-            self._told.finish()
+            for exchange in self._exchanges():
+                exchange.finish()
             self._under_way = False
 
     def land(self, keep: float) -> list[int]:
@@ -126,11 +147,14 @@ class Fragment:
 
     def planned_bytes(self) -> int:
         """The most that this rank sends in a round."""
-        return self._deltas.planned_bytes() + self._told.planned_bytes()
+        if self._present is not None:
+            return self._present.planned_bytes()
+        return sum(exchange.planned_bytes() for exchange in self._exchanges())
 
     def plan(self) -> dict[str, str]:
         """How the deltas travel, for a person."""
-        return {what: text for what, text in self._deltas.plan().items() if what == "exchange"}
+        plan = {} if self._deltas is None else self._deltas.plan()
+        return {what: text for what, text in plan.items() if what == "exchange"}
 
     def state_dict(self) -> Tree:
         """What is the same on all ranks, without the outer parameters: the optimizer, means of buffers, and the sums
@@ -142,6 +166,8 @@ class Fragment:
 
     def rank_state_dict(self) -> Tree:
         """This rank's own: what its codecs owe."""
+        if self._deltas is None or self._told is None:
+            return {}
         return {"deltas": self._deltas.rank_state_dict(), "told": self._told.rank_state_dict()}
 
     @torch.no_grad()
@@ -157,8 +183,12 @@ class Fragment:
             total = shared["sums"][name]
             p.grad = _as_many(total, self._world.size) if p is self._shares else total.clone()
         saved = SavedParts.of(parts)
-        self._deltas.load_state_dict(saved.under("deltas"))
-        self._told.load_state_dict(saved.under("told"))
+        if self._deltas is not None and self._told is not None and "deltas" in saved[0]:
+            self._deltas.load_state_dict(saved.under("deltas"))
+            self._told.load_state_dict(saved.under("told"))
+
+    def _exchanges(self) -> list[Exchange]:
+        return [exchange for exchange in (self._deltas, self._told) if exchange is not None]
 
     def _named(self) -> list[tuple[str, nn.Parameter]]:
         return [*self.outer.items(), *self._means.items(), ("shares of the ranks", self._shares)]

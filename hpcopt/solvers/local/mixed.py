@@ -56,7 +56,9 @@ class Mixed:
             stood[buffer] = self._world.all_reduce(buffer.detach().double()).div_(self._world.size)
         return stood
 
-    def send(self, share: float | None) -> None:
+    roll_call = None
+
+    def send(self, share: float | None, step: int) -> None:
         """Note whether this rank takes part; None: it does not step."""
         self._left_out = share is None
 

@@ -9,6 +9,7 @@ from hpcopt.shapes.batch import Batch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Solver, SolverConfig, Task, Tree
 from hpcopt.shapes.stats import Rows, StepStats
+from hpcopt.solvers import absences
 from hpcopt.solvers.first_order import FirstOrder
 from hpcopt.solvers.local.steps import LocalSteps, LocalStepsConfig
 from hpcopt.solvers.own_steps import OwnSteps
@@ -54,28 +55,37 @@ class LocalSgd(Solver):
             seed=context.seed("local"),
             clock=context.clock,
         )
+        self.roll_call = self._local.roll_call
+        self._loss: SupportsFloat | None = None  # of the newest step for which this rank had one
         self._step = 0
 
     def step(self, batch: Batch) -> StepStats:
         self._local.go_on()
-        loss: SupportsFloat | None = self._own.backward(batch)
+        late, loss = self._local.decided(), self._loss
+        if not late:
+            loss = self._own.backward(batch)
         with self._clock("update"):
-            lr = self._own.update(self._step)
+            lr = None if late else self._own.update(self._step)
             landed = self._local.step(batch.weight)
         self._step += 1
         if self._config.not_finite == "leave_out" and not math.isfinite(loss or 0.0):
             loss = None  # of a rank that will be left out
-        tables: dict[str, Rows] = {}
+        self._loss = loss
+        told = absences.told(self._local.roll_call if landed else None)
+        tables: dict[str, Rows] = told["tables"]
         if landed and self._local.left_out:
-            tables["left_out"] = LeftOut({"rank": self._local.left_out})
+            tables["left_out"] = LeftOut({"rank_number": self._local.left_out})
         if landed and self._local.chosen and self._local.pace is not None:
             pace = self._local.pace
             tables["round"] = Round({"steps": [pace.every], "exchange_s": [pace.exchange_s], "step_s": [pace.step_s]})
-        return StepStats(loss, lr, {}, tables)
+        return StepStats(loss, lr, told["scalars"], tables)
 
     def gather(self) -> None:
         """Put the outer parameters and the means of buffers into the model, until the next step. Collective."""
         self._local.gather()
+
+    def stand(self) -> None:
+        self._local.stand()
 
     def plan(self, flops: float) -> dict[str, str]:
         parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
@@ -100,7 +110,7 @@ class LeftOut(Rows):
     """Ranks that a round was made without."""
 
     def lines(self) -> Sequence[str]:
-        ranks = ", ".join(str(rank) for rank in self.values["rank"])
+        ranks = ", ".join(str(rank) for rank in self.values["rank_number"])
         return [f"warning: a round left out ranks whose parameters are not finite: {ranks}; they begin anew from it"]
 
 

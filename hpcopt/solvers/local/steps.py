@@ -24,6 +24,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from hpcopt.comm.roll_call import RollCall
 from hpcopt.comm.world import World
 from hpcopt.config import Config
 from hpcopt.errors import DivergedError, fitting
@@ -66,6 +67,12 @@ class LocalStepsConfig(Config):
     gossip: MixingConfig | None = Field(
         None, description="mix outer parameters with a few neighbours, in place of a mean over all ranks"
     )
+    patience_s: float | None = Field(
+        None,
+        ge=0,
+        description="with [run] elastic: seconds that a round waits for the other ranks once the first is there; who"
+        " comes later is left out of it, and begins anew from it; by default for ever",
+    )
     not_finite: Literal["end", "leave_out"] = Field(
         "end", description="a rank whose parameters are not finite ends the job, or is left out and begins anew"
     )
@@ -78,6 +85,8 @@ class LocalStepsConfig(Config):
             raise ValueError(f"every_at_end = {self.every_at_end}: rounds may grow over a run, not shrink")
         if self.wait_share is not None and (self.every_at_end or self.fragments > 1 or self.delay or self.gossip):
             raise ValueError("wait_share measures whole rounds: leave out every_at_end, fragments, delay and gossip")
+        if self.patience_s is not None and (self.fragments > 1 or self.delay or self.gossip):
+            raise ValueError("patience_s is for whole rounds that land at once: leave out fragments, delay and gossip")
         if self.fragments > self.every:
             raise ValueError(f"fragments = {self.fragments} do not fit into a round of every = {self.every} steps")
         if self.delay >= self.every:
@@ -158,7 +167,28 @@ class LocalSteps:
         if config.gossip is not None:
             return Mixed(world, parameters, buffers, outer=config.outer, mixing=config.gossip, seed=seed, clock=clock)
         assert exchange is not None
-        return Fragment(world, parameters, buffers, outer=config.outer, exchange=exchange, seed=seed, clock=clock)
+        return Fragment(
+            world,
+            parameters,
+            buffers,
+            outer=config.outer,
+            exchange=exchange,
+            seed=seed,
+            clock=clock,
+            at_once=config.fragments == 1 and not config.delay,
+            patience_s=config.patience_s,
+        )
+
+    @property
+    def roll_call(self) -> RollCall | None:
+        """Who is present in rounds; None where all must be."""
+        return self._parts[0].roll_call
+
+    def decided(self) -> bool:
+        """Whether the round that this rank is in was decided without it: further steps up to its end are for
+        nothing.
+        """
+        return self.roll_call is not None and self.roll_call.decided_after(self._step)
 
     def step(self, share: float = 1.0) -> bool:
         """Count a step of the inner optimizer, and do what is due after it. Collective, where something is.
@@ -196,7 +226,14 @@ class LocalSteps:
         """Wait for what is under way, which still lands when it should, and note the stated values, for
         ``state_dict``. Collective.
         """
-        self._stated = {buffer: self._world.broadcast(buffer.clone()) for buffer in self._other}
+        self._note({buffer: self._world.broadcast(buffer.clone()) for buffer in self._other})
+
+    def stand(self) -> None:
+        """Note the stated values at the end of a round, without the others; buffers of integers are this rank's."""
+        self._note({buffer: buffer.clone() for buffer in self._other})
+
+    def _note(self, others: dict[Tensor, Tensor]) -> None:
+        self._stated = others
         for part in self._parts:
             part.collect()
             self._stated |= part.stated()
@@ -289,7 +326,7 @@ class LocalSteps:
         """Send one part's change, and begin anew if this rank's is not finite."""
         share, self._share[part] = self._share[part], 0.0
         finite = all(bool(own.detach().isfinite().all()) for own in self._parts[part].own.values())
-        self._parts[part].send(share if finite else None)
+        self._parts[part].send(share if finite else None, self._step)
         self._pending.append((self._step + self._config.delay, part))
         if not finite:
             for each in self._parts:
@@ -301,7 +338,10 @@ class LocalSteps:
         landed = False
         while self._pending and self._pending[0][0] <= until:
             _, part = self._pending.pop(0)
-            self.left_out, landed = self._parts[part].land(self._config.keep), True
+            absent = self.roll_call is not None and self._world.rank in self.roll_call.absent
+            self.left_out, landed = self._parts[part].land(0.0 if absent else self._config.keep), True
+            if absent:  # how far it had come when the others went on does not matter
+                self._inner.state.clear()
             if self.left_out and self._config.not_finite == "end":
                 error = DivergedError(
                     f"after step {self._step} the parameters of ranks {self.left_out} are not finite: lower the "

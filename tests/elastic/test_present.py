@@ -1,0 +1,56 @@
+"""Votes and local steps go on over those present: a rank's death undoes no step of the others."""
+
+import h5py
+import pytest
+
+from hpcopt.errors import EXIT_DONE
+from tests.elastic.runs import Runs
+
+LOCAL = (
+    "solver={name = 'tests.elastic.dying:DyingLocalConfig', deaths = 'deaths.json', every = 6, "
+    "optimizer = {name = 'adamw', lr = 0.003}}"
+)
+VOTE = (
+    "solver.optimizer={name = 'signum', lr = 0.001, momentum = 0.5}",
+    "exchange={name = 'vote'}",
+)
+
+
+@pytest.fixture
+def runs(tmp_path, digits) -> Runs:
+    return Runs(tmp_path, digits / "digits")
+
+
+def table(runs: Runs, name: str) -> list[tuple[int, int]]:
+    """Rounds, and ranks that were absent."""
+    with h5py.File(runs.folder / name / "metrics.h5") as file:
+        group = file["absences"]
+        return list(zip(group["step"][:].tolist(), group["rank_number"][:].astype(int).tolist(), strict=True))
+
+
+@pytest.mark.parametrize("dead", [2, 0])
+def test_a_vote_goes_on_in_the_same_step(runs, dead):
+    settings = (*VOTE, "run.rejoin_s=0", "run.copy_every=1000")
+    assert runs.start("vote", 3, [(dead, 10, "host")], *settings)[(dead + 1) % 3] == EXIT_DONE
+    assert runs.membership("vote").starts == [(0, 3), (11, 2)]
+    assert table(runs, "vote") == [(11, dead)]
+    assert "resumed at step 11" in runs.log("vote")
+    runs.replay("vote", 3, *settings, rescaled=True)
+
+
+def test_a_place_is_taken_again(runs):
+    """By one that has none of what the lost one held: so other bits than those of an undisturbed run."""
+    settings = (*VOTE, "run.copy_every=1000", "run.rejoin_s=600")
+    assert runs.start("taken", 3, [(1, 19, "rank")], *settings) == [EXIT_DONE] * 3
+    assert runs.membership("taken").starts == [(0, 3), (20, 3)]
+    assert table(runs, "taken") == [(20, 1)]
+    runs.replay("taken", 3, *settings, rescaled=True)
+
+
+def test_local_steps_go_on_to_the_end_of_the_round(runs):
+    """With an evaluation between the death and the round's end, which is left out."""
+    settings = (LOCAL.replace("deaths.json", str(runs.deaths)), "run.rejoin_s=0", "run.copy_every=1000")
+    assert runs.start("local", 3, [(1, 14, "host")], *settings) == [EXIT_DONE, -9, EXIT_DONE]
+    assert runs.membership("local").starts == [(0, 3), (18, 2)]
+    assert table(runs, "local") == [(18, 1)]
+    runs.replay("local", 3, *settings, rescaled=True)
