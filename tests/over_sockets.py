@@ -40,10 +40,10 @@ def lose_patience(teller: RollCall, number: int, early: Collection[int]) -> None
     """Let the time of a round be over once these ranks' ballots are there, and no sooner."""
     with teller._links.news:
         wait_until(teller, lambda: set(early) <= set(teller._ballots.get(number, ())))
-        teller.patience_s = 0.0
+        assert teller.patience_s == PATIENCE_S
+        teller._first_s[number] -= PATIENCE_S
         teller._links.news.notify_all()
         wait_until(teller, lambda: teller._known >= number)
-        teller.patience_s = PATIENCE_S
 
 
 def wait_until(call: RollCall, holds: Callable[[], bool]) -> None:

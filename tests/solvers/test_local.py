@@ -19,6 +19,7 @@ from hpcopt.solvers.local import pace
 from hpcopt.solvers.local.solver import LocalConfig
 from hpcopt.solvers.local.steps import LocalSteps, LocalStepsConfig
 from hpcopt.solvers.mixing import MixingConfig
+from hpcopt.store.tables import usable
 from hpcopt.testing.problem import Problem, flat
 from hpcopt.testing.solver import Trial, check_equal_on_all_ranks, check_other_ranks, check_resume
 
@@ -193,6 +194,7 @@ def test_a_job_goes_on_without_the_loss_of_a_rank_that_is_left_out():
             if step == 1 and world.rank == 2:
                 batch.tensors["x"].fill_(torch.nan)
             stats = solver.step(batch)
+            assert all(usable(column) for table in stats.tables.values() for column in table.columns(world))
             told.append((stats.loss, [line for table in stats.tables.values() for line in table.lines()]))
         solver.gather()
         return told, flat(solver.model)
