@@ -3,6 +3,7 @@
 import math
 
 import h5py
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,9 +12,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import hpcopt
 from hpcopt.comm.loopback import run_ranks
-from hpcopt.comm.world import World
+from hpcopt.comm.world import World, alone
 from hpcopt.errors import JobError
 from hpcopt.session import loop
+from hpcopt.session.parts import cut_in
 from hpcopt.shapes.stats import Scalar
 from hpcopt.trainer.virtual import DIGEST
 
@@ -68,6 +70,8 @@ def digests_often(monkeypatch):
 def test_the_bits_are_the_same_on_any_number_of_ranks(tmp_path):
     one = Run(tmp_path / "1").go(1, 5)
     assert {"loss", "correct", "spread", DIGEST} <= one.keys()
+    digests = np.frombuffer(one[DIGEST])
+    assert np.isfinite(digests).tolist() == [False, True, False, True, False] and digests[1] != digests[3]
     for ranks in (2, 3):
         assert Run(tmp_path / f"{ranks}").go(ranks, 5) == one
 
@@ -92,6 +96,15 @@ def test_the_numbers_are_those_of_as_many_ranks(tmp_path):
     for name, values in columns[0].items():
         assert values == pytest.approx(columns[1][name], rel=1e-4), name
     assert len(columns[0]["loss"]) == 4 and all(map(math.isfinite, columns[0]["loss"]))
+
+
+def test_parts_begin_where_they_would_alone():
+    """At a cache line, in nests of any kind."""
+    batch = (POINTS[:7], {"y": [torch.arange(7)]})
+    parts = cut_in(batch, [3, 0, 4])
+    for begin, end, (x, rest) in zip((0, 3, 3), (3, 3, 7), parts, strict=True):
+        assert torch.equal(x, POINTS[begin:end]) and rest["y"][0].tolist() == list(range(begin, end))
+        assert x.data_ptr() % 64 == 0
 
 
 @pytest.mark.parametrize(
@@ -131,3 +144,12 @@ def test_without_a_sampler_or_on_too_many_ranks_it_is_refused(tmp_path):
         run_ranks(1, program)
     with pytest.raises(JobError, match="virtual_ranks = 3 or more"):
         run_ranks(3, program)
+
+
+def test_what_has_a_state_of_each_ranks_own_is_refused(tmp_path):
+    model = nn.Linear(6, 6)
+    with hpcopt.Session(tmp_path, steps=1, world=alone(), reproducible="any ranks") as session:
+        with pytest.raises(JobError, match=r"keep\(kaisa=\.\.\.\)"):
+            session.keep(model=model, kaisa=hpcopt.Kaisa(model, session.world))
+        with pytest.raises(JobError, match=r"take exchange"):
+            session.local(model, torch.optim.SGD(model.parameters(), lr=0.1))

@@ -133,6 +133,12 @@ class Session:
             JobError: on all ranks: a thing cannot be kept; the message says why.
             CheckpointError: on all ranks: the checkpoint lacks a thing, or has another.
         """
+        own = [name for name, thing in things.items() if hasattr(thing, "rank_state_dict")]
+        if own and self._start.context.virtual is not None:
+            raise JobError(
+                f'reproducible = "any ranks": keep({own[0]}=...) has a state of each rank\'s own, which depends on '
+                'their number; for K-FAC, take a job with [solver] name = "kaisa"'
+            ).everywhere()
         self._loop.keep(things)
 
     def keep_own(self, **things: Any) -> None:

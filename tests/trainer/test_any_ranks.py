@@ -5,6 +5,7 @@ number of ranks, and across changes of it.
 import argparse
 import copy
 import math
+import random
 from pathlib import Path
 from unittest import mock
 
@@ -16,12 +17,14 @@ from torch import nn
 
 from hpcopt.build import build
 from hpcopt.comm.loopback import run_ranks
+from hpcopt.comm.virtual import VirtualRanks
 from hpcopt.comm.world import World, alone, connect
 from hpcopt.errors import JobError, PeerError
 from hpcopt.job import Job, read_job
 from hpcopt.models.mlp import MlpConfig
 from hpcopt.optim.state import optimizer_state
 from hpcopt.prepare import prepare
+from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.solvers.data_parallel import DataParallel
 from hpcopt.trainer import loop
@@ -251,6 +254,52 @@ def test_buffers_of_any_kind_move_alike_and_constants_stay(job_of):
             assert bits == {bytes(buffer.view(torch.uint8).numpy())}, name
     assert float(states[0]["mean"].norm()) > 0
     assert states[0]["turned"].tolist() == [2j]
+
+
+class Drawing(nn.Module):
+    """Notes what it draws, of each generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.drawn = nn.Linear(64, 10), []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.drawn.append((float(torch.rand(())), float(np.random.random()), random.random()))
+        return self.linear(x.flatten(1))
+
+
+def test_each_virtual_rank_draws_what_is_its_own_in_each_step(job_of):
+    """While it computes and, unlike that, while it reads."""
+    seen = []
+    for ranks in (1, 3):
+        made: list[Drawing] = []
+        with mock.patch.object(MlpConfig, "build", lambda *_, made=made: made.append(Drawing()) or made[-1]):
+            Run(job_of()).go(ranks, 2)
+        seen.append(sorted(triple for model in made for triple in model.drawn))
+    assert seen[0] == seen[1]
+
+    class Reading:
+        def train_batches(self, rank: int, size: int, start: int):
+            while True:
+                triple = (float(torch.rand(())), float(np.random.random()), random.random())
+                yield TensorBatch({"drawn": torch.tensor([triple], dtype=torch.float64)}, torch.arange(1), size)
+
+    read = []
+    for ranks in (1, 3):
+        all_batches = [virtual_batches(Reading(), VirtualRanks(VIRTUAL, rank, ranks, 5), 0) for rank in range(ranks)]
+        steps = [
+            part.tensors["drawn"][0].tolist()
+            for _ in range(2)
+            for batches in all_batches
+            for part in next(batches).parts
+        ]
+        read.append(steps)
+    assert read[0] == read[1]
+    for drawn in (seen[0], read[0]):
+        for column in zip(*drawn, strict=True):
+            assert len(set(column)) == 2 * VIRTUAL
+    assert VirtualRanks(1).seed_of(0, 0, "data") != VirtualRanks(1).seed_of(0, 0, "model")
 
 
 @pytest.mark.parametrize(
