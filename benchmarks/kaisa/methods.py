@@ -5,8 +5,8 @@
 
 The model is the Transformer of step_cost.py; its words, norms and output layer go by AdamW. Ranks are threads that
 share out a batch of 16 times 64 tokens. A step's seconds are the CPU seconds of a rank's own thread, of the rank that
-has most, and of the rounds the least; kinds of step take turns. "1/10" is nine steps with new factors and one with
-new bases or roots as well.
+has most, and of the rounds the median; kinds of step take turns. "1/10" is nine steps with new factors and one with
+new bases or roots as well. "soap, peer" is pytorch-optimizer's, on one rank.
 """
 
 import argparse
@@ -27,9 +27,11 @@ FIRST_ORDER = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 METHODS: dict[str, dict[str, Any]] = {
     "muon": {"method": "muon"},
     "soap": {"method": "soap"},
-    "soap one-sided": {"method": "soap", "max_size": 512},  # the wide side of the feed-forward maps has no basis
+    "soap, short": {"method": "soap", "soap": {"sides": "short"}},  # the long side of feed-forward maps has no basis
     "shampoo": {"method": "shampoo"},
 }
+PEER = "soap, peer"
+PEER_STEPS = {"plain": 1, "factors": 1, "inverses": 10}  # it has new factors at every step, new bases at every tenth
 KINDS = {"plain": 1, "factors": 10, "inverses": 100}  # the step number that makes KAISA do it
 BATCH, TOKENS, WORDS = 16, 64, 8192
 
@@ -43,6 +45,12 @@ class Training:
         self.kaisa: hpcopt.Kaisa | None = None
         if name in FIRST_ORDER:
             self.optimizers = [FIRST_ORDER[name](self.model.parameters(), lr=1e-3)]
+        elif name == PEER:
+            from pytorch_optimizer import SOAP
+
+            moved = [p for p in self.model.body.parameters() if p.ndim == 2]
+            rest = [p for p in self.model.parameters() if not any(p is m for m in moved)]
+            self.optimizers = [SOAP(moved, lr=1e-3, weight_decay=0.0), torch.optim.AdamW(rest, lr=1e-3)]
         else:
             self.kaisa = hpcopt.Kaisa(self.model, world, **METHODS[name], skip=SKIP, fraction=1 / world.size)
             moved = {p for layer in self.kaisa.layers.found for p in layer.parameters()}
@@ -54,6 +62,8 @@ class Training:
         """Do one; give this thread's seconds."""
         if self.kaisa is not None:
             self.kaisa.steps = KINDS[kind]
+        elif "step" in (group := self.optimizers[0].param_groups[0]):
+            group["step"] = PEER_STEPS[kind]
         x = torch.randint(0, WORDS, (BATCH // self.world.size, TOKENS))
         before = time.thread_time()
         self.model.zero_grad()
@@ -92,7 +102,7 @@ def steps(ranks: int, rounds: int, names: list[str]) -> None:
         return found
 
     by_rank = torch.tensor(run_ranks(ranks, program))  # ranks, rounds, kinds
-    seconds = dict(zip(kinds, by_rank.amax(0).amin(0).tolist(), strict=True))
+    seconds = dict(zip(kinds, by_rank.amax(0).median(0).values.tolist(), strict=True))
     print(f"{ranks} ranks, {BATCH} x {TOKENS} tokens in all, {rounds} rounds")
     for (name, kind), s in seconds.items():
         print(f"{name:14} {kind:9} {s:.4f} s, {s / seconds['sgd', 'plain']:.3f} of SGD, ", end="")
@@ -132,7 +142,7 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=("memory", "steps"))
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--names", nargs="+", choices=METHODS, default=[*METHODS])
+    parser.add_argument("--names", nargs="+", choices=[*METHODS, PEER], default=[*METHODS])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.what == "memory":

@@ -207,6 +207,8 @@ ARMS: dict[str, Arm] = {
     "muon": whole("muon"),
     "newton_muon": whole("newton_muon", factor_every=5, inverse_every=10),
     "soap": whole("soap", **OFTEN),
+    "soap, short": whole("soap", soap={"sides": "short"}, **OFTEN),
+    "soap, blocks": whole("soap", max_size=128, large="blocked", **OFTEN),
     "soap, K-FAC's factors": whole("soap", soap={"factors": "kfac"}, factor_every=5, inverse_every=10),
     "kl_shampoo": whole("kl_shampoo", **OFTEN),
     "shampoo": Arm(INNER, {"method": "shampoo", **OFTEN}, ends=False),

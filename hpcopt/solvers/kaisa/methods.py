@@ -51,7 +51,8 @@ def chooser(model: nn.Module, settings: KaisaSettings) -> Choose:
         own = (m for pattern, m in settings.methods.items() if _is_found(pattern, name, module))
         method = next(own, settings.method)
         source = methods[method].source
-        return Choice(method, source, methods[method].whole or source != "activations")
+        short = method == "soap" and settings.soap.sides == "short"
+        return Choice(method, source, methods[method].whole or source != "activations", short)
 
     for pattern in settings.methods:
         if not any(_is_found(pattern, name, module) for name, module in model.named_modules()):

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from hpcopt.solvers.kaisa import symmetric
-from hpcopt.solvers.kaisa.products import times_transposed
 
 A, B, C = 3.4445, -4.7750, 2.0315
 EPS = 1e-7  # least norm that is divided by
@@ -52,13 +51,13 @@ def _by_gram(x: Tensor, iterations: int) -> Tensor:
     x = x.contiguous()
 
     def plus(y: Tensor, beta: float, left: Tensor, right: Tensor, alpha: float = 1.0) -> Tensor:
-        """``beta Y + alpha left right``, of symmetric matrices; of one in main memory by the quicker kernel."""
+        """``beta Y + alpha left right``, of symmetric matrices that commute; of one in main memory half is computed."""
         if not is_one:
             return torch.baddbmm(y, left, right, beta=beta, alpha=alpha)
-        product = times_transposed(left[0], right[0])
+        product = symmetric.product(left[0], right[0])
         return (product if alpha == 1 else product.mul_(alpha)).add_(y[0], alpha=beta).unsqueeze(0)
 
-    gram = times_transposed(x[0], x[0]).unsqueeze(0) if is_one else x @ x.transpose(1, 2)
+    gram = symmetric.product(x[0], x[0]).unsqueeze(0) if is_one else x @ x.transpose(1, 2)
     whole = None
     for left in reversed(range(iterations)):
         z = plus(gram, B, gram, gram, C)
@@ -80,10 +79,10 @@ def _rounds(x: Tensor) -> Tensor:
 
 
 def _round(x: Tensor) -> Tensor:
-    """Of one matrix; in main memory by the quicker kernel."""
+    """Of one matrix; in main memory half of what is symmetric is computed."""
     if not x.is_cpu or x.dtype != torch.float32:
         return _rounds(x)
     matrix = x[0].contiguous()
-    gram = times_transposed(matrix, matrix)
-    polynomial = times_transposed(gram, gram).mul_(C).add_(gram, alpha=B)
+    gram = symmetric.product(matrix, matrix)
+    polynomial = symmetric.product(gram, gram).mul_(C).add_(gram, alpha=B)
     return symmetric.times(polynomial, matrix).add_(matrix, alpha=A).unsqueeze(0)

@@ -6,16 +6,20 @@ With A and G the averages of ``W^T W`` and ``W W^T``, and Q_A and Q_G their eige
     P = Q_G (M / (sqrt(V) + eps)) Q_A^T sqrt(1 - beta2^t) / (1 - beta1^t)
 
 A refresh takes one step of subspace iteration, ``Q <- qr(A Q)``, with columns in the order of their eigenvalues during
-it; each stays where it was, so that V need not be told. M is turned from the old basis into the new one. A factor of
-more than ``max_size`` rows has no basis: that side is left as it is. The first gradient makes a basis and no step: in
-its own basis it is diagonal, and all else that Adam would bring to full size is what rounding left.
+it; each stays where it was, so that V need not be told. M is turned from the old basis into the new one. The first
+gradient makes a basis and no step: in its own basis it is diagonal, and all else that Adam would bring to full size is
+what rounding left.
+
+A factor of more than ``max_size`` rows has no basis: that side is left as it is. So is, with ``sides = "short"``, one
+that is at least twice as long as the other (the paper's section 7.2 has one side alone, of all matrices): of a matrix
+of n and 4n rows it would take four fifths of the products, and nearly all of a refresh.
 """
 
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from hpcopt.config import Config
@@ -37,6 +41,15 @@ class SoapSettings(Config):
     factors: Literal["shampoo", "kfac"] = Field(
         "shampoo", description="whose eigenvectors: of averages over gradients, or over inputs and outputs' gradients"
     )
+    sides: Literal["both", "short"] = Field(
+        "both", description="short: a side at least twice as long as the other has no basis; with shampoo's factors"
+    )
+
+    @model_validator(mode="after")
+    def _sides_are_of_gradients(self) -> "SoapSettings":
+        if self.sides == "short" and self.factors == "kfac":
+            raise ValueError('sides = "short" is for factors of gradients: leave it, or factors = "kfac", out')
+        return self
 
 
 class Soap:
@@ -118,7 +131,7 @@ class Soap:
     def _out_of_basis(self, layer: Layer, kept: Tensor, w: Tensor) -> Tensor:
         rows_a, rows_g = self._bases(layer, kept)
         w = w if rows_a is None else _right(layer.a, rows_a.transpose(1, 2), w)
-        return w if rows_g is None else _left(layer.g, rows_g.transpose(1, 2).contiguous(), w)
+        return w if rows_g is None else _left(layer.g, rows_g.transpose(1, 2), w)
 
 
 def _numel(shape: FactorShape) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 from hpcopt.solvers.kaisa.products import NARROW, narrow_is_quick, times_transposed
 
 LEAST_ROWS = 64  # of a product's left factor, for speed
+LEAST_HALVED = 256  # rows of a symmetric product of which it pays to compute half
 LEAST_NARROW = 128  # columns from which bfloat16 gains anything
 
 
@@ -142,6 +143,22 @@ def multiply(packed: Tensor, x: Tensor, scratch: Tensor | None = None) -> Tensor
     if blocks > 1:
         return (full @ x.to(full.dtype)).to(x.dtype)
     return times(full[0], x[0].to(full.dtype)).to(x.dtype).unsqueeze(0)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Give ``a b^T``, (n, n), where that is known to be symmetric: of ``b = a``, or of polynomials of one matrix. Of a
+    large one in main memory no more than the lower half is computed, and some of the rest; the other half is its copy.
+    """
+    n = len(a)
+    if n < LEAST_HALVED or not a.is_cpu:
+        return times_transposed(a, b)
+    out = a.new_empty(n, n)
+    height = min(-(-n // 32) * 16, LEAST_HALVED)
+    for first in range(0, n, height):
+        last = min(first + height, n)
+        times_transposed(a[first:last], b[:last], out[first:last, :last])
+        out[:first, first:last] = out[first:last, :first].T
+    return out
 
 
 def times(matrix: Tensor, x: Tensor) -> Tensor:

@@ -28,6 +28,10 @@ def followed(ours: nn.Module, kaisa: Kaisa, gradients: list[torch.Tensor]) -> li
     return found
 
 
+def eigenvectors(factor: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.eigh(factor)[1]
+
+
 def draws(count: int, *shape: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(*shape, dtype=torch.float64, generator=generator) for _ in range(count)]
@@ -54,18 +58,25 @@ def test_soap_is_that_of_pytorch_optimizer():
         torch.testing.assert_close(found, p, rtol=1e-5, atol=1e-6)  # their bases are rounded to float32
 
 
-@pytest.mark.parametrize("inputs, max_size", [(4, 100), (7, 5)])
-def test_soap_is_adam_in_eigenbases(inputs, max_size):
-    """A basis of the first gradients' factors, exact, that stays; a side of more than max_size has none."""
-    gradients = draws(5, 4, inputs)
-    layer = nn.Linear(inputs, 4, bias=False).double()
-    settings = {"factor_every": 1, "inverse_every": 100, "max_size": max_size, "soap": {"betas": (0.8, 0.7)}}
+@pytest.mark.parametrize("inputs, size, sides", [(4, 100, "both"), (7, 5, "both"), (4, 9, "short"), (8, 9, "short")])
+@pytest.mark.parametrize("turned", [False, True])
+def test_soap_is_adam_in_eigenbases(inputs, size, sides, turned):
+    """A basis of the first gradients' factors, exact, that stays; a side of more than max_size has none, nor has one
+    that is twice as long as the other, if that is asked for.
+    """
+    gradients = [g.T.contiguous() if turned else g for g in draws(5, 4, inputs)]
+    rows, columns = gradients[0].shape
+    layer = nn.Linear(columns, rows, bias=False).double()
+    own = {"betas": (0.8, 0.7), "sides": sides}
+    settings = {"factor_every": 1, "inverse_every": 100, "max_size": size, "soap": own}
     kaisa = Kaisa(layer, alone(), method="soap", **settings)
-    q_g = torch.linalg.eigh(gradients[0] @ gradients[0].T)[1]
-    q_a = torch.eye(inputs, dtype=torch.float64)
-    if inputs <= max_size:
-        q_a = torch.linalg.eigh(gradients[0].T @ gradients[0])[1]
-    adam = nn.Parameter(torch.zeros(4, inputs, dtype=torch.float64))
+
+    def basis(factor: torch.Tensor) -> torch.Tensor:
+        long = sides == "short" and len(factor) == 8
+        return torch.eye(len(factor), dtype=factor.dtype) if long or len(factor) > size else eigenvectors(factor)
+
+    q_g, q_a = basis(gradients[0] @ gradients[0].T), basis(gradients[0].T @ gradients[0])
+    adam = nn.Parameter(torch.zeros(rows, columns, dtype=torch.float64))
     optimizer = torch.optim.Adam([adam], lr=1.0, betas=(0.8, 0.7), eps=1e-8)
     first, *rest = followed(layer, kaisa, gradients)
     assert not first.any()
@@ -192,6 +203,7 @@ def test_newtons_roots_are_those_of_eigenvalues(power):
 
 SETTINGS = [
     {"method": "soap"},
+    {"method": "soap", "soap": {"sides": "short"}},
     {"method": "shampoo"},
     {"method": "soap", "inverse_lag": 1},
     {"method": "kl_shampoo"},
@@ -223,6 +235,15 @@ def test_a_checkpoint_goes_on_at_other_ranks_to_the_bit(method):
     for size, fraction in ((1, 1.0), (3, 0.34)):
         for found, _ in run_ranks(size, lambda t, f=fraction: stepped(World(t), 3, saved, fraction=f, **settings)):
             assert all(torch.equal(p, q) for p, q in zip(found.parameters(), expected.parameters(), strict=True))
+
+
+def test_a_checkpoint_of_other_sides_is_refused():
+    _, kaisa = stepped(alone(), 1, method="soap")
+    other = Kaisa(copy.deepcopy(MIXED), alone(), method="soap", soap={"sides": "short"})
+    with pytest.raises(CheckpointError, match=r"sides='both'.*and now has.*sides='short'"):
+        other.load_state_dict(kaisa.state_dict(), [kaisa.rank_state_dict()])
+    with pytest.raises(ValidationError, match='sides = "short" is for factors of gradients'):
+        KaisaSettings(method="soap", soap={"sides": "short", "factors": "kfac"})
 
 
 def test_factors_of_another_source_are_refused():

@@ -1,9 +1,9 @@
-"""Packed symmetric matrices in single precision, where products go through oneDNN, against dense double precision."""
+"""Packed symmetric matrices in single precision, by either kernel of products, against dense double precision."""
 
 import pytest
 import torch
 
-from hpcopt.solvers.kaisa import symmetric
+from hpcopt.solvers.kaisa import products, symmetric
 from hpcopt.solvers.kaisa.layers import autocorrelation, norm
 from hpcopt.solvers.kaisa.products import narrow_is_quick, times_transposed
 
@@ -12,14 +12,35 @@ def assert_near(found, expected, tolerance=1e-5):
     assert (found.double() - expected).norm() <= tolerance * expected.norm()
 
 
+@pytest.fixture(params=["mm", "oneDNN"])
+def kernel(request, monkeypatch):
+    """Either is the quicker one on some processor."""
+    onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if request.param == "oneDNN" and onednn is None:
+        pytest.skip("torch has no oneDNN")
+    monkeypatch.setattr(products, "_linear", onednn if request.param == "oneDNN" else None)
+
+
 @pytest.mark.parametrize("n, m, k", [(1, 1, 1), (3, 300, 200), (257, 129, 300), (0, 5, 7)])
-def test_products_are_single_precision_whatever_the_layout(n, m, k):
+def test_products_are_single_precision_whatever_the_layout(n, m, k, kernel):
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(n, k, generator=generator), torch.randn(k, m, generator=generator)
     expected = a.double() @ b.double()
     for left in (a, a.T.contiguous().T, torch.cat([a, a], 1)[:, :k]):
         for right in (b.T, b.T.contiguous()):
             assert_near(times_transposed(left, right), expected)
+            wide = torch.zeros(n, m + 1)
+            assert_near(times_transposed(left, right, wide[:, :m]), expected)
+            assert_near(wide[:, :m], expected)
+
+
+@pytest.mark.parametrize("n, k", [(5, 9), (256, 300), (300, 64), (700, 40)])
+def test_symmetric_products_are_whole(n, k, kernel):
+    a = torch.randn(n, k, generator=torch.Generator().manual_seed(0))
+    exact = a.double() @ a.double().T
+    found = symmetric.product(a, a)
+    assert_near(found, exact)
+    assert_near(symmetric.product(found @ found, found), exact @ exact @ exact)
 
 
 @pytest.mark.parametrize("size", [2, 31, 33, 144, 257, 300])

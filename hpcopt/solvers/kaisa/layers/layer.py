@@ -59,7 +59,7 @@ class FactorShape:
         if self.size == 1:
             packed[:, 0] += x.square().sum(1).flatten()
         else:
-            rows = x.view(*x.shape[:2], self.blocks, -1).transpose(1, 2).flatten(0, 1) if self.blocks > 1 else x
+            rows = x.reshape(*x.shape[:2], self.blocks, -1).transpose(1, 2).flatten(0, 1) if self.blocks > 1 else x
             symmetric.add_gram(packed, rows, ones, narrow)
 
 

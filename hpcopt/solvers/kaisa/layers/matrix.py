@@ -17,6 +17,7 @@ from hpcopt.solvers.kaisa import symmetric
 from hpcopt.solvers.kaisa.layers.layer import FactorShape, Layer, Options
 
 Source = Literal["activations", "inputs", "gradients", "nothing"]
+LONG = 2
 
 
 class Choice(NamedTuple):
@@ -27,11 +28,13 @@ class Choice(NamedTuple):
         source: what that takes factors of: inputs and gradients of outputs, inputs alone, the weight's gradient, or
             nothing.
         alone: it takes the weight alone, and leaves the bias to the inner optimizer.
+        short: a gradient's factor is left out where its side is at least ``LONG`` times as long as the other.
     """
 
     method: str = "cholesky"
     source: Source = "activations"
     alone: bool = False
+    short: bool = False
 
 
 class Matrix(Layer):
@@ -40,8 +43,11 @@ class Matrix(Layer):
     def __init__(self, name: str, weight: nn.Parameter, options: Options, choice: Choice, batch: int = 1) -> None:
         self._setup(name, weight, None, options, batch)
         self.method, self.source = choice.method, choice.source
-        if choice.source == "nothing":
-            self.a = self.g = FactorShape(batch, 0, 1)
+        none = FactorShape(batch, 0, 1)
+        if choice.source == "nothing" or (choice.short and self.inputs >= LONG * self.outputs):
+            self.a = none
+        if choice.source == "nothing" or (choice.short and self.outputs >= LONG * self.inputs):
+            self.g = none
 
     @property
     def sums(self) -> int:
@@ -56,7 +62,7 @@ class Matrix(Layer):
         rows = for_a, for_g.transpose(1, 2)
         both = [for_a.new_zeros(f.matrices, symmetric.packed_length(f.size)) for f in (self.a, self.g)]
         for shape, packed, x in zip((self.a, self.g), both, rows, strict=True):
-            shape.add_rows(packed, x.contiguous(), narrow=self.options.narrow)
+            shape.add_rows(packed, x, narrow=self.options.narrow)
         return both[0], both[1]
 
 
