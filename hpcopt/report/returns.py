@@ -13,6 +13,7 @@ RETURN = "evaluation_return"
 AXES = {"env_steps": "environment steps", "time_s": "seconds", "updates": "updates"}
 POINTS = 100  # of a mean, at most
 RECORDED = {
+    "return": "sums of the rewards of training episodes, with exploration, a mean over those that ended in a step",
     "lag": "the weights that collectors acted by are so many steps of the run old",
     "replay_age": "transitions of a batch are so many environment steps old",
     "collector_idle": "share of their time that collectors wait",

@@ -82,11 +82,13 @@ class Environments(Protocol):
 
     Attributes:
         observed: what to act on, (n, observations), float32.
-        restarts: how often the environments were lost and made anew.
     """
 
     observed: np.ndarray
-    restarts: int
+
+    @property
+    def restarts(self) -> int:
+        """How often the environments were lost and others took their place."""
 
     def step(self, actions: np.ndarray, rows: np.ndarray) -> list[Ended] | None:
         """Act once in each environment; give the episodes that ended.

@@ -84,6 +84,7 @@ def sampled(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tenso
     (0.0, -0.9189)
     """
     u = torch.addcmul(mean, log_std.exp(), noise)
-    slope = 2 * (math.log(2) - u - softplus(-2 * u))  # log (1 - tanh(u)^2), without a difference of near numbers
-    log_density = (-0.5 * noise.square() - log_std - LOG_SQRT_2PI - slope).sum(-1)
-    return u.tanh(), log_density
+    log_cosh = torch.sub(u, softplus(u, beta=-2), alpha=2)  # and log 2: softplus(u, -2) is -log(1 + exp(-2 u)) / 2
+    of_normal = torch.addcmul(log_std, noise, noise, value=0.5)  # minus its log density, but for a constant
+    constant = noise.shape[-1] * (LOG_SQRT_2PI + 2 * math.log(2))
+    return u.tanh(), -constant - torch.sub(of_normal, log_cosh, alpha=2).sum(-1)  # log(1 - tanh^2) is -2 log cosh

@@ -29,8 +29,9 @@ from hpcopt.models.control.agent import Agent, Policy
 from hpcopt.models.control.features import Features
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Solver, SolverConfig, Task, Tree
-from hpcopt.shapes.stats import Scalar, StepStats
+from hpcopt.shapes.stats import Scalar, StepStats, Table
 from hpcopt.solvers.actor_critic.collector import Chunk, Collector
+from hpcopt.solvers.actor_critic.ended import EndedEpisodes
 from hpcopt.solvers.actor_critic.learner import Learner, Learnt
 from hpcopt.solvers.actor_critic.method import MethodConfig
 from hpcopt.solvers.actor_critic.post import Post
@@ -91,6 +92,7 @@ class ActorCritic(Solver):
     and ``learner_idle``, the shares of the step that they waited for each other; ``restarts`` of environments so far.
     Now and then: ``policy_rank`` and ``critics_rank``, effective ranks of the features under their heads, and
     ``policy_dormant`` and ``critics_dormant``, shares of their units (see ``hpcopt.models.control.unit_statistics``).
+    Its table ``episodes`` has a row a training episode (``hpcopt.solvers.actor_critic.ended``).
     """
 
     draws = True
@@ -149,7 +151,7 @@ class ActorCritic(Solver):
             if self._learner is None:
                 self._post.send_chunk(own, self._roles.learner_of(self._world.rank))
         self._env_steps += self._simulation.batch
-        loss, rate = None, None
+        loss, rate, chunks = None, None, list[Chunk]()
         if self._learner is not None:
             chunks, waited_s = ([own], 0.0) if own is not None else self._chunks()
             rate = self._config.learning_rate(self._step, self._steps)
@@ -164,7 +166,12 @@ class ActorCritic(Solver):
             who = "collector_idle" if self._learner is None else "learner_idle"
             scalars[who] = waited_s / max(now_s - self._ended_s, 1e-9)
         self._ended_s = now_s
-        return StepStats(loss, rate, scalars)
+        return StepStats(loss, rate, scalars, self._ended_in(chunks))
+
+    def _ended_in(self, chunks: Sequence[Chunk]) -> dict[str, Table]:
+        """Episodes that ended in this step: those that rank 0 knows of, or what all learners know together."""
+        ended, shared = [one for chunk in chunks for one in chunk.ended], self._config.learners > 1
+        return {"episodes": EndedEpisodes(ended, self._env_steps, shared=shared)} if ended or shared else {}
 
     def _chunks(self) -> tuple[list[Chunk], float]:
         """Those of this step by this learner's collectors, and the seconds that they were waited for."""

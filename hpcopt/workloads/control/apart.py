@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,9 +10,9 @@ from contextlib import suppress
 
 import numpy as np
 
-from hpcopt.workloads.control.episodes import LostError
 from hpcopt.workloads.control.maker import Maker
-from hpcopt.workloads.control.server import RESET, STEP, taken
+from hpcopt.workloads.control.server import DONE, FAILED, RESET, STEP, taken
+from hpcopt.workloads.control.simulator import LostError
 
 END_S = 5.0  # that a process has to end by itself
 OF_LAUNCHERS = ("PMI", "PMIX_", "OMPI_", "HYDI", "MPI_", "MPICH_")  # variables that would make it a rank
@@ -25,6 +26,7 @@ class Apart:
     """
 
     def __init__(self, maker: Maker, count: int) -> None:
+        """Start it and wait until they are made. LostError: it is gone before."""
         self._layout = maker.layout
         told = {"name": maker.name, "arguments": maker.arguments, "wrappers": maker.wrappers, "count": count}
         numbers = {"observations": maker.layout.observations, "actions": maker.layout.actions}
@@ -39,10 +41,9 @@ class Apart:
         return self._answer(np.float32, self._layout.observations)
 
     def step(self, actions: np.ndarray, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """``indices`` are one behind the other."""
         count = len(indices)
-        ends = np.array([indices[0], indices[0] + count], np.int64)
-        self._ask(STEP + ends.tobytes() + np.ascontiguousarray(actions, np.float32).tobytes())
+        head = np.array([count, *indices], np.int64)
+        self._ask(STEP + head.tobytes() + np.ascontiguousarray(actions, np.float32).tobytes())
         observed = self._answer(np.float32, count * self._layout.observations).reshape(count, -1)
         rewards = self._answer(np.float64, count)
         return observed, rewards, self._answer(np.bool_, 2 * count).reshape(count, 2)
@@ -60,12 +61,17 @@ class Apart:
             process.wait()
 
     def _ask(self, order: bytes) -> None:
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(order)
-            self.process.stdin.flush()
-        except OSError as cause:
-            raise self._gone() from cause
+        """Give an order, and wait until it is done."""
+        orders, answers = self.process.stdin, self.process.stdout
+        assert orders is not None and answers is not None
+        with suppress(OSError):  # it is gone: it may have said why
+            orders.write(order)
+            orders.flush()
+        mark = answers.read(1)
+        if mark == FAILED:
+            raise LostError(answers.read().decode(errors="replace"))
+        if mark != DONE:
+            raise self._gone()
 
     def _answer(self, dtype: type[np.generic], count: int) -> np.ndarray:
         assert self.process.stdout is not None
@@ -75,4 +81,5 @@ class Apart:
         return found
 
     def _gone(self) -> LostError:
-        return LostError(f"exit code {self.process.wait()}")
+        code = self.process.wait()
+        return LostError(f"exit code {code}" if code >= 0 else f"ended by {signal.Signals(-code).name}")

@@ -55,7 +55,8 @@ class Here:
         """Begin an episode; give what is observed, (observations,), float32."""
         with theirs("the environment's reset()"):
             observed, _ = self._all[index].reset(seed=seed)
-        return self._vector(observed)
+            vector = self._vector(observed)
+        return finite(vector)
 
     def step(self, actions: np.ndarray, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Act in some environments by actions in [-1, 1], (n, actions).
@@ -77,17 +78,23 @@ class Here:
                 one, rewards[place], terminated, truncated, _ = self._all[index].step(action)
                 observed[place] = self._vector(one)
                 over[place] = terminated, truncated
-        if not (np.isfinite(rewards).all() and np.isfinite(observed).all()):
-            raise DataError("an environment gave an observation or a reward that is not finite")
-        return observed, rewards, over
+        return finite(observed), finite(rewards), over
 
     def close(self) -> None:
         """Let them go."""
-        for one in self._all:
-            one.close()
+        with theirs("the environment's close()"):
+            for one in self._all:
+                one.close()
 
     def _vector(self, observed: Any) -> np.ndarray:
         vector = np.asarray(observed, np.float32).ravel()
         if vector.size != self._observations:
             raise DataError(f"an environment gave {vector.size} numbers as an observation, not those of its space")
         return vector
+
+
+def finite(numbers: np.ndarray) -> np.ndarray:
+    """Observations or rewards as they are; DataError if one is not finite."""
+    if not np.isfinite(numbers).all():
+        raise DataError("an environment gave an observation or a reward that is not finite")
+    return numbers

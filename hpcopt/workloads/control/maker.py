@@ -68,7 +68,7 @@ class Maker:
         from gymnasium.spaces import Box
 
         one = self.make()
-        with theirs("the environment's close()"):
+        with theirs(f"[workload] environment = {self.name!r}, asked for its spaces,", JobError):
             seen, acted = one.observation_space, one.action_space
             one.close()
         if not isinstance(seen, Box):
@@ -81,4 +81,10 @@ class Maker:
                 f"[workload] environment = {self.name!r} takes {acted}: actions must be numbers between bounds; "
                 '[[workload.wrappers]] type = "gymnasium.wrappers:RescaleAction" can give some'
             )
-        return Layout(int(np.prod(seen.shape)), int(np.prod(acted.shape)))
+        layout = Layout(int(np.prod(seen.shape)), int(np.prod(acted.shape)))
+        if not (layout.observations and layout.actions):
+            raise JobError(
+                f"[workload] environment = {self.name!r} has {layout.observations} numbers as an observation and "
+                f"{layout.actions} as an action: there must be one of each at least"
+            )
+        return layout

@@ -1,7 +1,8 @@
 """The program of a process of environments: ``python -m hpcopt.workloads.control.server``.
 
 It is told what to make by a line of JSON, then takes orders: one byte, and the numbers that belong to it. Its standard
-output carries the answers; what environments print goes to standard error. It ends when its input does.
+output carries the answers, to the line, too: one byte, DONE, and numbers; or FAILED, and what failed, in words, which
+is the last. What environments print goes to standard error. It ends when its input does.
 """
 
 import json
@@ -15,6 +16,7 @@ from hpcopt.errors import HpcoptError
 from hpcopt.workloads.control.here import Here, make_environment
 
 RESET, STEP = b"r", b"s"
+DONE, FAILED = b".", b"!"
 
 
 def taken(pipe: IO[bytes], dtype: type[np.generic], count: int) -> np.ndarray | None:
@@ -29,20 +31,22 @@ def serve(orders: IO[bytes], answers: IO[bytes]) -> None:
     told = json.loads(orders.readline())
     made = [make_environment(told["name"], told["arguments"], told["wrappers"]) for _ in range(told["count"])]
     here, actions = Here(made, told["observations"]), told["actions"]
+    answers.write(DONE)
+    answers.flush()
     while order := orders.read(1):
-        counted = taken(orders, np.int64, 2)
-        if counted is None:
-            return
         if order == RESET:
-            index, seed = counted.tolist()
-            answers.write(here.reset(index, seed).tobytes())
-        else:
-            first, end = counted.tolist()
-            asked = taken(orders, np.float32, (end - first) * actions)
-            if asked is None:
+            place = taken(orders, np.int64, 2)
+            if place is None:
                 return
-            for part in here.step(asked.reshape(-1, actions), range(first, end)):
-                answers.write(np.ascontiguousarray(part).tobytes())
+            parts = [here.reset(*place.tolist())]
+        else:
+            count = taken(orders, np.int64, 1)
+            indices = None if count is None else taken(orders, np.int64, int(count[0]))
+            asked = None if indices is None else taken(orders, np.float32, len(indices) * actions)
+            if indices is None or asked is None:
+                return
+            parts = [*here.step(asked.reshape(-1, actions), indices.tolist())]
+        answers.write(DONE + b"".join(part.tobytes() for part in parts))
         answers.flush()
 
 
@@ -52,4 +56,5 @@ if __name__ == "__main__":
         try:
             serve(sys.stdin.buffer, _answers)
         except HpcoptError as _error:
-            sys.exit(f"hpcopt: in a process of environments: {_error}")
+            _answers.write(FAILED + str(_error).encode())
+            sys.exit(_error.exit_code)

@@ -5,7 +5,7 @@ what is collected depends on the actions alone, not on the number of ranks. Eval
 the same at every evaluation.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Annotated, ClassVar, Literal, NoReturn, Self
 
@@ -27,9 +27,10 @@ from hpcopt.shapes.context import Context
 from hpcopt.shapes.simulation import Simulation
 from hpcopt.shapes.workload import Better, Workload, WorkloadConfig
 from hpcopt.workloads.control.apart import Apart
-from hpcopt.workloads.control.episodes import Episodes, Simulator
-from hpcopt.workloads.control.here import Here
+from hpcopt.workloads.control.episodes import Episodes
+from hpcopt.workloads.control.evaluation import Evaluation
 from hpcopt.workloads.control.maker import EnvironmentConfig, Maker
+from hpcopt.workloads.control.simulator import Replaceable
 
 RETURN = "evaluation_return"
 
@@ -91,7 +92,7 @@ class Control(Workload):
         self.maker = Maker(config)
         self.layout = self.maker.layout
         self.returns = np.full(config.test, np.nan)
-        self._evaluated_in: Here | None = None
+        self._evaluation: Evaluation | None = None
         with drawn_by(context.seed("agent")):
             try:
                 self.model: nn.Module = Agent(
@@ -109,11 +110,12 @@ class Control(Workload):
         return Simulation(self._config.environments, self.batch, self.layout, self._open)
 
     def _open(self, numbers: Sequence[int]) -> Episodes:
-        config, count = self._config, len(numbers)
-        make: Callable[[], Simulator] = partial(self.maker.here, count)
-        if config.where == "process":
-            make = partial(Apart, self.maker, count)
-        return Episodes(make, numbers, self.layout, self._seed, restart=config.lost == "restart")
+        return Episodes(self._simulators(len(numbers)), numbers, self.layout, self._seed)
+
+    def _simulators(self, count: int) -> Replaceable:
+        """Of so many environments, where the job wants them."""
+        make = partial(Apart, self.maker, count) if self._config.where == "process" else partial(self.maker.here, count)
+        return Replaceable(make, self.maker.name, restart=self._config.lost == "restart")
 
     def train_batches(self, rank: int, size: int, start: int) -> Iterator[NoReturn]:
         """There are none: raises JobError, on all ranks, when the first is asked for."""
@@ -126,7 +128,7 @@ class Control(Workload):
         """This rank's episodes, yet to be acted: their numbers, and what is observed ``first``, (n, observations)."""
         numbers = np.array_split(np.arange(self.test_samples), size)[rank]
         if len(numbers):
-            first = self._begun(self._here(len(numbers)), numbers)
+            first = self._evaluated(len(numbers)).first(numbers.tolist())
             yield TensorBatch({"first": torch.from_numpy(first)}, torch.from_numpy(numbers), self.test_samples)
 
     def loss(self, model: nn.Module, batch: TensorBatch) -> Tensor:
@@ -141,28 +143,24 @@ class Control(Workload):
         """Act in the episodes by what the policy thinks best, without exploring. Each episode's return has a place of
         its own among the sums.
         """
-        here, device, numbers = self._here(len(batch)), batch.tensors["first"].device, batch.indices.numpy()
-        observed = self._begun(here, numbers)
-        returns, alive = np.zeros(self.test_samples), np.arange(len(batch))
-        while len(alive):
-            actions = model(torch.from_numpy(observed[alive]).to(device)).cpu().numpy()
-            observed[alive], rewards, over = here.step(actions, alive.tolist())
-            returns[numbers[alive]] += rewards
-            alive = alive[~over.any(1)]
-        return {RETURN: torch.from_numpy(returns)}
+        device, returns = batch.tensors["first"].device, np.zeros(self.test_samples)
 
-    def _begun(self, here: Here, numbers: np.ndarray) -> np.ndarray:
-        """What is observed where evaluation episodes begin, (n, observations)."""
-        return np.stack([here.reset(place, self.evaluation_seed(n)) for place, n in enumerate(numbers.tolist())])
+        def act(observed: np.ndarray) -> np.ndarray:
+            actions: np.ndarray = model(torch.from_numpy(observed).to(device)).cpu().numpy()
+            return actions
+
+        numbers = batch.indices.tolist()
+        returns[numbers] = self._evaluated(len(numbers)).returns(numbers, act)
+        return {RETURN: torch.from_numpy(returns)}
 
     def finish(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         self.returns = sums[RETURN].numpy()
         return {RETURN: float(self.returns.mean())}
 
-    def _here(self, count: int) -> Here:
-        """Environments to evaluate in, which are kept."""
-        if self._evaluated_in is None or len(self._evaluated_in) < count:
-            if self._evaluated_in is not None:
-                self._evaluated_in.close()
-            self._evaluated_in = self.maker.here(count)
-        return self._evaluated_in
+    def _evaluated(self, count: int) -> Evaluation:
+        """So many environments to evaluate in, or more."""
+        if self._evaluation is None or self._evaluation.count < count:
+            if self._evaluation is not None:
+                self._evaluation.close()
+            self._evaluation = Evaluation(self._simulators(count), count, self.evaluation_seed)
+        return self._evaluation

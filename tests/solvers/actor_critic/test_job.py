@@ -1,5 +1,6 @@
 """A job that trains an agent, under MPI: it ends, goes on, and is told of in the metrics."""
 
+import numpy as np
 import pytest
 
 from hpcopt.errors import EXIT_DONE
@@ -52,6 +53,12 @@ def test_a_job_trains_and_goes_on(shared_tmp_path):
         steps, evaluations = cut.metrics(), cut.metrics("evaluations")
         assert steps["env_steps"].tolist() == [4 * step for step in range(1, 41)]
         assert evaluations["evaluation_return"][-1] == straight.metrics("evaluations")["evaluation_return"][-1]
+        episodes, every = cut.metrics("episodes"), straight.metrics("episodes")
+        assert all(np.array_equal(column, every[name]) for name, column in episodes.items())
+        assert steps["episodes"][steps["episodes"] > 0].sum() == len(episodes["return"]) > 15
+        assert episodes["length"].sum() + 2 * 7 >= 160 and (episodes["env_steps"] == 4 * episodes["step"]).all()
+        last = episodes["step"] == episodes["step"][-1]
+        assert episodes["return"][last].mean() == pytest.approx(steps["return"][episodes["step"][-1] - 1])
         assert {"return", "updates", "critic_loss", "actor_loss", "temperature", "replay_age"} <= steps.keys()
         assert ("lag" in steps) == ("learner_idle" in steps) == ("collector_idle" in steps) == (size > 1)
         assert straight.model(weights["policy.head.weight"].new_zeros(1, 2)).shape == (1, 1)

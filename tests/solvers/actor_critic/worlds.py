@@ -1,5 +1,6 @@
 """Small environments whose every number can be foretold. Imports little: processes of environments do it."""
 
+import os
 from typing import Any
 
 import gymnasium
@@ -40,6 +41,16 @@ class Odd(Track):
             self.observation_space = Text(3)
         if kind == "buttons":
             self.action_space = Discrete(3)
+        if kind == "idle":
+            self.action_space = Box(-1.0, 1.0, (0,), np.float32)
+        if kind == "spaceless":
+            self.action_space = None
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        if self._kind == "dies":
+            os._exit(7)
+        seen, info = super().reset(seed=seed)
+        return (seen * np.nan if self._kind == "blind" else seen), info
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         seen, reward, *rest = super().step(action)

@@ -9,12 +9,11 @@ import torch
 
 from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World, alone
-from hpcopt.errors import DataError, JobError
+from hpcopt.errors import EXIT_BAD_INPUT, DataError, HpcoptError, JobError
 from hpcopt.models.control.perceptrons import MlpBodyConfig
 from hpcopt.shapes.context import Context
 from hpcopt.testing.workload import built, check_same_start, check_scores
 from hpcopt.trainer.loop import evaluate
-from hpcopt.workloads.control.episodes import Episodes
 from hpcopt.workloads.control.maker import EnvironmentConfig, Maker
 from hpcopt.workloads.control.workload import ControlConfig
 from tests.solvers.actor_critic.tracks import TRACK, solver, task_of, track, trained
@@ -79,6 +78,14 @@ def test_names_wrappers_and_bounds():
         ({"arguments": {"wings": 2}}, JobError, "wings"),
         ({"environment": ODD, "arguments": {"kind": "words"}}, JobError, "FlattenObservation"),
         ({"environment": ODD, "arguments": {"kind": "buttons"}}, JobError, "actions must be numbers between bounds"),
+        ({"environment": ODD, "arguments": {"kind": "spaceless"}}, JobError, "takes None: actions must be numbers"),
+        ({"environment": ODD, "arguments": {"kind": "idle"}}, JobError, "0 as an action"),
+        ({"environment": ODD, "arguments": {"kind": "blind"}}, DataError, "not finite"),
+        (
+            {"environment": ODD, "arguments": {"kind": "dies"}, "where": "process"},
+            JobError,
+            r"first step \(exit code 7\)",
+        ),
         ({"environment": ODD, "arguments": {"kind": "short"}}, DataError, "gave 1 numbers as an observation"),
         ({"environment": ODD, "arguments": {"kind": "nan"}}, DataError, "not finite"),
         ({"environment": ODD, "arguments": {"kind": "raises"}}, DataError, "out of fuel"),
@@ -128,7 +135,7 @@ def test_a_lost_process_ends_the_job_or_begins_anew(size):
         try:
             for step in range(12):
                 if step == 4 and context.world.rank == size - 1:  # four steps into an episode
-                    os.kill(made._collector._environments._simulator.process.pid, signal.SIGKILL)
+                    os.kill(made._collector._environments._simulators.now.process.pid, signal.SIGKILL)
                 stats = made.step(None)
             made.gather()
             return made, stats
@@ -136,7 +143,7 @@ def test_a_lost_process_ends_the_job_or_begins_anew(size):
             if made._collector is not None:
                 made._collector.close()
 
-    with pytest.raises(DataError, match=r"is gone \(exit code -9\)"):
+    with pytest.raises(DataError, match=r"is gone \(ended by SIGKILL\)"):
         run_ranks(size, lambda transport: program(transport, "end"))
     ends = run_ranks(size, lambda transport: program(transport, "restart"))
     learner, stats = ends[0]
@@ -148,27 +155,62 @@ def test_a_lost_process_ends_the_job_or_begins_anew(size):
 
 def test_a_process_that_is_lost_again_and_again_ends_the_job():
     episodes = opened([0], where="process", lost="restart")
-    make = episodes._make
+    rows(episodes, 1)
+    simulators = episodes._simulators
+    make = simulators._make
 
     def stillborn():
         one = make()
         one.process.kill()
         return one
 
-    episodes._make = stillborn
-    episodes._simulator.process.kill()
+    simulators._make = stillborn
+    simulators.now.process.kill()
     with pytest.raises(DataError, match="lost 3 times in a row"):
         rows(episodes, 1)
-    episodes.close()
-    with pytest.raises(DataError, match=r"is gone \(exit code -9\)"):
-        Episodes(stillborn, [0], episodes._layout, 1, restart=False)
+    assert simulators._now is None
+
+
+@pytest.mark.parametrize("lost", ["end", "restart"])
+def test_environments_that_never_begin_are_one_error_on_every_rank(lost):
+    odd = {"environment": ODD, "arguments": {"kind": "dies"}, "where": "process", "lost": lost}
+    seen = []
+
+    def program(transport):
+        context = Context(world=World(transport), steps=5)
+        workload = track(environments=1, batch=1, **odd).build(context)
+        with pytest.raises(HpcoptError, match=r"lost before its first step \(exit code 7\)") as caught:
+            solver().build(task_of(workload), context)
+        seen.append(caught.value)
+
+    run_ranks(2, program)
+    assert len(seen) == 2 and all(error.on_every_rank and error.exit_code == EXIT_BAD_INPUT for error in seen)
+
+
+def test_a_process_that_cannot_make_its_environments_says_so():
+    workload = track(where="process").build(Context())
+    workload.maker.arguments = {"wings": 2}
+    with pytest.raises(JobError, match=r"before its first step \(.*wings"):
+        workload.simulation().make([0])
+
+
+def test_evaluation_goes_through_the_loss_of_its_process():
+    workload = built(track(where="process", lost="restart"))
+    score = evaluate(alone(), workload, workload.model)
+    process = workload._evaluation._simulators.now.process
+    process.kill()
+    assert evaluate(alone(), workload, workload.model) == score == evaluate(alone(), built(track()), workload.model)
+    workload._evaluation._simulators._restart = False
+    workload._evaluation._simulators.now.process.kill()
+    with pytest.raises(DataError, match=r'lost = "restart" would go on'):
+        evaluate(alone(), workload, workload.model)
 
 
 def test_a_process_that_is_lost_while_a_run_goes_on_begins_anew():
     episodes = opened([0, 1], where="process", lost="restart")
     rows(episodes, 10)
     state = episodes.state_dict()
-    episodes._simulator.process.kill()
+    episodes._simulators.now.process.kill()
     episodes.load_state_dict(state)
     again = episodes.state_dict()
     assert episodes.restarts == 1 and [len(again[number]["actions"]) for number in "01"] == [0, 0]
@@ -176,13 +218,10 @@ def test_a_process_that_is_lost_while_a_run_goes_on_begins_anew():
     episodes.close()
 
 
-def test_what_an_environment_raises_in_its_process_is_one_line(capfd):
+def test_what_an_environment_raises_in_its_process_is_told():
     episodes = opened(environment=ODD, arguments={"kind": "raises"}, where="process")
-    with pytest.raises(DataError, match=r"is gone \(exit code 1\)"):
+    with pytest.raises(JobError, match=r"step\(\) raised RuntimeError: out of fuel"):
         rows(episodes, 1)
-    episodes.close()
-    (said,) = capfd.readouterr().err.splitlines()
-    assert "step() raised RuntimeError: out of fuel" in said
 
 
 def test_the_network_of_the_job():
