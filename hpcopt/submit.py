@@ -66,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     end = typed.index("--") if "--" in typed else len(typed)
     options = parser().parse_args(typed[:end])
     options.arguments = typed[end + 1 :]  # of a script
+    options.elastic = False  # until the job is read
     try:
         check(options)
         script = batch_script(options)
@@ -103,7 +104,9 @@ def check(options: argparse.Namespace) -> None:
         raise JobError(f"{' '.join(options.arguments)}: only a script has arguments of its own; a job has --set")
     from hpcopt.job import read_job  # imports torch, which --help can do without
 
-    read_job(options.job, options.settings).check_ranks(options.nodes * options.ntasks_per_node)
+    job = read_job(options.job, options.settings)
+    job.check_ranks(options.nodes * options.ntasks_per_node)
+    options.elastic = job.run.elastic
 
 
 def check_script(options: argparse.Namespace) -> None:
@@ -150,6 +153,7 @@ def batch_script(options: argparse.Namespace) -> str:
         "#!/bin/bash",
         *(f"#SBATCH {sbatch.word(f'--{key}={value}')}" for key, value in header(options).items() if value is not None),
         "#SBATCH --requeue",
+        *(["#SBATCH --no-kill"] if options.elastic else []),  # not for a lost node
         *(f"#SBATCH {sbatch.word(option)}" for option in options.sbatch),
         "set -euo pipefail",
         *([f"LAUNCHER={options.launcher}"] if options.launcher else []),

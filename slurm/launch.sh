@@ -127,11 +127,25 @@ run_ranks() {
     fi
 }
 
-# --wait: when one rank has ended, the others get a minute to do so.
+# --wait: when one rank has ended, the others get a minute to do so, but for those that go on without it. --no-kill: they
+# may go on without a host too, if sbatch was told --no-kill; otherwise SLURM ends the job, not the ranks alone.
 start_srun() {
+    local patience_s=60
+    ! is_elastic "$@" || patience_s=0
     exec srun --ntasks="$ranks" --nodes="$nodes" ${RANKS_PER_NODE:+--ntasks-per-node="$RANKS_PER_NODE"} \
-        --cpus-per-task="$OMP_NUM_THREADS" --wait=60 --kill-on-bad-exit=0 ${MPI_KIND:+--mpi="$MPI_KIND"} \
-        "${SRUN_ARGS[@]}" "${WRAP[@]}" "$@"
+        --cpus-per-task="$OMP_NUM_THREADS" --wait="$patience_s" --kill-on-bad-exit=0 --no-kill \
+        ${MPI_KIND:+--mpi="$MPI_KIND"} "${SRUN_ARGS[@]}" "${WRAP[@]}" "$@"
+}
+
+# is_elastic COMMAND...: whether the job that it trains has [run] elastic = true.
+is_elastic() {
+    local word
+    for word; do
+        if [[ $word == run.elastic=true ]] || { [[ $word == *.toml ]] && grep -Eqs '^[^#]*\<elastic *= *true' "$word"; }; then
+            return
+        fi
+    done
+    return 1
 }
 
 start_mpirun() {

@@ -100,6 +100,24 @@ def test_all_ranks_are_started_on_all_nodes(allocation, slurm, srun, mpich, open
     assert asked("mpirun")[: len(openmpi)] == openmpi
 
 
+@pytest.mark.parametrize(
+    ("arguments", "patience_s"),
+    [
+        (["jobs/quickstart.toml"], 60),
+        (["jobs/quickstart.toml", "--set", "run.elastic=true"], 0),
+        (["jobs/digits_elastic.toml"], 0),
+        (["one_line.toml"], 0),
+        (["no_longer.toml"], 60),
+    ],
+)
+def test_ranks_that_go_on_without_others_have_all_the_time(allocation, arguments, patience_s):
+    Path("one_line.toml").write_text('run = {name = "t", elastic=true}\n')
+    Path("no_longer.toml").write_text("[run]\n# elastic = true\n")
+    code, said = run("slurm/train.sh", *arguments, **allocation)
+    assert code == 0, said
+    assert f"--wait={patience_s}" in asked("srun")
+
+
 SCRIPTS = [path for folder in ("slurm", "benchmarks") for path in (ROOT / folder).rglob("*.sh")]
 WHOLE = [
     str(path.relative_to(ROOT))

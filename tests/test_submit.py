@@ -55,6 +55,12 @@ def test_an_array_trains_with_its_index_as_the_seed_each_in_its_own_folder(check
     )
 
 
+@pytest.mark.parametrize(("elastic", "lines"), [("true", 1), ("false", 0)])
+def test_slurm_is_to_keep_an_elastic_job_without_a_lost_node(checkout, capsys, elastic, lines):
+    assert main(["jobs/quickstart.toml", "--set", f"run.elastic={elastic}", "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("#SBATCH --no-kill\n") == lines
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,12 +1,14 @@
 """Interrupt a small job at random microseconds, bring it back, and hold its end against the undisturbed run.
 
     python -m benchmarks.interruptions --cases 500 --out FILE.jsonl     a line a case; the same command goes on
+    python -m benchmarks.interruptions --launcher srun --out FILE.jsonl the same on the hosts of the development cluster
     python -m benchmarks.interruptions --only 17 --keep FOLDER          one case again, and what it left
     python -m benchmarks.interruptions --table FILE.jsonl               what was interrupted where, and how it ended
 
 A case is a job on 2 to 4 ranks under slurm/train.sh and mpirun; one to three of its starts are met by USR1, TERM or
-KILL of a rank, the launcher, the script, half of the ranks or all processes. Six of ten interruptions are aimed at a
-place (MPI_Init, backward, a checkpoint's commit, the requeue, ...), the others come at any moment. At its end the run
+KILL of a rank, the launcher, the script, half of the ranks or all processes. On the cluster, which must be up, hosts
+and their slurmd are lost too, and scancel and scontrol requeue interrupt. Six of ten interruptions are aimed at a place
+(MPI_Init, backward, a checkpoint's commit, the requeue, ...), the others come at any moment. At its end the run
 must have the undisturbed run's parameters, optimizer state and random numbers to the last bit, each row of each table
 once, one log, and nothing left behind.
 """
@@ -22,21 +24,30 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.interruptions.cases import COLD_SHARE, SETTINGS, Case, Setting, draw
+from benchmarks.interruptions.cases import COLD_SHARE, SETTINGS, TARGETS, Case, Setting, draw
+from benchmarks.interruptions.cluster import ClusterQueue
 from benchmarks.interruptions.demands import End, complaints, end_of
-from benchmarks.interruptions.queue import Queue
+from benchmarks.interruptions.queue import Queue, QueueHere
 from benchmarks.interruptions.warm import warm_process
 
 MOST_STARTS = 12  # that a case may take after its interruptions
+QUEUES: dict[str, type[Queue]] = {"mpirun": QueueHere, "srun": ClusterQueue}  # by launcher
 
 
 class Cases:
     """Plays cases, with the undisturbed runs beside them, in a folder of its own."""
 
     def __init__(
-        self, folder: Path, data: Path, seed: int, settings: list[Setting] = SETTINGS, cold_share: float = COLD_SHARE
+        self,
+        folder: Path,
+        data: Path,
+        seed: int,
+        settings: list[Setting] = SETTINGS,
+        cold_share: float = COLD_SHARE,
+        launcher: str = "mpirun",
     ) -> None:
         self.folder, self._seed, self._settings, self._cold_share = folder, seed, settings, cold_share
+        self._launcher = launcher
         self._jobs, self._ends, self._visits = dict[Setting, Path](), dict[Setting, End](), {}
         self._lasts_s: dict[bool, float] = {}
         for number, setting in enumerate(settings):
@@ -57,13 +68,13 @@ class Cases:
         took_s = []
         for setting in self._settings:
             queue = self._queue(f"undisturbed{len(self._ends)}", setting)
-            start = queue.start(warm=self.warm)
+            start = queue.start()
             assert start.exit_code == 0, (queue.folder / "said").read_text(encoding="utf-8")
             self._visits[setting], self._ends[setting] = queue.visits(), end_of(queue.folder / "run")
             took_s.append(start.took_s)
         self._lasts_s = {False: sorted(took_s)[len(took_s) // 2]}
         queue = self._queue("undisturbed-cold", self._settings[0])
-        start = queue.start(warm=None)
+        start = queue.start(cold=True)
         found = complaints(queue.folder / "run", self._ends[self._settings[0]])
         assert start.exit_code == 0, (queue.folder / "said").read_text(encoding="utf-8")
         assert not found, f"a forked rank is not like one that imports: {found}"
@@ -71,7 +82,7 @@ class Cases:
 
     def play(self, number: int) -> dict[str, Any]:
         """One case, from its first start to its end; what became of it as plain data."""
-        case = draw(self._seed, number, self._settings, self._cold_share, self._lasts_s, self._visits)
+        case = draw(self._seed, number, self._settings, self._cold_share, self._lasts_s, self._visits, self._launcher)
         begin_s, queue = time.monotonic(), self._queue(f"case{number}", case.setting)
         found = []
         try:
@@ -102,7 +113,7 @@ class Cases:
     def _bring_to_end(self, queue: Queue, case: Case) -> None:
         for number in range(len(case.interruptions) + MOST_STARTS):
             interruption = case.interruptions[number] if number < len(case.interruptions) else None
-            start = queue.start(interruption, warm=None if case.cold and number == 0 else self.warm)
+            start = queue.start(interruption, cold=case.cold and number == 0)
             if start.exit_code == 0 and not start.requeued:
                 return
         raise RuntimeError("it does not come to its end")
@@ -110,7 +121,7 @@ class Cases:
     def _queue(self, name: str, setting: Setting) -> Queue:
         folder = self.folder / name
         folder.mkdir()
-        return Queue(folder, self._jobs[setting], setting.ranks)
+        return QUEUES[self._launcher](folder, self._jobs[setting], setting.ranks, self.warm)
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
@@ -139,6 +150,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--cases", type=int, default=500)
     p.add_argument("--seed", type=int, default=27)
+    p.add_argument("--launcher", choices=[*TARGETS], default="mpirun", help="of the ranks; srun: on the cluster")
     p.add_argument("--out", type=Path, help="a line a case; cases that it has are not played again")
     p.add_argument("--for", dest="seconds", type=float, default=float("inf"), help="stop after so many seconds")
     p.add_argument("--only", type=int, help="play this case alone")
@@ -154,8 +166,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)
         folder.mkdir(exist_ok=True)
-        failed = 0
-        with Cases(folder.absolute(), digits(folder.absolute()), options.seed) as cases:
+        failed, data = 0, digits(folder.absolute())
+        with Cases(folder.absolute(), data, options.seed, launcher=options.launcher) as cases:
             cases.prepare()
             for number in numbers:
                 if time.monotonic() > begin_s + options.seconds:

@@ -49,7 +49,7 @@ name = "kaisa"
 optimizer = {name = "sgd", lr = 0.05, momentum = 0.9}
 """,
 }
-TARGETS = [  # signal and target, and how often they are drawn
+ANYWHERE = [  # signal and target, and how often they are drawn
     ("USR1", "script", 3),
     ("TERM", "script", 2),
     ("KILL", "script", 2),
@@ -62,6 +62,24 @@ TARGETS = [  # signal and target, and how often they are drawn
     ("KILL", "half", 2),
     ("KILL", "all", 4),
 ]
+TARGETS = {  # by launcher
+    "mpirun": ANYWHERE,
+    "srun": [
+        *ANYWHERE,
+        ("KILL", "host", 8),
+        ("KILL", "slurmd", 3),
+        ("USR1", "scancel --batch", 2),
+        ("USR1", "scancel", 2),
+        ("TERM", "scancel", 2),
+        ("KILL", "scancel", 2),
+        ("TERM", "scancel --full", 1),
+        ("", "requeue", 3),
+    ],
+}
+OF_SCRIPT = {  # the same, while the script requeues the job, and the longest delay in seconds
+    "mpirun": ([("KILL", "script"), ("TERM", "script"), ("KILL", "all")], 2e-3),
+    "srun": ([("KILL", "script"), ("TERM", "script"), ("KILL", "all"), ("KILL", "host"), ("", "requeue")], 50e-3),
+}
 COLD_SHARE = 0.08
 LONGEST_DELAY_S = 2e-3  # from an aim to the signal
 
@@ -100,6 +118,7 @@ def draw(
     cold_share: float,
     lasts_s: dict[bool, float],
     visits: dict[Setting, dict[str, list[int]]],
+    launcher: str = "mpirun",
 ) -> Case:
     """Draw a case.
 
@@ -109,11 +128,14 @@ def draw(
         cold_share: of the cases have a first start that imports for itself.
         lasts_s: how long an undisturbed start takes, cold or not.
         visits: of each place by each rank, undisturbed.
+        launcher: of the ranks.
     """
     rng = random.Random(f"{seed} {number}")
     setting, cold = rng.choice(settings), rng.random() < cold_share
     count = rng.choice([1, 1, 2, 3])
-    return Case(setting, cold, [_interruption(rng, setting, lasts_s, visits, cold and n == 0) for n in range(count)])
+    return Case(
+        setting, cold, [_interruption(rng, setting, lasts_s, visits, launcher, cold and n == 0) for n in range(count)]
+    )
 
 
 def _interruption(
@@ -121,23 +143,25 @@ def _interruption(
     setting: Setting,
     lasts_s: dict[bool, float],
     visits: dict[Setting, dict[str, list[int]]],
+    launcher: str,
     cold: bool,
 ) -> Interruption:
-    signal, target, _ = rng.choices(TARGETS, [often for _, _, often in TARGETS])[0]
+    targets, longest_s = TARGETS[launcher], LONGEST_DELAY_S
+    signal, target, _ = rng.choices(targets, [often for _, _, often in targets])[0]
     rank = rng.randrange(setting.ranks)
     if cold or rng.random() < 0.4:
         return Interruption(signal, _named(target, rank), rng.uniform(0, lasts_s[cold]))
     place = rng.choice([*places.PLACES, *places.OF_SCRIPT])
     if place in places.OF_SCRIPT:
-        signal, target = rng.choice([("KILL", "script"), ("TERM", "script"), ("KILL", "all")])
-        aim = place
+        choice, longest_s = OF_SCRIPT[launcher]
+        (signal, target), aim, rank = rng.choice(choice), place, 0
     else:
         seen = visits[setting][place]
         if not seen[rank]:  # what rank 0 alone does
             rank = 0
         aim = f"{place}/{rank}/{rng.randint(1, max(1, seen[rank]))}"
-    return Interruption(signal, _named(target, rank), rng.uniform(0, LONGEST_DELAY_S), aim)
+    return Interruption(signal, _named(target, rank), rng.uniform(0, longest_s), aim)
 
 
 def _named(target: str, rank: int) -> str:
-    return f"rank {rank}" if target == "rank" else target
+    return f"{target} {rank}" if target in ("rank", "host", "slurmd") else target

@@ -1,7 +1,7 @@
 """Where a rank is: the functions that it may be interrupted in note that they have begun, and how often.
 
 A board, a file that the queue makes for each start, has a row a rank: its process, the place of its main thread, that
-of any other, and the visits of each place. Where the queue has asked for it (HPCOPT_AIM), the rank says that a visit
+of any other, and the visits of each place. Where the queue has asked for it (a file), the rank says that a visit
 begins and waits for the queue's word, so that an interruption can be aimed at microseconds from there.
 """
 
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from hpcopt.comm.launch import launch_from
 
 # What a rank does, in the order of a run: a place, and the functions that are it.
 PLACES = {
@@ -37,7 +39,7 @@ PLACES = {
 }
 OF_SCRIPT = ("accounting", "requeue")  # of the batch script, after its ranks
 NAMES = ("elsewhere", *PLACES)
-BOARD, AIM, GO = "board", "aim", "go"  # files of a start
+BOARD, AIMED, AIM, GO = "board", "aimed", "aim", "go"  # files of a start
 COLUMNS = 3 + len(NAMES)
 
 
@@ -56,11 +58,10 @@ def start_mpi() -> None:
 
 def note_places() -> None:
     """Have this rank note where it is."""
-    rank, ranks = int(os.environ["PMI_RANK"]), int(os.environ["PMI_SIZE"])
-    board = open_board(Path(), ranks)
-    row = board[rank]
+    launch = launch_from()
+    rank, row = launch.rank, open_board(Path(), launch.size)[launch.rank]
     row[0] = os.getpid()
-    aim = os.environ.get("HPCOPT_AIM", "").split("/")  # place, rank, visit
+    aim = Path(AIMED).read_text(encoding="utf-8").split("/")  # place, rank, visit
     for place, functions in PLACES.items():
         visit = int(aim[2]) if aim[:2] == [place, str(rank)] else 0
         for function in functions:

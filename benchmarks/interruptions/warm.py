@@ -1,10 +1,11 @@
 """A process that has imported all that a job needs, and forks ranks for launchers that ask for them by client.py.
 
 A rank then starts in milliseconds of processor time instead of seconds, and is the launcher's in all else: it has the
-launcher's pipes, environment and signals, and starts MPI for itself. It is killed when the process that the launcher
-knows is killed.
+launcher's host, pipes, environment and signals, and starts MPI for itself. It is killed when the process that the
+launcher knows is killed.
 """
 
+import ctypes
 import fcntl
 import gc
 import importlib
@@ -23,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from benchmarks.interruptions.client import HEAD
+from benchmarks.interruptions.client import HEAD, HOST
 
 HIGH = 200  # above the numbers of descriptors that a launcher gives away
 
@@ -145,7 +146,10 @@ def become(
     arguments: list[str], folder: str, environment: dict[str, str], numbers: list[int], descriptors: list[int]
 ) -> NoReturn:
     """Be the rank that a launcher has started."""
-    high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, HIGH) for descriptor in descriptors]
+    for path, namespace in zip(HOST, descriptors[: len(HOST)], strict=True):
+        if not os.path.samestat(Path(path).stat(), os.fstat(namespace)) and ctypes.CDLL(None).setns(namespace, 0) != 0:
+            raise OSError(f"cannot enter {path} of a host")
+    high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, HIGH) for descriptor in descriptors[len(HOST) :]]
     os.closerange(3, HIGH)
     for number, descriptor in zip(numbers, high, strict=True):
         os.dup2(descriptor, number)

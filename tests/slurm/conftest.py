@@ -1,5 +1,7 @@
 """The development cluster, up for as long as these tests run, and a folder like a checkout to submit from."""
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from slurm.devcluster import network
 from tests.conftest import require
 from tests.launching import PATIENCE_S
 from tests.slurm.batch_job import slurm
@@ -33,6 +36,12 @@ def devcluster(action: str, *options: str) -> subprocess.CompletedProcess[str]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for reason in REFUSED[:1]:
         terminalreporter.write_line(f"SLURM IS NOT TESTED HERE: {reason}", red=True, bold=True)
+
+
+def lose(host: str) -> None:
+    """Kill all processes of a host at once: slurmd, slurmstepd and ranks. ``devcluster("up")`` brings it back."""
+    for pid in network.processes(network.PREFIX + host):
+        os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")
