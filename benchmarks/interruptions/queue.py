@@ -171,6 +171,7 @@ class Queue(ABC):
             "PATH": f"{self.folder / 'bin'}:{Path(sys.executable).parent}:{kept['PATH']}",
             "PYTHONPATH": str(ROOT),
             "VIRTUAL_ENV": str(self.folder),  # whose bin the cluster's site section puts first
+            "TMPDIR": str(self.folder),  # where Open MPI leaves what it had when it was killed
             "RUN_DIR": "run",
             "MAX_RESTARTS": "99",
             "HPCOPT_WARM": str(self._warm),
