@@ -4,6 +4,7 @@ that the one before it has left (``hpcopt.elastic``).
 
 import argparse
 import os
+import sys
 import time
 from typing import NoReturn
 
@@ -14,7 +15,7 @@ from hpcopt.elastic.company import Company, ExpelledError
 from hpcopt.elastic.copies import Copies, RegroupSignal
 from hpcopt.elastic.keeper import EXPELLED, keep
 from hpcopt.elastic.membership import Membership
-from hpcopt.errors import HpcoptError, JobError, exit_code_of
+from hpcopt.errors import EXIT_PEER, HpcoptError, JobError, PeerError, exit_code_of
 from hpcopt.job import Job
 from hpcopt.store.checkpoint import Checkpoints
 from hpcopt.trainer.ending import Ending
@@ -41,7 +42,7 @@ def train_elastic(job: Job, options: argparse.Namespace, signals: StopSignals, e
     begun_s = time.monotonic()
     kept = keep()
     if kept.exit_code is not None:
-        return kept.exit_code
+        _end_alone(kept.exit_code)  # of this place: the job's is left by its ranks
 
     def step() -> int:
         saved = [] if options.fresh else Checkpoints(directory.checkpoints, run.keep_checkpoints).steps()
@@ -103,6 +104,9 @@ def _group(company: Company) -> World | None:
             continue
         except ExpelledError:
             os._exit(EXPELLED)
+        except PeerError as error:  # in no group, it cannot end the others
+            print(f"hpcopt: {error}", file=sys.stderr)
+            _end_alone(EXIT_PEER)
 
 
 def _end_all(company: Company, exit_code: int) -> NoReturn:

@@ -107,8 +107,8 @@ class Company:
 
         Raises:
             LostRankError: a member was lost at once: form again.
-            ExpelledError: the others go on without this process.
-            PeerError: this process and those it reaches are the smaller part, or nobody was found.
+            ExpelledError: the others go on without this process, or it and those it reaches are the smaller part.
+            PeerError: nobody was found.
             JobError: another job is in the folder.
         """
         self.links.leave()
@@ -193,7 +193,7 @@ class Company:
         beyond = [name for name in self.links.members if self.links.gone.get(name)]
         ours = (len(left), -min(map(self.links.members.index, left)))
         if beyond and ours < (len(beyond), -min(map(self.links.members.index, beyond))):
-            raise PeerError(
+            raise ExpelledError(
                 f"this rank reaches {len(left)} of those that may live, and {len(beyond)} are beyond its reach: the "
                 "larger part goes on without it"
             )

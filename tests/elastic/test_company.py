@@ -10,7 +10,7 @@ import torch
 from hpcopt.comm.links import LostRankError
 from hpcopt.comm.world import World
 from hpcopt.elastic.company import Company, ExpelledError
-from hpcopt.errors import JobError, PeerError
+from hpcopt.errors import JobError
 from tests.launching import PATIENCE_S
 
 
@@ -164,7 +164,7 @@ def test_the_smaller_part_does_not_go_on(crowd):
         company.links.break_off()
     worlds = group.form(*others)
     assert [slots_in(world) for world in worlds] == [[1, 2]] * 2
-    with pytest.raises(PeerError, match="larger part"):
+    with pytest.raises(ExpelledError, match="larger part"):
         cut_off.form()
 
 
