@@ -191,7 +191,8 @@ class RollCall:
             if rest_s > 0:
                 return None, rest_s
         del self._ballots[number]
-        return partial(self._decide, number, ballots, by_plan or (), len(there) < len(self._members)), None
+        last = self._links.broken or len(there) < len(self._members)
+        return partial(self._decide, number, ballots, by_plan or (), last), None
 
     def _decide(self, number: int, ballots: dict[int, np.ndarray], without: Collection[int], last: bool) -> None:
         counted = {rank: ballots[rank] for rank in sorted(ballots) if rank not in without}

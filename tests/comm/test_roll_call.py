@@ -159,6 +159,14 @@ def test_a_round_by_plan_waits_for_all_and_leaves_out_those(group):
     assert told(ranks.hold(2, 0, 1, 2)) == [((0, 2), False, [2, 10, 12])] * 3
 
 
+def test_a_round_is_the_last_where_any_rank_has_lost_another(group):
+    """Which this teller still reaches."""
+    ranks = group(3)
+    ranks.links[1].break_off()
+    wait_until(ranks.calls[0], lambda: ranks.links[0].broken)
+    assert told(ranks.hold(1, 0, 1, 2)) == [((0, 1, 2), True, [1, 10, 11, 12])] * 3
+
+
 def test_who_waits_for_one_that_forms_anew_does_so_too(group):
     """It has left after an earlier round, so that no ballot of it will come."""
     ranks = group(3)
