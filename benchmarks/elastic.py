@@ -139,7 +139,7 @@ def kills(options: argparse.Namespace, folder: Path) -> None:
     draw, notes, job = random.Random(options.seed), folder / "notes", folder / "job.toml"
     notes.mkdir(parents=True)
     job.write_text(JOB.format(data=options.data.absolute(), notes=notes.absolute()), encoding="utf-8")
-    process = launched(options.launch, job, folder / "run")
+    process = launched(options.launch, job, folder / "run", *options.settings)
     while len(ranks_of(notes)) < options.ranks:
         time.sleep(0.1)
     begin_s = time.time()
@@ -175,7 +175,8 @@ def again(options: argparse.Namespace, folder: Path) -> None:
     """Repeat a disturbed run by its recorded membership, and without disturbance by all ranks."""
     last = last_step(folder / "run")
     for name, membership in (("again", [f"run.membership={folder / 'run'}"]), ("calm", [])):
-        process = launched(options.launch, folder / "job.toml", folder / name, f"run.steps={last}", *membership)
+        settings = [f"run.steps={last}", *membership, *options.settings]
+        process = launched(options.launch, folder / "job.toml", folder / name, *settings)
         process.wait()
     print(f"repeated by its membership: same bits {digest(folder / 'again', last) == digest(folder / 'run', last)}")
     print(f"undisturbed, the same steps: {tail_loss(folder / 'calm')}; disturbed: {tail_loss(folder / 'run')}")
@@ -220,6 +221,7 @@ def main() -> None:
     parser.add_argument("--undisturbed-s", type=float, default=60.0)
     parser.add_argument("--by", choices=["kill", "stop", "link"], default="kill")
     parser.add_argument("--cut-s", type=float, default=4.0, help="that a link is cut")
+    parser.add_argument("--set", dest="settings", action="append", default=[], help="of the job of kills and again")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=Path("data/digits"))
     parser.add_argument("--job", type=Path, default=Path("jobs/fashion_resnet.toml"))

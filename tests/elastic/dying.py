@@ -25,7 +25,8 @@ class DyingConfig(DataParallelConfig):
 
     Attributes:
         deaths: file with a list of [place with the launcher, when, what]: after how many steps, or "first build" or
-            "build" (a later one); the "rank", the "host" with its keeper, or a "stop" of the rank. Each happens once.
+            "build" (a later one); the "rank", the "host" with its keeper, a "stop" of the rank, or a number of steps
+            that others are to have done before the rank goes on. Each happens once.
     """
 
     deaths: Path
@@ -64,12 +65,25 @@ class DyingLocal(LocalSgd):
 def die(deaths: Path, moment: int | str) -> None:
     """Die, if it is this process's time to, and has not been before."""
     for slot, when, what in json.loads(deaths.read_text(encoding="utf-8")):
+        reached = deaths.with_name(f"reached-{what}")
+        if what == moment:
+            reached.touch()
         mark = deaths.with_name(f"dead-{slot}-{when}")
         if str(slot) == os.environ["PMI_RANK"] and when == moment and not mark.exists():
             mark.touch()
+            if isinstance(what, int):
+                wait_for(reached)
+                continue
             process = os.getppid() if what == "host" else os.getpid()
             os.kill(process, signal.SIGSTOP if what == "stop" else signal.SIGKILL)
             time.sleep(PATIENCE_S)
+
+
+def wait_for(file: Path) -> None:
+    until_s = time.monotonic() + PATIENCE_S
+    while not file.exists():
+        assert time.monotonic() < until_s
+        time.sleep(0.01)
 
 
 def _slot(slot: int, slots: int, arguments: list[str]) -> None:

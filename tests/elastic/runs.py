@@ -28,7 +28,7 @@ class Runs:
         (folder / "job.toml").write_text(JOB.format(steps=STEPS, every=EVERY, data=data, deaths=self.deaths))
 
     def start(
-        self, name: str, slots: int, deaths: list[tuple[int, int | str, str]], *settings: str, fresh: bool = False
+        self, name: str, slots: int, deaths: list[tuple[int, int | str, int | str]], *settings: str, fresh: bool = False
     ) -> list[int | None]:
         self.deaths.write_text(json.dumps(deaths))
         options = [option for setting in settings for option in ("--set", setting)] + ["--fresh"] * fresh

@@ -97,6 +97,63 @@ def test_later_groups_count_more_than_later_steps():
     assert recovered([every[0], lost])[0][0] == 5
 
 
+def stood(group: list[Copies | None], step: int) -> list[list[int]]:
+    """Some ranks of a group, by their numbers in it, stand after a step; give what is filled in when each writes what
+    it has recorded: with how many others.
+    """
+    written = [[] for _ in group]
+    for rank, copies in enumerate(group):
+        if copies is not None:
+            shared = {"all": torch.tensor([step]), "position": {"ranks": len(group)}}
+            own = {"mine": torch.full((1,), 100.0 + rank)}
+            copies.stand(rank, step, shared, own, lambda world, rank=rank: written[rank].append(world.size))
+    return written
+
+
+def test_who_stood_after_a_round_goes_on_there_without_what_the_lost_had():
+    """Also one who comes in anew, in front of them."""
+    every = taken(4, [5])
+    written = stood([every[0], None, every[2], every[3]], 8)
+    left = [Copies(5), every[2], every[0], every[3]]
+    assert recovered(left) == [(8, [8], [[100.0], [102.0], [103.0]])] * 4
+    assert written == [[3], [], [3], [3]]
+    assert [copies.present for copies in left] == [[0, 2, 3]] * 4
+    assert [copies.stood for copies in left] == [True] * 4
+    assert left[0].read_part(8, "shared")["position"]["ranks"] == 3
+    assert recovered(left[1:3])[0][0] == 8  # a copy like any other now
+
+
+def test_who_did_not_come_to_the_end_of_the_round_goes_on_with_those_who_did():
+    every = taken(3, [5])
+    stood([every[0], None, None], 8)
+    assert recovered([every[0], every[1]]) == [(8, [8], [[100.0]])] * 2
+
+
+def test_a_copy_of_a_later_step_counts_more_than_where_somebody_stood():
+    every = taken(2, [5, 10])
+    stood([every[0], None], 8)
+    assert recovered([every[0], every[1]])[0][0] == 10
+    assert [copies.present for copies in every] == [None, None]
+
+
+def test_a_repetition_drops_what_the_lost_had():
+    plan = Membership([(0, 3), (10, 3)], [None, [0, 2]])
+    every = [Copies(50, membership=plan) for _ in range(3)]
+
+    def program(transport):
+        world, copies = World(transport), every[transport.rank]
+        copies.recover(world)
+        assert copies.due(10) and copies.present is None
+        shared = {"all": torch.tensor([10]), "position": {"ranks": 3}}
+        with pytest.raises(RegroupSignal):
+            copies.take(world, 10, shared, {"mine": torch.tensor([float(world.rank)])})
+
+    run_ranks(3, program)
+    assert recovered(every) == [(10, [10], [[0.0], [2.0]])] * 3
+    assert every[1].present == [0, 2]
+    assert not every[1].stood
+
+
 def test_ranks_leave_their_group_for_newcomers_and_where_it_is_planned():
     def program(transport):
         world = World(transport)
@@ -124,3 +181,7 @@ def test_membership_undoes_what_was_lost():
     assert [plan.ranks_after(step) for step in (0, 49, 50, 99, 100, 999)] == [4, 4, 3, 3, 5, 5]
     assert [step for step in range(200) if plan.changes_after(step)] == [50, 100]
     assert plan.most == 5
+    plan = Membership([(0, 3), (10, 3), (20, 3), (20, 2)], [None, [0, 2], [1], None], {9: {1}})
+    assert plan.starts == [(0, 3), (10, 3), (20, 2)]
+    assert [plan.present_after(step) for step in (0, 10, 20)] == [None, [0, 2], None]
+    assert [plan.absent_in(number) for number in (9, 10)] == [{1}, ()]

@@ -7,8 +7,8 @@ from hpcopt.errors import EXIT_DONE
 from tests.elastic.runs import Runs
 
 LOCAL = (
-    "solver={name = 'tests.elastic.dying:DyingLocalConfig', deaths = 'deaths.json', every = 6, "
-    "optimizer = {name = 'adamw', lr = 0.003}}"
+    "solver={{name = 'tests.elastic.dying:DyingLocalConfig', deaths = '{deaths}', every = {every}, "
+    "optimizer = {{name = 'adamw', lr = 0.003}}}}"
 )
 VOTE = (
     "solver.optimizer={name = 'signum', lr = 0.001, momentum = 0.5}",
@@ -49,8 +49,25 @@ def test_a_place_is_taken_again(runs):
 
 def test_local_steps_go_on_to_the_end_of_the_round(runs):
     """With an evaluation between the death and the round's end, which is left out."""
-    settings = (LOCAL.replace("deaths.json", str(runs.deaths)), "run.rejoin_s=0", "run.copy_every=1000")
+    settings = (LOCAL.format(deaths=runs.deaths, every=6), "run.rejoin_s=0", "run.copy_every=1000")
     assert runs.start("local", 3, [(1, 14, "host")], *settings) == [EXIT_DONE, -9, EXIT_DONE]
     assert runs.membership("local").starts == [(0, 3), (18, 2)]
     assert table(runs, "local") == [(18, 1)]
     runs.replay("local", 3, *settings, rescaled=True)
+
+
+@pytest.mark.parametrize("method", ["vote", "local"])
+def test_a_rank_is_late_for_some_rounds_and_catches_up(runs, method):
+    """It goes on when the others are at step 18; more of them may be late, since time is short, and that is repeated,
+    too.
+    """
+    if method == "vote":
+        settings, every = (*VOTE, "exchange.patience_s=0.1"), 1
+    else:
+        settings, every = (LOCAL.format(deaths=runs.deaths, every=3), "solver.patience_s=0.1"), 3
+    settings = (*settings, "run.log_every_s=1000", "run.copy_every=1000")
+    assert runs.start(method, 3, [(1, 12, 18)], *settings) == [EXIT_DONE] * 3
+    assert {(number, 1) for number in range(12 + every, 19, every)} <= set(table(runs, method))
+    assert runs.membership(method).starts == [(0, 3)]
+    runs.replay(method, 3, *settings, rescaled=True)
+    assert table(runs, f"{method}-again") == table(runs, method)
