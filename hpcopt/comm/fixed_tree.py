@@ -15,6 +15,7 @@ divides a V that is a power of two, which is the ring's cost.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from hpcopt.comm.transport import Transport
 from hpcopt.comm.virtual import VirtualRanks
 from hpcopt.comm.world import World
 
-SHORT_BYTES = 64 * 1024  # of all branches; below this every rank gets all of them, and adds
+SHORT_BYTES = 256 * 1024  # of all branches; below this every rank gets all of them, and adds
 GRAIN = 16  # values; what ranks finish begins at a multiple
 
 
@@ -78,11 +79,12 @@ def _are_siblings(left: range, right: range) -> bool:
     return len(left) == len(right) and left.start % (2 * len(left)) == 0
 
 
-def branches_of(leaves: range) -> list[range]:
+@lru_cache(maxsize=4096)  # ranks hold the same ones in every step
+def branches_of(leaves: range) -> tuple[range, ...]:
     """The branches that neighbouring leaves make.
 
     >>> branches_of(range(3, 10))
-    [range(3, 4), range(4, 8), range(8, 10)]
+    (range(3, 4), range(4, 8), range(8, 10))
     """
     found: list[range] = []
     for leaf in leaves:
@@ -90,7 +92,7 @@ def branches_of(leaves: range) -> list[range]:
         while found and _are_siblings(found[-1], branch):
             branch = range(found.pop().start, branch.stop)
         found.append(branch)
-    return found
+    return tuple(found)
 
 
 def all_reduce(transport: Transport, ranks: VirtualRanks, branches: Branches, out: Tensor) -> Tensor:
@@ -162,9 +164,8 @@ def planned_bytes(n: int, item_bytes: int, ranks: VirtualRanks, rank: int) -> in
 
 def _all_to_all(transport: Transport, ranks: VirtualRanks, branches: Branches, out: Tensor) -> Tensor:
     """Every rank gets all branches: one collective, and each adds for itself."""
-    mine = out.new_zeros(_most_branches(ranks), out.numel())
-    for row, x in zip(mine, branches.sums, strict=False):
-        row.copy_(x.view(-1))
+    missing = _most_branches(ranks) - len(branches.sums)
+    mine = torch.stack([x.view(-1) for x in branches.sums] + missing * [out.new_zeros(out.numel())])
     everyones = mine.new_empty(transport.size, *mine.shape)
     with transport.traffic.waiting():
         transport.all_gather(mine, everyones)
@@ -181,6 +182,7 @@ def _added(ranks: VirtualRanks, everyones: Iterable[Iterable[Tensor]]) -> Tensor
     return tree.total()
 
 
+@lru_cache(maxsize=64)
 def _most_branches(ranks: VirtualRanks) -> int:
     return max(len(branches_of(ranks.held_by(rank))) for rank in range(ranks.ranks))
 

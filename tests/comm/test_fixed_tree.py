@@ -93,7 +93,7 @@ def test_branches_are_whole_and_in_order(first):
             kept.add(range(number, number + 1), torch.tensor([float(number)]))
         assert [leaf for branch in branches for leaf in branch] == list(range(first, stop))
         assert all(len(b).bit_count() == 1 and b.start % len(b) == 0 for b in branches)
-        assert kept.leaves == branches and [int(x) for x in kept.sums] == [sum(b) for b in branches]
+        assert tuple(kept.leaves) == branches and [int(x) for x in kept.sums] == [sum(b) for b in branches]
 
 
 def test_memory_comes_again():
