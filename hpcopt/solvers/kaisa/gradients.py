@@ -88,7 +88,7 @@ class Gradients:
     def _spread(self, used: Sequence[int], damping: float, step: int) -> Tensor:
         """Those of all layers, flat: of the own column computed, the others' received."""
         dtype, device = memory_of(self._layers)
-        flat = torch.zeros(self._plan.gradients.numel, dtype=dtype, device=device)
+        flat = torch.empty(self._plan.gradients.numel, dtype=dtype, device=device)  # unused pieces are never read
         for i in self._plan.worked:
             if i in used:
                 w = self._layers[i].gradient().to(dtype)

@@ -33,6 +33,13 @@ def times_transposed(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     return product if out is None else out.copy_(product)
 
 
+def transposed(x: Tensor) -> Tensor:
+    """Give the transposed matrix, laid out as products with it are quick: the kernel that copies what is not contiguous
+    gets a copy, so that it makes one only.
+    """
+    return x.T if _linear is None and x.is_cpu else x.T.contiguous()
+
+
 def aligned(numel: int) -> int:
     """So many values, or more, that what comes after them begins at a multiple of ``ALIGNED``."""
     return -(-numel // ALIGNED) * ALIGNED

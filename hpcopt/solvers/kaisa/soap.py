@@ -91,8 +91,10 @@ class Soap:
         t = moments[-1].clamp(min=1)
         turned = self._into_basis(layer, kept, w)
         m.lerp_(turned, (1 - beta1) * begun)
-        v.lerp_(turned.square(), (1 - beta2) * begun)
-        step = (m / v.sqrt().add_(eps)).mul_(begun * (1 - beta2**t).sqrt() / (1 - beta1**t))
+        step = turned.square()
+        v.lerp_(step, (1 - beta2) * begun)
+        torch.div(m, torch.sqrt(v, out=step).add_(eps), out=step)
+        step *= begun * (1 - beta2**t).sqrt() / (1 - beta1**t)
         moments[-1] += 1
         return self._out_of_basis(layer, kept, step)
 

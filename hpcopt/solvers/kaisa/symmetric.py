@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hpcopt.solvers.kaisa.products import NARROW, narrow_is_quick, times_transposed
+from hpcopt.solvers.kaisa.products import NARROW, narrow_is_quick, times_transposed, transposed
 
 LEAST_ROWS = 64  # of a product's left factor, for speed
 LEAST_HALVED = 256  # rows of a symmetric product of which it pays to compute half
@@ -92,15 +92,16 @@ def _add_one_gram(packed: Tensor, features: Tensor, size: int) -> None:
         first, last = group[0].first, min(group[-1].last, columns)
         if first == last:
             break  # the row of ones
-        product = times_transposed(features[first:last], features[:last])
+        new = times_transposed(features[first:last], features[:last])
         for panel in group:
-            part = product[panel.first - first : panel.last - first, : panel.last]
-            panel_view(packed[None], panel)[0, : part.shape[0], : part.shape[1]].add_(part)
+            part = new[panel.first - first : panel.last - first, : panel.last]
+            offset = packed.storage_offset() + panel.offset
+            packed.as_strided(part.shape, (panel.last, 1), offset).add_(part)
 
 
 def _transposed(x: Tensor) -> Tensor:
-    """Matrices transposed, contiguous; torch is quick at it for one at a time only."""
-    return x[0].T.contiguous().unsqueeze(0) if len(x) == 1 else x.transpose(1, 2).contiguous()
+    """Matrices transposed; torch is quick at it for one at a time only."""
+    return transposed(x[0]).unsqueeze(0) if len(x) == 1 else x.transpose(1, 2).contiguous()
 
 
 def add_matrix(packed: Tensor, matrix: Tensor) -> None:
