@@ -145,7 +145,7 @@ class Queue(ABC):
                     time.sleep(max(0.0, due_s - time.monotonic()))
                     assert interruption is not None
                     start.met, due_s = self._sighted(interruption)(), None
-                for place in _read(aim).split():
+                for place in _read(aim).splitlines():
                     if place == "requeued":
                         start.requeued = True
                         continue
