@@ -6,8 +6,8 @@
 
 ``kills`` lets a job run for a minute undisturbed, then disturbs a random rank every so many seconds: ``--by kill`` by
 SIGKILL, ``stop`` by SIGSTOP, ``link`` by cutting its host of the development cluster off for ``--cut-s`` seconds (as
-root). It prints steps kept a second beside those of the undisturbed minute. Ranks come back as they will. On the
-development cluster's hosts, whose job SLURM starts:
+root). It prints steps kept a second beside those of the undisturbed minute, and beside those of the last seconds before
+each disturbance. Ranks come back as they will. On the development cluster's hosts, whose job SLURM starts:
 
     python benchmarks/elastic.py kills --launch "srun -N 4 -n 4 --no-kill --kill-on-bad-exit=0" ...
 
@@ -159,11 +159,16 @@ def kills(options: argparse.Namespace, folder: Path) -> None:
         """The last step that was done by then."""
         return [step for when, step in steps if when <= second][-1]
 
-    calm = (reached(calm_s) - reached(begin_s)) / (calm_s - begin_s)
-    disturbed = (reached(end_s) - reached(calm_s)) / (end_s - calm_s)
+    def rate(begin_s: float, end_s: float) -> float:
+        """Steps kept a second."""
+        return (reached(end_s) - reached(begin_s)) / (end_s - begin_s)
+
+    calm, disturbed = rate(begin_s, calm_s), rate(calm_s, end_s)
+    between = median(rate(one - options.every / 2, one) for one in disturbed_s[1:])
     back = [seconds for one in disturbed_s if (seconds := back_after(one, built, steps)) is not None]
     times = f"{len(disturbed_s)} times ({options.by})"
     print(f"undisturbed: {calm:.2f} steps/s; disturbed {times}: {disturbed:.2f}; goodput {disturbed / calm:.3f}")
+    print(f"just before each disturbance: {between:.2f} steps/s; goodput {disturbed / between:.3f}")
     print(f"until the next step: median {median(back):.2f} s, longest {max(back):.2f} s")
     last, membership = last_step(folder / "run"), Membership.of(folder / "run").starts
     with h5py.File(folder / "run" / "metrics.h5") as file:
