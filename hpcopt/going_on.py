@@ -102,7 +102,8 @@ def _group(company: Company) -> World | None:
             return company.form()
         except LostRankError:
             continue
-        except ExpelledError:
+        except ExpelledError as error:
+            print(f"hpcopt: {error}; it tries to come back", file=sys.stderr, flush=True)
             os._exit(EXPELLED)
         except PeerError as error:  # in no group, it cannot end the others
             print(f"hpcopt: {error}", file=sys.stderr)

@@ -4,7 +4,8 @@ A process is named ``slot.life.nonce``: its place with the launcher, how often t
 The first group forms when all places are filled. From then on a group forms anew when it is broken, or when all its
 ranks leave it after a step. Each process then tells the first member that it can still reach that it is ready; that
 member waits for all it can reach itself, decides who is in, survivors first, and tells everybody. If it is lost
-meanwhile, the next one takes its place. Nothing else decides: a process counts as lost when its connection is.
+meanwhile, the next one takes its place. Nothing else decides: a process counts as lost when its connection is, or when
+another one does not reach it and it is silent.
 
 Of a group in two parts that cannot reach each other, the larger one goes on, or of equal ones that of the lowest rank;
 a process whose kernel has closed its connections is dead, and counts on neither side.
@@ -24,7 +25,7 @@ from hpcopt.errors import JobError, PeerError
 from hpcopt.store.files import replace_text
 
 LOOK_S = 0.05  # from one look around for others to the next, before this process is in
-NOBODY_S = 30.0  # that a process which comes back looks for a run that goes on, and any for the run's key
+NOBODY_S = 60.0  # that a process which comes back looks for a run that goes on, and any for the run's key
 OVER, KEY = "over", "key"
 
 __all__ = ["Company", "ExpelledError"]
@@ -90,7 +91,7 @@ class Company:
             (folder / OVER).unlink(missing_ok=True)
         self.links = Links(f"{slot}.{life}.{token_hex(4)}", _key_in(folder))
         self._group: _Group | None = None
-        self._ready: dict[str, tuple[int, list[str]]] = {}
+        self._ready: dict[str, tuple[int, dict[str, bool]]] = {}
         self._ready_s: float | None = None  # when all were
         self._standing = 0  # the highest generation that somebody was in when we met
         said = json.dumps({"name": self.links.name, "address": self.links.address})
@@ -108,7 +109,7 @@ class Company:
         Raises:
             LostRankError: a member was lost at once: form again.
             ExpelledError: the others go on without this process, or it and those it reaches are the smaller part.
-            PeerError: nobody was found.
+            PeerError: this process came back, and found nobody who goes on.
             JobError: another job is in the folder.
         """
         self.links.leave()
@@ -147,7 +148,7 @@ class Company:
                         return group
                 elif leader not in (None, told):
                     told = leader
-                    gone = [name for name in self.links.members if name in self.links.gone]
+                    gone = {name: far for name, far in self.links.gone.items() if name in self.links.members}
                     self.links.write(str(leader), {"ready": self.links.generation, "gone": gone})
                 if not self.links.letters:
                     self.links.news.wait(LOOK_S)
@@ -163,10 +164,13 @@ class Company:
         """What this process decides, once all are ready of whom it waits; they have been told."""
         links, here = self.links, self.links.name
         if links.members:
-            left = [name for name in links.members if name not in links.gone]
-            if any(name != here and name not in self._ready for name in left):
+            told = [links.gone, *(gone for _, gone in self._ready.values())]
+            far = {name for gone in told for name, beyond in gone.items() if beyond}
+            heard = {here, *self._ready}
+            left = [name for name in links.members if name not in links.gone and (name in heard or name not in far)]
+            if not heard.issuperset(left):
                 return None
-            self._require_majority(left)
+            self._require_majority(left, far)
             self._ready_s = self._ready_s or time.monotonic()
             died = [name for name in links.members if links.gone.get(name) is False]
             if len(self.newcomers) < len(died) and time.monotonic() - self._ready_s < self._back_s:
@@ -189,8 +193,8 @@ class Company:
         self._ready, self._ready_s = {}, None
         return group
 
-    def _require_majority(self, left: list[str]) -> None:
-        beyond = [name for name in self.links.members if self.links.gone.get(name)]
+    def _require_majority(self, left: list[str], far: set[str]) -> None:
+        beyond = [name for name in self.links.members if name in far and name not in left]
         ours = (len(left), -min(map(self.links.members.index, left)))
         if beyond and ours < (len(beyond), -min(map(self.links.members.index, beyond))):
             raise ExpelledError(
@@ -242,8 +246,9 @@ class Company:
                 continue  # it is being written
             if name != self.links.name and name not in self.links.by_name and name not in self.links.gone:
                 self.links.connect((str(host), int(port)))
-        if self._life and not self.links.by_name and time.monotonic() - since_s > NOBODY_S:
-            raise PeerError("this rank came back, and found nobody: all others are gone")
+        found = self._standing and self.links.by_name
+        if self._life and not found and time.monotonic() - since_s > NOBODY_S:
+            raise PeerError(f"this rank came back, and found nobody who goes on in {NOBODY_S:.0f} s")
 
 
 def _key_in(folder: Path) -> str:

@@ -166,18 +166,48 @@ def test_the_smaller_part_does_not_go_on(crowd):
     assert [slots_in(world) for world in worlds] == [[1, 2]] * 2
     with pytest.raises(ExpelledError, match="larger part"):
         cut_off.form()
+    cut_off.links.close()
+    group.companies.append(back := group.add(0, life=1))
+    (joining,) = group.forming(back)
+    while not all(company.newcomers for company in others):
+        pass
+    group.form(*others)
+    assert slots_in(joining.result(PATIENCE_S)) == [1, 2, 0]
 
 
-def test_who_cannot_reach_all_others_is_left_out(crowd):
+def test_who_comes_back_and_finds_only_others_who_do_gives_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("hpcopt.elastic.company.NOBODY_S", 0.5)
+    group = Crowd(tmp_path, 0)
+    group.companies = [Company(tmp_path, slot=slot, life=1, slots=3) for slot in (1, 2)]
+    for future in group.forming(*group.companies):
+        with pytest.raises(PeerError, match="found nobody"):
+            future.result(PATIENCE_S)
+    for company in group.companies:
+        company.links.close()
+
+
+def test_who_is_silent_and_beyond_the_reach_of_another_is_not_waited_for(crowd):
+    group = crowd(3)
+    group.form(*group.companies)
+    first, silent, other = group.companies
+    other.links.gone[silent.links.name] = True
+    other.links.break_off()
+    worlds = group.form(first, other)
+    assert [slots_in(world) for world in worlds] == [[0, 2]] * 2
+
+
+def test_of_two_who_cannot_reach_each_other_one_is_left_out(crowd):
     group = crowd(3)
     group.form(*group.companies)
     one, other = group.companies[1:]
     one.links.gone[other.links.name] = other.links.gone[one.links.name] = True
     one.links.break_off()
-    futures = group.forming(*group.companies)
-    assert slots_in(futures[0].result(PATIENCE_S)) == [0, 1]
+    first, *futures = group.forming(*group.companies)
+    members = slots_in(first.result(PATIENCE_S))
+    assert members in ([0, 1], [0, 2])  # by who said first that it is ready
+    out = futures[0 if members == [0, 2] else 1]
     with pytest.raises(ExpelledError):
-        futures[2].result(PATIENCE_S)
+        out.result(PATIENCE_S)
 
 
 def test_a_key_that_nobody_has_written_is_an_error(tmp_path, monkeypatch):
