@@ -26,6 +26,7 @@ from hpcopt.store.files import replace_text
 
 LOOK_S = 0.05  # from one look around for others to the next, before this process is in
 NOBODY_S = 60.0  # that a process which comes back looks for a run that goes on, and any for the run's key
+TOLD_S = 5.0  # after it has met a member of a group, until a process has been told that it is one
 OVER, KEY = "over", "key"
 
 __all__ = ["Company", "ExpelledError"]
@@ -94,6 +95,7 @@ class Company:
         self._ready: dict[str, tuple[int, dict[str, bool]]] = {}
         self._ready_s: float | None = None  # when all were
         self._standing = 0  # the highest generation that somebody was in when we met
+        self._met_s = 0.0  # when we met the first of them
         said = json.dumps({"name": self.links.name, "address": self.links.address})
         replace_text(folder / f"slot{slot:05}", said)
 
@@ -226,8 +228,10 @@ class Company:
             elif "over" in letter:
                 self.over = int(letter["over"])
             elif "standing" in letter:
+                self._met_s = self._met_s if self._standing else time.monotonic()
                 self._standing = max(self._standing, letter["standing"])
-        if self._standing and self._life == 0 and self._group is None:
+        waited = self._standing and time.monotonic() - self._met_s > TOLD_S
+        if waited and self._life == 0 and self._group is None:
             raise JobError(
                 f"the run of {self._folder.name.strip('.')} goes on in another job: wait until it has ended, stop it, "
                 "or name another --run-dir"

@@ -205,7 +205,8 @@ def test_of_two_who_cannot_reach_each_other_one_is_left_out(crowd):
     first, *futures = group.forming(*group.companies)
     members = slots_in(first.result(PATIENCE_S))
     assert members in ([0, 1], [0, 2])  # by who said first that it is ready
-    out = futures[0 if members == [0, 2] else 1]
+    out, second = futures if members == [0, 2] else reversed(futures)
+    assert slots_in(second.result(PATIENCE_S)) == members
     with pytest.raises(ExpelledError):
         out.result(PATIENCE_S)
 
@@ -217,7 +218,33 @@ def test_a_key_that_nobody_has_written_is_an_error(tmp_path, monkeypatch):
         Company(tmp_path, slot=0, life=0, slots=1)
 
 
-def test_another_job_is_refused(crowd):
+def test_who_meets_a_member_first_and_hears_of_the_group_later_is_in_it(crowd):
+    group = crowd(3)
+    last = group.companies.pop()
+    first = group.companies[0].links
+    write, told = first.write, threading.Event()
+
+    def write_late(to, letter):
+        if "group" in letter and to == last.links.name:
+            threading.Thread(target=lambda: (told.wait(), write(to, letter))).start()
+        else:
+            write(to, letter)
+
+    first.write = write_late
+    group.companies.append(last)
+    joining, *others = group.forming(last, *group.companies[:2])
+    while last.links.name not in group.companies[1].links.members:
+        pass
+    with last.links.news:
+        last.links.letters.append((first.name, {"standing": 1}))
+    while last.links.letters:
+        pass
+    told.set()
+    assert [slots_in(future.result(PATIENCE_S)) for future in (joining, *others)] == [[0, 1, 2]] * 3
+
+
+def test_another_job_is_refused(crowd, monkeypatch):
+    monkeypatch.setattr("hpcopt.elastic.company.TOLD_S", 0.2)
     group = crowd(2)
     group.form(*group.companies)
     group.companies.append(intruder := group.add(1))
