@@ -10,7 +10,7 @@ import torch
 from hpcopt.comm.links import LostRankError
 from hpcopt.comm.world import World
 from hpcopt.elastic.company import Company, ExpelledError
-from hpcopt.errors import JobError
+from hpcopt.errors import JobError, PeerError
 from tests.launching import PATIENCE_S
 
 
