@@ -199,9 +199,9 @@ class Links:
                 self.write(name, {"left": self.generation, "round": self.round})
 
     def close(self) -> None:
-        """Hang up on everybody."""
+        """Hang up on everybody; who still waits for a frame is told that the group is broken."""
         with self.news:
-            self.closed = True
+            self.closed = self.broken = True
             self.news.notify_all()
         with suppress(OSError):
             self._door.shutdown(socket.SHUT_RDWR)

@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+from hpcopt.phases import PhaseClock
+
 Collective = Literal["all_reduce", "broadcast", "all_gather", "all_to_all"]
 
 
@@ -44,6 +46,14 @@ class Traffic:
         self.sent_bytes = self.dense_bytes = 0
         self.encode_s = self.wire_s = self.decode_s = 0.0
         return counts
+
+    def hand_on(self, to: "Traffic", clock: PhaseClock) -> None:
+        """Add the counts since the last lap to others, and their seconds to a step's phases; then start from zero."""
+        counts = self.lap()
+        to.add(counts)
+        clock.add("encode", counts.encode_s)
+        clock.add("comm", counts.wire_s)
+        clock.add("decode", counts.decode_s)
 
 
 class Stopwatch:

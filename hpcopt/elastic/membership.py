@@ -17,11 +17,11 @@ from typing import Self
 import h5py
 
 from hpcopt.errors import JobError
+from hpcopt.solvers import absences
 from hpcopt.store import hdf5
 from hpcopt.store.metrics import read
 
 PRESENT = "present"  # attribute of a start: ranks before it whose own state was kept
-ABSENCES = "absences"  # table: a row for each rank that a round was decided without
 
 
 class Membership:
@@ -68,11 +68,11 @@ class Membership:
         if not path.exists():
             raise JobError(f"[run] membership = {str(run)!r}: there is no such run, nor metrics file").everywhere()
         steps, ranks, attributes, rounds, absent = read(path, _recorded)
-        absences: dict[int, set[int]] = {}
+        missing: dict[int, set[int]] = {}
         for number, rank in zip(rounds, absent, strict=True):
-            absences.setdefault(int(number), set()).add(int(rank))
+            missing.setdefault(int(number), set()).add(int(rank))
         present = [json.loads(text).get(PRESENT) for text in attributes]
-        return cls(zip(steps, ranks, strict=True), present, absences)
+        return cls(zip(steps, ranks, strict=True), present, missing)
 
     @property
     def most(self) -> int:
@@ -101,5 +101,8 @@ def _recorded(file: h5py.File) -> tuple[list[int], list[int], list[str], list[in
     """Of starts the steps, the ranks and the attributes; of absences the rounds and the ranks."""
     starts = file["starts"]
     texts = [bytes(text).decode() for text in hdf5.whole(starts["attributes"])]
-    rows = [hdf5.whole(file[ABSENCES][name]).tolist() if ABSENCES in file else [] for name in ("step", "rank_number")]
-    return hdf5.whole(starts["step"]).tolist(), hdf5.whole(starts["ranks"]).tolist(), texts, rows[0], rows[1]
+    columns = ("step", absences.COLUMN)
+    rounds, absent = (
+        hdf5.whole(file[absences.TABLE][name]).tolist() if absences.TABLE in file else [] for name in columns
+    )
+    return hdf5.whole(starts["step"]).tolist(), hdf5.whole(starts["ranks"]).tolist(), texts, rounds, absent

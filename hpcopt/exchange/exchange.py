@@ -403,8 +403,4 @@ class Exchange:
 
     def _count(self) -> None:
         """Hand on what the exchange's transport has counted."""
-        counts = self._transport.traffic.lap()
-        self._world.traffic.add(counts)
-        self._clock.add("encode", counts.encode_s)
-        self._clock.add("comm", counts.wire_s)
-        self._clock.add("decode", counts.decode_s)
+        self._transport.traffic.hand_on(self._world.traffic, self._clock)

@@ -28,10 +28,16 @@ class PresentSums:
     """
 
     def __init__(
-        self, transport: Transport, roll_call: RollCall, world: World, named: Sequence[nn.Parameter], clock: PhaseClock
+        self,
+        transport: Transport,
+        roll_call: RollCall,
+        world: World,
+        parameters: Sequence[nn.Parameter],
+        clock: PhaseClock,
     ) -> None:
+        """Use ``of``; parameters in the order of the ballot."""
         self.roll_call, self._transport, self._world, self._clock = roll_call, transport, world, clock
-        self._parameters = sorted(named, key=lambda p: -p.element_size())  # so that each begins where it may
+        self._parameters = parameters
 
     @classmethod
     def of(
@@ -53,13 +59,14 @@ class PresentSums:
                 raise JobError('patience_s is for plain sums: [exchange] name = "ring", without a codec').everywhere()
             return None
         transport = world.transport.duplicate()
-        kinds = _kinds(parameters)
+        ordered = sorted(parameters, key=lambda p: -p.element_size())  # so that each begins where it may
+        kinds = _kinds(ordered)
 
         def count(_: int, ballots: Mapping[int, np.ndarray]) -> np.ndarray:
             return _added(list(ballots.values()), kinds)
 
         roll_call = transport.roll_call(count, patience_s)
-        return None if roll_call is None else cls(transport, roll_call, world, parameters, clock)
+        return None if roll_call is None else cls(transport, roll_call, world, ordered, clock)
 
     def sum(self, number: int) -> None:
         """Replace all gradients by their sums over those present in a round of this number. Collective.
@@ -83,11 +90,7 @@ class PresentSums:
                     begin += len(part)
         traffic.sent_bytes += sent_bytes
         traffic.dense_bytes += sent_bytes
-        counts = traffic.lap()
-        self._world.traffic.add(counts)
-        self._clock.add("encode", counts.encode_s)
-        self._clock.add("comm", counts.wire_s)
-        self._clock.add("decode", counts.decode_s)
+        traffic.hand_on(self._world.traffic, self._clock)
 
     def planned_bytes(self) -> int:
         """The most that a rank sends in a round: the teller, if the others' ballots come in time."""
@@ -106,9 +109,9 @@ def _bytes(p: nn.Parameter) -> np.ndarray:
 
 
 def _kinds(parameters: Sequence[nn.Parameter]) -> list[tuple[torch.dtype, int]]:
-    """Stretches of a ballot: dtype, and bytes."""
+    """Stretches of a ballot of these, in their order: dtype, and bytes."""
     found: list[tuple[torch.dtype, int]] = []
-    for p in sorted(parameters, key=lambda p: -p.element_size()):
+    for p in parameters:
         size_bytes = p.numel() * p.element_size()
         if found and found[-1][0] == p.dtype:
             size_bytes += found.pop()[1]

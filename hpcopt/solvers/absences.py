@@ -6,7 +6,7 @@ from typing import Any
 from hpcopt.comm.roll_call import RollCall
 from hpcopt.shapes.stats import Rows
 
-TABLE, SCALAR = "absences", "absent"
+TABLE, COLUMN, SCALAR = "absences", "rank_number", "absent"
 
 
 def told(roll_call: RollCall | None) -> dict[str, Any]:
@@ -14,5 +14,5 @@ def told(roll_call: RollCall | None) -> dict[str, Any]:
     if roll_call is None:
         return {"scalars": {}, "tables": {}}
     absent = list(roll_call.absent)
-    tables: Mapping[str, Rows] = {TABLE: Rows({"rank_number": absent})} if absent else {}
+    tables: Mapping[str, Rows] = {TABLE: Rows({COLUMN: absent})} if absent else {}
     return {"scalars": {SCALAR: float(len(absent))}, "tables": dict(tables)}

@@ -95,12 +95,9 @@ class Mixture:
         """
         with self._clock("exchange"), self._world.watch(what, self._world.ranks):
             self._mixer.mix()
-        counts = self._transport.traffic.lap()
-        counts.dense_bytes = dense_all_reduce_bytes(4 * self.x.numel(), self._world.size)
-        self._world.traffic.add(counts)
-        self._clock.add("encode", counts.encode_s)
-        self._clock.add("comm", counts.wire_s)
-        self._clock.add("decode", counts.decode_s)
+        traffic = self._transport.traffic
+        traffic.dense_bytes = dense_all_reduce_bytes(4 * self.x.numel(), self._world.size)
+        traffic.hand_on(self._world.traffic, self._clock)
 
     def mean(self, out: Tensor) -> Tensor:
         """Write the mean over the ranks to out, with nothing left under way. Collective."""

@@ -101,6 +101,16 @@ def test_who_waits_for_the_lost_is_woken(crowd):
         worlds[1].transport.receive(torch.zeros(4), 0).wait()
 
 
+def test_who_waits_when_the_links_are_closed_is_woken(crowd):
+    group = crowd(2)
+    world = group.form(*group.companies)[0]
+    with ThreadPoolExecutor(1) as threads:
+        received = threads.submit(world.transport.receive(torch.zeros(4), 1).wait)  # which nobody sends
+        group.companies[0].links.close()
+        with pytest.raises(LostRankError):
+            received.result(PATIENCE_S)
+
+
 @pytest.mark.parametrize("told", [set(), {1}, {1, 3}])
 def test_the_one_who_decides_dies_of_it(crowd, told):
     """Having told some what it decided."""
