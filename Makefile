@@ -14,27 +14,36 @@ MPIRUN   := $(if $(filter system,$(MPI)),mpirun,$(VENV)/bin/mpirun)
 WHEEL    := $(if $(filter system,$(MPI)),,$(MPI),)
 
 export OMP_NUM_THREADS ?= 1
+# Hundreds of processes import the package and its tests: they are compiled once, whatever the machine's habit.
+unexport PYTHONDONTWRITEBYTECODE
 ifeq ($(MPI),openmpi)
 export OMPI_ALLOW_RUN_AS_ROOT=1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
 endif
 
-.PHONY: train test docs packages check clean
+.PHONY: train test serial-tests slurm-tests docs packages check clean
 .DEFAULT_GOAL := train
 
 train: $(VENV)/ready data/digits
 	$(MPIRUN) -n $(RANKS) $(PYTHON) -m hpcopt.train jobs/quickstart.toml
 	$(PYTHON) -m hpcopt.report runs/quickstart
 
-# What fails beside others is run once more, by itself: a fault fails again, what a busy machine did is in the output.
+# Jobs in the cluster's queue wait more than they compute: they go beside the serial tests.
 # Ranks import the files with tests of theirs alone: importing all costs each three times as much.
-test: SERIAL = $(PYTHON) -m pytest -m "parallel[1] and not slurm"
 test: PARALLEL = $(shell grep -rl --include='*.py' mark.parallel tests)
 test: $(VENV)/ready-to-test check
-	$(SERIAL) --numprocesses $(WORKERS) --dist loadfile || $(SERIAL) --last-failed --last-failed-no-failures none
+	$(MAKE) --jobs=2 --no-print-directory serial-tests slurm-tests
 	for n in 2 3 4; do timeout 2700 $(MPIRUN) -n $$n $(PYTHON) -m pytest -m "parallel[$$n] and not slurm" $(PARALLEL) || exit 1; done
-	$(PYTHON) -m pytest -m slurm tests/slurm
+
+# What fails beside others is run once more, by itself: a fault fails again, what a busy machine did is in the output.
+# Files come in the order of tests/conftest.py, not in that of their number of tests.
+serial-tests: SERIAL = $(PYTHON) -m pytest -m "parallel[1] and not slurm"
+serial-tests:
+	$(SERIAL) --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder || $(SERIAL) --last-failed --last-failed-no-failures none
+
+slurm-tests:
+	@said=$$(mktemp) && { $(PYTHON) -m pytest -m slurm -p no:cacheprovider tests/slurm > $$said 2>&1; code=$$?; cat $$said; rm $$said; exit $$code; }
 
 # Read from the sources alone; the warning that is switched off advertises another program.
 docs: $(VENV)/ready-for-docs

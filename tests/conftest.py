@@ -19,6 +19,14 @@ torch.set_num_threads(1)  # ranks and tests share few cores
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read where a kernel is defined, by whichever test comes first
 
+# What takes longest goes first, or in the end one worker has nothing to do. The first file compiles, one by one, the
+# loops that others then find compiled; the next does without.
+LONGEST = (
+    *("compress/test_properties.py", "test_interruptions.py", "simulated_gpu/test_cases.py", "trainer/test_killed.py"),
+    *("test_session_processes.py", "test_installed.py", "kernels/cuda/test_compiled.py", "exchange/test_not_finite.py"),
+    *("test_train.py", "comm/test_departure.py", "fuzz/test_run_directories.py", "simulated_gpu/test_gpu_aware.py"),
+)
+
 REQUIRED = set(filter(None, os.environ.get("HPCOPT_REQUIRE", "").split(",")))
 
 
@@ -58,6 +66,11 @@ def shared_tmp_path():
     with tempfile.TemporaryDirectory() if MPI.COMM_WORLD.rank == 0 else nullcontext() as folder:
         yield Path(MPI.COMM_WORLD.bcast(folder))
         MPI.COMM_WORLD.barrier()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    turns = {Path(__file__).parent / name: turn for turn, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: turns.get(item.path, len(turns)))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

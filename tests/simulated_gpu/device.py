@@ -8,12 +8,12 @@ counted there. Streams keep an order as CUDA's do (``tests.simulated_gpu.streams
 Registering a device is for a whole process and torch calls it experimental: import this in a process of its own.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 from tests.simulated_gpu import streams
@@ -108,10 +108,46 @@ class SimulatedTensor(Tensor):
         return _run(operation, args, kwargs or {})
 
 
+class Traits(NamedTuple):
+    """What an operation's schema says.
+
+    Attributes:
+        view: what it gives is memory that it was given.
+        writes: whether it writes into an argument, by name.
+    """
+
+    name: str
+    view: bool
+    writes: dict[str, bool]
+
+
+@cache
+def _traits(operation: Any) -> Traits:
+    schema = operation._schema
+    aliases = [result.alias_info for result in schema.returns]
+    view = bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases)
+    writes = {x.name: x.alias_info is not None and x.alias_info.is_write for x in schema.arguments}
+    return Traits(schema.name.split("::")[1].rstrip("_"), view, writes)
+
+
+def _tensors(found: Any) -> Iterator[Tensor]:
+    """Of an operation's arguments or results, which are in lists at most."""
+    if isinstance(found, Tensor):
+        yield found
+    elif isinstance(found, list | tuple):
+        for each in found:
+            yield from _tensors(each)
+
+
+def _each(change: Callable[[Any], Any], found: Any) -> Any:
+    """The same, with each that is no list changed."""
+    return type(found)([_each(change, x) for x in found]) if isinstance(found, list | tuple) else change(found)
+
+
 def _run(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Write an operation down and do it on the values."""
-    name = operation._schema.name.split("::")[1].rstrip("_")
-    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    name, view, writes = _traits(operation)
+    tensors = [*_tensors(args), *_tensors([*kwargs.values()])]
     device = kwargs.get("device")
     theirs = any(isinstance(x, SimulatedTensor) for x in tensors)
     here = theirs if device is None else torch.device(device).type == "sim"
@@ -121,13 +157,15 @@ def _run(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return copied
     else:
         _check(name, args, kwargs, tensors, here)
-        waits = _count(name, operation, args)
+        waits = _count(name, view, args)
     wrapped = {id(x.values): x for x in tensors if isinstance(x, SimulatedTensor)}
     if "pin_memory" in kwargs:
         kwargs = {**kwargs, "pin_memory": False}
-    found = ONE_KERNEL.get(name, operation)(*tree_map(_unwrapped, args), **tree_map(_unwrapped, kwargs))
-    if name not in MEMORY_ONLY and not _is_view(operation):
-        _order(name, operation, args, kwargs, found if here and name not in TO_HOST else None)
+    values = {key: _each(_unwrapped, value) for key, value in kwargs.items()}
+    found = ONE_KERNEL.get(name, operation)(*_each(_unwrapped, args), **values)
+    if name not in MEMORY_ONLY and not view:
+        given = [*zip(writes, args, strict=False), *kwargs.items()]
+        _order(name, writes, given, found if here and name not in TO_HOST else None)
     if name in MEMORY_ONLY and here:
         streams.made(found)
     if waits:
@@ -141,20 +179,15 @@ def _run(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return x
         return wrapped[id(x)] if id(x) in wrapped else SimulatedTensor(x)
 
-    return tree_map(wrap, found)
+    return _each(wrap, found)
 
 
-def _order(name: str, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Any) -> None:
+def _order(name: str, writes: dict[str, bool], given: list[tuple[str, Any]], found: Any) -> None:
     """Let the current stream read and write what the operation does."""
-    arguments = operation._schema.arguments
-    given = [
-        *zip(arguments, args, strict=False),
-        *((each, kwargs[each.name]) for each in arguments[len(args) :] if each.name in kwargs),
-    ]
-    read, written = [], [x for x in tree_leaves(found) if isinstance(x, Tensor) and not isinstance(x, SimulatedTensor)]
+    read, written = [], [x for x in _tensors(found) if not isinstance(x, SimulatedTensor)]
     for argument, value in given:
-        mine = [x.values for x in tree_leaves(value) if isinstance(x, SimulatedTensor)]
-        (written if argument.alias_info is not None and argument.alias_info.is_write else read).extend(mine)
+        mine = [x.values for x in _tensors(value) if isinstance(x, SimulatedTensor)]
+        (written if writes[argument] else read).extend(mine)
     streams.use(read, written, name)
 
 
@@ -183,13 +216,13 @@ def _check(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: li
         LEDGER.note("refused", f"{name} with {[tuple(x.shape) for x in hosts]} in main memory")
 
 
-def _count(name: str, operation: Any, args: tuple[Any, ...]) -> bool:
+def _count(name: str, view: bool, args: tuple[Any, ...]) -> bool:
     """Give whether the host waits."""
     masks = name in INDEXING and any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
     if name in WAITING or masks:
         LEDGER.note("waits", f"{name} by a mask" if masks else name)
         return True
-    if name not in MEMORY_ONLY and not _is_view(operation):
+    if name not in MEMORY_ONLY and not view:
         LEDGER.note("launches", name)
     return False
 
@@ -230,11 +263,6 @@ def _fetch(source: SimulatedTensor, target: Tensor | None, beside: bool) -> Tens
     return None
 
 
-def _is_view(operation: Any) -> bool:
-    aliases = [result.alias_info for result in operation._schema.returns]
-    return bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases)
-
-
 def _autocast(operation: Any) -> Callable[..., Any]:
     """An operation that rounds its tensors to autocast's type, as CUDA's matrix products do."""
 
@@ -243,7 +271,7 @@ def _autocast(operation: Any) -> Callable[..., Any]:
             return x.to(torch.get_autocast_dtype("sim")) if isinstance(x, Tensor) and x.is_floating_point() else x
 
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)):
-            return operation(*tree_map(narrow, args), **tree_map(narrow, kwargs))
+            return operation(*_each(narrow, args), **{key: _each(narrow, value) for key, value in kwargs.items()})
 
     return rounded
 

@@ -12,6 +12,21 @@ import numpy as np
 
 from tests.launching import PATIENCE_S
 
+# A solver, unhurried.py in the folder that jobs are submitted from, whose job runs long enough to be told something and
+# leaves the processor to others.
+UNHURRIED = """
+import time
+from hpcopt.solvers.data_parallel import DataParallel, DataParallelConfig
+
+class UnhurriedConfig(DataParallelConfig):
+    def build(self, task, context):
+        return Unhurried(self, task, context)
+
+class Unhurried(DataParallel):
+    def step(self, batch):
+        time.sleep(0.05)
+        return super().step(batch)
+"""
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "DEADLINE"}
 
 

@@ -12,7 +12,7 @@ import pytest
 from slurm.devcluster import network
 from tests.conftest import require
 from tests.launching import PATIENCE_S
-from tests.slurm.batch_job import slurm
+from tests.slurm.batch_job import UNHURRIED, slurm
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "/run/hpcopt-devcluster/slurm.conf"
@@ -68,6 +68,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, own_cluster: bool) -> Pat
     quickstart = (ROOT / "jobs/quickstart.toml").read_text()
     assert "epochs = 30\n" in quickstart
     (folder / "digits.toml").write_text(quickstart.replace("epochs = 30\n", "steps = 60\n"))
+    (folder / "unhurried.py").write_text(UNHURRIED)
     subprocess.run([sys.executable, "-m", "hpcopt.prepare", "digits"], cwd=folder, check=True, capture_output=True)
     return folder
 

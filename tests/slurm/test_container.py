@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import require
 from tests.slurm.batch_job import BatchJob
-from tests.slurm.test_preemption import JOB, STEPS, WIDE, starts
+from tests.slurm.test_preemption import JOB, STEPS, starts
 
 pytestmark = pytest.mark.slurm
 
@@ -28,7 +28,7 @@ def mount_namespaces(job: BatchJob) -> set[Path]:
 
 
 def test_a_job_in_containers_is_requeued_from_outside_and_ends_with_the_same_bits(contained):
-    length = (*WIDE, "--set", f"run.steps={STEPS}")
+    length = ("--set", f"run.steps={STEPS}")
     undisturbed = BatchJob("--nodes=2", "slurm/train.sh", *JOB, *length)
     job = BatchJob("--nodes=2", "slurm/train.sh", *JOB, *length, **contained)
     job.wait(lambda: len(starts(job)) == 1 and len(job.steps()) >= 20)

@@ -11,19 +11,6 @@ from tests.slurm.conftest import devcluster, lose
 
 pytestmark = pytest.mark.slurm
 
-UNHURRIED = """
-import time
-from hpcopt.solvers.data_parallel import DataParallel, DataParallelConfig
-
-class UnhurriedConfig(DataParallelConfig):
-    def build(self, task, context):
-        return Unhurried(self, task, context)
-
-class Unhurried(DataParallel):
-    def step(self, batch):
-        time.sleep(0.1)
-        return super().step(batch)
-"""
 JOB = """
 run = {name = "t", steps = 100000, elastic = true, copy_every = 5, rejoin_s = 0, log_every_s = 0.2}
 workload = {data = "data/digits", batch = 60, model = {name = "mlp", hidden = [32]}}
@@ -32,7 +19,6 @@ solver = {name = "unhurried:UnhurriedConfig", shard_optimizer = true, optimizer 
 
 
 def test_an_elastic_job_goes_on_without_a_lost_host(cluster):
-    Path("unhurried.py").write_text(UNHURRIED)
     Path("elastic.toml").write_text(JOB)
     job = BatchJob("--nodes=3", "--no-kill", "slurm/train.sh", "elastic.toml", MAX_RESTARTS="0")
     job.wait(lambda: len(job.steps()) >= 10)

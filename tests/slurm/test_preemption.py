@@ -13,9 +13,11 @@ from tests.slurm.conftest import devcluster
 
 pytestmark = pytest.mark.slurm
 
-STEPS = 400
-WIDE = ("--set", "workload.model.hidden=[1024, 512]")  # tens of milliseconds a step: time to be told something
-JOB = ("digits.toml", "--set", "run.checkpoint_every=20", "--set", "run.log_every_s=0.5")
+STEPS = 300
+JOB = (
+    *("digits.toml", "--set", "solver.name=unhurried:UnhurriedConfig"),
+    *("--set", "run.checkpoint_every=20", "--set", "run.log_every_s=0.5"),
+)
 ENDLESS = (*JOB, "--set", "run.steps=1000000", "--set", "solver.schedule.name=constant")
 
 
@@ -30,7 +32,7 @@ def starts(job: BatchJob) -> list[int]:
 
 def test_two_preemptions_change_nothing(cluster):
     """Two jobs of the same kind, one of them checkpointed and requeued twice: the same losses to the last bit."""
-    length = (*WIDE, "--set", f"run.steps={STEPS}")
+    length = ("--set", f"run.steps={STEPS}")
     undisturbed = BatchJob("--nodes=2", "slurm/train.sh", *JOB, *length)
     job = BatchJob("--nodes=2", "slurm/train.sh", *JOB, *length)
     for start in (1, 2):

@@ -7,7 +7,10 @@ import os
 import subprocess
 import sys
 
-PROGRAM = """
+EVERYTHING = "HPCOPT_EVERY_CARD" in os.environ  # each kernel for each card, by hand: two seconds each
+PROGRAM = (
+    f"everything = {EVERYTHING}"
+    + """
 import json
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
@@ -34,16 +37,17 @@ KERNELS = [
 ]
 CARDS = 80, 90, 100
 found = {card: {} for card in CARDS}
-for kernel, constants in KERNELS:
+for turn, (kernel, constants) in enumerate(KERNELS):
     types = {name: "constexpr" if name in constants else TYPES[name] for name in kernel.arg_names}
     if kernel in WEIGHT_IN_BITS:
         types["weight"] = "i64"
     source = ASTSource(kernel, types, constexprs=constants)
-    for card in CARDS:
+    for card in CARDS if everything or kernel is levels._encode else CARDS[turn % 3 :][:1]:
         made = compile(source, target=GPUTarget("cuda", card, 32), options={"enable_fp_fusion": False})
         found[card][f"{kernel.__module__}.{kernel.__name__}.{constants}"] = made.asm["ptx"]
 print(json.dumps(found))
 """
+)
 
 INEXACT = (
     *("fma.rn.f32", "fma.rn.f64", "div.full", "div.approx", "rcp.approx", "sqrt.approx", "rsqrt.approx"),
@@ -58,8 +62,9 @@ def test_kernels_compile_for_cards_and_round_as_the_cpu_does(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     cards = json.loads(done.stdout)
     assert list(cards) == ["80", "90", "100"]
+    assert len(set().union(*cards.values())) == 11
+    assert all(len(found) == 11 if EVERYTHING else len(found) > 2 for found in cards.values())
     for card, found in cards.items():
-        assert len(found) == 11
         assert "div.rn.f32" in next(ptx for name, ptx in found.items() if "levels._encode" in name)
         for name, ptx in found.items():
             assert f".target sm_{card}" in ptx
