@@ -11,7 +11,8 @@ the learning rate falls linearly to 2 %. Settings are chosen by, and curves show
 end of a run is judged on the test set. A run is a line of runs.jsonl; it depends on its seed alone but for the seconds,
 which other work on the machine lengthens. So ``clock`` measures what a step takes, the chosen settings of all
 optimizers taking turns, into step_times.json: CPU seconds of the process, of one thread, which with nothing else on the
-machine are its wall seconds. Evaluation is off the clock.
+machine are its wall seconds. Evaluation is off the clock. kfac-pytorch, which has KAISA's own code, is not to be had as
+a package: its folder is to be on the path.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 import hpcopt
 from hpcopt.comm.world import alone
 from hpcopt.models.resnet import ResNetConfig
+from hpcopt.optim.several import Several
 from hpcopt.solvers.kaisa.targets import Distribution
 
 DATA = Path("data/fashion-mnist")
@@ -147,8 +149,14 @@ class Task:
         return result
 
 
-def optimizer_of(name: str, model: nn.Module, s: Settings) -> torch.optim.Optimizer:
+def optimizer_of(name: str, model: nn.Module, s: Settings, kaisa: hpcopt.Kaisa | None) -> torch.optim.Optimizer:
     decay = s.get("weight_decay", 0.0)
+    if name == "muon":
+        assert kaisa is not None
+        moved = {id(p) for p in kaisa.whole}
+        rest = [p for p in model.parameters() if id(p) not in moved]
+        steps = torch.optim.SGD(kaisa.whole, s["lr"], weight_decay=decay)
+        return Several([steps, torch.optim.AdamW(rest, s["rest_lr"], weight_decay=0.0)])
     if name == "adamw":
         return torch.optim.AdamW(model.parameters(), s["lr"], (0.9, s["beta2"]), weight_decay=decay)
     return torch.optim.SGD(model.parameters(), s["lr"], s["momentum"], weight_decay=decay, nesterov=name == "sgd")
@@ -162,20 +170,27 @@ class Training:
         self.task, self.model = task, task.model()
         self.generator = torch.Generator().manual_seed(seed)
         self.settings = {**(KAISA[task.name] if name == "kaisa" else {}), **settings}
-        self.optimizer = optimizer_of(name, self.model, self.settings)
-        self.kaisa = None
+        self.kaisa, self.peer = None, None
+        own = {k: v for k, v in self.settings.items() if k not in ("lr", "momentum", "weight_decay", "rest_lr")}
+        lr = lambda *_: self.optimizer.param_groups[0]["lr"]  # noqa: E731
         if name == "kaisa":
-            own = {k: v for k, v in self.settings.items() if k not in ("lr", "momentum", "weight_decay")}
-            lr = lambda: self.optimizer.param_groups[0]["lr"]  # noqa: E731
             self.kaisa = hpcopt.Kaisa(self.model, alone(), lr=lr, fisher="sampled", seed=seed, **own)
+        elif name == "muon":
+            self.kaisa = hpcopt.Kaisa(self.model, alone(), method="muon", **own)
+        self.optimizer = optimizer_of(name, self.model, self.settings, self.kaisa)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        if name == "kfac-pytorch":
+            from kfac.preconditioner import KFACPreconditioner
+
+            self.peer = KFACPreconditioner(self.model, lr=lr, **own)
 
     def step(self, part: float) -> None:
         """One step with this part of the learning rate."""
         task, (x_all, labels_all) = self.task, self.task.train
         rows = torch.randint(0, len(x_all), (task.batch,), generator=self.generator)
         x, labels = x_all[rows], labels_all[rows]
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings["lr"] * part
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * part
         outputs = task.outputs(self.model, x)
         self.optimizer.zero_grad()
         if self.kaisa is not None and self.kaisa.factors_due:
@@ -184,6 +199,8 @@ class Training:
         task.loss(outputs, x, labels).backward()  # type: ignore[no-untyped-call]
         if self.kaisa is not None:
             self.kaisa.step()
+        if self.peer is not None:
+            self.peer.step()
         self.optimizer.step()
 
 
@@ -242,7 +259,7 @@ def main() -> None:
     sweep, one = commands.add_parser("sweep"), commands.add_parser("run")
     for command in (sweep, one):
         command.add_argument("task", choices=["autoencoder", "resnet"])
-        command.add_argument("optimizer", choices=["sgd", "adamw", "kaisa"])
+        command.add_argument("optimizer", choices=["sgd", "adamw", "kaisa", "muon", "kfac-pytorch"])
     sweep.add_argument("--only", type=int, help="one setting, by its place in the grid")
     one.add_argument("seed", type=int)
     one.add_argument("--steps", type=int, required=True)

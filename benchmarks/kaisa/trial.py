@@ -205,6 +205,14 @@ ARMS: dict[str, Arm] = {
     "kfac: AdamW inside": kfac(PLAIN_ADAMW),
     "kfac: AdamW inside, no clip": kfac(PLAIN_ADAMW, **FREE),
     "muon": whole("muon"),
+    "muon, 3 rounds": whole("muon", muon={"polynomials": "jordan", "iterations": 3}),
+    "muon, 4 minimax rounds": whole("muon", muon={"polynomials": "minimax", "iterations": 4}),
+    "muon, 3 minimax rounds": whole("muon", muon={"polynomials": "minimax", "iterations": 3}),
+    "muon, 2 minimax rounds": whole("muon", muon={"polynomials": "minimax", "iterations": 2}),
+    "muon, heads": whole("muon", heads={"self_attn": 4}),
+    "muon, heads, 3 minimax rounds": whole(
+        "muon", heads={"self_attn": 4}, muon={"polynomials": "minimax", "iterations": 3}
+    ),
     "newton_muon": whole("newton_muon", factor_every=5, inverse_every=10),
     "soap": whole("soap", **OFTEN),
     "soap, short": whole("soap", soap={"sides": "short"}, **OFTEN),

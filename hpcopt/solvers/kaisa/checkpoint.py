@@ -15,7 +15,7 @@ from hpcopt.solvers.kaisa.moments import Moments
 from hpcopt.solvers.kaisa.refresh import Refresher
 from hpcopt.solvers.kaisa.settings import KaisaSettings
 
-SHAPING = ("skip", "max_size", "large", "method", "methods", "soap")  # decide which factors there are, and their shapes
+SHAPING = ("skip", "max_size", "large", "method", "methods", "heads", "soap")  # decide the factors, and their shapes
 
 
 def rank_state(refresher: Refresher, moments: Moments) -> dict[str, Any]:

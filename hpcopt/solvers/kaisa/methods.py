@@ -9,8 +9,9 @@ from torch import nn
 from hpcopt.errors import JobError
 from hpcopt.solvers.kaisa.ekfac import Ekfac
 from hpcopt.solvers.kaisa.inverse import Cholesky, Eigen
+from hpcopt.solvers.kaisa.kinds import by_kind
 from hpcopt.solvers.kaisa.kl_shampoo import KlShampoo
-from hpcopt.solvers.kaisa.layers.find import Choose, Layers
+from hpcopt.solvers.kaisa.layers.find import UNWATCHED, Choose, Layers
 from hpcopt.solvers.kaisa.layers.matrix import Choice
 from hpcopt.solvers.kaisa.low_rank import LowRank
 from hpcopt.solvers.kaisa.method import Method
@@ -43,20 +44,26 @@ def chooser(model: nn.Module, settings: KaisaSettings) -> Choose:
     """Says by which method a module goes: that of the first pattern that is found in its name or its class's name.
 
     Raises:
-        JobError: on all ranks: a pattern is found in none.
+        JobError: on all ranks: a pattern is found in none, or heads are asked of a method that has none.
     """
-    methods = made(settings, seed=0)
+    methods, kind = made(settings, seed=0), by_kind(model)
 
-    def choose(name: str, module: nn.Module) -> Choice:
+    def choose(name: str, module: nn.Module) -> Choice | None:
         own = (m for pattern, m in settings.methods.items() if _is_found(pattern, name, module))
-        method = next(own, settings.method)
+        method = next(own, kind(module) if settings.method == "auto" else settings.method)
+        if method is None:
+            return None
         source = methods[method].source
         short = method == "soap" and settings.soap.sides == "short"
-        return Choice(method, source, methods[method].whole or source != "activations", short)
+        heads = next((n for pattern, n in settings.heads.items() if _is_found(pattern, name, module)), 1)
+        if heads > 1 and source not in UNWATCHED:
+            raise JobError(f"heads: {name} goes by {method}, which takes its rows together: use skip").everywhere()
+        return Choice(method, source, methods[method].whole or source != "activations", short, heads)
 
-    for pattern in settings.methods:
-        if not any(_is_found(pattern, name, module) for name, module in model.named_modules()):
-            raise JobError(f'methods: "{pattern}" is found in the name and the class of no module').everywhere()
+    for setting, patterns in (("methods", settings.methods), ("heads", settings.heads)):
+        for pattern in patterns:
+            if not any(_is_found(pattern, name, module) for name, module in model.named_modules()):
+                raise JobError(f'{setting}: "{pattern}" is found in the name and the class of no module').everywhere()
     return choose
 
 

@@ -20,6 +20,7 @@ from hpcopt.solvers.kaisa.factors import Failures, Work
 from hpcopt.solvers.kaisa.layers.layer import Layer
 from hpcopt.solvers.kaisa.layers.matrix import Source
 from hpcopt.solvers.kaisa.orthogonal import flops, orthogonalized
+from hpcopt.solvers.kaisa.rounds import rounds
 
 
 class MuonSettings(Config):
@@ -28,6 +29,9 @@ class MuonSettings(Config):
     momentum: float = Field(0.95, ge=0, lt=1, description="decay of the gradients' average")
     nesterov: bool = Field(True, description="look one step of the average ahead")
     iterations: int = Field(5, ge=1, description="of Newton and Schulz")
+    polynomials: Literal["minimax", "jordan"] = Field(
+        "jordan", description="of the iterations: minimax ones get as far as jordan's in one or two fewer"
+    )
     scale: Literal["adamw", "shape"] = Field(
         "adamw",
         description="of steps: adamw gives values the root mean square of AdamW's steps, so that its learning rate "
@@ -46,6 +50,7 @@ class Muon:
     def __init__(self, settings: MuonSettings, dtype: torch.dtype | None = None) -> None:
         """``dtype`` is that of the products; None: the layers' own."""
         self._settings, self._dtype = settings, dtype
+        self._rounds = rounds(settings.polynomials, settings.iterations)
 
     def numel(self, layer: Layer) -> int:
         return 0
@@ -63,7 +68,7 @@ class Muon:
         s, momentum = self._settings, moments.view(w.shape)
         momentum.lerp_(w, 1 - s.momentum)
         ahead = w.lerp(momentum, s.momentum) if s.nesterov else momentum
-        step = orthogonalized(ahead.to(self._dtype or w.dtype), s.iterations).to(w.dtype)
+        step = orthogonalized(ahead.to(self._dtype or w.dtype), self._rounds).to(w.dtype)
         return step * self._scale(layer)
 
     def leave(self, layer: Layer, kept: Tensor, moments: Tensor) -> None:

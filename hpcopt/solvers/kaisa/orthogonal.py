@@ -1,36 +1,36 @@
 """The nearest matrix with orthonormal rows or columns, roughly, by products alone.
 
-With X a matrix over its norm, the Newton-Schulz iteration ::
+With X a matrix over its norm, the iteration of Newton and Schulz ::
 
-    X <- a X + (b X X^T + c (X X^T)^2) X,   (a, b, c) = (3.4445, -4.7750, 2.0315)
+    X <- a X + (b X X^T + c (X X^T)^2) X
 
-keeps the singular vectors of X and brings its singular values to between .7 and 1.2 in five rounds (Jordan et al. 2024,
-"Muon: an optimizer for hidden layers", whose coefficients rise steepest at 0 and do not converge).
-Of a wide matrix the same is had from its Gram matrix, with fewer operations; in float32 small singular values then come
-out with an error of up to 1e-3 of the largest.
+keeps the singular vectors of X and brings its singular values near 1 in a few rounds (``rounds.py``; Jordan et al.
+2024, "Muon: an optimizer for hidden layers"). Of a wide matrix the same is had from its Gram matrix, with fewer
+operations; in float32 small singular values then come out with an error of up to 1e-3 of the largest.
 """
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+
+from torch import Tensor, baddbmm
 
 from hpcopt.solvers.kaisa import symmetric
+from hpcopt.solvers.kaisa.rounds import Polynomial, Rounds
 
-A, B, C = 3.4445, -4.7750, 2.0315
 EPS = 1e-7  # least norm that is divided by
 WIDE = 2  # times as long as short: then the Gram matrix's products are fewer
 
 
-def orthogonalized(x: Tensor, iterations: int) -> Tensor:
+def orthogonalized(x: Tensor, rounds: Rounds) -> Tensor:
     """Give matrices, shape (batch, n, m), with all their singular values near 1; those that are 0 stay so."""
     turned = x.shape[1] > x.shape[2]
     x = x.transpose(1, 2) if turned else x
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=EPS)
-    if x.shape[2] >= WIDE * x.shape[1] and x.dtype != torch.bfloat16:
-        x = _by_gram(x, iterations)
-    else:
-        round_ = _round if len(x) == 1 else _rounds
-        for _ in range(iterations):
-            x = round_(x)
+    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=EPS)).contiguous()
+    gram = _of_one(x, x) if _is_one(x) else x @ x.transpose(1, 2)
+    if rounds.tight:
+        norm = gram.norm(dim=(1, 2), keepdim=True).clamp(min=EPS)
+        gram, x = gram / norm, x / norm.sqrt()
+    whole = x.shape[2] >= WIDE * x.shape[1] and x.dtype.itemsize > 2
+    x = (_by_gram if whole else _directly)(x, gram, rounds.polynomials)
     return x.transpose(1, 2) if turned else x
 
 
@@ -42,47 +42,49 @@ def flops(n: int, m: int, iterations: int) -> float:
     return iterations * (4 * short**2 * long + 2 * short**3)
 
 
-def _by_gram(x: Tensor, iterations: int) -> Tensor:
-    """The same polynomial of ``X X^T``, which is small where X is wide; X itself is multiplied once.
+def _directly(x: Tensor, gram: Tensor, polynomials: Sequence[Polynomial]) -> Tensor:
+    for i, (a, b, c) in enumerate(polynomials):
+        if i:
+            gram = _of_one(x, x) if _is_one(x) else x @ x.transpose(1, 2)
+        if _is_one(x):
+            x = symmetric.times(_plus(gram, b, gram, gram, c)[0], x[0]).add_(x[0], alpha=a).unsqueeze(0)
+        else:
+            x = baddbmm(x, _plus(gram, b, gram, gram, c), x, beta=a)
+    return x
+
+
+def _by_gram(x: Tensor, gram: Tensor, polynomials: Sequence[Polynomial]) -> Tensor:
+    """The same polynomials of ``X X^T``, which is small where X is wide; X itself is multiplied once.
 
     A round multiplies X from the left by Z + a I, so its Gram matrix from both sides.
     """
-    is_one = len(x) == 1 and x.is_cpu
-    x = x.contiguous()
-
-    def plus(y: Tensor, beta: float, left: Tensor, right: Tensor, alpha: float = 1.0) -> Tensor:
-        """``beta Y + alpha left right``, of symmetric matrices that commute; of one in main memory half is computed."""
-        if not is_one:
-            return torch.baddbmm(y, left, right, beta=beta, alpha=alpha)
-        product = symmetric.product(left[0], right[0])
-        return (product if alpha == 1 else product.mul_(alpha)).add_(y[0], alpha=beta).unsqueeze(0)
-
-    gram = symmetric.product(x[0], x[0]).unsqueeze(0) if is_one else x @ x.transpose(1, 2)
     whole = None
-    for left in reversed(range(iterations)):
-        z = plus(gram, B, gram, gram, C)
+    for left, (a, b, c) in zip(reversed(range(len(polynomials))), polynomials, strict=True):
+        z = _plus(gram, b, gram, gram, c)
         if whole is None:
             whole = z.clone()
-            whole.diagonal(dim1=1, dim2=2).add_(A)
+            whole.diagonal(dim1=1, dim2=2).add_(a)
         else:
-            whole = plus(whole, A, z, whole)
+            whole = _plus(whole, a, z, whole)
         if left:
-            turned = plus(gram, A, z, gram)
-            gram = plus(turned, A, turned, z)
+            turned = _plus(gram, a, z, gram)
+            gram = _plus(turned, a, turned, z)
     assert whole is not None
-    return symmetric.times(whole[0], x[0]).unsqueeze(0) if is_one else whole @ x
+    return symmetric.times(whole[0], x[0]).unsqueeze(0) if _is_one(x) else whole @ x
 
 
-def _rounds(x: Tensor) -> Tensor:
-    gram = x @ x.transpose(1, 2)
-    return torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
+def _plus(y: Tensor, beta: float, left: Tensor, right: Tensor, alpha: float = 1.0) -> Tensor:
+    """``beta Y + alpha left right``, of symmetric matrices that commute."""
+    if not _is_one(y):
+        return baddbmm(y, left, right, beta=beta, alpha=alpha)
+    product = _of_one(left, right)
+    return (product if alpha == 1 else product.mul_(alpha)).add_(y, alpha=beta)
 
 
-def _round(x: Tensor) -> Tensor:
-    """Of one matrix; in main memory half of what is symmetric is computed."""
-    if not x.is_cpu or x.dtype != torch.float32:
-        return _rounds(x)
-    matrix = x[0].contiguous()
-    gram = symmetric.product(matrix, matrix)
-    polynomial = symmetric.product(gram, gram).mul_(C).add_(gram, alpha=B)
-    return symmetric.times(polynomial, matrix).add_(matrix, alpha=A).unsqueeze(0)
+def _is_one(x: Tensor) -> bool:
+    """Of one matrix in main memory half of what is symmetric is computed."""
+    return len(x) == 1 and x.is_cpu and x.dtype.itemsize > 2
+
+
+def _of_one(a: Tensor, b: Tensor) -> Tensor:
+    return symmetric.product(a[0], b[0]).unsqueeze(0)

@@ -7,6 +7,7 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 
 from hpcopt.config import Config
+from hpcopt.solvers.kaisa.kinds import KINDS
 from hpcopt.solvers.kaisa.kl_shampoo import KlShampooSettings
 from hpcopt.solvers.kaisa.layers.layer import Options
 from hpcopt.solvers.kaisa.muon import MuonSettings
@@ -57,13 +58,18 @@ class KaisaSettings(Config):
     graft: bool | None = Field(
         None, description="give each layer's preconditioned gradient the norm of its gradient; shampoo's unless false"
     )
-    method: MethodName = Field(
+    method: MethodName | Literal["auto"] = Field(
         "cholesky",
         description="cholesky, low_rank, eigen or ekfac: K-FAC, by how factors are inverted; muon, newton_muon, soap, "
-        "shampoo or kl_shampoo",
+        "shampoo or kl_shampoo; auto: cholesky, but in models with an embedding muon for inner matrices",
     )
     methods: dict[str, MethodName] = Field(
         {}, description="others, by patterns of names or classes of modules; the first that is found in them holds"
+    )
+    heads: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        {},
+        description="by patterns, as of methods: equal parts of a weight's rows that are a matrix each, as those of "
+        "attention's heads; with muon, soap, shampoo and kl_shampoo",
     )
     muon: MuonSettings = Field(MuonSettings(), description="of the method muon")
     newton_muon: NewtonMuonSettings = Field(NewtonMuonSettings(), description="of the method newton_muon")
@@ -113,11 +119,12 @@ class KaisaSettings(Config):
 
     @model_validator(mode="after")
     def _methods_go_together(self) -> "KaisaSettings":
-        for pattern in self.methods:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"methods: {pattern!r} is no pattern: {error}") from None
+        for setting, patterns in (("methods", self.methods), ("heads", self.heads)):
+            for pattern in patterns:
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ValueError(f"{setting}: {pattern!r} is no pattern: {error}") from None
         names = self.method_names()
         if "ekfac" in names and len(names) > 1:
             raise ValueError('method = "ekfac" looks at every layer\'s samples and stands alone: use eigen')
@@ -132,7 +139,8 @@ class KaisaSettings(Config):
 
     def method_names(self) -> list[MethodName]:
         """All that are named, each once."""
-        return list(dict.fromkeys([self.method, *self.methods.values()]))
+        first = KINDS if self.method == "auto" else (self.method,)
+        return list(dict.fromkeys([*first, *self.methods.values()]))
 
     def options(self) -> Options:
         """Those of the statistics."""

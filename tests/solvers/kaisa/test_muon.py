@@ -11,35 +11,60 @@ from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.world import World, alone
 from hpcopt.errors import JobError
 from hpcopt.optim import AdamWConfig, SgdConfig
-from hpcopt.solvers.kaisa.orthogonal import A, B, C, orthogonalized
+from hpcopt.solvers.kaisa.orthogonal import orthogonalized
 from hpcopt.solvers.kaisa.preconditioner import Kaisa
+from hpcopt.solvers.kaisa.rounds import BAND, minimax, rounds
 from hpcopt.solvers.kaisa.solver import KaisaConfig
 from tests.solvers.kaisa.test_layers import mean_loss
 from tests.solvers.kaisa.test_solver import PROBLEM, STEPS, Trial
 
+JORDAN = rounds("jordan", 5)
 
+
+def gone_through(s: torch.Tensor, course) -> torch.Tensor:
+    """What becomes of singular values, shape (batch, n)."""
+    s = s / s.norm(dim=1, keepdim=True)
+    s = s / s.pow(4).sum(1, keepdim=True) ** 0.25 if course.tight else s
+    for a, b, c in course.polynomials:
+        s = a * s + b * s**3 + c * s**5
+    return s
+
+
+@pytest.mark.parametrize("course", [JORDAN, rounds("minimax", 3), rounds("minimax", 1)], ids=["jordan", "three", "one"])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("shape", [(1, 5, 5), (1, 80, 300), (1, 300, 80), (3, 4, 6), (1, 1, 7)], ids=str)
-def test_singular_values_go_by_the_polynomial(shape, dtype, tolerance):
+def test_singular_values_go_by_the_polynomials(shape, dtype, tolerance, course):
     x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     u, s, v = torch.linalg.svd(x, full_matrices=False)
-    s = s / s.norm(dim=1, keepdim=True)
-    for _ in range(5):
-        s = A * s + B * s**3 + C * s**5
-    found = orthogonalized(x.to(dtype), 5).double()
+    s = gone_through(s, course)
+    found = orthogonalized(x.to(dtype), course).double()
     torch.testing.assert_close(found, u * s.unsqueeze(1) @ v, rtol=0, atol=tolerance)
-    assert ((s > 0.6) & (s < 1.3)).all()
-    assert not orthogonalized(torch.zeros(shape), 5).any()
+    assert ((s > 0.6) & (s < 1.31)).all() or len(course.polynomials) == 1
+    assert not orthogonalized(torch.zeros(shape), course).any()
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+def test_minimax_rounds_bring_as_much_as_they_can_near_one(iterations):
+    """From the least value that they lift into the band on, they are as far from 1 as it is wide at so many places, on
+    both sides in turn, that no other polynomials could be nearer at all of them.
+    """
+    x = torch.logspace(-6, 0, 200_001, dtype=torch.float64)
+    y = x
+    for a, b, c in minimax(iterations):
+        y = a * y + b * y**3 + c * y**5
+    inside = x >= x[(y - 1).abs() <= BAND][0]
+    distance = (y - 1)[inside]
+    assert float(distance.abs().max()) == pytest.approx(BAND, abs=2e-3)
+    turns = distance[distance.abs() > BAND - 2e-3].sign()
+    assert int((turns[1:] != turns[:-1]).sum()) == 3**iterations
 
 
 def test_wide_matrices_with_tiny_singular_values_are_not_spoilt_by_their_gram_matrix():
     """Seven decades, of which a Gram matrix in float32 sees half."""
     u, v = (torch.linalg.qr(x).Q for x in torch.randn(2, 200, 50, dtype=torch.float64).unbind())
     u, s = torch.linalg.qr(u[:50]).Q, torch.logspace(-7, 0, 50, dtype=torch.float64)
-    x, s = (u * s @ v.T).unsqueeze(0), s / s.norm()
-    for _ in range(5):
-        s = A * s + B * s**3 + C * s**5
-    for found in (orthogonalized(x.float(), 5), orthogonalized(x.float().expand(2, -1, -1), 5)[:1]):
+    x, (s,) = (u * s @ v.T).unsqueeze(0), gone_through(s.unsqueeze(0), JORDAN)
+    for found in (orthogonalized(x.float(), JORDAN), orthogonalized(x.float().expand(2, -1, -1), JORDAN)[:1]):
         torch.testing.assert_close(found[0].double(), u * s @ v.T, rtol=0, atol=1e-3)
 
 
@@ -94,9 +119,58 @@ def test_every_matrix_goes_by_its_own_momentum():
         (model.conv.weight, before.conv.weight, 2),
     ):
         w = then.grad.reshape(batch, -1, then[0].numel())
-        expected = orthogonalized(w * 0.05, 5) * max(1, w.shape[1] / w.shape[2]) ** 0.5
+        expected = orthogonalized(w * 0.05, JORDAN) * max(1, w.shape[1] / w.shape[2]) ** 0.5
         torch.testing.assert_close(now.grad.view_as(w), expected)
     torch.testing.assert_close(model.head.weight.grad, before.head.weight.grad)
+
+
+class Spelling(nn.Module):
+    """Words, a convolution over them, an inner map, and an output for each word."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.conv = nn.Embedding(7, 8), nn.Conv1d(8, 6, 3)
+        self.inner, self.out = nn.Linear(6, 7), nn.Linear(7, 7)
+
+
+def test_the_kind_of_a_model_says_by_which_method_a_layer_goes():
+    def methods(model: nn.Module, **settings) -> dict[str, str]:
+        layers = Kaisa(copy.deepcopy(model), alone(), method="auto", **settings).layers
+        return {**{layer.name: layer.method for layer in layers.found}, **layers.skipped}
+
+    pictures = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 7))
+    assert methods(pictures) == dict.fromkeys("013", "cholesky")
+    words = {"words": "no matrix for muon", "norm": "no matrix for muon", "conv": "cholesky", "head": "muon"}
+    assert methods(MIXED) == {**words, "attention.in_proj": "muon", "attention.out_proj": "muon"}
+    words = {"words": "no matrix for muon", "conv": "cholesky", "inner": "muon", "out": "the output layer"}
+    assert methods(Spelling()) == words
+    assert methods(Spelling(), methods={"out": "soap"}) == {**words, "out": "soap"}
+
+
+def test_rows_of_heads_are_matrices_of_their_own():
+    model, _ = stepped(alone(), 1, method="muon", muon={"nesterov": False, "scale": "shape"}, heads={"attention": 2})
+    before = copy.deepcopy(MIXED)
+    mean_loss(before(WORDS)).backward()
+    for name, batch in (("in_proj_weight", 6), ("out_proj.weight", 1)):
+        now, then = (net.attention.get_parameter(name).grad for net in (model, before))
+        for found, w in zip(now.chunk(batch), then.chunk(batch), strict=True):
+            expected = orthogonalized(w.unsqueeze(0) * 0.05, JORDAN)[0]  # wide: tiny singular values are rounded
+            torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"heads": {"conv": 4}}, "the 6 rows of conv do not make 8 equal heads"),
+        ({"heads": {"attention": 3}}, "the 8 rows of attention do not make 3 equal heads"),
+        ({"heads": {"attention": 2}, "methods": {"attention": "cholesky"}}, "attention goes by cholesky"),
+        ({"heads": {"conv2": 2}}, 'heads: "conv2" is found in the name and the class of no module'),
+    ],
+    ids=str,
+)
+def test_heads_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(JobError, match=message):
+        stepped(alone(), 1, method="muon", **settings)
 
 
 @pytest.mark.parametrize("scale, adjust", [("adamw", "match_rms_adamw"), ("shape", "original")])
@@ -119,7 +193,10 @@ def test_the_trajectory_is_that_of_torchs_muon(scale, adjust, nesterov):
         assert (a - b).norm() < 0.02 * (b - c).norm()  # products are rounded to 8 bits
 
 
-METHODS = [{"method": "muon"}, {"method": "muon", "methods": {"Linear": "cholesky", "conv": "eigen"}}]
+METHODS = [
+    {"method": "muon", "heads": {"attention": 2}},
+    {"method": "muon", "methods": {"Linear": "cholesky", "conv": "eigen"}},
+]
 
 
 @pytest.mark.parametrize("settings", METHODS, ids=str)
@@ -178,6 +255,8 @@ def test_a_job_has_a_rate_for_whole_steps_and_another_optimizer_for_the_rest():
         ({"clip_norm": 1.0}, "clip_norm would shorten the steps of muon"),
         ({"damping_every": 2}, "damping_every measures K-FAC's model"),
         ({"methods": {"(": "muon"}}, "is no pattern"),
+        ({"heads": {"(": 2}}, "is no pattern"),
+        ({"heads": {"attention": 0}}, "greater than or equal to 1"),
         ({"methods": {"^head": "ekfac"}}, "stands alone"),
         ({"muon": {"momentum": 1.5}}, "less than 1"),
     ],

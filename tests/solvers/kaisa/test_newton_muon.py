@@ -11,9 +11,11 @@ from hpcopt.comm.world import World, alone
 from hpcopt.errors import CheckpointError
 from hpcopt.solvers.kaisa.orthogonal import orthogonalized
 from hpcopt.solvers.kaisa.preconditioner import Kaisa
+from hpcopt.solvers.kaisa.rounds import rounds
 from tests.solvers.kaisa.test_layers import mean_loss
 from tests.solvers.kaisa.test_muon import MIXED, WORDS, check_bad_gradients_leave_moments_alone, stepped
 
+ROUNDS = rounds("jordan", 5)
 ALWAYS = {"factor_every": 1, "inverse_every": 1}
 KFAC_SOAP = {"method": "soap", "soap": {"factors": "kfac"}}
 
@@ -51,7 +53,7 @@ def test_newton_muon_is_its_formula(settings):
             kept = torch.diag(a.diagonal()) if len(settings) == 1 else torch.block_diag(a[:3, :3], a[3:, 3:])
         kept += 0.3 * a.trace() / 6 * torch.eye(6, dtype=torch.float64)
         m.lerp_(w @ torch.linalg.inv(kept), 0.1)
-        torch.testing.assert_close(p, orthogonalized(m[None], 5)[0])
+        torch.testing.assert_close(p, orthogonalized(m[None], ROUNDS)[0])
 
 
 def test_groups_of_a_convolution_have_one_damping():
@@ -62,7 +64,7 @@ def test_groups_of_a_convolution_have_one_damping():
     rows = x.transpose(1, 2).reshape(45, 2, 3).transpose(0, 1)
     a = rows.mT @ rows / 45
     a += 0.3 * a.diagonal(dim1=1, dim2=2).mean() * torch.eye(3, dtype=torch.float64)
-    torch.testing.assert_close(p.view(2, 2, 3), orthogonalized(w.view(2, 2, 3) @ torch.linalg.inv(a), 5))
+    torch.testing.assert_close(p.view(2, 2, 3), orthogonalized(w.view(2, 2, 3) @ torch.linalg.inv(a), ROUNDS))
 
 
 def test_newton_muon_with_much_damping_is_muon():
@@ -81,7 +83,7 @@ def test_an_input_of_zeros_gives_steps_as_muons():
     layer(torch.zeros(5, 4)).sum().backward()
     layer.weight.grad.copy_(torch.ones(3, 4))
     kaisa.step()
-    torch.testing.assert_close(layer.weight.grad, orthogonalized(torch.ones(1, 3, 4), 5)[0] * 0.4)
+    torch.testing.assert_close(layer.weight.grad, orthogonalized(torch.ones(1, 3, 4), ROUNDS)[0] * 0.4)
     assert layer.bias.grad.eq(5).all()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from hpcopt.errors import JobError
 from hpcopt.lean_torch import uncompiled
 from hpcopt.solvers.kaisa.layers.attention import PackedProjection, WatchedAttention
 from hpcopt.solvers.kaisa.layers.embedding import AS_OUTPUT, Embedding
@@ -23,7 +24,7 @@ from hpcopt.solvers.kaisa.layers.layer import WITHOUT_BIAS, Input, Layer, Option
 from hpcopt.solvers.kaisa.layers.matrix import Choice, Matrix, Source
 from hpcopt.solvers.kaisa.layers.norm import ScaleShift
 
-Choose = Callable[[str, nn.Module], Choice]
+Choose = Callable[[str, nn.Module], Choice | None]  # None: it is the output layer, for the optimizer
 UNWATCHED: tuple[Source, ...] = ("gradients", "nothing")  # for which nobody looks at what goes through a layer
 
 
@@ -47,7 +48,7 @@ class Layers:
         method a module goes.
 
         Raises:
-            JobError: a parameter has no shape yet.
+            JobError: a parameter has no shape yet, or no whole number of rows for each head.
         """
         require_shapes(model)
         self.found: list[Layer] = []
@@ -64,12 +65,14 @@ class Layers:
                 continue
             if any(re.search(pattern, name) or re.search(pattern, type(module).__name__) for pattern in skip):
                 self.skipped[name] = "skip"
+            elif (choice := choose(name, module)) is None:
+                self.skipped[name] = "the output layer"
             elif isinstance(module, nn.MultiheadAttention):
-                self._add_attention(name, module, choose(name, module))
+                self._add_attention(name, module, choice)
             elif isinstance(kind := kind_of(module), str):
                 self.skipped[name] = kind
             else:
-                self._add(name, module, kind, choose(name, module), of_weight)
+                self._add(name, module, kind, choice, of_weight)
         order = {id(p): i for i, p in enumerate(model.parameters())}
         self.found.sort(key=lambda layer: order[id(layer.weight)])
         self._free = FreeUses([x for x in of_weight.values() if type(x) is Layer or isinstance(x, Embedding)])
@@ -102,8 +105,9 @@ class Layers:
         return replace(self._options, bias=not choice.alone, outputs=choice.source != "inputs")
 
     def _add_matrix(self, name: str, module: nn.Module, choice: Choice, of_weight: dict[int, Layer]) -> None:
-        weight, batch = module.weight, getattr(module, "groups", 1)
+        weight, batch = module.weight, getattr(module, "groups", 1) * choice.heads
         assert isinstance(weight, nn.Parameter)
+        _require_whole_heads(name, len(weight), batch)
         self.found.append(Matrix(name, weight, self._options, choice, batch))
         of_weight[id(weight)] = self.found[-1]
 
@@ -125,7 +129,8 @@ class Layers:
             packed, output = module.in_proj_weight, module.out_proj.weight
             assert isinstance(packed, nn.Parameter)
             assert isinstance(output, nn.Parameter)
-            self.found.append(Matrix(f"{name}.in_proj", packed, self._options, choice, batch=3))
+            _require_whole_heads(name, len(packed) // 3, choice.heads)
+            self.found.append(Matrix(f"{name}.in_proj", packed, self._options, choice, batch=3 * choice.heads))
             self.found.append(Matrix(f"{name}.out_proj", output, self._options, choice))
         if module.bias_k is not None:
             self.skipped[f"{name}.bias_k, bias_v"] = "not known"
@@ -165,6 +170,11 @@ def add(layer: Layer, sums: Sums, source: Input, gradient: Tensor, part: int) ->
         layer.record_gradient(sums, gradient.detach())
     else:
         layer.record(sums, source.x, gradient)
+
+
+def _require_whole_heads(name: str, rows: int, parts: int) -> None:
+    if rows % parts:
+        raise JobError(f"the {rows} rows of {name} do not make {parts} equal heads").everywhere()
 
 
 def _is_no_matrix(kind: object, choice: Choice) -> bool:

@@ -29,12 +29,14 @@ class Choice(NamedTuple):
             nothing.
         alone: it takes the weight alone, and leaves the bias to the inner optimizer.
         short: a gradient's factor is left out where its side is at least ``LONG`` times as long as the other.
+        heads: equal parts of the weight's rows, each a matrix of its own.
     """
 
     method: str = "cholesky"
     source: Source = "activations"
     alone: bool = False
     short: bool = False
+    heads: int = 1
 
 
 class Matrix(Layer):
