@@ -26,6 +26,10 @@ SKIP = ["words", "decoder"]
 FIRST_ORDER = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 METHODS: dict[str, dict[str, Any]] = {
     "muon": {"method": "muon"},
+    "muon, Jordan's": {"method": "muon", "muon": {"polynomials": "jordan", "iterations": 5}},
+    "muon, 3 rounds": {"method": "muon", "muon": {"iterations": 3}},
+    "muon, heads": {"method": "muon", "heads": {"[.][qkv]$": 4}},
+    "muon, heads, 3 rounds": {"method": "muon", "heads": {"[.][qkv]$": 4}, "muon": {"iterations": 3}},
     "soap": {"method": "soap"},
     "soap, short": {"method": "soap", "soap": {"sides": "short"}},  # the long side of feed-forward maps has no basis
     "shampoo": {"method": "shampoo"},
@@ -83,7 +87,7 @@ class Training:
 
 
 def steps(ranks: int, rounds: int, names: list[str]) -> None:
-    often = [name for name in names if name != "muon"]
+    often = [name for name in names if not name.startswith("muon")]
     kinds = [(name, "plain") for name in (*FIRST_ORDER, *names)]
     kinds += [(name, kind) for name in often for kind in ("factors", "inverses")]
 
@@ -116,7 +120,7 @@ def memory() -> None:
     """Bytes on the fullest of four ranks, planned, and those of the tensors that a rank has; beside those that one rank
     keeps of plain square matrices.
     """
-    for method in METHODS:
+    for method in ("muon", "soap", "shampoo"):
 
         def program(t, method: str = method) -> tuple[int, int]:
             training = Training(method, World(t))

@@ -39,7 +39,7 @@ TASKS: dict[str, WorkloadConfig] = {
     ),
 }
 TERMS = {"language_model": 64.0}  # that the loss is a mean over, for each sample
-ENDS = {"language_model": ["word", "place", "head"]}  # embeddings and output layer
+ENDS = {"language_model": ["^word", "^place", "^head"]}  # embeddings and output layer, not nn.MultiheadAttention
 
 KFAC: dict[str, Any] = {"damping": 0.01, "kl_clip": 1e-4, "factor_every": 5, "inverse_every": 10}
 OFTEN: dict[str, Any] = {"factor_every": 1, "inverse_every": 10}
@@ -82,8 +82,8 @@ class Training:
         if arm.kaisa is None:
             return inner.build(self.model.parameters())
         lr = (lambda: self.lr) if arm.clip_by_top else (lambda: self.lr * self.part)
-        skip = () if arm.ends else tuple(ENDS[self.task])
-        self.kaisa = hpcopt.Kaisa(self.model, alone(), lr=lr, seed=seed, skip=skip, **arm.kaisa)
+        skip = (*arm.kaisa.get("skip", ()), *(() if arm.ends else ENDS[self.task]))
+        self.kaisa = hpcopt.Kaisa(self.model, alone(), lr=lr, seed=seed, **{**arm.kaisa, "skip": skip})
         moved = {p for layer in self.layers() for p in layer.parameters()}
         rest = [p for p in self.model.parameters() if p not in moved]
         own = inner.build(p for p in self.model.parameters() if p in moved)
@@ -205,14 +205,10 @@ ARMS: dict[str, Arm] = {
     "kfac: AdamW inside": kfac(PLAIN_ADAMW),
     "kfac: AdamW inside, no clip": kfac(PLAIN_ADAMW, **FREE),
     "muon": whole("muon"),
-    "muon, 3 rounds": whole("muon", muon={"polynomials": "jordan", "iterations": 3}),
-    "muon, 4 minimax rounds": whole("muon", muon={"polynomials": "minimax", "iterations": 4}),
-    "muon, 3 minimax rounds": whole("muon", muon={"polynomials": "minimax", "iterations": 3}),
-    "muon, 2 minimax rounds": whole("muon", muon={"polynomials": "minimax", "iterations": 2}),
-    "muon, heads": whole("muon", heads={"self_attn": 4}),
-    "muon, heads, 3 minimax rounds": whole(
-        "muon", heads={"self_attn": 4}, muon={"polynomials": "minimax", "iterations": 3}
-    ),
+    "muon: 5 rounds of Jordan's": whole("muon", muon={"polynomials": "jordan", "iterations": 5}),
+    "muon: 3 rounds": whole("muon", muon={"iterations": 3}),
+    "muon: heads": whole("muon", heads={"self_attn": 4}),
+    "muon: attention by AdamW": whole("muon", skip=["self_attn"]),
     "newton_muon": whole("newton_muon", factor_every=5, inverse_every=10),
     "soap": whole("soap", **OFTEN),
     "soap, short": whole("soap", soap={"sides": "short"}, **OFTEN),
