@@ -1,12 +1,13 @@
 """How many environment steps a second ranks make: one process that does it all, and a learner with three collectors.
+And what the cores could give: the process that does it all, twice at once, with nothing in common.
 
     python -m benchmarks.reinforcement.throughput --environment Hopper-v5 --steps 400
 
-The same job on 1 rank and, under mpiexec, on 4, in turns; a step of the run is 48 steps of environments and so many
-updates (--updates). Environments are stepped together and share a call of the policy: where each collector has only
-one, calls cost more than ranks gain. A line of JSON a turn has environment steps a second after the first quarter of
-the run, and the shares of the time that learner and collectors waited for each other. Both have the machine's cores as
-they are.
+The same job on 1 rank, under mpiexec on 4, and on 1 rank twice at once, in turns; a step of the run is 48 steps of
+environments and so many updates (--updates). Environments are stepped together and share a call of the policy: where
+each collector has only one, calls cost more than ranks gain. A line of JSON a turn has environment steps a second after
+the first quarter of the run, of both copies together where there are two, and the shares of the time that learner and
+collectors waited for each other. Each rank has one thread, and all have the machine's cores as they are.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcopt.report.read import read_run
+from hpcopt.report.read import Run, read_run
 
 BATCH = 48
 JOB = """
@@ -27,6 +28,7 @@ JOB = """
 name = "throughput"
 steps = {steps}
 evaluate_every = {steps}
+threads = 1
 
 [workload]
 name = "control"
@@ -42,24 +44,33 @@ warmup = {batch}
 """
 
 
-def measured(ranks: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """One run."""
+def measured(ranks: int, copies: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """So many runs at once, of so many ranks each."""
     job = folder / "job.toml"
     names = ("environment", "environments", "steps", "updates")
     settings = {name: getattr(options, name) for name in names}
     job.write_text(JOB.format(**settings, batch=BATCH), encoding="utf-8")
-    command = [sys.executable, "-m", "hpcopt.train", str(job), "--run-dir", str(folder / "run")]
-    if ranks > 1:
-        command = ["mpiexec", "-n", str(ranks), *command]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    run = read_run(folder / "run")
+    launcher = ["mpiexec", "-n", str(ranks)] if ranks > 1 else []
+    folders = [folder / f"run{copy}" for copy in range(copies)]
+    command = [*launcher, sys.executable, "-m", "hpcopt.train", str(job), "--run-dir"]
+    begun = [subprocess.Popen([*command, str(each)], stdout=subprocess.DEVNULL) for each in folders]
+    codes = [one.wait() for one in begun]
+    if any(codes):
+        sys.exit(f"a run failed: exit codes {codes}")
+    runs = [read_run(each) for each in folders]
+    idle = {
+        name: float(np.nanmean(runs[0].columns[name][len(runs[0].columns[name]) // 4 :]))
+        for name in ("learner_idle", "collector_idle")
+        if ranks > 1
+    }
+    return {"ranks": ranks, "copies": copies, **settings, "per_s": sum(map(rate, runs)), **idle}
+
+
+def rate(run: Run) -> float:
+    """Environment steps a second after the first quarter."""
     steps, times_s = run.columns["env_steps"], run.columns["time_s"]
     first = len(steps) // 4
-    idle = {
-        name: float(np.nanmean(run.columns[name][first:])) for name in ("learner_idle", "collector_idle") if ranks > 1
-    }
-    rate = float((steps[-1] - steps[first]) / (times_s[-1] - times_s[first]))
-    return {"ranks": ranks, **settings, "per_s": rate, **idle}
+    return float((steps[-1] - steps[first]) / (times_s[-1] - times_s[first]))
 
 
 def main() -> None:
@@ -72,9 +83,9 @@ def main() -> None:
     p.add_argument("--turns", type=int, default=3)
     options = p.parse_args()
     for _ in range(options.turns):
-        for ranks in (1, 4):
+        for ranks, copies in ((1, 1), (4, 1), (1, 2)):
             with tempfile.TemporaryDirectory() as folder:
-                print(json.dumps(measured(ranks, options, Path(folder))), flush=True)
+                print(json.dumps(measured(ranks, copies, options, Path(folder))), flush=True)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from hpcopt.errors import PeerError, UnsupportedError
 from hpcopt.pinned import passed
 
 _SHORT = (torch.bfloat16, torch.float16)
-_EAGER_LOOKS, _NAP_S = 100, 2e-5  # of a rank that waits for a message from anybody
+_EAGER_S, _NAP_PART, _LONGEST_NAP_S = 3e-4, 1 / 16, 1e-3  # of a rank that waits for a message from anybody
 _OPS = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
 
 
@@ -57,15 +57,14 @@ class MpiTransport(Transport):
         return _MpiRequest(self._comm.Irecv(self._bytes(out), source, tag), out, expected, source)
 
     def take(self, tag: int = 0, *, wait: bool = False) -> tuple[int, Tensor] | None:
-        status, looks = MPI.Status(), 0
+        status, begun_s = MPI.Status(), time.monotonic()
         while (message := self._comm.Improbe(MPI.ANY_SOURCE, tag, status)) is None:
             if not wait:
                 return None
-            looks += 1
-            if looks < _EAGER_LOOKS:
+            if (waited_s := time.monotonic() - begun_s) < _EAGER_S:
                 os.sched_yield()
-            else:  # nobody knows for how long: others may have the core
-                time.sleep(_NAP_S)
+            else:  # nobody knows for how long: who has the core is not to be woken from it too often
+                time.sleep(min(_NAP_PART * waited_s, _LONGEST_NAP_S))
         out = torch.empty(status.Get_count(MPI.BYTE), dtype=torch.uint8)
         message.Recv(self._bytes(out))
         return status.Get_source(), out

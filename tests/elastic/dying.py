@@ -14,6 +14,7 @@ from hpcopt.comm.launch import without_mpi
 without_mpi()
 
 import hpcopt.going_on  # noqa: E402, F401 - before the fork, not in every process
+from hpcopt.solvers.actor_critic.solver import ActorCritic, ActorCriticConfig  # noqa: E402
 from hpcopt.solvers.data_parallel import DataParallel, DataParallelConfig  # noqa: E402
 from hpcopt.solvers.local.solver import LocalConfig, LocalSgd  # noqa: E402
 from hpcopt.train import leave, main  # noqa: E402
@@ -55,6 +56,23 @@ class DyingLocalConfig(LocalConfig):
 
 
 class DyingLocal(LocalSgd):
+    """The solver."""
+
+    def step(self, batch: Any) -> Any:
+        die(self._config.deaths, self._step)
+        return super().step(batch)
+
+
+class DyingActorCriticConfig(ActorCriticConfig):
+    """Collectors and learners until death: deaths as above."""
+
+    deaths: Path
+
+    def build(self, task: Any, context: Any) -> "DyingActorCritic":
+        return DyingActorCritic(self, task, context)
+
+
+class DyingActorCritic(ActorCritic):
     """The solver."""
 
     def step(self, batch: Any) -> Any:

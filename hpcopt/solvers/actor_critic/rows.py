@@ -1,5 +1,6 @@
 """Room for the rows of a replay: in memory, or in an HDF5 file that is larger than memory may be."""
 
+import os
 import tempfile
 import weakref
 from pathlib import Path
@@ -11,7 +12,18 @@ from hpcopt.store import hdf5
 
 
 def in_memory(capacity: int, width: int) -> np.ndarray:
-    """Rows of float32. Memory is taken as they are filled."""
+    """Rows of float32. Memory is taken as they are filled.
+
+    Raises:
+        JobError: it would not be enough.
+    """
+    needed_bytes = 4 * capacity * width
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed_bytes > memory_bytes:
+        raise JobError(
+            f"[solver.replay] capacity = {capacity:,} transitions of {width:,} numbers take {needed_bytes / 1e9:,.0f} "
+            f"GB, and this machine has {memory_bytes / 1e9:,.0f}: lower it, or let them lie in a folder"
+        )
     return np.zeros((capacity, width), np.float32)
 
 

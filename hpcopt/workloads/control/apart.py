@@ -29,7 +29,11 @@ class Apart:
         """Start it and wait until they are made. LostError: it is gone before."""
         self._layout = maker.layout
         told = {"name": maker.name, "arguments": maker.arguments, "wrappers": maker.wrappers, "count": count}
-        numbers = {"observations": maker.layout.observations, "actions": maker.layout.actions}
+        numbers = {
+            "observations": maker.layout.observations,
+            "actions": maker.layout.actions,
+            "max_episode_steps": maker.max_episode_steps,
+        }
         kept = {name: text for name, text in os.environ.items() if not name.startswith(OF_LAUNCHERS)}
         kept["PYTHONPATH"] = os.pathsep.join([path or os.curdir for path in sys.path])
         program = [sys.executable, "-m", "hpcopt.workloads.control.server"]

@@ -33,8 +33,9 @@ def film(workload: Control, model: nn.Module, episode: int) -> tuple[list[np.nda
     """
     if not 0 <= episode < workload.test_samples:
         raise JobError(f"--episode {episode}: the evaluation has episodes 0 to {workload.test_samples - 1}")
-    environment = workload.maker.make(render_mode="rgb_array")
-    here, frames, total, over = Here([environment], workload.layout.observations), list[np.ndarray](), 0.0, False
+    maker, frames, total, over = workload.maker, list[np.ndarray](), 0.0, False
+    environment = maker.make(render_mode="rgb_array")
+    here = Here([environment], maker.layout.observations, maker.max_episode_steps)
     try:
         observed = here.reset(0, workload.evaluation_seed(episode))
         while True:

@@ -12,6 +12,8 @@ from hpcopt.workloads.own.theirs import theirs
 
 VERSION = re.compile(r".*-v\d+$")
 Wrapper = tuple[str, Mapping[str, Any]]  # a dotted name, and arguments
+OF_RESET = "observation", "info"
+OF_STEP = "observation", "reward", "terminated", "truncated", "info"
 
 
 def make_environment(name: str, arguments: Mapping[str, Any], wrappers: Sequence[Wrapper]) -> Any:
@@ -41,9 +43,12 @@ def make_environment(name: str, arguments: Mapping[str, Any], wrappers: Sequence
 class Here:
     """Some environments in this process; the i-th of them is reset by itself, and all are stepped together."""
 
-    def __init__(self, environments: Sequence[Any], observations: int) -> None:
-        """``observations`` are the numbers that an environment gives."""
-        self._all, self._observations = environments, observations
+    def __init__(self, environments: Sequence[Any], observations: int, max_episode_steps: int) -> None:
+        """``observations`` are the numbers that an environment gives; it is truncated after so many steps, if it does
+        not end an episode before.
+        """
+        self._all, self._observations, self._longest = environments, observations, max_episode_steps
+        self._steps = [0] * len(environments)
         space = environments[0].action_space
         self._low, self._half = space.low.ravel(), (space.high.ravel() - space.low.ravel()) / 2
         self._high, self._action = space.high.ravel(), space.shape
@@ -54,8 +59,9 @@ class Here:
     def reset(self, index: int, seed: int) -> np.ndarray:
         """Begin an episode; give what is observed, (observations,), float32."""
         with theirs("the environment's reset()"):
-            observed, _ = self._all[index].reset(seed=seed)
+            observed, _ = values(self._all[index].reset(seed=seed), OF_RESET)
             vector = self._vector(observed)
+        self._steps[index] = 0
         return finite(vector)
 
     def step(self, actions: np.ndarray, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -75,9 +81,10 @@ class Here:
         with theirs("the environment's step()"):
             for place, index in enumerate(indices):
                 action = stretched[place].reshape(self._action)
-                one, rewards[place], terminated, truncated, _ = self._all[index].step(action)
+                one, rewards[place], terminated, truncated, _ = values(self._all[index].step(action), OF_STEP)
                 observed[place] = self._vector(one)
-                over[place] = terminated, truncated
+                self._steps[index] += 1
+                over[place] = terminated, truncated or self._steps[index] >= self._longest
         return finite(observed), finite(rewards), over
 
     def close(self) -> None:
@@ -91,6 +98,17 @@ class Here:
         if vector.size != self._observations:
             raise DataError(f"an environment gave {vector.size} numbers as an observation, not those of its space")
         return vector
+
+
+def values(given: Any, names: Sequence[str]) -> Any:
+    """What a call of an environment gave; DataError if it is not as many values as gymnasium has."""
+    if isinstance(given, tuple) and len(given) == len(names):
+        return given
+    what = f"{len(given)} values" if isinstance(given, tuple) else f"one {type(given).__name__}"
+    raise DataError(
+        f"an environment gave {what}, where gymnasium has {len(names)}, {', '.join(names)}: one of the older gym needs "
+        "a wrapper that gives these"
+    )
 
 
 def finite(numbers: np.ndarray) -> np.ndarray:

@@ -30,6 +30,9 @@ class EnvironmentConfig(Config):
     )
     arguments: dict[str, Any] = Field({}, description="keyword arguments of the environment")
     wrappers: tuple[WrapperConfig, ...] = Field((), description="wrappers, the innermost first")
+    max_episode_steps: int = Field(
+        10_000, ge=1, description="an episode that has not ended before is truncated then, as by a time limit"
+    )
 
 
 class Maker:
@@ -37,6 +40,7 @@ class Maker:
 
     Attributes:
         name, arguments, wrappers: as ``make_environment`` takes them.
+        max_episode_steps: of an episode at most.
     """
 
     def __init__(self, config: EnvironmentConfig) -> None:
@@ -44,6 +48,7 @@ class Maker:
         if importlib.util.find_spec("gymnasium") is None:
             raise JobError("environments need gymnasium: `pip install gymnasium[mujoco]`, or the extra `rl`")
         self.name, self.arguments = config.environment, config.arguments
+        self.max_episode_steps = config.max_episode_steps
         self.wrappers: list[Wrapper] = [(wrapper.type, wrapper.arguments) for wrapper in config.wrappers]
 
     def make(self, **settings: Any) -> Any:
@@ -56,7 +61,7 @@ class Maker:
 
     def here(self, count: int) -> Here:
         """So many, in this process."""
-        return Here([self.make() for _ in range(count)], self.layout.observations)
+        return Here([self.make() for _ in range(count)], self.layout.observations, self.max_episode_steps)
 
     @cached_property
     def layout(self) -> Layout:
@@ -69,17 +74,25 @@ class Maker:
 
         one = self.make()
         with theirs(f"[workload] environment = {self.name!r}, asked for its spaces,", JobError):
+            several = getattr(one, "num_envs", None)
             seen, acted = one.observation_space, one.action_space
             one.close()
+        if several is not None:
+            raise JobError(
+                f"[workload] environment = {self.name!r} is a vector of {several} environments: name that of one; "
+                "environments = 4 makes four of it, which are stepped together"
+            )
         if not isinstance(seen, Box):
             raise JobError(
                 f"[workload] environment = {self.name!r} is observed as {type(seen).__name__}, not as numbers: wrap "
                 'it, as by [[workload.wrappers]] type = "gymnasium.wrappers:FlattenObservation"'
             )
-        if not isinstance(acted, Box) or not (np.isfinite(acted.low).all() and np.isfinite(acted.high).all()):
+        real = isinstance(acted, Box) and np.issubdtype(acted.dtype, np.floating)
+        if not real or not (np.isfinite(acted.low).all() and np.isfinite(acted.high).all()):
+            hint = "a wrapper of your own, by [[workload.wrappers]], whose action_space is such a Box, can give them"
             raise JobError(
-                f"[workload] environment = {self.name!r} takes {acted}: actions must be numbers between bounds; "
-                '[[workload.wrappers]] type = "gymnasium.wrappers:RescaleAction" can give some'
+                f"[workload] environment = {self.name!r} takes {acted}: actions must be numbers between bounds, a Box "
+                f"of floats; {hint if real else 'SAC and TD3 do not choose among discrete actions'}"
             )
         layout = Layout(int(np.prod(seen.shape)), int(np.prod(acted.shape)))
         if not (layout.observations and layout.actions):

@@ -30,7 +30,7 @@ def serve(orders: IO[bytes], answers: IO[bytes]) -> None:
     """Do what is asked until nothing more is."""
     told = json.loads(orders.readline())
     made = [make_environment(told["name"], told["arguments"], told["wrappers"]) for _ in range(told["count"])]
-    here, actions = Here(made, told["observations"]), told["actions"]
+    here, actions = Here(made, told["observations"], told["max_episode_steps"]), told["actions"]
     answers.write(DONE)
     answers.flush()
     while order := orders.read(1):

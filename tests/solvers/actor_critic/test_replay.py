@@ -93,3 +93,5 @@ def test_a_replay_in_a_file_is_as_one_in_memory(tmp_path):
     (tmp_path / "no").touch()
     with pytest.raises(JobError, match="cannot hold the replay"):
         UniformReplayConfig(folder=tmp_path / "no").build(3, 1)
+    with pytest.raises(JobError, match=r"capacity = 1,000,000 transitions of 552,990,000 .* let them lie in a folder"):
+        UniformReplayConfig().build(552_990_000, 1)

@@ -45,17 +45,29 @@ class Odd(Track):
             self.action_space = Box(-1.0, 1.0, (0,), np.float32)
         if kind == "spaceless":
             self.action_space = None
+        if kind == "boundless":
+            self.action_space = Box(-np.inf, np.inf, (1,), np.float32)
+        if kind == "whole numbers":
+            self.action_space = Box(0, 5, (1,), np.int64)
+        if kind == "several":
+            self.num_envs = 4
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
         if self._kind == "dies":
             os._exit(7)
         seen, info = super().reset(seed=seed)
+        if self._kind == "older":
+            return seen
         return (seen * np.nan if self._kind == "blind" else seen), info
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         seen, reward, *rest = super().step(action)
         if self._kind == "raises":
             raise RuntimeError("out of fuel")
+        if self._kind == "old":
+            return seen, reward, any(rest[:2]), {}
+        if self._kind == "endless":
+            return seen, reward, False, False, {}
         return (seen[:1] if self._kind == "short" else seen), (np.nan if self._kind == "nan" else reward), *rest
 
 

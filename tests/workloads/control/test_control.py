@@ -77,7 +77,10 @@ def test_names_wrappers_and_bounds():
         ({"environment": "nowhere:Track"}, JobError, "no module nowhere"),
         ({"arguments": {"wings": 2}}, JobError, "wings"),
         ({"environment": ODD, "arguments": {"kind": "words"}}, JobError, "FlattenObservation"),
-        ({"environment": ODD, "arguments": {"kind": "buttons"}}, JobError, "actions must be numbers between bounds"),
+        ({"environment": ODD, "arguments": {"kind": "buttons"}}, JobError, "bounds, .* do not choose among discrete"),
+        ({"environment": ODD, "arguments": {"kind": "whole numbers"}}, JobError, "do not choose among discrete"),
+        ({"environment": ODD, "arguments": {"kind": "boundless"}}, JobError, "between bounds.* wrapper of your own"),
+        ({"environment": ODD, "arguments": {"kind": "several"}}, JobError, "a vector of 4 environments: name"),
         ({"environment": ODD, "arguments": {"kind": "spaceless"}}, JobError, "takes None: actions must be numbers"),
         ({"environment": ODD, "arguments": {"kind": "idle"}}, JobError, "0 as an action"),
         ({"environment": ODD, "arguments": {"kind": "blind"}}, DataError, "not finite"),
@@ -88,6 +91,8 @@ def test_names_wrappers_and_bounds():
         ),
         ({"environment": ODD, "arguments": {"kind": "short"}}, DataError, "gave 1 numbers as an observation"),
         ({"environment": ODD, "arguments": {"kind": "nan"}}, DataError, "not finite"),
+        ({"environment": ODD, "arguments": {"kind": "old"}}, DataError, "gave 4 values, where gymnasium has 5, obs"),
+        ({"environment": ODD, "arguments": {"kind": "older"}}, DataError, "gave one ndarray, where gymnasium has 2"),
         ({"environment": ODD, "arguments": {"kind": "raises"}}, DataError, "out of fuel"),
     ],
 )
@@ -124,6 +129,29 @@ def test_evaluation_is_the_policy_in_episodes_with_fixed_seeds():
         returns.append(total)
     assert workload.returns == pytest.approx(returns, rel=1e-5)
     assert score == pytest.approx(np.mean(returns), rel=1e-5) and len(set(returns)) == 5
+
+
+@pytest.mark.parametrize("where", ["rank", "process"])
+def test_an_episode_that_would_never_end_is_truncated(where):
+    """Evaluated or trained in, and gone on with in its middle; critics see that it was not over."""
+    config = track(
+        environment=ODD, arguments={"kind": "endless"}, where=where, max_episode_steps=5, environments=2, batch=2
+    )
+    workload = built(config)
+    score = evaluate(alone(), workload, workload.model)["evaluation_return"]
+    five = built(track(arguments={"limit": 5, "end": 100.0}))
+    assert score == evaluate(alone(), five, five.model)["evaluation_return"]
+    simulation = workload.simulation()
+    episodes, again = simulation.make([0, 1]), simulation.make([0, 1])
+    draw, made, ended = np.random.default_rng(0), np.empty((13, 2, 7), np.float32), []
+    for step in range(13):
+        ended += [one.steps for one in episodes.step(draw.uniform(-1, 1, (2, 1)).astype(np.float32), made[step])]
+    assert ended == [5] * 4 and not made[..., 4].any()
+    again.load_state_dict(episodes.state_dict())
+    more = [episodes.step(np.ones((2, 1), np.float32), made[0]) for _ in range(2)]
+    assert more == [again.step(np.ones((2, 1), np.float32), made[0]) for _ in range(2)] and len(more[1]) == 2
+    for one in (episodes, again, workload._evaluation):
+        one.close()
 
 
 @pytest.mark.parametrize("size", [1, 3])
