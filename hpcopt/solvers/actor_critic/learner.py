@@ -49,6 +49,7 @@ class Learner:
     Attributes:
         replay: its transitions.
         updates: so far.
+        prepared: whether features have learned alone, if they do.
         targets: slow copies of the agent's parts.
     """
 
@@ -65,7 +66,7 @@ class Learner:
         """Collective: over the learners."""
         self._agent, self._config, self._method, self._layout = agent, config, method, layout
         self._device, self._world, self._clock = context.device, learners, context.clock
-        self.replay, self.updates = replay.build(layout.width, learners.size), 0
+        self.replay, self.updates, self.prepared = replay.build(layout.width, learners.size), 0, False
         self._share = len(np.array_split(np.arange(config.batch_size), learners.size)[learners.rank])
         self._part = self._share / config.batch_size
         self.targets = {name: copy.deepcopy(getattr(agent, name)).requires_grad_(False) for name in method.followed}
@@ -90,6 +91,7 @@ class Learner:
         for _ in range(updates if self._features is not None else 0):
             _, transitions = self._draw()
             self._learn_features(transitions, learning_rate)
+        self.prepared = True
 
     def learn(self, updates: int, learning_rate: float) -> Learnt:
         """Make some updates, at least one. Collective: over the learners."""
@@ -180,13 +182,14 @@ class Learner:
         """What is the same for all learners."""
         return {
             "updates": self.updates,
+            "prepared": self.prepared,
             "targets": {name: target.state_dict() for name, target in self.targets.items()},
             "optimizers": {name: descent.state_dict() for name, descent in self._descents().items()},
         }
 
     def load_state_dict(self, state: Tree) -> None:
         """Go on from a ``state_dict``."""
-        self.updates = state["updates"]
+        self.updates, self.prepared = state["updates"], state["prepared"]
         for name, target in self.targets.items():
             target.load_state_dict(state["targets"][name])
         for name, descent in self._descents().items():

@@ -135,7 +135,7 @@ class ActorCritic(Solver):
         self._acting, self._post = sent_of(*acting), Post(world, layout.width)
         self._waiting = deque[tuple[int, Tensor]]()  # weights that came before their turn
         self._step, self._env_steps, self._filled_from = 0, 0, 0
-        self._prepared, self._ended_s = False, perf_counter()
+        self._ended_s = perf_counter()
 
     def step(self, batch: Any) -> StepStats:
         """Collect, or learn, or both; ``batch`` is not looked at. Without a barrier.
@@ -186,8 +186,7 @@ class ActorCritic(Solver):
         learner.take(rows.reshape(-1, rows.shape[-1]))
         if self._env_steps - self._filled_from < self._config.warmup:
             return None
-        if not self._prepared:
-            self._prepared = True
+        if not learner.prepared:
             learner.prepare(self._config.pretraining, learning_rate)
         return learner.learn(self._config.updates, learning_rate)
 
@@ -275,23 +274,21 @@ class ActorCritic(Solver):
         }
 
     def state_dict(self) -> Tree:
-        """A collector knows nothing of the learner's part."""
         return {
             "step": self._step,
             "env_steps": self._env_steps,
-            "prepared": self._prepared,
             "filled_from": self._filled_from,
             "learners": self._config.learners,
             "has_replay": self._config.replay.checkpoint,
             "model": self.model.state_dict(),
-            "learner": None if self._learner is None else self._learner.state_dict(),
         }
 
     def rank_state_dict(self) -> Tree:
+        """Collectors know nothing of what learners have in common, so it is the first learner's own."""
+        learner = self._learner
         return {
-            "learner": None
-            if self._learner is None
-            else self._learner.rank_state_dict(with_replay=self._config.replay.checkpoint),
+            "learners": learner.state_dict() if learner is not None and self._world.rank == 0 else None,
+            "learner": None if learner is None else learner.rank_state_dict(with_replay=self._config.replay.checkpoint),
             "collector": None if self._collector is None else self._collector.state_dict(),
             "acting": self._weights_state(),
         }
@@ -313,11 +310,11 @@ class ActorCritic(Solver):
         """
         with fitting("the job's agent"), torch.no_grad():
             self.model.load_state_dict(shared["model"])
-            self._step, self._env_steps, self._prepared = shared["step"], shared["env_steps"], shared["prepared"]
+            self._step, self._env_steps = shared["step"], shared["env_steps"]
             whole = shared["has_replay"] and shared["learners"] >= self._config.learners
             self._filled_from = shared["filled_from"] if whole else self._env_steps
             if self._learner is not None:
-                self._learner.load_state_dict(shared["learner"])
+                self._learner.load_state_dict(parts[0]["learners"])
         with fitting("the job's ranks"):
             self._waiting.clear()
             alike = len(parts) == self._world.size and shared["learners"] == self._config.learners

@@ -114,7 +114,8 @@ class Episodes:
             if over.any():
                 raise DataError(
                     "an environment ends an episode earlier than it did before, with the same seed and actions: it is "
-                    "not reproducible, or another than the checkpoint's; start over with --fresh"
+                    "not reproducible, or another than the checkpoint's, or max_episode_steps is less than before; let "
+                    "it be as it was, or start over with --fresh"
                 )
             self.observed[index] = observed[0]
             self._actions[index].append(action.copy())

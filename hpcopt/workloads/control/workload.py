@@ -39,7 +39,19 @@ class ControlConfig(WorkloadConfig, EnvironmentConfig):
     """Environments of gymnasium, an agent, and its return."""
 
     may_change: ClassVar[frozenset[str]] = frozenset(
-        {"batch", "test", "actor", "critic", "features", "where", "lost", "rewrites", "precision", "compile"}
+        {
+            "batch",
+            "test",
+            "max_episode_steps",
+            "actor",
+            "critic",
+            "features",
+            "where",
+            "lost",
+            "rewrites",
+            "precision",
+            "compile",
+        }
     )
 
     name: Literal["control"] = "control"

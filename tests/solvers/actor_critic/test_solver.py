@@ -157,10 +157,10 @@ def test_errors_are_weighted_and_become_priorities():
 def test_targets_follow_exactly():
     before = trained(1, 9, track(), solver())[0]
     (after,) = trained(1, 1, track(), solver(tau=0.25), saved=[before])
-    slow = before.shared["learner"]["targets"]["critics"]
+    slow = before.own["learners"]["targets"]["critics"]
     for name, fast in after.shared["model"].items():
         if (key := name.removeprefix("critics.")) in slow:
-            assert torch.equal(after.shared["learner"]["targets"]["critics"][key], torch.lerp(slow[key], fast, 0.25))
+            assert torch.equal(after.own["learners"]["targets"]["critics"][key], torch.lerp(slow[key], fast, 0.25))
 
 
 @RANKS
@@ -204,7 +204,7 @@ def test_a_run_that_goes_on_with_another_batch_counts_on():
 
 def test_a_state_that_does_not_fit_is_refused():
     (saved,) = trained(1, 9, track(), solver())
-    del saved.shared["learner"]["targets"]
+    del saved.own["learners"]["targets"]
     with pytest.raises(CheckpointError, match="targets"):
         trained(1, 0, track(), solver(), saved=[saved])
 
