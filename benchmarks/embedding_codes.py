@@ -8,6 +8,7 @@ Ways, all with one network but for the embedding:
     full           the table, with each of --dropout: the best of them on the validation text is the others' rival
     product        product quantization learnt from the start (ProductCodes)
     codes          KD codes (CodedEmbedding), drawn at random
+    guided         the same, with embeddings drawn to those of the full table after its training
     low_rank       a table of few columns times a matrix, of at least as many bits as product
     hashing        two hashes of a word into one small table, with two weights of the word's own (arXiv:1709.03933)
     quantized      the full table in codes after training, by nanopq, at product's ways and digits
@@ -18,7 +19,7 @@ Ways, all with one network but for the embedding:
 Tables of words are trained by Adam on the rows that a step sees (torch.optim.SparseAdam), as the authors of KD codes
 do; KD codes by Adam on all. Bits are of the embedding in a written file. Each row is a line of --out; rows that stand
 there are not run again, and a row that has begun is finished: --within-s says until when new ones begin. Seeds but the
-first leave out low_rank, hashing and codes.
+first leave out low_rank, hashing, codes and guided.
 """
 
 import argparse
@@ -28,7 +29,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -189,11 +190,18 @@ class Bench:
         made.sparse = True
         return made
 
-    def codes(self, table: nn.Embedding) -> nn.Module:
-        """KD codes."""
+    def codes(self, table: nn.Embedding, guide: Literal["none", "table"] = "none") -> nn.Module:
+        """KD codes; with a guide, drawn to this table."""
         o = self._options
-        config = CodedEmbeddingConfig(ways=o.kd_ways, digits=o.kd_digits, inner=o.kd_inner, spread=o.kd_spread)
-        return CodedEmbedding(table, config)
+        return CodedEmbedding(
+            table,
+            CodedEmbeddingConfig(ways=o.kd_ways, digits=o.kd_digits, inner=o.kd_inner, spread=o.kd_spread, guide=guide),
+        )
+
+    def guided(self, seed: int, dropout: float) -> dict[str, Any]:
+        """KD codes from the start, drawn to the full table as it was trained."""
+        model: Any = self.full(seed, dropout)[0].model
+        return self.train(seed, dropout, lambda _: self.codes(model.word, "table"))[1]
 
     def equal_bits(self, table: nn.Embedding) -> int:
         """What learnt product quantization takes by the formula."""
@@ -257,6 +265,7 @@ def rows(bench: Bench, done: list[dict[str, Any]]) -> Iterator[tuple[dict[str, A
                 "low_rank": lambda s=seed, d=d: bench.train(s, d, bench.low_rank)[1],
                 "hashing": lambda s=seed, d=d: bench.train(s, d, bench.hashing)[1],
                 "codes": lambda s=seed, d=d: bench.train(s, d, bench.codes)[1],
+                "guided": lambda s=seed, d=d: bench.guided(s, d),
             }
         for way, make in ways.items():
             if not o.ways_to_run or way in o.ways_to_run:

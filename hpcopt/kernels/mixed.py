@@ -18,17 +18,20 @@ SMALLEST = 1e-8  # of a row's range, as part of the largest
 MOST = 100  # of the exponent of two in scales, of either sign
 
 
-@njit(nogil=True, cache=True)
-def cube_root(x):
-    """Of x > 0, float64, by additions, multiplications and divisions alone: the same bits on any machine."""
-    _, exponent = math.frexp(x)
-    y = math.ldexp(1.0, exponent // 3 + 1)  # above the root, from where Newton's steps go down
+@njit(nogil=True, cache=True, error_model="numpy")
+def cube_roots(x):
+    """Of each x > 0, float64, (n,), by additions, multiplications and divisions alone: the same bits on any machine."""
+    y = np.empty(x.size)
+    for i in range(x.size):
+        _, exponent = math.frexp(x[i])
+        y[i] = math.ldexp(1.0, exponent // 3 + 1)  # above the root, from where Newton's steps go down
     for _ in range(8):
-        y = (2 * y + x / (y * y)) / 3
+        for i in range(x.size):  # in vectors, as the steps of one root could not be
+            y[i] = (2 * y[i] + x[i] / (y[i] * y[i])) / 3
     return y
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def group(ranges, leaders, scales):
     """Put rows of these ranges, float64, (n,), into groups: the number of each row's leader, and its scale."""
     count = ranges.size
@@ -40,21 +43,21 @@ def group(ranges, leaders, scales):
     for k in range(count):
         if (count - 1 - k) * sizes[order[k]] > sums[k]:
             leads = k + 1
-    left, place = count - leads, leads
+    dealt = np.full(leads + 1, leads)  # rows of the order that are in the groups before
+    cubes = np.ones(leads)
     for k in range(leads):
-        leader = order[k]
-        leaders[leader], scales[leader] = leader, np.float32(1)
-        dealt = left if k == leads - 1 else np.int64(np.rint(left * sums[k] / sums[leads - 1]))
-        n = leads + dealt - place + 1
-        if n == 1:
-            continue
-        root = np.sqrt(np.float64(n))
-        off = 1 / (n - root)  # of a small row's column: 1 - off on the diagonal, else -off
-        peak = max(abs(1 - off), 1 / root, off if n > 2 else 0.0)
-        t = cube_root((n - 1) * (sizes[leader] / root) / (sizes[order[place]] * peak))
-        while place < leads + dealt:
-            leaders[order[place]], scales[order[place]] = leader, np.float32(t)
-            place += 1
+        dealt[k + 1] += np.int64(np.rint((count - leads) * sums[k] / sums[leads - 1]))
+        n = dealt[k + 1] - dealt[k] + 1
+        if n > 1:
+            root = np.sqrt(np.float64(n))
+            off = 1 / (n - root)  # of a small row's column: 1 - off on the diagonal, else -off
+            peak = max(abs(1 - off), 1 / root, off if n > 2 else 0.0)
+            cubes[k] = (n - 1) * (sizes[order[k]] / root) / (sizes[order[dealt[k]]] * peak)
+    roots = cube_roots(cubes)
+    for k in range(leads):
+        leaders[order[k]], scales[order[k]] = order[k], np.float32(1)
+        for i in order[dealt[k] : dealt[k + 1]]:
+            leaders[i], scales[i] = order[k], np.float32(roots[k])
 
 
 @njit(nogil=True, cache=True)
@@ -76,15 +79,24 @@ def reflections(leaders, u, beta_u):
 
 
 @njit(nogil=True, cache=True)
-def _add_multiple(x, factor, total):
-    for j in range(x.size):
-        total[j] += factor * x[j]
+def _multiple(x, factor, add, total):
+    if add:
+        for j in range(x.size):
+            total[j] += factor * x[j]
+    else:
+        for j in range(x.size):
+            total[j] = factor * x[j]
 
 
 @njit(nogil=True, cache=True)
 def _combine(x, scale, dots, factor, out):
+    """Fill out with ``scale x - factor dots``; what ``rows.ends`` gives of that."""
+    least, most, most_signed = rows.NO_ENDS
     for j in range(x.size):
-        out[j] = scale * x[j] - factor * dots[j]
+        value = np.float32(scale * x[j] - factor * dots[j])
+        out[j] = value
+        least, most, most_signed = rows.further(value, least, most, most_signed)
+    return rows.ordered(least, most, most_signed)
 
 
 @njit(nogil=True, cache=True)
@@ -107,6 +119,7 @@ def encode(x, height, columns, bits, seed, first, centres, steps, scales, leader
     codes = np.empty(packing.PADDED, np.uint8)
     dots, mixed = np.empty((min(height, centres.size), columns), np.float32), np.empty(columns, np.float32)
     u, beta_u, ranges = np.empty(height, np.float32), np.empty(height, np.float32), np.empty(height, np.float64)
+    begun = np.empty(height, np.bool_)
     top, done = np.int32(0), 0
     for begin in range(0, centres.size, height):
         count = min(height, centres.size - begin)
@@ -130,16 +143,15 @@ def encode(x, height, columns, bits, seed, first, centres, steps, scales, leader
         for i in range(count):
             scale[i] *= lift
         reflections(mine, u[:count], beta_u[:count])
+        begun[:count] = False
         for i in range(count):
-            if mine[i] == i:
-                dots[i] = 0
-        for i in range(whole):
-            _add_multiple(block[i * columns : (i + 1) * columns], np.float32(u[i] * scale[i]), dots[mine[i]])
+            row, leader = block[i * columns : (i + 1) * columns], mine[i]
+            _multiple(row, np.float32(u[i] * scale[i]), begun[leader], dots[leader])
+            begun[leader] = True
         for i in range(count):
             row = block[i * columns : (i + 1) * columns]
             out = mixed[: row.size]
-            _combine(row, scale[i], dots[mine[i]], beta_u[i], out)
-            low, high, _ = rows.ends(out)
+            low, high, _ = _combine(row, scale[i], dots[mine[i]], beta_u[i], out)
             r = begin + i
             centres[r], steps[r], more, factor = rows.grid(low, high, bits)
             done = rows.put(out, (centres[r], more, factor), bits, r * columns, seed, first, codes, packed, done)
@@ -169,7 +181,7 @@ def decode(centres, steps, scales, leaders, packed, height, columns, bits, weigh
             row = mixed[i, :size]
             done = rows.take(packed, done, r * columns, out.size, bits, centres[r], steps[r], codes, False, row)
             if u[i] != 0:
-                _add_multiple(row, u[i], dots[mine[i]])
+                _multiple(row, u[i], True, dots[mine[i]])
         for i in range(count):
             row = block[i * columns : (i + 1) * columns]
             scale = np.float32(weight / np.float64(scales[begin + i]))

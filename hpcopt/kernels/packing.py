@@ -24,11 +24,21 @@ def packed_bytes(count, bits):
 
 
 @njit(inline="always")
-def _merge(codes, lanes, row, width, out):
-    """Put the low ``width`` bits of one row of codes into their place in the bytes of out."""
-    source = codes[row * lanes : row * lanes + lanes]
+def _merge(codes, lanes, width, out):
+    """Fill out with the low ``width`` bits of the rows of codes."""
     for j in range(lanes):
-        out[j] |= uint8(uint8(source[j] & uint8((1 << width) - 1)) << uint8(width * row))
+        byte = uint8(0)
+        for row in range(8 // width):
+            field = uint8(codes[row * lanes + j] & uint8((1 << width) - 1))
+            byte |= uint8(field << uint8(width * row))
+        out[j] = byte
+
+
+@njit(inline="always")
+def _drop(codes, count, width):
+    """Let go of the low ``width`` bits."""
+    for j in range(count):
+        codes[j] = codes[j] >> uint8(width)
 
 
 @njit(inline="always")
@@ -40,6 +50,28 @@ def _split(packed, lanes, row, width, codes):
         target[j] = uint8(uint8(target[j] << uint8(width)) | field)
 
 
+@njit(inline="always")
+def _pack(codes, count, bits, out):
+    done = 0
+    if bits & 4:
+        lanes = (count * 4 + 7) // 8
+        _merge(codes, lanes, 4, out)
+        done = lanes
+        if bits > 4:
+            _drop(codes, count, 4)
+    if bits & 2:
+        lanes = (count * 2 + 7) // 8
+        _merge(codes, lanes, 2, out[done:])
+        done += lanes
+        if bits & 1:
+            _drop(codes, count, 2)
+    if bits & 1:
+        lanes = (count + 7) // 8
+        _merge(codes, lanes, 1, out[done:])
+        done += lanes
+    return done
+
+
 @njit(nogil=True, cache=True)
 def pack(codes, count, bits, out):
     """Pack ``codes[:count]``, uint8, PADDED long, of ``bits`` bits into the head of out; return the bytes used. Uses
@@ -49,41 +81,10 @@ def pack(codes, count, bits, out):
         for j in range(count):
             out[j] = codes[j]
         return count
-    if count < BLOCK:
-        codes[count : count + 8] = 0
-    done = 0
-    if bits & 4:
-        lanes = (count * 4 + 7) // 8
-        field = out[:lanes]
-        low, high = codes[:lanes], codes[lanes : 2 * lanes]
-        for j in range(lanes):
-            field[j] = uint8(low[j] & uint8(15)) | uint8(high[j] << uint8(4))
-        done = lanes
-        if bits > 4:
-            for j in range(count):
-                codes[j] = codes[j] >> uint8(4)
-    if bits & 2:
-        lanes = (count * 2 + 7) // 8
-        field = out[done : done + lanes]
-        field[:] = 0
-        _merge(codes, lanes, 0, 2, field)
-        _merge(codes, lanes, 1, 2, field)
-        _merge(codes, lanes, 2, 2, field)
-        _merge(codes, lanes, 3, 2, field)
-        done += lanes
-        if bits & 1:
-            for j in range(count):
-                codes[j] = codes[j] >> uint8(2)
-    if bits & 1:
-        lanes = (count + 7) // 8
-        field = out[done : done + lanes]
-        field[:] = 0
-        for row in range(7, -1, -1):
-            source = codes[row * lanes : row * lanes + lanes]
-            for j in range(lanes):  # by steps of one bit: bytes have no shift by a variable
-                field[j] = uint8(uint8(field[j] << uint8(1)) | uint8(source[j] & uint8(1)))
-        done += lanes
-    return done
+    if count == BLOCK:  # a number that is known makes loops vectors without a rest
+        return _pack(codes, BLOCK, bits, out)
+    codes[count : count + 8] = 0
+    return _pack(codes, count, bits, out)
 
 
 @njit(nogil=True, cache=True)

@@ -17,20 +17,34 @@ HUGE = np.float32(2.0**127)  # above half of it, a step is shortened, so that no
 SHORTER = np.float32(1 - 2.0**-22)
 
 
+NO_ENDS = np.uint32(0xFFFFFFFF), np.uint32(0), ~MAGNITUDE
+
+
+@njit(inline="always")
+def further(value, least, most, most_signed):
+    """The smallest and largest bits of float32 values, as uint32, and the largest as int32, with one value more."""
+    bits = np.float32(value).view(np.uint32)
+    return min(least, bits), max(most, bits), max(most_signed, np.float32(value).view(np.int32))
+
+
+@njit(inline="always")
+def ordered(least, most, most_signed):
+    """The bits of the smallest and the largest value, and of the largest magnitude, of those that ``further`` saw."""
+    low = most if most > np.uint32(MAGNITUDE) else least  # below zero, a larger magnitude has larger bits
+    high = np.uint32(most_signed) if most_signed >= 0 else least
+    sizes = np.uint32(low & np.uint32(MAGNITUDE)), np.uint32(high & np.uint32(MAGNITUDE))
+    return low, high, np.int32(max(sizes[0], sizes[1]))
+
+
 @njit(nogil=True, cache=True)
 def ends(row):
     """The bits, uint32, of the smallest and the largest of float32 values, and of the largest magnitude; Inf and NaN
     have magnitudes at NOT_FINITE and above.
     """
-    bits, signed = row.view(np.uint32), row.view(np.int32)
-    least, most, most_signed = np.uint32(0xFFFFFFFF), np.uint32(0), ~MAGNITUDE
-    for j in range(bits.size):
-        least, most = min(least, bits[j]), max(most, bits[j])
-        most_signed = max(most_signed, signed[j])
-    low = most if most > np.uint32(MAGNITUDE) else least  # below zero, a larger magnitude has larger bits
-    high = np.uint32(most_signed) if most_signed >= 0 else least
-    sizes = np.uint32(low & np.uint32(MAGNITUDE)), np.uint32(high & np.uint32(MAGNITUDE))
-    return low, high, np.int32(max(sizes[0], sizes[1]))
+    least, most, most_signed = NO_ENDS
+    for j in range(row.size):
+        least, most, most_signed = further(row[j], least, most, most_signed)
+    return ordered(least, most, most_signed)
 
 
 @njit(inline="always")

@@ -74,8 +74,8 @@ MUTATIONS: dict[str, tuple[str, str, str, list[tuple[str, str]], Callable[[], No
     ),
     "swapped halves of a byte": (
         "packing",
-        "uint8(low[j] & uint8(15)) | uint8(high[j] << uint8(4))",
-        "uint8(high[j] & uint8(15)) | uint8(low[j] << uint8(4))",
+        "uint8(field << uint8(width * row))",
+        "uint8(field << uint8(8 - width - width * row))",
         [("levels", "encode")],
         lambda: check_mean(QSGD(), X, count=300),
     ),

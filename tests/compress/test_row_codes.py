@@ -19,7 +19,7 @@ from hpcopt.shapes.context import Context
 from hpcopt.testing.values import gaussian
 from tests.compress import oracle
 
-SHAPES = [(1, 1), (1, 512), (3, 7), (40, 27), (5, 300)]
+SHAPES = [(1, 1), (2, 512), (3, 7), (40, 27), (5, 300)]
 
 
 def skewed(rows: int, columns: int) -> torch.Tensor:
@@ -43,7 +43,7 @@ def test_bytes_are_the_formula(shape, bits):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
+@pytest.mark.parametrize("bits", range(2, 9))
 def test_codes_of_psq_are_the_oracles(shape, bits):
     """In fixed point, with the house's dice: floor(y + B / 2 + u), y in units of 2^(bits - 32)."""
     x, seed, top = skewed(*shape), 3 + (7 << 32), 2**bits - 1
@@ -78,9 +78,9 @@ def test_rows_are_grouped_as_by_the_reflection(rows):
     )
 
 
-def test_the_cube_root_needs_no_library():
-    for x in (1e-30, 0.3, 1.0, 8.0, 7e5, 1e25):
-        assert kernels.mixed.cube_root(x) == pytest.approx(x ** (1 / 3), rel=1e-14)
+def test_cube_roots_need_no_library():
+    x = np.array([1e-30, 0.3, 1.0, 8.0, 7e5, 1e25])
+    assert kernels.mixed.cube_roots(x) == pytest.approx(np.cbrt(x), rel=1e-14)
 
 
 def test_large_rows_cost_small_ones_nothing():
