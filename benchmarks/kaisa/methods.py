@@ -26,10 +26,8 @@ SKIP = ["words", "decoder"]
 FIRST_ORDER = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 METHODS: dict[str, dict[str, Any]] = {
     "muon": {"method": "muon"},
-    "muon, Jordan's": {"method": "muon", "muon": {"polynomials": "jordan", "iterations": 5}},
-    "muon, 3 rounds": {"method": "muon", "muon": {"iterations": 3}},
+    "muon, minimax": {"method": "muon", "muon": {"polynomials": "minimax", "iterations": 4}},
     "muon, heads": {"method": "muon", "heads": {"[.][qkv]$": 4}},
-    "muon, heads, 3 rounds": {"method": "muon", "heads": {"[.][qkv]$": 4}, "muon": {"iterations": 3}},
     "soap": {"method": "soap"},
     "soap, short": {"method": "soap", "soap": {"sides": "short"}},  # the long side of feed-forward maps has no basis
     "shampoo": {"method": "shampoo"},

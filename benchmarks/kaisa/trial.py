@@ -9,7 +9,7 @@ seconds, which are those of the steps, on one thread: compare those of one turn.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -205,10 +205,10 @@ ARMS: dict[str, Arm] = {
     "kfac: AdamW inside": kfac(PLAIN_ADAMW),
     "kfac: AdamW inside, no clip": kfac(PLAIN_ADAMW, **FREE),
     "muon": whole("muon"),
-    "muon: 5 rounds of Jordan's": whole("muon", muon={"polynomials": "jordan", "iterations": 5}),
-    "muon: 3 rounds": whole("muon", muon={"iterations": 3}),
-    "muon: heads": whole("muon", heads={"self_attn": 4}),
-    "muon: attention by AdamW": whole("muon", skip=["self_attn"]),
+    "muon: 4 minimax rounds": whole("muon", muon={"polynomials": "minimax", "iterations": 4}),
+    "muon: heads, 4 minimax rounds": whole(
+        "muon", heads={"self_attn": 4}, muon={"polynomials": "minimax", "iterations": 4}
+    ),
     "newton_muon": whole("newton_muon", factor_every=5, inverse_every=10),
     "soap": whole("soap", **OFTEN),
     "soap, short": whole("soap", soap={"sides": "short"}, **OFTEN),
@@ -217,6 +217,11 @@ ARMS: dict[str, Arm] = {
     "kl_shampoo": whole("kl_shampoo", **OFTEN),
     "shampoo": Arm(INNER, {"method": "shampoo", **OFTEN}, ends=False),
 }  # fmt: skip
+ARMS |= {
+    f"{name}: attention by AdamW": replace(arm, kaisa={**arm.kaisa, "skip": ["self_attn"]})
+    for name, arm in ARMS.items()
+    if arm.kaisa is not None and not arm.ends
+}
 
 
 def trial(point: dict[str, Any]) -> dict[str, float]:

@@ -28,9 +28,9 @@ class MuonSettings(Config):
 
     momentum: float = Field(0.95, ge=0, lt=1, description="decay of the gradients' average")
     nesterov: bool = Field(True, description="look one step of the average ahead")
-    iterations: int = Field(4, ge=1, description="of Newton and Schulz")
-    polynomials: Literal["minimax", "jordan"] = Field(
-        "minimax", description="of the iterations: minimax ones get as far as jordan's, which others use, in one fewer"
+    iterations: int = Field(5, ge=1, description="of Newton and Schulz")
+    polynomials: Literal["jordan", "minimax"] = Field(
+        "jordan", description="of the iterations: minimax ones get as far as jordan's in one fewer"
     )
     scale: Literal["adamw", "shape"] = Field(
         "adamw",

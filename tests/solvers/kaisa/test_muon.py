@@ -18,8 +18,7 @@ from hpcopt.solvers.kaisa.solver import KaisaConfig
 from tests.solvers.kaisa.test_layers import mean_loss
 from tests.solvers.kaisa.test_solver import PROBLEM, STEPS, Trial
 
-JORDAN, MINIMAX = rounds("jordan", 5), rounds("minimax", 4)
-TORCHS = {"polynomials": "jordan", "iterations": 5}
+JORDAN = rounds("jordan", 5)
 
 
 def gone_through(s: torch.Tensor, course) -> torch.Tensor:
@@ -120,7 +119,7 @@ def test_every_matrix_goes_by_its_own_momentum():
         (model.conv.weight, before.conv.weight, 2),
     ):
         w = then.grad.reshape(batch, -1, then[0].numel())
-        expected = orthogonalized(w * 0.05, MINIMAX) * max(1, w.shape[1] / w.shape[2]) ** 0.5
+        expected = orthogonalized(w * 0.05, JORDAN) * max(1, w.shape[1] / w.shape[2]) ** 0.5
         torch.testing.assert_close(now.grad.view_as(w), expected)
     torch.testing.assert_close(model.head.weight.grad, before.head.weight.grad)
 
@@ -157,7 +156,7 @@ def test_rows_of_heads_are_matrices_of_their_own():
     kaisa.step()
     now = attention.in_proj_weight.grad, attention.out_proj.weight.grad
     for found, w, batch in zip(now, raw, (6, 1), strict=True):
-        expected = [orthogonalized(part.unsqueeze(0) * 0.05, MINIMAX)[0] for part in w.chunk(batch)]
+        expected = [orthogonalized(part.unsqueeze(0) * 0.05, JORDAN)[0] for part in w.chunk(batch)]
         torch.testing.assert_close(found, torch.cat(expected))
 
 
@@ -183,8 +182,7 @@ def test_the_trajectory_is_that_of_torchs_muon(scale, adjust, nesterov):
     ours = nn.Sequential(nn.Linear(12, 40, bias=False), nn.Tanh(), nn.Linear(40, 5, bias=False))
     theirs, start, x = copy.deepcopy(ours), copy.deepcopy(ours), torch.randn(30, 12)
     muon = torch.optim.Muon(theirs.parameters(), lr=0.02, weight_decay=0.3, nesterov=nesterov, adjust_lr_fn=adjust)
-    settings = {**TORCHS, "nesterov": nesterov, "scale": scale}
-    kaisa = Kaisa(ours, alone(), method="muon", muon=settings, inverse_dtype="bfloat16")
+    kaisa = Kaisa(ours, alone(), method="muon", muon={"nesterov": nesterov, "scale": scale}, inverse_dtype="bfloat16")
     sgd = torch.optim.SGD(kaisa.whole, lr=0.02, weight_decay=0.3)
     for _ in range(6):
         for model, optimizer in ((ours, sgd), (theirs, muon)):

@@ -15,7 +15,7 @@ from hpcopt.solvers.kaisa.rounds import rounds
 from tests.solvers.kaisa.test_layers import mean_loss
 from tests.solvers.kaisa.test_muon import MIXED, WORDS, check_bad_gradients_leave_moments_alone, stepped
 
-ROUNDS = rounds("minimax", 4)
+ROUNDS = rounds("jordan", 5)
 ALWAYS = {"factor_every": 1, "inverse_every": 1}
 KFAC_SOAP = {"method": "soap", "soap": {"factors": "kfac"}}
 
