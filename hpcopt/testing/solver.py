@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from hpcopt.errors import CheckpointError, PeerError
 from hpcopt.exchange import ExchangeConfig, RingConfig
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import SolverConfig, Tree
+from hpcopt.store.tree_bytes import to_bytes
 from hpcopt.testing.problem import Problem, flat
 from hpcopt.testing.scales import Scales
 
@@ -151,10 +153,17 @@ def check_same_curve(trial: Trial, sizes: Sequence[int]) -> None:
 
 
 def check_equal_on_all_ranks(trial: Trial, size: int) -> None:
-    """After ``gather`` parameters are bit-equal on all ranks, and the same run gives the same bits."""
+    """After ``gather`` parameters are bit-equal on all ranks, as is ``state_dict``, which those go on from who lose
+    rank 0; and the same run gives the same bits.
+    """
     runs, again = trial.first(size), trial.run(size)
+    shared = to_bytes(runs[0].shared)
     for rank, run in enumerate(runs):
         assert torch.equal(run.parameters, runs[0].parameters), f"{trial.config.name}: rank {rank} of {size} differs"
+        assert np.array_equal(to_bytes(run.shared), shared), (
+            f"{trial.config.name}: state_dict of rank {rank} of {size} is not rank 0's: what not all ranks know "
+            "belongs to rank_state_dict"
+        )
     assert torch.equal(runs[0].parameters, again[0].parameters), f"{trial.config.name}: the same run gives other bits"
 
 

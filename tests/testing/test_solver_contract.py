@@ -228,6 +228,13 @@ class Kept(DataParallel):
         pass
 
 
+class Secretive(DataParallel):
+    """Tells rank 0's part alone."""
+
+    def state_dict(self):
+        return {**super().state_dict(), "secret": 7 if self.data_rank == 0 else None}
+
+
 class Stubborn(DataParallel):
     """Goes on alone."""
 
@@ -255,6 +262,7 @@ WRONG = {
     "untold": Untold,
     "twice": Twice,
     "kept": Kept,
+    "secretive": Secretive,
     "stubborn": Stubborn,
 }
 
@@ -265,6 +273,7 @@ WRONG = {
         ("forgetful", check_resume, 1, "ends with other bits"),
         ("careless", check_damage, 1, "KeyError|is not refused"),
         ("apart", check_equal_on_all_ranks, 2, "rank 1 of 2 differs"),
+        ("secretive", check_equal_on_all_ranks, 2, "state_dict of rank 1 of 2 is not rank 0's"),
         ("untold", check_bytes, 2, "rank 0 of 2 sent .* and recorded"),
         ("twice", check_bytes, 3, "rank 0 of 3 sent .* and recorded"),
         ("kept", check_let_go, 2, "stays in memory"),

@@ -187,18 +187,21 @@ class Amp(Solver):
         }
 
     def state_dict(self) -> Tree:
-        return {"step": self._step, "instances": self._begun, "model": self.model.state_dict()}
+        return {"step": self._step, "model": self.model.state_dict()}
 
     def rank_state_dict(self) -> Tree:
-        """Of this rank's nodes, as of ``gather``: with nothing in flight."""
-        return {"nodes": {name: learner.state_dict() for name, learner in self._learners.items()}}
+        """Of this rank's nodes, as of ``gather``: with nothing in flight. Rank 0 alone counts instances."""
+        return {
+            "instances": self._begun,
+            "nodes": {name: learner.state_dict() for name, learner in self._learners.items()},
+        }
 
     def load_state_dict(self, shared: Tree, parts: Sequence[Tree]) -> None:
         """The nodes may have stood on other ranks. A replica that was not there takes up the first one's state."""
         with fitting("the job's model"), torch.no_grad():
             for model in self._models:
                 model.load_state_dict(shared["model"])
-            self._step, self._begun = shared["step"], shared["instances"]
+            self._step, self._begun = shared["step"], parts[0]["instances"]
             for name, learner in self._learners.items():
                 learner.load_state_dict(_found(parts, name))
 
