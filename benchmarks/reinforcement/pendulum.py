@@ -133,7 +133,7 @@ def table(options: argparse.Namespace) -> None:
 def stepping() -> Callable[[], Any]:
     """hpcopt's steps, a block a call."""
     keep_memory()
-    context = Context()
+    context = Context(steps=1_000_000)  # of a rate that stays
     workload = ControlConfig(environment=ENVIRONMENT).build(context)
     solver = ActorCriticConfig(optimizer=AdamWConfig(lr=RATE, weight_decay=0.0)).build(
         Task(workload.model, workload.loss, simulation=workload.simulation()), context
