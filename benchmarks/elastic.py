@@ -32,8 +32,11 @@ from typing import Any
 import h5py
 import numpy as np
 
+from hpcopt.config import Config
 from hpcopt.elastic.membership import Membership
-from hpcopt.solvers.data_parallel import DataParallel, DataParallelConfig
+from hpcopt.solvers.data_parallel import DataParallelConfig
+from hpcopt.solvers.gossip import GossipConfig
+from hpcopt.solvers.local.solver import LocalConfig
 from hpcopt.store.checkpoint import Checkpoints
 
 JOB = """
@@ -49,15 +52,21 @@ data = "{data}"
 batch = 256
 model = {{name = "mlp", hidden = [256, 256]}}
 [solver]
-name = "benchmarks.elastic:NotedConfig"
-shard_optimizer = true
 notes = "{notes}"
-optimizer = {{name = "adamw", lr = 0.0005}}
+{method}
 """
+ADAMW = 'optimizer = {name = "adamw", lr = 0.0005}'
+METHODS = {
+    "sums": f'name = "benchmarks.elastic:NotedConfig"\nshard_optimizer = true\n{ADAMW}',
+    "votes": 'name = "benchmarks.elastic:NotedConfig"\noptimizer = {name = "signum", lr = 0.0005, momentum = 0.9}\n'
+    '[exchange]\nname = "vote"',
+    "local": f'name = "benchmarks.elastic:NotedLocalConfig"\nevery = 10\n{ADAMW}',
+    "gossip": f'name = "benchmarks.elastic:NotedGossipConfig"\n{ADAMW}',
+}
 
 
-class NotedConfig(DataParallelConfig):
-    """Data parallelism that notes when it was built, and when it has done a step.
+class Noted(Config):
+    """Of a solver that notes when it was built, and when it has done a step.
 
     Attributes:
         notes: folder, of a file a process, which is named after its number and its host.
@@ -65,24 +74,32 @@ class NotedConfig(DataParallelConfig):
 
     notes: Path
 
-    def build(self, task: Any, context: Any) -> "Noted":
+    def build(self, task: Any, context: Any) -> Any:
         """Make the solver. Collective."""
-        return Noted(self, task, context)
+        solver = super().build(task, context)  # type: ignore[misc]
+        step = solver.step
+        notes = (self.notes / f"{os.getpid()}.{socket.gethostname()}").open("a", encoding="utf-8", buffering=1)
+        notes.write(f"{time.time()} built\n")
+
+        def noted_step(batch: Any) -> Any:
+            stats = step(batch)
+            notes.write(f"{time.time()} {solver._step}\n")
+            return stats
+
+        solver.step = noted_step
+        return solver
 
 
-class Noted(DataParallel):
-    """The solver."""
+class NotedConfig(Noted, DataParallelConfig):
+    """Data parallelism: sums, or votes."""
 
-    def __init__(self, config: NotedConfig, task: Any, context: Any) -> None:
-        super().__init__(config, task, context)
-        self._notes = (config.notes / f"{os.getpid()}.{socket.gethostname()}").open("a", encoding="utf-8", buffering=1)
-        self._notes.write(f"{time.time()} built\n")
 
-    def step(self, batch: Any) -> Any:
-        """One step, noted."""
-        stats = super().step(batch)
-        self._notes.write(f"{time.time()} {self._step}\n")
-        return stats
+class NotedLocalConfig(Noted, LocalConfig):
+    """Local steps."""
+
+
+class NotedGossipConfig(Noted, GossipConfig):
+    """Gossip."""
 
 
 def launched(launch: str, job: Path, run_dir: Path, *settings: str) -> subprocess.Popen[bytes]:
@@ -138,7 +155,8 @@ def kills(options: argparse.Namespace, folder: Path) -> None:
     """Disturb a run."""
     draw, notes, job = random.Random(options.seed), folder / "notes", folder / "job.toml"
     notes.mkdir(parents=True)
-    job.write_text(JOB.format(data=options.data.absolute(), notes=notes.absolute()), encoding="utf-8")
+    text = JOB.format(data=options.data.absolute(), notes=notes.absolute(), method=METHODS[options.method])
+    job.write_text(text, encoding="utf-8")
     process = launched(options.launch, job, folder / "run", *options.settings)
     while len(ranks_of(notes)) < options.ranks:
         time.sleep(0.1)
@@ -220,6 +238,7 @@ def main() -> None:
     parser.add_argument("what", choices=["kills", "again", "ready"])
     parser.add_argument("folder", type=Path, nargs="?", help="of runs; by default a temporary one, of kills and ready")
     parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--method", choices=METHODS, default="sums", help="of kills: how ranks train together")
     parser.add_argument("--launch", help="what starts the ranks; by default mpirun")
     parser.add_argument("--minutes", type=float, default=4.0)
     parser.add_argument("--every", type=float, default=15.0, help="seconds from one disturbance to the next")

@@ -3,8 +3,9 @@
     python benchmarks/straggler.py --ranks 3 --sleep-s 0.1 --patience-s 0.02
 
 The last rank sleeps before each of its steps, as one that computes slowly would; what it skips to catch up it does not
-sleep for. ``vote`` is Signum behind majority votes, ``local`` rounds of 10 steps of AdamW. Beside each stands the run
-in which nobody sleeps. Scores are those of the last evaluation.
+sleep for. ``vote`` is Signum behind majority votes, ``local`` rounds of 10 steps of AdamW, ``gossip`` a round of
+Push-Sum after each step of AdamW. Beside each stands the run in which nobody sleeps. Scores are those of the last
+evaluation.
 """
 
 import argparse
@@ -20,8 +21,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from hpcopt.solvers.data_parallel import DataParallel, DataParallelConfig
-from hpcopt.solvers.local.solver import LocalConfig, LocalSgd
+from hpcopt.config import Config
+from hpcopt.solvers.data_parallel import DataParallelConfig
+from hpcopt.solvers.gossip import GossipConfig
+from hpcopt.solvers.local.solver import LocalConfig
 
 JOB = """
 run = {{name = "straggler", steps = {steps}, elastic = true, log_every_s = 2, evaluate_every = {steps}}}
@@ -45,51 +48,49 @@ every = 10
 optimizer = {{name = "adamw", lr = 0.001}}
 {patience}
 """,
+    "gossip": """
+[solver]
+name = "benchmarks.straggler:SleepyGossipConfig"
+sleep_s = {sleep_s}
+optimizer = {{name = "adamw", lr = 0.001}}
+{patience}
+""",
 }
 
 
-class SleepyVoteConfig(DataParallelConfig):
-    """Votes.
+class Sleepy(Config):
+    """Of a solver whose last rank is slow.
 
     Attributes:
-        sleep_s: that the last rank sleeps before a step.
+        sleep_s: that it sleeps before a step.
     """
 
     sleep_s: float
 
-    def build(self, task: Any, context: Any) -> "SleepyVote":
+    def build(self, task: Any, context: Any) -> Any:
         """Make the solver. Collective."""
-        return SleepyVote(self, task, context)
+        solver = super().build(task, context)  # type: ignore[misc]
+        step = solver.step
+
+        def sleepy_step(batch: Any) -> Any:
+            if solver.data_rank + 1 == solver.data_size and not solver.roll_call.decided_after(solver._step):
+                time.sleep(self.sleep_s)
+            return step(batch)
+
+        solver.step = sleepy_step
+        return solver
 
 
-class SleepyVote(DataParallel):
-    """The solver."""
-
-    def step(self, batch: Any) -> Any:
-        """One step, after a sleep on the last rank."""
-        if self.data_rank + 1 == self.data_size and not self._exchange.decided():
-            time.sleep(self._config.sleep_s)  # type: ignore[attr-defined]
-        return super().step(batch)
+class SleepyVoteConfig(Sleepy, DataParallelConfig):
+    """Votes."""
 
 
-class SleepyLocalConfig(LocalConfig):
-    """Local steps; attributes as above."""
-
-    sleep_s: float
-
-    def build(self, task: Any, context: Any) -> "SleepyLocal":
-        """Make the solver. Collective."""
-        return SleepyLocal(self, task, context)
+class SleepyLocalConfig(Sleepy, LocalConfig):
+    """Local steps."""
 
 
-class SleepyLocal(LocalSgd):
-    """The solver."""
-
-    def step(self, batch: Any) -> Any:
-        """One step, after a sleep on the last rank."""
-        if self.data_rank + 1 == self.data_size and not self._local.decided():
-            time.sleep(self._config.sleep_s)  # type: ignore[attr-defined]
-        return super().step(batch)
+class SleepyGossipConfig(Sleepy, GossipConfig):
+    """Gossip."""
 
 
 def measured(options: argparse.Namespace, folder: Path, solver: str, sleep_s: float, patience_s: float | None) -> Any:

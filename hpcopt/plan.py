@@ -20,7 +20,7 @@ from hpcopt.trainer.saver import own_part, shared_part
 
 def plan(job: Job, ranks: int) -> str:
     """The resolved job, and its plan, as text."""
-    world = World(RehearsalTransport(ranks))
+    world = World(RehearsalTransport(ranks, elastic=job.run.elastic))
     prepare_if_missing(job.workload.folder, world)
     built = build(job, world, verify=False)
     workload, solver, batch = built.workload, built.solver, built.workload.batch

@@ -39,7 +39,7 @@ class Group:
 def lose_patience(teller: RollCall, number: int, early: Collection[int]) -> None:
     """Let the time of a round be over once these ranks' ballots are there, and no sooner."""
     with teller._links.news:
-        wait_until(teller, lambda: set(early) <= set(teller._ballots.get(number, ())))
+        wait_until(teller, lambda: teller._complete(teller._ballots.get(number, {}), early))
         assert teller.patience_s == PATIENCE_S
         teller._first_s[number] -= PATIENCE_S
         teller._links.news.notify_all()

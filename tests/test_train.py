@@ -239,6 +239,17 @@ def test_dry_run_plans_for_ranks_that_are_not_there(job, capsys):
 
 
 @pytest.mark.parametrize(
+    ("setting", "ballot_bytes"),
+    [("exchange={name='vote'}", 8 * (32 + 1 + 5 + 1)), ("solver={name='local'}", 4 * (65 * 32 + 33 * 10) + 8 * 3)],
+)
+def test_dry_run_of_rounds_that_go_on_without_the_absent_counts_what_their_teller_sends(
+    job, capsys, setting, ballot_bytes
+):
+    assert main([job, "--dry-run", "--ranks", "3", "--set", "run.elastic=true", "--set", setting]) == 0
+    assert f"{2 * ballot_bytes:,} sent by each rank" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         (["--set", "run.stepps=3"], 'did you mean "steps"?'),

@@ -14,13 +14,15 @@ Cost of a round with k neighbours: ``alpha + k n / B``.
 
 import math
 from abc import ABC, abstractmethod
-from collections import deque
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from hpcopt.comm.graphs import Graph, metropolis, sources
-from hpcopt.comm.transport import Request, Transport, wait_all
+from hpcopt.comm.neighbours import Neighbours
+from hpcopt.comm.receipts import Receipts
+from hpcopt.comm.transport import Transport
 from hpcopt.compress import Codec
 from hpcopt.compress.finite import MOST, magnitude_bound
 from hpcopt.seeds import derive
@@ -35,13 +37,32 @@ class Mixer(ABC):
         step: rounds done.
     """
 
-    def __init__(self, transport: Transport, graph: Graph, x: Tensor) -> None:
+    def __init__(self, transport: Transport, graph: Graph, x: Tensor, neighbours: Neighbours) -> None:
         self.x, self.weight, self.step = x, 1.0, 0
-        self._transport, self._graph = transport, graph
+        self._transport, self._graph, self._neighbours = transport, graph, neighbours
+
+    @property
+    def receipts(self) -> Receipts | None:
+        """Who is present in rounds; None where all must be."""
+        return self._neighbours.receipts
+
+    def mix(self, moved: Tensor | None = None, number: int | None = None) -> bool:
+        """One round. Collective: over a rank's neighbours, or over those who are there.
+
+        Args:
+            moved: what x becomes before it is mixed, if this rank is present; None: it stays.
+            number: of the round, for ranks that may be absent, see ``Neighbours.round``; None: rounds are counted.
+
+        Returns:
+            Whether this rank was present; if not, nothing that it stands for has changed.
+        """
+        present = self._mix(self.x if moved is None else moved, self.step + 1 if number is None else number)
+        self.step += 1
+        return present
 
     @abstractmethod
-    def mix(self) -> None:
-        """One round. Collective: over a rank's neighbours."""
+    def _mix(self, moved: Tensor, number: int) -> bool:
+        """One round."""
 
     def drain(self) -> None:
         """Take in all that is under way. Collective: over a rank's neighbours."""
@@ -62,50 +83,40 @@ class Mixer(ABC):
 class PushSum(Mixer):
     """Push-Sum; a message of step k is added at step k + tau, so that a slow link delays nobody until then.
 
-    Adding at a fixed age, and not on arrival, keeps runs reproducible bit for bit.
+    Adding at a fixed age, and not on arrival, keeps runs reproducible bit for bit. Ranks may be absent with tau = 0.
     """
 
-    def __init__(self, transport: Transport, graph: Graph, x: Tensor, tau: int = 0) -> None:
-        super().__init__(transport, graph, x)
-        self._tau = tau
-        self._under_way: deque[tuple[int, list[tuple[Request, Tensor]]]] = deque()
-        self._sends: deque[tuple[int, list[Request]]] = deque()
+    def __init__(
+        self, transport: Transport, graph: Graph, x: Tensor, tau: int = 0, patience_s: float | None = None
+    ) -> None:
+        super().__init__(transport, graph, x, Neighbours(transport, tau, patience_s))
 
-    def mix(self) -> None:
+    def _mix(self, moved: Tensor, number: int) -> bool:
         traffic, rank = self._transport.traffic, self._transport.rank
         edges = self._graph(self.step)
         with traffic.encoding():
-            message = self._message(1 / (1 + len(edges[rank])))
-            self.x.sub_(message[: self.x.numel()], alpha=len(edges[rank]))
-            self.weight -= len(edges[rank]) * float(message[-2:].view(torch.float64))
-        self._sends.append((self.step, [self._transport.send(message, to) for to in edges[rank]]))
-        landing = [(torch.empty_like(message), source) for source in sources(edges, rank)]
-        receives = [(self._transport.receive(buffer, source), buffer) for buffer, source in landing]
-        self._under_way.append((self.step, receives))
-        self._take_in(self.step - self._tau)
-        self.step += 1
+            message = self._message(moved, 1 / (1 + len(edges[rank])))
+        heard = self._neighbours.round(number, message, edges[rank], sources(edges, rank))
+        if heard.present:
+            with traffic.encoding():
+                torch.sub(moved, message[: self.x.numel()], alpha=len(heard.targets), out=self.x)
+                self.weight -= len(heard.targets) * float(message[-2:].view(torch.float64))
+            self._take_in(heard.messages)
+        return heard.present
 
     def drain(self) -> None:
-        self._take_in(self.step)
+        self._take_in(self._neighbours.rest())
 
-    def _take_in(self, until: int) -> None:
-        """Add the messages of steps up to ``until``."""
-        traffic = self._transport.traffic
-        while self._under_way and self._under_way[0][0] <= until:
-            for receive, message in self._under_way.popleft()[1]:
-                with traffic.waiting():
-                    receive.wait()
-                with traffic.decoding():
-                    self.x.add_(message[: self.x.numel()])
-                    self.weight += float(message[-2:].view(torch.float64))
-        while self._sends and self._sends[0][0] <= until:
-            with traffic.waiting():
-                wait_all(self._sends.popleft()[1])
+    def _take_in(self, messages: Sequence[tuple[int, Tensor]]) -> None:
+        with self._transport.traffic.decoding():
+            for _, message in messages:
+                self.x.add_(message[: self.x.numel()])
+                self.weight += float(message[-2:].view(torch.float64))
 
-    def _message(self, share: float) -> Tensor:
-        """A share of x, and of the weight in the last eight bytes."""
-        message = self.x.new_empty(self.x.numel() + 2 + self.x.numel() % 2)
-        torch.mul(self.x, share, out=message[: self.x.numel()])
+    def _message(self, moved: Tensor, share: float) -> Tensor:
+        """A share of the values, and of the weight in the last eight bytes."""
+        message = moved.new_empty(moved.numel() + 2 + moved.numel() % 2)
+        torch.mul(moved, share, out=message[: moved.numel()])
         message[-2:].view(torch.float64).fill_(self.weight * share)
         return message
 
@@ -116,53 +127,56 @@ class PushSum(Mixer):
 class Metropolis(Mixer):
     """Doubly stochastic mixing."""
 
-    def mix(self) -> None:
-        traffic, rank = self._transport.traffic, self._transport.rank
-        weights = metropolis(self._graph(self.step), rank)
-        landing = {j: torch.empty_like(self.x) for j in weights}
-        receives = {j: self._transport.receive(landing[j], j) for j in weights}
-        mine = self.x.clone()
-        sends = [self._transport.send(mine, j) for j in weights]
-        for j, weight in weights.items():
-            with traffic.waiting():
-                receives[j].wait()
-            with traffic.decoding():
-                self.x.add_(landing[j].sub_(mine), alpha=weight)
-        with traffic.waiting():
-            wait_all(sends)
-        self.step += 1
+    def __init__(self, transport: Transport, graph: Graph, x: Tensor, patience_s: float | None = None) -> None:
+        super().__init__(transport, graph, x, Neighbours(transport, patience_s=patience_s))
+
+    def _mix(self, moved: Tensor, number: int) -> bool:
+        weights = metropolis(self._graph(self.step), self._transport.rank)
+        mine = moved.clone()
+        heard = self._neighbours.round(number, mine, list(weights), list(weights))
+        if heard.present:
+            with self._transport.traffic.decoding():
+                self.x.copy_(mine)
+                for j, theirs in heard.messages:
+                    self.x.add_(theirs.sub_(mine), alpha=weights[j])
+        return heard.present
 
 
 class Choco(Mixer):
     """Compressed mixing on a fixed undirected graph."""
 
     def __init__(
-        self, transport: Transport, graph: Graph, x: Tensor, codec: Codec, gamma: float, seed: int = 0
+        self,
+        transport: Transport,
+        graph: Graph,
+        x: Tensor,
+        codec: Codec,
+        gamma: float,
+        seed: int = 0,
+        patience_s: float | None = None,
     ) -> None:
-        super().__init__(transport, graph, x)
+        super().__init__(transport, graph, x, Neighbours(transport, patience_s=patience_s))
         self._weights = metropolis(graph(0), transport.rank)
         self._codec, self._gamma, self._seed = codec, gamma, seed
         # A neighbour's copy here is its own there, bit for bit: what one gains the other loses, and the mean stays.
         self.copies = {j: torch.zeros_like(x) for j in (transport.rank, *self._weights)}
 
-    def mix(self) -> None:
+    def _mix(self, moved: Tensor, number: int) -> bool:
         traffic, rank = self._transport.traffic, self._transport.rank
+        near = list(self._weights)
         with traffic.encoding():
             seed = derive(self._seed, self.step, rank, "choco")
-            payload = self._encode(self.x - self.copies[rank], seed)
-            mine = self._decode_add(payload, self.copies[rank])
-        landing = {j: self.x.new_empty(self._message_bytes(), dtype=torch.uint8) for j in self._weights}
-        receives = {j: self._transport.receive(landing[j], j, exact=False) for j in self._weights}
-        sends = [self._transport.send(payload, j) for j in self._weights]
-        for j, weight in self._weights.items():
-            with traffic.waiting():
-                received_bytes = receives[j].wait()
-            with traffic.decoding():
-                copy = self._decode_add(landing[j][:received_bytes], self.copies[j])
-                self.x.add_(copy - mine, alpha=self._gamma * weight)
-        with traffic.waiting():
-            wait_all(sends)
-        self.step += 1
+            payload = self._encode(moved - self.copies[rank], seed)
+        heard = self._neighbours.round(number, payload, near, near, most_bytes=self._message_bytes())
+        with traffic.decoding():
+            mine = self._decode_add(payload, self.copies[rank]) if heard.present else None
+            if mine is not None:
+                self.x.copy_(moved)
+            for j, theirs in heard.messages:  # whose copies are followed by who was not present, too
+                copy = self._decode_add(theirs, self.copies[j])
+                if mine is not None:
+                    self.x.add_(copy - mine, alpha=self._gamma * self._weights[j])
+        return heard.present
 
     def _encode(self, change: Tensor, seed: int) -> Tensor:
         """Its payload; an empty one stands for Inf or NaN, or for what the codec does not carry."""

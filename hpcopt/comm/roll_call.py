@@ -87,12 +87,13 @@ class RollCall:
         self._failure: BaseException | None = None
         threading.Thread(target=self._serve, name="roll call", daemon=True).start()
 
-    def hold(self, number: int, ballot: np.ndarray) -> tuple[Round, int]:
+    def hold(self, number: int, ballot: np.ndarray | Callable[[], np.ndarray | None]) -> tuple[Round, int]:
         """Take part in a round, or be told what became of it. Collective: over those who are there.
 
         Args:
             number: of the round, above 0; rising, and the same on all ranks.
-            ballot: uint8, of one length on all ranks.
+            ballot: uint8, of one length on all ranks; or what gives it, asked again after every message, so that a
+                later one replaces it: None while there is none, the same object while it has not changed.
 
         Returns:
             The round, and the bytes that this rank has sent since the one before.
@@ -100,18 +101,20 @@ class RollCall:
         Raises:
             LostRankError: the others have gone on, or form anew, without the round.
         """
-        links, body = self._links, _framed([number], ballot)
+        links = self._links
         asked: int | None = None
+        sent: np.ndarray | None = None
         while True:
             with links.news:
                 if (decided := self._rounds.get(number)) is not None:
                     return decided, self._taken(decided)
                 self._require(number)
-                if (teller := self._teller()) == asked:
+                mine, teller = ballot() if callable(ballot) else ballot, self._teller()
+                if mine is None or (teller == asked and mine is sent):
                     links.news.wait(0.1 if self._left_s else None)
                     continue
-            self._send(teller, BALLOT, body)
-            asked = teller
+            self._send(teller, BALLOT, framed([number], mine))
+            asked, sent = teller, mine
 
     def decided_after(self, number: int) -> bool:
         """Whether a round later than that is decided, though this rank has not taken part in it."""
@@ -184,7 +187,7 @@ class RollCall:
         if any(round_number < number for round_number in self._left()):
             return None, None
         by_plan = None if self._links.left_out is None else self._links.left_out(number)
-        if not there <= set(ballots):
+        if not self._complete(ballots, there):
             if self.patience_s is None or by_plan is not None:
                 return None, None
             rest_s = self._first_s[number] + self.patience_s - time.monotonic()
@@ -195,12 +198,20 @@ class RollCall:
         return partial(self._decide, number, ballots, by_plan or (), last), None
 
     def _decide(self, number: int, ballots: dict[int, np.ndarray], without: Collection[int], last: bool) -> None:
-        counted = {rank: ballots[rank] for rank in sorted(ballots) if rank not in without}
+        counted = self._counting({rank: ballots[rank] for rank in sorted(ballots) if rank not in without})
         decided = Round(number, tuple(counted), last, self._count(number, counted))
         self._since = number if self._since is None else self._since
         self._tell(decided, set(range(len(self._members))))
         with self._links.news:
             self._keep(decided)
+
+    def _complete(self, ballots: Mapping[int, np.ndarray], there: Collection[int]) -> bool:
+        """Whether nothing more is to be waited for from those ranks, which are there."""
+        return set(there) <= set(ballots)
+
+    def _counting(self, ballots: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+        """Those that count, ranks rising, of those that have come."""
+        return ballots
 
     def _tell(self, decided: Round, ranks: set[int]) -> None:
         body = self._written(decided)
@@ -237,7 +248,7 @@ class RollCall:
 
     def _written(self, decided: Round) -> bytes:
         present = [int(rank in decided.present) for rank in range(len(self._members))]
-        return _framed([decided.number, int(decided.last), *present], decided.outcome)
+        return framed([decided.number, int(decided.last), *present], decided.outcome)
 
     def _read(self, body: np.ndarray) -> Round:
         head = 8 * (2 + len(self._members))
@@ -263,5 +274,6 @@ class RollCall:
         return self._generation, self._channel, name, tag
 
 
-def _framed(head: list[int], body: np.ndarray) -> bytes:
+def framed(head: list[int], body: np.ndarray) -> bytes:
+    """Integers of eight bytes each, and a body behind them."""
     return np.array(head, np.int64).tobytes() + body.tobytes()

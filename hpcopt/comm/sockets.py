@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hpcopt.comm import dense
 from hpcopt.comm.links import Links, LostRankError, Place
+from hpcopt.comm.receipts import Receipts
 from hpcopt.comm.roll_call import Count, RollCall
 from hpcopt.comm.traffic import Traffic
 from hpcopt.comm.transport import Op, Request, Sent, Transport, wait_all
@@ -91,6 +92,9 @@ class SocketTransport(Transport):
 
     def roll_call(self, count: Count, patience_s: float | None = None) -> RollCall:
         return RollCall(self._links, self._members, self._number, count, patience_s)
+
+    def receipts(self, patience_s: float | None = None) -> Receipts:
+        return Receipts(self._links, self._members, self._number, patience_s)
 
     def abort(self, exit_code: int) -> NoReturn:
         """End every rank of the group at once: the others leave with the same code."""

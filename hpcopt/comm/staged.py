@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
+from hpcopt.comm.receipts import Receipts
 from hpcopt.comm.roll_call import Count, RollCall
 from hpcopt.comm.transport import Op, Request, SharedMemory, Transport
 from hpcopt.pinned import Pool, Slot
@@ -66,6 +67,9 @@ class StagedTransport(Transport):
 
     def roll_call(self, count: Count, patience_s: float | None = None) -> RollCall | None:
         return self.inner.roll_call(count, patience_s)
+
+    def receipts(self, patience_s: float | None = None) -> Receipts | None:
+        return self.inner.receipts(patience_s)
 
     def take(self, tag: int = 0, *, wait: bool = False) -> tuple[int, Tensor] | None:
         return self.inner.take(tag, wait=wait)

@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn, Protocol
 import torch
 from torch import Tensor
 
+from hpcopt.comm.receipts import Receipts
 from hpcopt.comm.roll_call import Count, RollCall
 from hpcopt.comm.traffic import Collective, Traffic, least_bytes
 from hpcopt.errors import JobError, UnsupportedError
@@ -152,9 +153,17 @@ class Transport:
         Raises:
             JobError: on all ranks: ``patience_s`` is given, and no rank can be absent.
         """
+        self._require_no_patience(patience_s)
+        return None
+
+    def receipts(self, patience_s: float | None = None) -> Receipts | None:
+        """As ``roll_call``, for rounds in which neighbours exchange messages."""
+        self._require_no_patience(patience_s)
+        return None
+
+    def _require_no_patience(self, patience_s: float | None) -> None:
         if patience_s is not None and not self.imagined:
             raise JobError("patience_s is for [run] elastic = true: else all ranks wait for each other").everywhere()
-        return None
 
     def abort(self, exit_code: int) -> NoReturn:
         """End every rank of the job at once."""

@@ -104,10 +104,9 @@ class DataParallel(Solver):
         with self._clock("update"):
             lr = self._update()
         self._loss = total
-        if self.roll_call is not None:
-            return StepStats(total, lr, **absences.told(self.roll_call))
-        choices = self._exchange.choices
-        return StepStats(total, lr, self._exchange.metrics(), {} if choices is None else {"choices": choices})
+        told, choices = absences.told(self.roll_call), self._exchange.choices
+        tables = told["tables"] if choices is None else {**told["tables"], "choices": choices}
+        return StepStats(total, lr, {**self._exchange.metrics(), **told["scalars"]}, tables)
 
     def _update(self) -> float:
         if self._config.clip_norm is not None:

@@ -14,15 +14,17 @@ from hpcopt.comm.launch import without_mpi
 without_mpi()
 
 import hpcopt.going_on  # noqa: E402, F401 - before the fork, not in every process
-from hpcopt.solvers.actor_critic.solver import ActorCritic, ActorCriticConfig  # noqa: E402
-from hpcopt.solvers.data_parallel import DataParallel, DataParallelConfig  # noqa: E402
-from hpcopt.solvers.local.solver import LocalConfig, LocalSgd  # noqa: E402
+from hpcopt.config import Config  # noqa: E402
+from hpcopt.solvers.actor_critic.solver import ActorCriticConfig  # noqa: E402
+from hpcopt.solvers.data_parallel import DataParallelConfig  # noqa: E402
+from hpcopt.solvers.gossip import GossipConfig  # noqa: E402
+from hpcopt.solvers.local.solver import LocalConfig  # noqa: E402
 from hpcopt.train import leave, main  # noqa: E402
 from tests.launching import PATIENCE_S  # noqa: E402
 
 
-class DyingConfig(DataParallelConfig):
-    """Data parallelism until death.
+class Dying(Config):
+    """Of a solver whose ranks train until death.
 
     Attributes:
         deaths: file with a list of [place with the launcher, when, what]: after how many steps, or "first build" or
@@ -32,52 +34,34 @@ class DyingConfig(DataParallelConfig):
 
     deaths: Path
 
-    def build(self, task: Any, context: Any) -> "Dying":
+    def build(self, task: Any, context: Any) -> Any:
         die(self.deaths, "build" if os.environ.pop("BUILT", "") else "first build")
         os.environ["BUILT"] = "yes"
-        return Dying(self, task, context)
+        solver = super().build(task, context)
+        step = solver.step
+
+        def step_or_die(batch: Any) -> Any:
+            die(self.deaths, solver._step)
+            return step(batch)
+
+        solver.step = step_or_die
+        return solver
 
 
-class Dying(DataParallel):
-    """The solver."""
-
-    def step(self, batch: Any) -> Any:
-        die(self._config.deaths, self._step)
-        return super().step(batch)
+class DyingConfig(Dying, DataParallelConfig):
+    """Data parallelism."""
 
 
-class DyingLocalConfig(LocalConfig):
-    """Local steps until death: deaths as above."""
-
-    deaths: Path
-
-    def build(self, task: Any, context: Any) -> "DyingLocal":
-        return DyingLocal(self, task, context)
+class DyingLocalConfig(Dying, LocalConfig):
+    """Local steps."""
 
 
-class DyingLocal(LocalSgd):
-    """The solver."""
-
-    def step(self, batch: Any) -> Any:
-        die(self._config.deaths, self._step)
-        return super().step(batch)
+class DyingGossipConfig(Dying, GossipConfig):
+    """Gossip."""
 
 
-class DyingActorCriticConfig(ActorCriticConfig):
-    """Collectors and learners until death: deaths as above."""
-
-    deaths: Path
-
-    def build(self, task: Any, context: Any) -> "DyingActorCritic":
-        return DyingActorCritic(self, task, context)
-
-
-class DyingActorCritic(ActorCritic):
-    """The solver."""
-
-    def step(self, batch: Any) -> Any:
-        die(self._config.deaths, self._step)
-        return super().step(batch)
+class DyingActorCriticConfig(Dying, ActorCriticConfig):
+    """Collectors and learners."""
 
 
 def die(deaths: Path, moment: int | str) -> None:

@@ -1,4 +1,4 @@
-"""Votes and local steps go on over those present: a rank's death undoes no step of the others."""
+"""Votes, local steps and gossip go on over those present: a rank's death undoes no step of the others."""
 
 import h5py
 import pytest
@@ -8,6 +8,10 @@ from tests.elastic.runs import Runs
 
 LOCAL = (
     "solver={{name = 'tests.elastic.dying:DyingLocalConfig', deaths = '{deaths}', every = {every}, "
+    "optimizer = {{name = 'adamw', lr = 0.003}}}}"
+)
+GOSSIP = (
+    "solver={{name = 'tests.elastic.dying:DyingGossipConfig', deaths = '{deaths}', {mixing}, "
     "optimizer = {{name = 'adamw', lr = 0.003}}}}"
 )
 VOTE = (
@@ -56,13 +60,39 @@ def test_local_steps_go_on_to_the_end_of_the_round(runs):
     runs.replay("local", 3, *settings, rescaled=True)
 
 
-@pytest.mark.parametrize("method", ["vote", "local"])
+@pytest.mark.parametrize(
+    ("mixing", "slots"),
+    [("graph = 'random'", 3), ("mixing = 'choco', graph = 'ring'", 4), ("mixing = 'metropolis', graph = 'ring'", 2)],
+)
+def test_gossip_goes_on_in_the_same_step(runs, mixing, slots):
+    """Without rank 0; of two ranks one is left."""
+    settings = (GOSSIP.format(deaths=runs.deaths, mixing=mixing), "run.rejoin_s=0", "run.copy_every=1000")
+    assert runs.start("gossip", slots, [(0, 10, "host")], *settings) == [-9] + [EXIT_DONE] * (slots - 1)
+    assert runs.membership("gossip").starts == [(0, slots), (11, slots - 1)]
+    assert table(runs, "gossip") == [(11, 0)]
+    runs.replay("gossip", slots, *settings, rescaled=True)
+
+
+def test_a_place_is_taken_again_by_one_that_begins_from_the_mean(runs):
+    """Outer parameters that are mixed; the ranks stop once on the way, and resume."""
+    local = LOCAL.format(deaths=runs.deaths, every="5, gossip = {mixing = 'choco', graph = 'ring'}")
+    settings = (local, "run.copy_every=1000", "run.rejoin_s=600")
+    assert runs.start("mixed", 3, [(1, 14, "rank")], *settings, "run.steps=20") == [EXIT_DONE] * 3
+    assert runs.start("mixed", 3, [], *settings) == [EXIT_DONE] * 3
+    assert runs.membership("mixed").starts == [(0, 3), (15, 3)]
+    assert table(runs, "mixed") == [(15, 1)]
+    runs.replay("mixed", 3, *settings, rescaled=True)
+
+
+@pytest.mark.parametrize("method", ["vote", "local", "gossip"])
 def test_a_rank_is_late_for_some_rounds_and_catches_up(runs, method):
     """It goes on when the others are at step 18; more of them may be late, since time is short, and that is repeated,
     too.
     """
     if method == "vote":
         settings, every = (*VOTE, "exchange.patience_s=0.1"), 1
+    elif method == "gossip":
+        settings, every = (GOSSIP.format(deaths=runs.deaths, mixing="patience_s = 0.1"),), 1
     else:
         settings, every = (LOCAL.format(deaths=runs.deaths, every=3), "solver.patience_s=0.1"), 3
     settings = (*settings, "run.log_every_s=1000", "run.copy_every=1000")

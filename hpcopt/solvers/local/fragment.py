@@ -83,6 +83,8 @@ class Fragment:
         stood = {**self.outer, **self._means}
         return {own: stood[name].detach() for name, own in self.own.items()}
 
+    stood = stated  # all ranks have them
+
     def send(self, share: float | None, step: int) -> None:
         """Begin to exchange what this rank's values have become. Collective.
 
@@ -186,6 +188,9 @@ class Fragment:
         if self._deltas is not None and self._told is not None and "deltas" in saved[0]:
             self._deltas.load_state_dict(saved.under("deltas"))
             self._told.load_state_dict(saved.under("told"))
+
+    def begin(self, saved: SavedParts) -> None:
+        """With another number of ranks than saved the model is where all begin."""
 
     def _exchanges(self) -> list[Exchange]:
         return [exchange for exchange in (self._deltas, self._told) if exchange is not None]

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from hpcopt.comm.roll_call import RollCall
 from hpcopt.comm.world import World
 from hpcopt.errors import JobError
 from hpcopt.optim import OptimizerConfig
@@ -48,6 +49,11 @@ class Mixed:
         self._optimizer = outer.build([self._outer])
         self._left_out = False
 
+    @property
+    def roll_call(self) -> RollCall | None:
+        """Who is present in rounds; None where all must be."""
+        return self._mixture.roll_call
+
     def stated(self) -> dict[Tensor, Tensor]:
         """The means over the ranks. Collective."""
         mean = self._mixture.mean(torch.empty_like(self._outer.detach()))
@@ -56,28 +62,35 @@ class Mixed:
             stood[buffer] = self._world.all_reduce(buffer.detach().double()).div_(self._world.size)
         return stood
 
-    roll_call = None
+    def stood(self) -> dict[Tensor, Tensor]:
+        """This rank's values at the end of a round."""
+        return {own: own.detach().clone() for own in self.own.values()}
 
+    @torch.no_grad()
     def send(self, share: float | None, step: int) -> None:
-        """Note whether this rank takes part; None: it does not step."""
+        """Step by this rank's own delta, then mix. Collective: over its neighbours, or over those who are there.
+
+        Args:
+            share: None: this rank does not step.
+            step: after so many.
+        """
         self._left_out = share is None
+        self._outer.copy_(self._mixture.x)
+        if not self._left_out:
+            self._outer.grad = self._mixture.estimate(torch.empty_like(self._outer)) - self._flat()
+            self._optimizer.step()
+        if not self._mixture.mix(self._outer.detach(), step, "gossip of a round of local steps"):
+            self._optimizer.state.clear()  # how far it had come when the others went on does not matter
 
     def collect(self) -> None:
         """Nothing of a round is under way between two."""
 
-    @torch.no_grad()
     def land(self, keep: float) -> list[int]:
-        """Step by this rank's own delta, then mix. Collective: over its neighbours.
+        """Move this rank's values to where its outer parameters are.
 
         Returns:
             This rank, if it did not step.
         """
-        if not self._left_out:
-            self._outer.grad = self._mixture.estimate(torch.empty_like(self._outer)) - self._flat()
-            self._outer.copy_(self._mixture.x)
-            self._optimizer.step()
-            self._mixture.x.copy_(self._outer)
-        self._mixture.mix("gossip of a round of local steps")
         self.reset(keep)
         return [self._world.rank] if self._left_out else []
 
@@ -109,6 +122,14 @@ class Mixed:
         saved = SavedParts.of(parts)
         restore_optimizer(self._optimizer, saved[self._world.rank % len(saved)]["optimizer"])
         self._mixture.load_state_dict(self._flat(), saved.under("mixing"))
+
+    def begin(self, saved: SavedParts) -> None:
+        """With another number of ranks than saved, go where all begin: to the means, those of buffers over ``saved``,
+        the ranks' own values by name, where ranks may have been absent.
+        """
+        self.reset()
+        for name, buffer in self._buffers.items() if self.roll_call is not None else ():
+            buffer.copy_(sum(own[name].to(buffer.device).double() for own in saved) / len(saved))
 
     def _flat(self) -> Tensor:
         return torch.cat([p.detach().reshape(-1) for p in self._parameters.values()])

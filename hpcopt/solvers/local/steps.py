@@ -226,17 +226,16 @@ class LocalSteps:
         """Wait for what is under way, which still lands when it should, and note the stated values, for
         ``state_dict``. Collective.
         """
-        self._note({buffer: self._world.broadcast(buffer.clone()) for buffer in self._other})
-
-    def stand(self) -> None:
-        """Note the stated values at the end of a round, without the others; buffers of integers are this rank's."""
-        self._note({buffer: buffer.clone() for buffer in self._other})
-
-    def _note(self, others: dict[Tensor, Tensor]) -> None:
-        self._stated = others
+        self._stated = {buffer: self._world.broadcast(buffer.clone()) for buffer in self._other}
         for part in self._parts:
             part.collect()
             self._stated |= part.stated()
+
+    def stand(self) -> None:
+        """Note the stated values at the end of a round, without the others; buffers of integers are this rank's."""
+        self._stated = {buffer: buffer.clone() for buffer in self._other}
+        for part in self._parts:
+            self._stated |= part.stood()
 
     def gather(self) -> None:
         """Put the stated parameters and buffers into the model, until ``go_on``. Collective."""
@@ -321,6 +320,9 @@ class LocalSteps:
             for part in self._parts:
                 for name, x in part.own.items():
                     x.copy_(own["own"][name])
+        else:
+            for part in self._parts:
+                part.begin(saved.under("own"))
 
     def _send(self, part: int) -> None:
         """Send one part's change, and begin anew if this rank's is not finite."""
