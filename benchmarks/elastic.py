@@ -76,7 +76,7 @@ class Noted(Config):
 
     def build(self, task: Any, context: Any) -> Any:
         """Make the solver. Collective."""
-        solver = super().build(task, context)  # type: ignore[misc]
+        solver = super().build(task, context)
         step = solver.step
         notes = (self.notes / f"{os.getpid()}.{socket.gethostname()}").open("a", encoding="utf-8", buffering=1)
         notes.write(f"{time.time()} built\n")

@@ -69,7 +69,7 @@ class Sleepy(Config):
 
     def build(self, task: Any, context: Any) -> Any:
         """Make the solver. Collective."""
-        solver = super().build(task, context)  # type: ignore[misc]
+        solver = super().build(task, context)
         step = solver.step
 
         def sleepy_step(batch: Any) -> Any:
