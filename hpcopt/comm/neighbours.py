@@ -76,7 +76,8 @@ class Neighbours:
 
     def rest(self, keep: int = 0) -> list[tuple[int, Tensor]]:
         """The messages that are under way, but for those of so many newest rounds. Collective: over neighbours."""
-        heard, traffic = [], self._transport.traffic
+        heard: list[tuple[int, Tensor]] = []
+        traffic = self._transport.traffic
         while len(self._under_way) > keep:
             receives, sends = self._under_way.popleft()
             with traffic.waiting():

@@ -129,7 +129,7 @@ class Mixed:
         """
         self.reset()
         for name, buffer in self._buffers.items() if self.roll_call is not None else ():
-            buffer.copy_(sum(own[name].to(buffer.device).double() for own in saved) / len(saved))
+            buffer.copy_(torch.stack([own[name].to(buffer.device).double() for own in saved]).mean(0))
 
     def _flat(self) -> Tensor:
         return torch.cat([p.detach().reshape(-1) for p in self._parameters.values()])
