@@ -16,6 +16,7 @@ from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Task
 from hpcopt.solvers.gossip import GossipConfig
 from hpcopt.testing.problem import flat
+from tests.over_sockets import groups
 
 STEPS = 9
 torch.manual_seed(3)
@@ -141,6 +142,36 @@ def test_fewer_ranks_go_on_from_the_mean():
 
     for result in run_ranks(2, program):
         torch.testing.assert_close(result, states[0][1])
+
+
+@pytest.mark.parametrize("config", [MIXINGS[0], MIXINGS[3]], ids=lambda c: c.mixing)
+def test_those_who_are_left_go_on_where_they_were_and_with_a_new_one_from_their_mean(config):
+    """Rank 1 of three is lost: the state of the others is all there is."""
+
+    def saved(t):
+        s = solver(t, config)
+        for step in range(3):
+            s.step(batch(step, t.rank, 3))
+        s.stand()
+        return copy.deepcopy((s.state_dict(), s.rank_state_dict()))
+
+    def resumed(t):
+        s = solver(t, config)
+        s.load_state_dict(left[0][0], [part for _, part in left])
+        return copy.deepcopy(s.rank_state_dict()["mixing"]), getattr(s._mixture._mixer, "copies", {})
+
+    with groups() as make:
+        states = make(3).run(saved)
+        left = [states[0], states[2]]
+        two, three = make(2).run(resumed), make(3).run(resumed)
+    parts = [part["mixing"] for _, part in left]
+    for (now, copies), then in zip(two, parts, strict=True):
+        assert now["weight"] == then["weight"] and torch.equal(now["x"], then["x"])
+        for rank, public in copies.items():
+            assert torch.equal(public, parts[rank]["copy"])
+    mean = sum(part["x"].double() for part in parts) / sum(part["weight"] for part in parts)
+    for now, _ in three:
+        assert now["weight"] == 1 and torch.equal(now["x"], mean.float())
 
 
 def test_double_precision_is_refused():
