@@ -239,13 +239,16 @@ def test_dry_run_plans_for_ranks_that_are_not_there(job, capsys):
 
 
 @pytest.mark.parametrize(
-    ("setting", "ballot_bytes"),
-    [("exchange={name='vote'}", 8 * (32 + 1 + 5 + 1)), ("solver={name='local'}", 4 * (65 * 32 + 33 * 10) + 8 * 3)],
+    ("settings", "ballot_bytes"),
+    [
+        (["exchange={name='vote'}", "solver.optimizer={name='signum', lr=0.1}"], 8 * (32 + 1 + 5 + 1)),
+        (["solver={name='local'}"], 4 * (65 * 32 + 33 * 10) + 8 * 3),
+    ],
 )
-def test_dry_run_of_rounds_that_go_on_without_the_absent_counts_what_their_teller_sends(
-    job, capsys, setting, ballot_bytes
-):
-    assert main([job, "--dry-run", "--ranks", "3", "--set", "run.elastic=true", "--set", setting]) == 0
+def test_dry_run_counts_what_is_sent_in_rounds_that_go_on_without_the_absent(job, capsys, settings, ballot_bytes):
+    """By the rank that counts the ballots."""
+    options = [option for setting in ["run.elastic=true", *settings] for option in ("--set", setting)]
+    assert main([job, "--dry-run", "--ranks", "3", *options]) == 0
     assert f"{2 * ballot_bytes:,} sent by each rank" in capsys.readouterr().out
 
 
