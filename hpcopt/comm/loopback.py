@@ -21,13 +21,14 @@ _REDUCE: dict[Op, Callable[[Tensor, Tensor], Tensor]] = {"sum": torch.add, "max"
 
 
 class LoopbackHub:
-    """The memory that the ranks of one group share: a mailbox for each (source, destination, tag) and a board with a
-    place for each rank.
+    """The memory that the ranks of one group share: a mailbox for each (source, destination, tag) and two boards with a
+    place for each rank, which take turns: nobody writes on one again before all have read it and come to the other.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.board: list[Any] = [None] * size
+        self.boards: list[list[Any]] = [[None] * size, [None] * size]
+        self.meetings = [0] * size  # at a board, of each rank
         self.barrier = threading.Barrier(size)
         self.failed = False
         self._lock = threading.Lock()
@@ -119,31 +120,27 @@ class LoopbackTransport(Transport):
 
     def all_reduce(self, x: Tensor, op: Op = "sum") -> None:
         self._count("all_reduce", x)
-        parts = self._everyones(x)
-        total = parts[0].clone()
+        parts = self._everyones(x.clone())  # x is written to while others still read
+        total = parts[0]
         for part in parts[1:]:
             total = _REDUCE[op](total, part)
-        self._wait()  # nobody overwrites x while another still reads it
         x.copy_(total)
 
     def broadcast(self, x: Tensor, root: int = 0) -> None:
         self._count("broadcast", x, root)
-        parts = self._everyones(x)
+        parts = self._everyones(x.clone() if self.rank == root else None)
         if self.rank != root:
             x.copy_(parts[root])
-        self._wait()
 
     def all_gather(self, x: Tensor, out: Tensor) -> None:
         self._count("all_gather", x)
-        for place, part in zip(out, self._everyones(x), strict=True):
+        for place, part in zip(out, self._everyones(x.clone()), strict=True):
             place.copy_(part)
-        self._wait()
 
     def all_to_all(self, x: Tensor, out: Tensor) -> None:
         self._count("all_to_all", x)
-        for place, part in zip(out, self._everyones(x), strict=True):
+        for place, part in zip(out, self._everyones(x.clone()), strict=True):
             place.copy_(part[self.rank])
-        self._wait()
 
     def barrier(self) -> None:
         self._wait()
@@ -151,11 +148,8 @@ class LoopbackTransport(Transport):
     def split(self, color: int, key: int) -> "LoopbackTransport":
         claims = self._everyones((color, key, self.rank))
         members = [rank for c, _, rank in sorted(claims, key=lambda claim: claim[1:]) if c == color]
-        self._wait()
         hubs = self._everyones(self._hub.subgroup(len(members)) if self.rank == members[0] else None)
-        group = LoopbackTransport(hubs[members[0]], members.index(self.rank), self.traffic)
-        self._wait()
-        return group
+        return LoopbackTransport(hubs[members[0]], members.index(self.rank), self.traffic)
 
     def duplicate(self) -> "LoopbackTransport":
         copy = self.split(0, self.rank)
@@ -169,13 +163,14 @@ class LoopbackTransport(Transport):
     def shared_memory(self) -> SharedMemory:
         if self._shared is None:
             self._shared = _Shared(self._everyones(torch.empty(SHARED_BYTES, dtype=torch.uint8)), self._wait)
-            self._wait()
         return self._shared
 
     def _everyones(self, thing: Any) -> list[Any]:
-        self._hub.board[self.rank] = thing
+        self._hub.meetings[self.rank] += 1
+        board = self._hub.boards[self._hub.meetings[self.rank] % 2]
+        board[self.rank] = thing
         self._wait()
-        return list(self._hub.board)
+        return list(board)
 
     def _wait(self) -> None:
         try:

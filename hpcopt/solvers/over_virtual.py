@@ -7,6 +7,7 @@ losses, is summed with these changes, in a fixed tree and in double precision.
 
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,13 +52,14 @@ class OverVirtualRanks:
             with drawing_by(seed):
                 yield place
             self.after_each(virtual_rank)
-            told.append(torch.cat([torch.tensor(self._told, dtype=torch.float64), *buffers.changes()]))
+            numbers, changes = torch.from_numpy(np.array(self._told, float)), buffers.changes()
+            told.append(torch.cat([numbers, *changes]) if changes else numbers)
             if virtual_rank != held[-1]:
                 for exchange in self._exchanges:
                     exchange.next_virtual_rank()
-        for exchange in self._exchanges:
-            exchange.finish()
         total = fixed_tree.total(self._world, self._ranks, told, "what virtual ranks tell, and their buffers")
+        for exchange in self._exchanges:  # whose buckets travel meanwhile
+            exchange.finish()
         self.totals = total[: len(self._told)].tolist()
         buffers.move(total[len(self._told) :] / self._ranks.count)
 
@@ -88,17 +90,17 @@ class _Buffers:
         self._before = [b.clone() for b in self._now()]
         self._flat = [torch.cat([b.flatten() for b in alike]) for alike in _by_dtype(self._before)]
 
-    @torch.no_grad()
     def changes(self) -> list[Tensor]:
         """What a virtual rank has done to them, flat, float64; for the next one they are as they were."""
         if not self._before:
             return []
         now = self._now()
-        flat = [torch.cat([b.flatten() for b in alike]) for alike in _by_dtype(now)]
-        torch._foreach_copy_(now, self._before)
-        # Infinities that stay, as in a mask, have no difference.
-        pairs = zip(flat, self._flat, strict=True)
-        return [torch.where(b == was, 0.0, b.double() - was.double()) for b, was in pairs]
+        with torch.no_grad():
+            flat = [torch.cat([b.flatten() for b in alike]) for alike in _by_dtype(now)]
+            torch._foreach_copy_(now, self._before)
+            # Infinities that stay, as in a mask, have no difference.
+            pairs = zip(flat, self._flat, strict=True)
+            return [torch.where(b == was, 0.0, b.double() - was.double()) for b, was in pairs]
 
     @torch.no_grad()
     def move(self, changes: Tensor) -> None:

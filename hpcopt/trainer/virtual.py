@@ -4,6 +4,7 @@ many ranks, and random numbers of its own; and the digest by which ranks, and ru
 
 import itertools
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 
 from torch import nn
 
@@ -27,7 +28,7 @@ def virtual_batches(workload: Workload, ranks: VirtualRanks, start: int) -> Iter
     for step in itertools.count(start):
         own = []
         for virtual_rank, part in zip(ranks.held, parts, strict=True):
-            with drawing_by(ranks.seed_of(virtual_rank, step, "data")):
+            with nullcontext() if workload.ahead else drawing_by(ranks.seed_of(virtual_rank, step, "data")):
                 own.append(require_batch(next(part, None), f"train_batches, for step {step + 1},"))
         yield VirtualBatch(own, [ranks.seed_of(virtual_rank, step, "model") for virtual_rank in ranks.held])
 

@@ -66,13 +66,15 @@ class ImageClassification(ImageWorkload):
             criterion=lambda logits, batch: cross_entropy(logits, batch.tensors["labels"]),
             example=torch.zeros(1, *self.shape),
         )
+        self._labelled = config.labelled
         self._hidden = torch.from_numpy(unlabelled(self.train_samples, config.labelled, seed))
         torch.manual_seed(seed)
         self.model: nn.Module = config.model.build(self.shape, classes)
 
     def train_part(self, indices: np.ndarray, global_size: int) -> TensorBatch:
         batch = super().train_part(indices, global_size)
-        batch.tensors["labels"][self._hidden[batch.indices]] = UNLABELLED
+        if self._labelled < 1:
+            batch.tensors["labels"][self._hidden[batch.indices]] = UNLABELLED
         return batch
 
     def score(self, model: nn.Module, batch: TensorBatch) -> dict[str, Tensor]:

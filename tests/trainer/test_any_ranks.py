@@ -280,6 +280,8 @@ def test_each_virtual_rank_draws_what_is_its_own_in_each_step(job_of):
     assert seen[0] == seen[1]
 
     class Reading:
+        ahead = False
+
         def train_batches(self, rank: int, size: int, start: int):
             while True:
                 triple = (float(torch.rand(())), float(np.random.random()), random.random())
