@@ -11,7 +11,7 @@ ring over P ranks may be off by P - 1 u. Nothing is converted and nothing rounde
 and Inf and NaN spread as ever.
 
 Cost of n bytes, of which a rank holds k branches: ``2 (P - 1) alpha + (k + 1) (P - 1) / P n / B``; k is 1 where P
-divides a V that is a power of two, which is the ring's cost.
+divides a V that is a power of two, which is the ring's cost. There short sums go by recursive doubling, as others do.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,13 +20,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from hpcopt.comm import dense, doubling
 from hpcopt.comm.ragged import exchange
 from hpcopt.comm.shards import shards
 from hpcopt.comm.transport import Transport
 from hpcopt.comm.virtual import VirtualRanks
 from hpcopt.comm.world import World
 
-SHORT_BYTES = 256 * 1024  # of all branches; below this every rank gets all of them, and adds
+SHORT_BYTES = 512 * 1024  # of all branches; below this every rank gets all of them, and adds
 GRAIN = 16  # values; what ranks finish begins at a multiple
 
 
@@ -106,7 +107,12 @@ def all_reduce(transport: Transport, ranks: VirtualRanks, branches: Branches, ou
     if size == 1:
         with transport.traffic.decoding():
             return out.copy_(branches.total())
-    if _is_short(n * out.element_size(), ranks):
+    if _is_doubled(out.nbytes, ranks):
+        with transport.traffic.decoding():
+            out.copy_(branches.total())
+        with transport.traffic.waiting():
+            return doubling.all_reduce(transport, out)
+    if _is_short(out.nbytes, ranks):
         return _all_to_all(transport, ranks, branches, out)
     stretches = shards(n, size, GRAIN)
     flat = out.view(-1)
@@ -155,6 +161,8 @@ def planned_bytes(n: int, item_bytes: int, ranks: VirtualRanks, rank: int) -> in
     """Bytes that a rank sends for the sum of n values."""
     if ranks.ranks == 1:
         return 0
+    if _is_doubled(n * item_bytes, ranks):
+        return doubling.planned_bytes(n * item_bytes, ranks.ranks, rank)
     if _is_short(n * item_bytes, ranks):
         return (ranks.ranks - 1) * _most_branches(ranks) * n * item_bytes
     stretch = shards(n, ranks.ranks, GRAIN)[rank]
@@ -185,6 +193,11 @@ def _added(ranks: VirtualRanks, everyones: Iterable[Iterable[Tensor]]) -> Tensor
 @lru_cache(maxsize=64)
 def _most_branches(ranks: VirtualRanks) -> int:
     return max(len(branches_of(ranks.held_by(rank))) for rank in range(ranks.ranks))
+
+
+def _is_doubled(values_bytes: int, ranks: VirtualRanks) -> bool:
+    """Whether short sums go by recursive doubling, whose additions are the tree's where each rank has one branch."""
+    return values_bytes < dense.SHORT_BYTES and all(x.bit_count() == 1 for x in (ranks.count, ranks.ranks))
 
 
 def _is_short(values_bytes: int, ranks: VirtualRanks) -> bool:

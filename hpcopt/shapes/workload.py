@@ -33,8 +33,8 @@ class Workload(Held, ABC):
         train_samples, test_samples: samples in each split, int; None if nobody knows.
         scores: which direction is better, of each figure of merit by name, in the order in which they are told.
         loss: of a model and a batch: the mean over the batch's samples.
-        ahead: whether the batches are a function of the step alone, so that where the model is on a GPU a thread may
-            make them before their steps, and another than takes them.
+        ahead: whether the batches are a function of the step alone, and of no generator that others draw from, so that
+            where the model is on a GPU a thread may make them before their steps, and another than takes them.
     """
 
     ahead: ClassVar[bool] = False
