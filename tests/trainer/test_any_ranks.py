@@ -64,6 +64,7 @@ CASES = {
     "lamb": ("solver.optimizer.name=lamb", "solver.optimizer.lr=0.01"),
     "buckets of a few values": ("exchange.bucket_mb=0.001",),
     "without overlap": ("exchange.overlap=false",),
+    "a power of two": ("run.virtual_ranks=8",),
     "bounded": ('exchange.codec={name = "bounded", bound = 0.01}',),
     "vote": (*SIGNUM, "solver.optimizer.momentum=0.8"),
     "vote without momentum, ties plus": (*SIGNUM, "solver.optimizer.momentum=0.0", "exchange.ties=plus"),
