@@ -12,7 +12,7 @@ import copy
 import gc
 import math
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,7 +29,6 @@ from hpcopt.errors import CheckpointError, PeerError
 from hpcopt.exchange import ExchangeConfig, RingConfig
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import SolverConfig, Tree
-from hpcopt.store.tree_bytes import to_bytes
 from hpcopt.testing.problem import Problem, flat
 from hpcopt.testing.scales import Scales
 
@@ -157,10 +156,9 @@ def check_equal_on_all_ranks(trial: Trial, size: int) -> None:
     rank 0; and the same run gives the same bits.
     """
     runs, again = trial.first(size), trial.run(size)
-    shared = to_bytes(runs[0].shared)
     for rank, run in enumerate(runs):
         assert torch.equal(run.parameters, runs[0].parameters), f"{trial.config.name}: rank {rank} of {size} differs"
-        assert np.array_equal(to_bytes(run.shared), shared), (
+        assert same(run.shared, runs[0].shared), (
             f"{trial.config.name}: state_dict of rank {rank} of {size} is not rank 0's: what not all ranks know "
             "belongs to rank_state_dict"
         )
@@ -267,6 +265,17 @@ def check_lost_rank(trial: Trial, size: int) -> None:
 
 class _LostError(Exception):
     """What no solver knows."""
+
+
+def same(one: Tree, other: Tree) -> bool:
+    """Whether two trees have the same values."""
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, Tensor):
+        return one.shape == other.shape and torch.allclose(one.double(), other.double(), 0, 0, equal_nan=True)
+    return bool(np.array_equal(one, other))
 
 
 def summed(world: World, losses: Sequence[float | None]) -> list[float]:
