@@ -275,7 +275,9 @@ def same(one: Tree, other: Tree) -> bool:
         return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, Tensor):
         return one.shape == other.shape and torch.allclose(one.double(), other.double(), 0, 0, equal_nan=True)
-    return bool(np.array_equal(one, other))
+    if isinstance(one, float | np.ndarray):
+        return np.array_equal(one, other, equal_nan=True)
+    return bool(one == other)
 
 
 def summed(world: World, losses: Sequence[float | None]) -> list[float]:
