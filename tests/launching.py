@@ -1,5 +1,6 @@
 """Jobs of several ranks that a test starts. They end with the test, whatever happens."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,12 +10,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from uuid import uuid4
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 900  # for what should come by itself under any load; only what hangs takes so long
 MARK = "HPCOPT_TEST_JOB"
+
+
+def forking() -> ForkServerContext:
+    """Of processes forked from one that has imported everything and has not started MPI.
+
+    A test process has one such server, whichever test comes first: all ask for the same one.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.elastic.dying"])
+    return context
 
 
 class Job(subprocess.Popen[str]):

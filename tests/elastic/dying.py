@@ -1,7 +1,6 @@
 """A solver whose ranks die when a test says so; and the processes of a run, forked from one that imports once."""
 
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -20,7 +19,7 @@ from hpcopt.solvers.data_parallel import DataParallelConfig  # noqa: E402
 from hpcopt.solvers.gossip import GossipConfig  # noqa: E402
 from hpcopt.solvers.local.solver import LocalConfig  # noqa: E402
 from hpcopt.train import leave, main  # noqa: E402
-from tests.launching import PATIENCE_S  # noqa: E402
+from tests.launching import PATIENCE_S, forking  # noqa: E402
 
 
 class Dying(Config):
@@ -96,8 +95,7 @@ def _slot(slot: int, slots: int, arguments: list[str]) -> None:
 @contextmanager
 def started(slots: int, *arguments: str):
     """The launcher's processes of a run; killed at the end, and with them their ranks."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload([__name__])
+    processes = forking()
     started = [processes.Process(target=_slot, args=(slot, slots, list(arguments))) for slot in range(slots)]
     try:
         for process in started:

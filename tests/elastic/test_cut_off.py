@@ -1,6 +1,5 @@
 """A rank that the others went on without, and that never reaches them again: the job's exit code is not its own."""
 
-import multiprocessing
 import os
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from hpcopt.elastic import company
 from hpcopt.errors import EXIT_PEER
 from tests.elastic.dying import leave, main
 from tests.elastic.runs import Runs
-from tests.launching import PATIENCE_S
+from tests.launching import PATIENCE_S, forking
 
 
 def cut_off(arguments: list[str], exit_file: str, lives: str) -> None:
@@ -32,9 +31,7 @@ def test_a_rank_that_is_cut_off_for_good(tmp_path, digits):
     Runs(tmp_path, digits / "digits")
     exit_file, lives = tmp_path / "exit_code", tmp_path / "lives"
     arguments = [str(tmp_path / "job.toml"), "--run-dir", str(tmp_path / "run")]
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tests.elastic.dying"])
-    process = processes.Process(target=cut_off, args=(arguments, str(exit_file), str(lives)))
+    process = forking().Process(target=cut_off, args=(arguments, str(exit_file), str(lives)))
     process.start()
     try:
         process.join(PATIENCE_S)

@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import multiprocessing
 import shutil
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ from hpcopt.models.mlp import MlpConfig
 from hpcopt.store.checkpoint import Checkpoints
 from hpcopt.trainer.signals import StopSignals
 from hpcopt.training import train
-from tests.launching import PATIENCE_S
+from tests.launching import PATIENCE_S, forking
 
 STEPS, EVERY = 32, 12
 JOB = """
@@ -88,9 +87,7 @@ def end(run_dir: Path) -> tuple[np.ndarray, torch.Tensor, float]:
 def test_ranks_are_killed_and_go_on(tmp_path, digits, setting):
     (tmp_path / "job.toml").write_text(JOB.format(steps=STEPS, every=EVERY, data=digits / "digits"))
     checkpoint = tmp_path / "4" / "checkpoints" / "latest"
-    processes = multiprocessing.get_context("forkserver")  # which imports once
-    processes.set_forkserver_preload([__name__])
-    killed = processes.Process(target=run, args=(tmp_path, setting, 4, "4", AtItsEnd(checkpoint)), daemon=True)
+    killed = forking().Process(target=run, args=(tmp_path, setting, 4, "4", AtItsEnd(checkpoint)), daemon=True)
     killed.start()
     patience = time.monotonic() + PATIENCE_S
     while not checkpoint.exists():
