@@ -1,6 +1,6 @@
 """Auto beside the exchanges that it chooses among: seconds a step of some networks on the links that there are.
 
-    benchmarks/auto.sh 20                           all forty set-ups, on the development cluster: some 40 minutes
+    benchmarks/auto.sh 20                           all forty set-ups, on the development cluster: about an hour
     mpirun -n 2 python benchmarks/auto.py --short   two networks on the links that there are
     python benchmarks/auto.py --table auto.jsonl    what all set-ups say, in Markdown
 
