@@ -34,7 +34,7 @@ from hpcopt.exchange.config import Gives
 from hpcopt.exchange.lossy import AnyCodec, Lossy, TwoPhaseConfig, TwoPhaseReducer, agreed_bound
 from hpcopt.exchange.reducer import Reducer, Tree
 from hpcopt.exchange.signs import VoteConfig, VoteReducer
-from hpcopt.exchange.trials import MOST_TRIES, TRIES, Trial
+from hpcopt.exchange.trials import MOST_TRIES, Trial
 from hpcopt.exchange.ways import (
     Doubling,
     HalfRing,
@@ -62,7 +62,8 @@ class AutoConfig(Lossy):
     )
     calibration_s: float = Field(2.0, gt=0, description="seconds for measuring, at most, about")
     measure_again: tuple[int, ...] = Field(
-        (), description="steps from which on every way carries every bucket 3 to 15 times, and the fastest is kept"
+        (),
+        description="steps from which on each way carries all buckets for some steps, and the fastest is kept",
     )
 
     @model_validator(mode="after")
@@ -125,16 +126,17 @@ class AutoReducer(Reducer):
         return super().packed_signs(momentum) if self._votes is None else self._votes.packed_signs(momentum)
 
     def reduce(self, transport: Transport, bucket: Bucket, step: int) -> None:
-        if bucket.index == 0 and step in self._config.measure_again and transport.size > 1 and self.choices:
+        if bucket.index == 0 and self._begins_trial(step) and transport.size > 1 and self.choices:
             self._trial = Trial(step, [list(choice.predicted_s) for choice in self.choices.buckets])
         way = self._way(bucket)
         if self._trial is not None:
             way = self._ways[self._trial.way(bucket.index, step)]
-            self._owe([bucket])
+            if self._trial.changes(step):
+                self._owe([bucket])
         start_s = time.perf_counter()
         self._reduce_by(way, transport, bucket, step)
         if self._trial is not None:
-            self._trial.record(bucket.index, way.name, time.perf_counter() - start_s)
+            self._trial.record(bucket.index, step, time.perf_counter() - start_s)
 
     def finish_step(self, transport: Transport, buckets: Sequence[Bucket], step: int) -> None:
         """At the end of a trial, all ranks choose by what it has measured."""
@@ -143,9 +145,9 @@ class AutoReducer(Reducer):
         self._trial.ready([bucket.ready_s for bucket in buckets])
         if step < self._trial.last:
             return
-        if self._trial.tries == TRIES and self._trial.complete:
+        if not self._trial.planned and self._trial.complete:
             lasted_s = torch.tensor([self._trial.lasted_s], dtype=torch.float64)
-            self._trial.extend(float(dense.all_reduce(transport, lasted_s, "max")))
+            self._trial.plan(float(dense.all_reduce(transport, lasted_s, "max")))
             if step < self._trial.last:
                 return
         trial, self._trial = self._trial, None
@@ -155,6 +157,10 @@ class AutoReducer(Reducer):
         seconds, ready_s = trial.measured(dense.all_reduce(transport, trial.table(), "min"))
         ways, waited_s, exact_s = decide(seconds, ready_s)
         self.choices = chosen_again(self.choices, ways, seconds, step + 1, waited_s, exact_s)
+
+    def _begins_trial(self, step: int) -> bool:
+        """Whether one is asked for; one that is on goes on."""
+        return self._trial is None and step in self._config.measure_again
 
     def _owe(self, buckets: Sequence[Bucket]) -> None:
         """Their next sums pay what other ways than theirs still owe."""

@@ -1,10 +1,16 @@
-"""Choices made again from what really travels: at a stated step every way that can carry a bucket carries it in turn,
-beside the backward pass as ever, and what that took decides.
+"""Choices made again from what really travels: at a stated step every way that can carry a bucket carries it for some
+steps, beside the backward pass as ever, and what that took decides.
 
 Times so have in them what no calibration sees: computation that slows messages down, other jobs on the links. And when
 buckets became ready says what computation hides: only what lasts beyond the backward pass is waited for.
+
+A way is measured as it will go on: behind itself. What a step leaves to the next is the way's own cost, and not that of
+whichever way comes after it: a link that has rested sends its first few milliseconds at once, caches hold what was used
+last, and what error feedback owes is paid where the way changes. So a way has a run of steps, whose first quarter does
+not count.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,24 +19,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TRIES = 3  # of each way at least: the median is right if one of them is disturbed
-MOST_TRIES = 15  # where steps are short
-TRIAL_S = 10.0  # what a trial may last, for more tries
+SHORTEST_RUN, LONGEST_RUN = 4, 60  # steps
+RUN_S = 0.1  # that a run is to last: many times what a link gives at once
+ROUNDS = 3  # where steps are short: the median is right if one of them is disturbed
+TRIAL_S = 10.0  # that these may last
+MOST_TRIES = ROUNDS * (LONGEST_RUN - LONGEST_RUN // 4)
 
 
 @dataclass
 class Trial:
-    """One round of turns, the same on all ranks.
+    """Rounds of runs, the same on all ranks: one of the shortest, and where steps are short, longer ones in its place.
 
     Attributes:
         begin: its first step.
         ways: for each bucket, those that can carry it.
-        tries: of each way.
+        run: steps of a way, one after the other.
+        rounds: in which each way has a run.
+        planned: whether it is known how long steps are.
     """
 
     begin: int
     ways: Sequence[Sequence[str]]
-    tries: int = TRIES
+    run: int = SHORTEST_RUN
+    rounds: int = 1
+    planned: bool = False
     _since_s: float = field(default_factory=time.perf_counter)
     _seconds: dict[tuple[int, str], list[float]] = field(default_factory=dict)
     _ready_s: list[list[float]] = field(default_factory=list)
@@ -38,25 +50,46 @@ class Trial:
     @property
     def last(self) -> int:
         """Its last step."""
-        return self.begin + self.tries * max(map(len, self.ways), default=0) - 1
+        return self.begin + self._steps - 1
+
+    @property
+    def _steps(self) -> int:
+        return self.rounds * self.run * max(map(len, self.ways))
+
+    @property
+    def tries(self) -> int:
+        """Of each way, that count."""
+        return self.rounds * (self.run - self.run // 4)
 
     @property
     def lasted_s(self) -> float:
         """Seconds since its begin, by this rank's clock."""
         return time.perf_counter() - self._since_s
 
-    def extend(self, lasted_s: float) -> None:
-        """Plan as many tries as fit, after the first few have lasted so long on the slowest rank."""
-        self.tries = max(TRIES, min(MOST_TRIES, int(TRIES * TRIAL_S / lasted_s)))
+    def plan(self, lasted_s: float) -> None:
+        """Go on with longer runs, if they fit, after the first round has lasted so long on the slowest rank."""
+        self.planned = True
+        step_s = lasted_s / self._steps
+        run = min(LONGEST_RUN, max(SHORTEST_RUN, math.ceil(RUN_S / step_s)))
+        rounds = min(ROUNDS, int(TRIAL_S / (lasted_s * run / self.run)))
+        if rounds > 1:
+            self.begin, self.run, self.rounds = self.last + 1, run, rounds
+            self._seconds.clear()
+            self._ready_s.clear()
 
     def way(self, index: int, step: int) -> str:
         """Whose turn it is to carry a bucket."""
         ways = self.ways[index]
-        return ways[(step - self.begin) % len(ways)]
+        return ways[(step - self.begin) // self.run % len(ways)]
 
-    def record(self, index: int, way: str, seconds: float) -> None:
+    def changes(self, step: int) -> bool:
+        """Whether a run begins: buckets go another way than before."""
+        return (step - self.begin) % self.run == 0
+
+    def record(self, index: int, step: int, seconds: float) -> None:
         """Note what a bucket took on this rank."""
-        self._seconds.setdefault((index, way), []).append(seconds)
+        if (step - self.begin) % self.run >= self.run // 4:
+            self._seconds.setdefault((index, self.way(index, step)), []).append(seconds)
 
     def ready(self, moments_s: Sequence[float]) -> None:
         """Note when the buckets of a step were complete, by this rank's clock."""
