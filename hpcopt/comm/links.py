@@ -93,6 +93,7 @@ class Links:
         self.news = threading.Condition()
         self.generation, self.members = 0, tuple[str, ...]()
         self.by_name: dict[str, Link] = {}
+        self._open = set[Link]()  # two of a pair that called each other at once
         self.gone: dict[str, bool] = {}
         self.letters: deque[tuple[str, dict[str, Any]]] = deque()
         self.left: dict[str, tuple[int, int]] = {}
@@ -202,11 +203,12 @@ class Links:
         """Hang up on everybody; who still waits for a frame is told that the group is broken."""
         with self.news:
             self.closed = self.broken = True
+            connections = list(self._open)
             self.news.notify_all()
         with suppress(OSError):
             self._door.shutdown(socket.SHUT_RDWR)
         self._door.close()
-        for link in list(self.by_name.values()):
+        for link in connections:
             link.close()
 
     def _require(self, generation: int) -> None:
@@ -241,9 +243,10 @@ class Links:
             connection.close()
             return False
         with self.news:
-            if link.peer in self.gone:
+            if self.closed or link.peer in self.gone:
                 connection.close()
                 return False
+            self._open.add(link)
             self.by_name.setdefault(link.peer, link)
             self.letters.append((link.peer, {"standing": theirs["generation"]}))
             self.news.notify_all()
@@ -281,6 +284,7 @@ class Links:
             beyond_reach = isinstance(error, OSError) and error.errno in UNREACHABLE
             self.gone.setdefault(link.peer, beyond_reach)
             self.by_name.pop(link.peer, None)
+            self._open.discard(link)
             self.news.notify_all()
         link.close()
         if link.peer in self.members and not self.closed:

@@ -1,5 +1,6 @@
 """Collectives over TCP, against numpy's sums and what loopback ranks do."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -121,3 +122,18 @@ def test_who_does_not_know_the_key_is_not_let_in():
     finally:
         ours.close()
         theirs.close()
+
+
+def test_nothing_reads_on_once_both_have_hung_up():
+    """Not even the second connection of two that called each other."""
+    pair = [Links(f"{name}.0.x", "key") for name in ("this", "that")]
+    try:
+        for caller, called in (pair, pair[::-1]):
+            assert caller.connect(called.address)
+    finally:
+        for links in pair:
+            links.close()
+    for thread in threading.enumerate():
+        if thread.name in {f"from {links.name}" for links in pair}:
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()

@@ -1,6 +1,7 @@
 """What is compiled is compiled before the first step, by one rank of a host first."""
 
 import os
+import queue
 import subprocess
 import sys
 from types import ModuleType
@@ -14,6 +15,7 @@ from hpcopt.comm.loopback import run_ranks
 from hpcopt.comm.warm_up import compile_once
 from hpcopt.comm.world import World
 from hpcopt.errors import HpcoptError
+from tests.launching import PATIENCE_S
 
 EXCHANGES = """
 import sys
@@ -83,22 +85,34 @@ def test_what_cannot_be_compiled_is_said_by_all():
     run_ranks(3, program)
 
 
-def test_a_long_silence_is_explained_once(monkeypatch, capfd):
+class Lines(queue.SimpleQueue[str]):
+    """A stream whose lines are waited for; to read a file again and again would lose what is written between."""
+
+    def write(self, text: str) -> None:
+        if text != "\n":
+            self.put(text)
+
+    def flush(self) -> None:
+        pass
+
+
+def test_a_long_silence_is_explained_once(monkeypatch):
     """Loading is called loading, and compiling compiling."""
     monkeypatch.setattr(warm_up, "MOMENT_S", 0.001)
+    monkeypatch.setattr(sys, "stderr", lines := Lines())
     fresh = ModuleType("hpcopt.kernels.fresh")
     monkeypatch.setitem(sys.modules, fresh.__name__, fresh)
     said = []
 
     def run():
-        said.append(wait_for_line(capfd))
+        said.append(lines.get(timeout=PATIENCE_S))
         fresh.loop = numba.njit(lambda x: x + 1)
         assert fresh.loop(2) == 3
-        said.append(wait_for_line(capfd))
+        said.append(lines.get(timeout=PATIENCE_S))
 
     run_ranks(2, lambda t: compile_once(World(t), run if t.rank == 0 else lambda: None))
-    assert said == [f"{warm_up.LOADING}\n", f"{warm_up.COMPILING}\n"]
-    assert capfd.readouterr().err == ""
+    assert said == [warm_up.LOADING, warm_up.COMPILING]
+    assert lines.empty()
 
 
 def test_loops_from_the_cache_are_not_called_compiled(tmp_path):
@@ -109,13 +123,6 @@ def test_loops_from_the_cache_are_not_called_compiled(tmp_path):
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     counts = [int(subprocess.check_output([sys.executable, "-c", code], env=environment)) for _ in range(2)]
     assert counts[0] > 0 and counts[1] == 0
-
-
-def wait_for_line(capfd) -> str:
-    line = ""
-    while not line.endswith("\n"):
-        line += capfd.readouterr().err
-    return line
 
 
 def test_a_rank_that_finds_all_compiled_says_nothing(capfd, monkeypatch):
