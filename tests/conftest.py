@@ -94,6 +94,12 @@ def pytest_configure(config: pytest.Config) -> None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_handlecrashitem(crashitem: str) -> None:
+    """A worker's process is gone: its other tests would be left out, or waited for without an end."""
+    pytest.exit(f"{crashitem} ended its process", returncode=3)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     """A rank that fails alone would leave the others in a collective for ever: end them all, having said why."""

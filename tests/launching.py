@@ -15,7 +15,7 @@ from pathlib import Path
 from uuid import uuid4
 
 ROOT = Path(__file__).parents[1]
-PATIENCE_S = 900  # for what should come by itself under any load; only what hangs takes so long
+PATIENCE_S = 500  # for what should come by itself under any load; only what hangs takes so long
 MARK = "HPCOPT_TEST_JOB"
 
 
