@@ -34,7 +34,7 @@ from hpcopt.exchange.config import Gives
 from hpcopt.exchange.lossy import AnyCodec, Lossy, TwoPhaseConfig, TwoPhaseReducer, agreed_bound
 from hpcopt.exchange.reducer import Reducer, Tree
 from hpcopt.exchange.signs import VoteConfig, VoteReducer
-from hpcopt.exchange.trials import MOST_TRIES, Trial
+from hpcopt.exchange.trials import ROUNDS, Trial
 from hpcopt.exchange.ways import (
     Doubling,
     HalfRing,
@@ -192,7 +192,7 @@ class AutoReducer(Reducer):
         """Of a trial's end, with the agreements that go with debts."""
         if not self._config.measure_again:
             return 0
-        times = (MOST_TRIES * len(self._ways) + 1) * len(self._buckets)
+        times = (ROUNDS * len(self._ways) + 1) * len(self._buckets)
         agreements = len(self._buckets) * doubling.planned_bytes(BOUND_BYTES, size, rank)
         length = dense.planned_bytes(8, size, rank)
         return length + dense.planned_bytes(8 * times, size, rank) + agreements

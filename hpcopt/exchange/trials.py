@@ -19,11 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SHORTEST_RUN, LONGEST_RUN = 4, 60  # steps
+SHORTEST_RUN, LONGEST_RUN = 4, 40  # steps
 RUN_S = 0.1  # that a run is to last: many times what a link gives at once
-ROUNDS = 3  # where steps are short: the median is right if one of them is disturbed
+ROUNDS = 5  # where steps are short: the median is right if two of them are disturbed
 TRIAL_S = 10.0  # that these may last
-MOST_TRIES = ROUNDS * (LONGEST_RUN - LONGEST_RUN // 4)
 
 
 @dataclass
@@ -57,9 +56,9 @@ class Trial:
         return self.rounds * self.run * max(map(len, self.ways))
 
     @property
-    def tries(self) -> int:
-        """Of each way, that count."""
-        return self.rounds * (self.run - self.run // 4)
+    def _counted(self) -> int:
+        """Steps of a run."""
+        return self.run - self.run // 4
 
     @property
     def lasted_s(self) -> float:
@@ -98,21 +97,24 @@ class Trial:
     @property
     def complete(self) -> bool:
         """Whether no step of it was given up, which all ranks do alike."""
-        return all(len(self._seconds.get((i, w), ())) >= self.tries for i, ways in enumerate(self.ways) for w in ways)
+        count = self.rounds * self._counted
+        return all(len(self._seconds.get((i, w), ())) >= count for i, ways in enumerate(self.ways) for w in ways)
 
     def table(self) -> Tensor:
-        """All that was noted, in one order on all ranks, to be reduced to the minimum over the ranks: the times of the
-        rank that waited for none, and the buckets that are ready first hide least.
+        """The median of every run, and when buckets were ready, in one order on all ranks, to be reduced to the minimum
+        over the ranks: the times of the rank that waited for none, and the buckets that are ready first hide least.
         """
-        seconds = [t for i, ways in enumerate(self.ways) for way in ways for t in self._seconds[i, way][: self.tries]]
-        return torch.tensor([*seconds, *np.median(self._ready_s, axis=0)], dtype=torch.float64)
+        count = self.rounds * self._counted
+        steps_s = [self._seconds[i, way][:count] for i, ways in enumerate(self.ways) for way in ways]
+        runs_s = np.median(np.reshape(steps_s, (-1, self._counted)), axis=1)
+        return torch.from_numpy(np.concatenate([runs_s, np.median(self._ready_s, axis=0)]))
 
     def measured(self, table: Tensor) -> tuple[list[dict[str, float]], list[float]]:
-        """Seconds of each bucket's ways, and when buckets are ready, from a reduced ``table``."""
+        """Seconds of each bucket's ways over the rounds, and when buckets are ready, from a reduced ``table``."""
         times = table.tolist()
         found: list[dict[str, float]] = []
         for ways in self.ways:
-            count = self.tries
+            count = self.rounds
             found.append({way: float(np.median(times[k * count : (k + 1) * count])) for k, way in enumerate(ways)})
             del times[: count * len(ways)]
         return found, times

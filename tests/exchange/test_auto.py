@@ -327,7 +327,7 @@ def carried(trial: Trial, link) -> None:
 def test_a_trial_gives_runs_and_keeps_the_medians_without_their_first_steps():
     trial = Trial(10, [["ring", "native"], ["ring"]])
     assert trial.last == 10 + 2 * 4 - 1 and not trial.complete
-    took = {"ring": iter([50.0, 3.0, 99.0, 2.0]), "native": iter([0.0, 5.0, 5.0, 1.0])}
+    took = {"ring": iter([50.0, 3.0, 99.0, 2.0]), "native": iter([0.0, 5.0, 6.0, 1.0])}
     carried(trial, lambda index, way: 7.0 if index else next(took[way]))
     assert trial.complete
     measured = trial.measured(trial.table())
@@ -335,7 +335,7 @@ def test_a_trial_gives_runs_and_keeps_the_medians_without_their_first_steps():
 
 
 @pytest.mark.parametrize(
-    ("step_s", "run", "rounds"), [(1e-6, 60, 3), (0.01, 10, 3), (0.2, 4, 3), (0.5, 4, 2), (2.0, 4, 1)]
+    ("step_s", "run", "rounds"), [(1e-6, 40, 5), (0.01, 10, 5), (0.2, 4, 5), (0.5, 4, 2), (2.0, 4, 1)]
 )
 def test_runs_are_longer_and_more_where_steps_are_short(step_s, run, rounds):
     """Two ways: the last runs follow the first round, or take its place where it was all."""
@@ -344,7 +344,6 @@ def test_runs_are_longer_and_more_where_steps_are_short(step_s, run, rounds):
     trial.plan(8 * step_s)
     assert (trial.run, trial.rounds, trial.complete) == (run, rounds, rounds == 1)
     assert trial.last == 10 + 8 * (rounds > 1) + 2 * run * rounds - 1
-    assert trial.tries == rounds * (run - run // 4) <= trials.MOST_TRIES
 
 
 @pytest.mark.parametrize(
@@ -389,15 +388,16 @@ def test_a_choice_made_again_is_told_and_loses_nothing(monkeypatch, codec):
     given(monkeypatch, machine(3, SLOW, 1e-9), CODEC)
     monkeypatch.setattr(auto, "decide", lambda seconds, _: (["doubling"] * len(seconds), 0.5, 0.25))
     monkeypatch.setattr(trials, "LONGEST_RUN", 4)
+    monkeypatch.setattr(trials, "ROUNDS", 2)
     config = AutoConfig(bucket_mb=0.002, measure_again=(2,), **({} if codec is None else {"codec": codec}))
 
     def program(t):
         exchange = Exchange(World(t), network().named_parameters(), config)
         came, went = torch.zeros(()).double(), torch.zeros(()).double()
-        for step in range(120):
+        for step in range(80):
             exchange.zero()
             for bucket in exchange.buckets:
-                if step < 110:
+                if step < 70:
                     bucket.values.copy_(torch.randn(bucket.values.shape, generator=torch.Generator().manual_seed(step)))
                 came += 3 * bucket.values.double().sum()
             exchange.finish()
