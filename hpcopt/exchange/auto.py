@@ -146,8 +146,8 @@ class AutoReducer(Reducer):
         if step < self._trial.last:
             return
         if not self._trial.planned and self._trial.complete:
-            lasted_s = torch.tensor([self._trial.lasted_s], dtype=torch.float64)
-            self._trial.plan(float(dense.all_reduce(transport, lasted_s, "max")))
+            step_s = torch.tensor([self._trial.step_s], dtype=torch.float64)
+            self._trial.plan(float(dense.all_reduce(transport, step_s, "max")))
             if step < self._trial.last:
                 return
         trial, self._trial = self._trial, None

@@ -11,7 +11,6 @@ not count.
 """
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -30,7 +29,7 @@ class Trial:
     """Rounds of runs, the same on all ranks: one of the shortest, and where steps are short, longer ones in its place.
 
     Attributes:
-        begin: its first step.
+        begin: the first step that counts.
         ways: for each bucket, those that can carry it.
         run: steps of a way, one after the other.
         rounds: in which each way has a run.
@@ -42,9 +41,8 @@ class Trial:
     run: int = SHORTEST_RUN
     rounds: int = 1
     planned: bool = False
-    _since_s: float = field(default_factory=time.perf_counter)
     _seconds: dict[tuple[int, str], list[float]] = field(default_factory=dict)
-    _ready_s: list[list[float]] = field(default_factory=list)
+    _ready_s: list[Sequence[float]] = field(default_factory=list)
 
     @property
     def last(self) -> int:
@@ -61,16 +59,15 @@ class Trial:
         return self.run - self.run // 4
 
     @property
-    def lasted_s(self) -> float:
-        """Seconds since its begin, by this rank's clock."""
-        return time.perf_counter() - self._since_s
+    def step_s(self) -> float:
+        """From one step to the next by this rank's clock, the median: an evaluation may go between."""
+        return float(np.median(np.diff([moments_s[0] for moments_s in self._ready_s])))
 
-    def plan(self, lasted_s: float) -> None:
-        """Go on with longer runs, if they fit, after the first round has lasted so long on the slowest rank."""
+    def plan(self, step_s: float) -> None:
+        """Go on with longer runs, if they fit, after a first round, whose steps took so long on the slowest rank."""
         self.planned = True
-        step_s = lasted_s / self._steps
         run = min(LONGEST_RUN, max(SHORTEST_RUN, math.ceil(RUN_S / step_s)))
-        rounds = min(ROUNDS, int(TRIAL_S / (lasted_s * run / self.run)))
+        rounds = min(ROUNDS, int(TRIAL_S / (step_s * run * max(map(len, self.ways)))))
         if rounds > 1:
             self.begin, self.run, self.rounds = self.last + 1, run, rounds
             self._seconds.clear()
@@ -92,7 +89,7 @@ class Trial:
 
     def ready(self, moments_s: Sequence[float]) -> None:
         """Note when the buckets of a step were complete, by this rank's clock."""
-        self._ready_s.append([moment - moments_s[0] for moment in moments_s])
+        self._ready_s.append(moments_s)
 
     @property
     def complete(self) -> bool:
@@ -106,8 +103,9 @@ class Trial:
         """
         count = self.rounds * self._counted
         steps_s = [self._seconds[i, way][:count] for i, ways in enumerate(self.ways) for way in ways]
+        ready_s = [[moment_s - moments_s[0] for moment_s in moments_s] for moments_s in self._ready_s]
         runs_s = np.median(np.reshape(steps_s, (-1, self._counted)), axis=1)
-        return torch.from_numpy(np.concatenate([runs_s, np.median(self._ready_s, axis=0)]))
+        return torch.from_numpy(np.concatenate([runs_s, np.median(ready_s, axis=0)]))
 
     def measured(self, table: Tensor) -> tuple[list[dict[str, float]], list[float]]:
         """Seconds of each bucket's ways over the rounds, and when buckets are ready, from a reduced ``table``."""

@@ -320,7 +320,8 @@ def carried(trial: Trial, link) -> None:
     while step <= trial.last:
         for index in range(len(trial.ways)):
             trial.record(index, step, link(index, trial.way(index, step)))
-        trial.ready([100.0 + 4 * index for index in range(len(trial.ways))])
+        begun_s = 2.0 * step + 50 * (step > 12)  # an evaluation goes before one step
+        trial.ready([begun_s + 4 * index for index in range(len(trial.ways))])
         step += 1
 
 
@@ -329,7 +330,7 @@ def test_a_trial_gives_runs_and_keeps_the_medians_without_their_first_steps():
     assert trial.last == 10 + 2 * 4 - 1 and not trial.complete
     took = {"ring": iter([50.0, 3.0, 99.0, 2.0]), "native": iter([0.0, 5.0, 6.0, 1.0])}
     carried(trial, lambda index, way: 7.0 if index else next(took[way]))
-    assert trial.complete
+    assert trial.complete and trial.step_s == 2
     measured = trial.measured(trial.table())
     assert measured == ([{"ring": 3.0, "native": 5.0}, {"ring": 7.0}], [0.0, 4.0])
 
@@ -341,7 +342,7 @@ def test_runs_are_longer_and_more_where_steps_are_short(step_s, run, rounds):
     """Two ways: the last runs follow the first round, or take its place where it was all."""
     trial = Trial(10, [["ring", "native"], ["ring"]])
     carried(trial, lambda *_: step_s)
-    trial.plan(8 * step_s)
+    trial.plan(step_s)
     assert (trial.run, trial.rounds, trial.complete) == (run, rounds, rounds == 1)
     assert trial.last == 10 + 8 * (rounds > 1) + 2 * run * rounds - 1
 
@@ -367,7 +368,7 @@ def test_a_link_that_gives_credit_misleads_no_trial(bytes_per_ms, best):
 
     trial = Trial(0, [list(ways)])
     carried(trial, link)
-    trial.plan(1e-3 * trial.last)
+    trial.plan(2e-3)
     carried(trial, link)
     seconds, ready_s = trial.measured(trial.table())
     assert decide(seconds, ready_s)[0] == [best]
@@ -384,12 +385,13 @@ def test_what_loses_more_must_save_more(half_s, two_phase_s, chosen):
 
 @pytest.mark.parametrize("codec", [None, TopK(fraction=0.1)])
 def test_a_choice_made_again_is_told_and_loses_nothing(monkeypatch, codec):
-    """All ways carry in turn, and what top-k owes comes out with exact sums at the end."""
+    """All ways carry in turn, and what top-k owes comes out with exact sums at the end. One trial is on at a time."""
     given(monkeypatch, machine(3, SLOW, 1e-9), CODEC)
     monkeypatch.setattr(auto, "decide", lambda seconds, _: (["doubling"] * len(seconds), 0.5, 0.25))
     monkeypatch.setattr(trials, "LONGEST_RUN", 4)
     monkeypatch.setattr(trials, "ROUNDS", 2)
-    config = AutoConfig(bucket_mb=0.002, measure_again=(2,), **({} if codec is None else {"codec": codec}))
+    monkeypatch.setattr(trials, "TRIAL_S", 1e9)
+    config = AutoConfig(bucket_mb=0.002, measure_again=(2, 5), **({} if codec is None else {"codec": codec}))
 
     def program(t):
         exchange = Exchange(World(t), network().named_parameters(), config)
@@ -406,6 +408,8 @@ def test_a_choice_made_again_is_told_and_loses_nothing(monkeypatch, codec):
 
     for chosen, lines, came, went in run_ranks(3, program):
         assert set(chosen) == {"doubling"}
-        assert "as measured before step" in lines[0] and "500 ms a step are waited for, 250 ms with exact" in lines[1]
+        ways = 3 if codec is None else 5
+        assert f"as measured before step {2 + 3 * 4 * ways};" in lines[0]
+        assert "500 ms a step are waited for, 250 ms with exact" in lines[1]
         assert "goes by doubling" in lines[2] and "no longer by native" in lines[2]
         torch.testing.assert_close(went, came, rtol=0, atol=1.0)  # bfloat16 rounds; top-k owes up to 190
