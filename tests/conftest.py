@@ -15,15 +15,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from hpcopt.lean_torch import keep_dynamo_out
+
 torch.set_num_threads(1)  # ranks and tests share few cores
+keep_dynamo_out()  # as the training command does: two seconds of every process
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read where a kernel is defined, by whichever test comes first
 
 # What takes longest goes first, or in the end one worker has nothing to do. The first file compiles, one by one, the
-# loops that others then find compiled; the next does without.
+# loops that others then find compiled; the next do without, and the cases of the simulated device need most of them.
 LONGEST = (
-    *("compress/test_properties.py", "test_interruptions.py", "simulated_gpu/test_cases.py", "trainer/test_killed.py"),
-    *("test_session_processes.py", "test_installed.py", "kernels/cuda/test_compiled.py", "exchange/test_not_finite.py"),
+    *("compress/test_properties.py", "test_interruptions.py", "trainer/test_killed.py", "test_session_processes.py"),
+    *(
+        "test_installed.py",
+        "kernels/cuda/test_compiled.py",
+        "simulated_gpu/test_cases.py",
+        "exchange/test_not_finite.py",
+    ),
     *("test_train.py", "comm/test_departure.py", "fuzz/test_run_directories.py", "simulated_gpu/test_gpu_aware.py"),
 )
 

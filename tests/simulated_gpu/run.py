@@ -3,6 +3,7 @@
     python -m tests.simulated_gpu.run [WORD]
     python -m tests.simulated_gpu.run --lines [WORD]
     python -m tests.simulated_gpu.run --budget [WORD]
+    python -m tests.simulated_gpu.run --asked
 
 Words choose the cases whose names have them.
 """
@@ -11,6 +12,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +31,7 @@ from hpcopt.kernels.cuda import bits, levels, powers, sums
 from hpcopt.lowbit import quantizers
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.solver import Task
+from hpcopt.solvers.block_admm import deepfacto
 from hpcopt.testing.problem import flat
 from hpcopt.trainer.loop import evaluate
 from hpcopt.workloads import handover
@@ -108,6 +111,7 @@ def interpreted_kernels() -> Iterator[None]:
         patches.enter_context(mock.patch.object(pinned, "page_locked", streams.pinned))
         patches.enter_context(mock.patch.object(handover, "ahead", iter))  # a batch a step: counts are steady
         patches.enter_context(mock.patch.object(quantizers, "by_codec", lambda g, bits: False))  # as on a device
+        patches.enter_context(mock.patch.object(deepfacto, "HEAD_STEPS", 2))  # all alike
         yield
 
 
@@ -126,17 +130,18 @@ def main() -> None:
     parser.add_argument("word", nargs="?", default="")
     parser.add_argument("--lines", action="store_true", help="also what the last step asked of the device, by line")
     parser.add_argument("--budget", action="store_true", help="write what every case asks for to budget.json")
+    parser.add_argument("--asked", action="store_true", help="the cases that standard input names, a line each")
     options = parser.parse_args()
+    names = map(str.strip, sys.stdin) if options.asked else (name for name in CASES if options.word in name)
     budget = {}
     with interpreted_kernels():
-        for name, case in CASES.items():
-            if options.word in name:
-                found = outcome(case)
-                print(json.dumps({"case": name, **found}), flush=True)
-                if options.lines:
-                    print_lines()
-                if case.steady:
-                    budget[name] = found["asked"]
+        for name in names:
+            found = outcome(CASES[name])
+            print(json.dumps({"case": name, **found}), flush=True)
+            if options.lines:
+                print_lines()
+            if CASES[name].steady:
+                budget[name] = found["asked"]
     if options.budget:
         before = json.loads(BUDGET.read_text())
         known = before | budget  # a case that is neither measured nor known stays out, and its test says so
