@@ -1,6 +1,7 @@
 """hpcopt train [JOB.toml]: train one job, on one rank or on thousands."""
 
 import argparse
+import ctypes
 import gc
 import os
 import sys
@@ -141,15 +142,20 @@ def default_job() -> Path:
 
 def leave(exit_code: int) -> NoReturn:
     """End the process without taking the interpreter apart: for torch's modules that costs every rank 0.4 s of its
-    core, which 128 ranks on a few cores feel. MPI is finalized and everything written before.
+    core, which 128 ranks on a few cores feel. MPI is finalized and everything written before. MPICH tells its launcher
+    so at the exit of the C library: of a rank that were gone without it, the launcher would kill the slower ones.
     """
+    finalized = False
     if "mpi4py.MPI" in sys.modules:
         from mpi4py import MPI
 
         if MPI.Is_initialized() and not MPI.Is_finalized():
             MPI.Finalize()
+        finalized = MPI.Is_finalized()
     sys.stdout.flush()
     sys.stderr.flush()
+    if finalized:
+        ctypes.PyDLL(None).exit(exit_code)
     os._exit(exit_code)
 
 

@@ -106,3 +106,23 @@ def test_without_threads_in_mpi_gradients_are_exchanged_by_the_main_one():
     job = mpirun(2, "-c", LOOP + program, MPI4PY_RC_THREAD_LEVEL="serialized")
     assert job.returncode == 0, job.stderr
     assert job.stderr.count("without MPI_THREAD_MULTIPLE") == 1
+
+
+def test_ranks_that_end_later_than_the_first_are_let_end():
+    """A launcher kills the others where one is gone that has not told of its end."""
+    program = """
+import os, time
+from mpi4py import MPI
+from hpcopt.train import leave
+first = MPI.COMM_WORLD.bcast(os.getpid())
+if MPI.COMM_WORLD.rank:
+    MPI.Finalize()
+    while os.path.exists(f"/proc/{first}"):
+        time.sleep(0.01)
+    time.sleep(0.3)  # in which it would kill
+    print("ends")
+leave(0)
+"""
+    job = mpirun(4, "-c", program)
+    assert job.returncode == 0, job.stdout
+    assert job.stdout.split() == ["ends"] * 3
