@@ -8,7 +8,7 @@ counted there. Streams keep an order as CUDA's do (``tests.simulated_gpu.streams
 Registering a device is for a whole process and torch calls it experimental: import this in a process of its own.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from tests.simulated_gpu.ledger import LEDGER
 
 INDEXING = {"index", "index_put", "_index_put_impl", "_unsafe_index"}
 COPYING = {"copy", "_copy_from", "_copy_from_and_resize", "_to_copy"}
+LISTS = (list, tuple)
 TO_HOST = {"_local_scalar_dense", "equal", "is_nonzero"}  # their results are the host's
 WAITING = TO_HOST | {
     *("nonzero", "masked_select", "bincount", "unique_dim", "_unique2", "repeat_interleave"),  # sizes by values
@@ -72,7 +73,9 @@ class SimulatedTensor(Tensor):
     def __getitem__(self, where: Any) -> Tensor:
         """A list is an index tensor in main memory."""
         parts = where if isinstance(where, tuple) else (where,)
-        return super().__getitem__(tuple(torch.tensor(part) if isinstance(part, list) else part for part in parts))
+        if any(isinstance(part, list) for part in parts):
+            where = tuple(torch.tensor(part) if isinstance(part, list) else part for part in parts)
+        return super().__getitem__(where)
 
     @property
     def data(self) -> Tensor:
@@ -113,12 +116,14 @@ class Traits(NamedTuple):
 
     Attributes:
         view: what it gives is memory that it was given.
-        writes: whether it writes into an argument, by name.
+        arguments: their names.
+        written: those of them that it writes into.
     """
 
     name: str
     view: bool
-    writes: dict[str, bool]
+    arguments: tuple[str, ...]
+    written: frozenset[str]
 
 
 @cache
@@ -126,31 +131,35 @@ def _traits(operation: Any) -> Traits:
     schema = operation._schema
     aliases = [result.alias_info for result in schema.returns]
     view = bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases)
-    writes = {x.name: x.alias_info is not None and x.alias_info.is_write for x in schema.arguments}
-    return Traits(schema.name.split("::")[1].rstrip("_"), view, writes)
+    written = {x.name for x in schema.arguments if x.alias_info is not None and x.alias_info.is_write}
+    name = schema.name.split("::")[1].rstrip("_")
+    return Traits(name, view, tuple(x.name for x in schema.arguments), frozenset(written))
 
 
-def _tensors(found: Any) -> Iterator[Tensor]:
-    """Of an operation's arguments or results, which are in lists at most."""
-    if isinstance(found, Tensor):
-        yield found
-    elif isinstance(found, list | tuple):
-        for each in found:
-            yield from _tensors(each)
+def _tensors(found: Iterable[Any]) -> list[Tensor]:
+    """Those of an operation's arguments or results, which are in lists at most."""
+    tensors: list[Tensor] = []
+    for x in found:
+        if isinstance(x, Tensor):
+            tensors.append(x)
+        elif isinstance(x, LISTS):
+            tensors += _tensors(x)
+    return tensors
 
 
 def _each(change: Callable[[Any], Any], found: Any) -> Any:
     """The same, with each that is no list changed."""
-    return type(found)([_each(change, x) for x in found]) if isinstance(found, list | tuple) else change(found)
+    return type(found)([_each(change, x) for x in found]) if isinstance(found, LISTS) else change(found)
 
 
 def _run(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Write an operation down and do it on the values."""
-    name, view, writes = _traits(operation)
-    tensors = [*_tensors(args), *_tensors([*kwargs.values()])]
+    traits = _traits(operation)
+    name, view = traits.name, traits.view
+    tensors = _tensors((*args, *kwargs.values()))
+    mine = _values(tensors)
     device = kwargs.get("device")
-    theirs = any(isinstance(x, SimulatedTensor) for x in tensors)
-    here = theirs if device is None else torch.device(device).type == "sim"
+    here = bool(mine) if device is None else torch.device(device).type == "sim"
     waits = False
     if name in COPYING:
         if (copied := _copy(name, args, kwargs, here)) is not None:
@@ -158,37 +167,45 @@ def _run(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     else:
         _check(name, args, kwargs, tensors, here)
         waits = _count(name, view, args)
-    wrapped = {id(x.values): x for x in tensors if isinstance(x, SimulatedTensor)}
-    if "pin_memory" in kwargs:
-        kwargs = {**kwargs, "pin_memory": False}
-    values = {key: _each(_unwrapped, value) for key, value in kwargs.items()}
-    found = ONE_KERNEL.get(name, operation)(*_each(_unwrapped, args), **values)
-    if name not in MEMORY_ONLY and not view:
-        given = [*zip(writes, args, strict=False), *kwargs.items()]
-        _order(name, writes, given, found if here and name not in TO_HOST else None)
-    if name in MEMORY_ONLY and here:
+    values = {key: _each(_unwrapped, value) for key, value in kwargs.items() if key != "pin_memory"}
+    found = ONE_KERNEL.get(name, operation)(*[_each(_unwrapped, x) for x in args], **values)
+    results_here = here and name not in TO_HOST
+    if name not in MEMORY_ONLY:
+        if not view:
+            _order(traits, args, kwargs, mine, found if results_here else None)
+    elif here:
         streams.made(found)
     if waits:
         streams.wait_for()
-    if not here or name in TO_HOST:
+    if not results_here:
         return found
-    hosts = {id(x) for x in tensors}  # one that was written into stays the host's
 
     def wrap(x: Any) -> Any:
-        if not isinstance(x, Tensor) or id(x) in hosts:
+        if not isinstance(x, Tensor):
             return x
-        return wrapped[id(x)] if id(x) in wrapped else SimulatedTensor(x)
+        for each in tensors:  # one that was written into stays what it was
+            if x is (each.values if isinstance(each, SimulatedTensor) else each):
+                return each
+        return SimulatedTensor(x)
 
     return _each(wrap, found)
 
 
-def _order(name: str, writes: dict[str, bool], given: list[tuple[str, Any]], found: Any) -> None:
+def _order(traits: Traits, args: tuple[Any, ...], kwargs: dict[str, Any], mine: list[Tensor], found: Any) -> None:
     """Let the current stream read and write what the operation does."""
-    read, written = [], [x for x in _tensors(found) if not isinstance(x, SimulatedTensor)]
-    for argument, value in given:
-        mine = [x.values for x in _tensors(value) if isinstance(x, SimulatedTensor)]
-        (written if writes[argument] else read).extend(mine)
-    streams.use(read, written, name)
+    written = [x for x in _tensors([found]) if not isinstance(x, SimulatedTensor)]
+    if not traits.written:
+        streams.use(mine, written, traits.name)
+        return
+    given = [*zip(traits.arguments, args, strict=False), *kwargs.items()]
+    read = _tensors(value for name, value in given if name not in traits.written)
+    into = _tensors(value for name, value in given if name in traits.written)
+    streams.use(_values(read), _values(into) + written, traits.name)
+
+
+def _values(tensors: list[Tensor]) -> list[Tensor]:
+    """Of those on the device."""
+    return [x.values for x in tensors if isinstance(x, SimulatedTensor)]
 
 
 def _unwrapped(x: Any) -> Any:
@@ -202,9 +219,10 @@ def _check(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: li
     generator = kwargs.get("generator")
     if here and generator is not None and generator.device.type != "sim":
         LEDGER.note("refused", f"{name} by a CPU generator")
-    if not any(isinstance(x, SimulatedTensor) for x in tensors):
+    hosts = [x for x in tensors if not isinstance(x, SimulatedTensor)]
+    if not hosts or len(hosts) == len(tensors):
         return
-    hosts = [x for x in tensors if not isinstance(x, SimulatedTensor) and x.dim() > 0]
+    hosts = [x for x in hosts if x.dim() > 0]
     if name in INDEXING:
         indices = [x for x in args[1] if x is not None]
         for index in indices:

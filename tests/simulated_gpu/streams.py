@@ -132,9 +132,8 @@ class History:
         self.read: Clock = {}
 
     def __del__(self) -> None:
-        uses = {**self.read, **dict([self.written] if self.written else [])}
-        uses = {number: place for number, place in uses.items() if number not in self.recorded}
-        if any(not _known(self.home, number, place) for number, place in uses.items()):
+        uses = [*self.read.items(), *([self.written] if self.written else [])]
+        if any(number not in self.recorded and not _known(self.home, number, place) for number, place in uses):
             LEDGER.note("refused", "memory is freed while another stream uses it")
 
 
@@ -217,9 +216,9 @@ def _same(one: Tensor | None, other: Tensor) -> bool:
 
 def _history(x: Tensor, here: Stream) -> History:
     storage: Any = x.untyped_storage()
-    if not hasattr(storage, "history"):
-        storage.history = History(here)
-    found: History = storage.history
+    found: History | None = getattr(storage, "history", None)
+    if found is None:
+        found = storage.history = History(here)
     return found
 
 
