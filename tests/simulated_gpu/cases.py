@@ -126,9 +126,10 @@ OPTIMIZERS = [
     *(MSvagConfig(), AdaHessianConfig(), AnyTorchConfig(type="torch.optim:Muon", lr=0.01, others=AdamWConfig())),
 ]
 KAISA = (
-    *({}, {"fraction": 0.5}, {"method": "eigen"}, {"method": "ekfac"}, {"method": "low_rank", "rank": 2}),
-    *({"fisher": "sampled"}, {"fisher": "sampled", "distribution": "bernoulli"}, {"damping_every": 1, "accumulate": 2}),
-    *({"refresh_tolerance": 0.1, "graft": True}, {"inverse_lag": 1, "factor_dtype": "bfloat16"}),
+    *({}, {"method": "eigen"}, {"method": "ekfac"}, {"method": "low_rank", "rank": 2}),
+    *({"fisher": "sampled", "fraction": 0.5}, {"damping_every": 1, "accumulate": 2}),
+    {"fisher": "sampled", "distribution": "bernoulli", "refresh_tolerance": 0.1, "graft": True},
+    {"inverse_lag": 1, "factor_dtype": "bfloat16"},
     *({"max_size": 4, "large": "blocked"}, {"sharing": "reduce", "batch_every": 2, "position_every": 2}),
     *({"method": "muon", "fraction": 0.5}, {"method": "shampoo", "shampoo": {"epsilon": 1e-3}}),
     *({"method": "newton_muon", "fraction": 0.5}, {"method": "kl_shampoo", "kl_shampoo": {"epsilon": 1e-2}}),

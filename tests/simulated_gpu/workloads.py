@@ -140,7 +140,7 @@ def images(model: ImageModelConfig, **settings: Any) -> OfHouse:
 
 def instances(config: type[InstanceConfig]) -> OfHouse:
     """Of one kind."""
-    return OfHouse(lambda folder: config(batch=BATCH, train=4 * BATCH, test=BATCH, hidden=4))
+    return OfHouse(lambda folder: config(batch=3, train=12, test=3, hidden=4))
 
 
 def text(model: CausalModelConfig, **settings: Any) -> OfHouse:
