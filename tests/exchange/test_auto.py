@@ -348,12 +348,12 @@ def test_runs_are_longer_and_more_where_steps_are_short(step_s, run, rounds):
 
 
 @pytest.mark.parametrize(
-    ("bytes_per_ms", "best"),
+    ("kb_per_ms", "best"),
     [(125, "half_ring"), (1e9, "native")],  # exact sums use up the credit; nothing does
 )
-def test_a_link_that_gives_credit_misleads_no_trial(bytes_per_ms, best):
-    """262 bytes may go at once after a rest, as behind a token bucket of 2 ms at 1 Gbit/s in kB. Sums of 264 are the
-    quickest as long as other ways leave them the credit, and slower than bfloat16's 133 behind themselves.
+def test_a_link_that_gives_credit_misleads_no_trial(kb_per_ms, best):
+    """After a rest 262 kB may go at once, as behind a token bucket of 2 ms at 1 Gbit/s. Sums of 264 kB are the quickest
+    as long as other ways leave them the credit, and slower than bfloat16's 133 kB behind themselves.
     """
     ways = {"bounded": (1.3, 60), "native": (0.95, 264), "ring": (1.05, 264), "half_ring": (1.1, 133)}
     credit = 262.0
@@ -361,9 +361,9 @@ def test_a_link_that_gives_credit_misleads_no_trial(bytes_per_ms, best):
     def link(_index, way):
         nonlocal credit
         unhindered_ms, sent = ways[way]
-        credit = min(262.0, credit + 0.75 * bytes_per_ms)  # while the step computes
-        took_ms = max(unhindered_ms, (sent - credit) / bytes_per_ms)
-        credit = min(262.0, credit + took_ms * bytes_per_ms - sent)
+        credit = min(262.0, credit + 0.75 * kb_per_ms)  # while the step computes
+        took_ms = max(unhindered_ms, (sent - credit) / kb_per_ms)
+        credit = min(262.0, credit + took_ms * kb_per_ms - sent)
         return took_ms
 
     trial = Trial(0, [list(ways)])
