@@ -1,5 +1,7 @@
 """Jobs of several ranks that a test starts. They end with the test, whatever happens."""
 
+import atexit
+import functools
 import multiprocessing
 import os
 import signal
@@ -9,10 +11,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from uuid import uuid4
+
+from benchmarks.interruptions import client
+from benchmarks.interruptions.warm import warm_process
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 500  # for what should come by itself under any load; only what hangs takes so long
@@ -29,16 +34,41 @@ def forking() -> ForkServerContext:
     return context
 
 
+@functools.cache
+def warm() -> str:
+    """Where clients find the process that forks ranks, which runs as long as this one: it has imported what most jobs
+    need, and MPI too, but has not started it.
+    """
+    needs = [
+        *("hpcopt.train", "hpcopt.training", "hpcopt.session", "hpcopt.exchange", "hpcopt.compress", "hpcopt.comm.mpi"),
+        *("hpcopt.workloads.image_classification", "hpcopt.models.mlp", "hpcopt.solvers.data_parallel"),
+    ]
+    open_to_the_end = ExitStack()
+    atexit.register(open_to_the_end.close)
+    return str(open_to_the_end.enter_context(warm_process([], needs)))
+
+
 class Job(subprocess.Popen[str]):
     """``mpirun`` of a Python program. Standard error is a pipe; standard output goes into a file, so that a rank may
     print what nobody reads.
     """
 
-    def __init__(self, ranks: int, *arguments: str, **environment: str) -> None:
-        """Start; ``arguments`` are Python's."""
+    def __init__(self, ranks: int, *arguments: str, forked: bool = True, **environment: str) -> None:
+        """Start.
+
+        Args:
+            ranks: how many.
+            arguments: Python's.
+            forked: from a process that has imported everything; a client stands for each, and passes on USR1, TERM, INT
+                and KILL.
+            environment: beside this process's.
+        """
         self._mark, self._out = uuid4().hex, tempfile.TemporaryFile("w+")  # noqa: SIM115
+        python = [sys.executable]
+        if forked:
+            python, environment = [*python, "-SEs", client.__file__], {**environment, "HPCOPT_WARM": warm()}
         super().__init__(
-            [str(Path(sys.executable).with_name("mpirun")), "-n", str(ranks), sys.executable, *arguments],
+            [str(Path(sys.executable).with_name("mpirun")), "-n", str(ranks), *python, *arguments],
             stdout=self._out,
             stderr=subprocess.PIPE,
             text=True,
@@ -88,9 +118,9 @@ class Job(subprocess.Popen[str]):
 
 
 @contextmanager
-def started(ranks: int, *arguments: str, **environment: str) -> Iterator[Job]:
+def started(ranks: int, *arguments: str, forked: bool = True, **environment: str) -> Iterator[Job]:
     """A job that runs while the body does, or for a shorter time, and never longer than ``PATIENCE_S``."""
-    job = Job(ranks, *arguments, **environment)
+    job = Job(ranks, *arguments, forked=forked, **environment)
     patience = threading.Timer(PATIENCE_S, job.end)
     patience.start()
     try:

@@ -348,7 +348,7 @@ TRAIN = ("-m", "hpcopt.train")
 
 
 def test_a_killed_rank_ends_the_job_and_the_next_start_loses_no_bit(job, tmp_path):
-    long = [*TRAIN, job, "--set", "run.steps=300", "--set", "run.checkpoint_every=20", "--set", "run.debug=false"]
+    long = [*TRAIN, job, "--set", "run.steps=60", "--set", "run.checkpoint_every=5", "--set", "run.debug=false"]
     with started(2, *long, "--run-dir", str(tmp_path / "run")) as killed:
         killed.wait_for((tmp_path / "run" / "checkpoints" / "latest").exists)
         os.kill(killed.rank_pids()[1], signal.SIGKILL)
@@ -386,7 +386,7 @@ def test_a_rank_that_fails_before_it_joins_the_others_ends_the_job(job, tmp_path
 def test_a_stopped_rank_is_named_by_those_that_wait(job, tmp_path):
     """Not one thread of it runs: it is known by its silence. Woken up, it goes on as if nothing had been."""
     settings = ["--set", "run.stall_s=0.5", "--set", "run.steps=100000", "--set", "run.checkpoint_every=20"]
-    with started(3, *TRAIN, job, "--run-dir", str(tmp_path / "run"), *settings) as ranks:
+    with started(3, *TRAIN, job, "--run-dir", str(tmp_path / "run"), *settings, forked=False) as ranks:
         ranks.wait_for((tmp_path / "run" / "checkpoints" / "latest").exists)
         pids = ranks.rank_pids()
         os.kill(pids[1], signal.SIGSTOP)

@@ -22,7 +22,7 @@ def main() -> None:
         socket.send_fds(warm, [HEAD.pack(len(request))], [*host, *inherited])
         warm.sendall(request)
         (rank,) = HEAD.unpack(warm.recv(HEAD.size, socket.MSG_WAITALL))
-        for number in (signal.SIGUSR1, signal.SIGTERM):
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: os.kill(rank, number))
         (status,) = HEAD.unpack(warm.recv(HEAD.size, socket.MSG_WAITALL))
     code = os.waitstatus_to_exitcode(status)

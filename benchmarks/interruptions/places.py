@@ -48,12 +48,12 @@ def open_board(folder: Path, ranks: int, *, new: bool = False) -> np.memmap:
     return np.memmap(folder / BOARD, np.int32, "w+" if new else "r+", shape=(ranks, COLUMNS))
 
 
-def start_mpi() -> None:
-    """Start MPI, unless that is done: in a forked rank, it is loaded."""
-    from mpi4py import MPI
+def start_mpi(mpi: Any) -> None:
+    """Start MPI, which is loaded, as its import does."""
+    import mpi4py
 
-    if not MPI.Is_initialized():
-        MPI.Init_thread(MPI.THREAD_MULTIPLE)
+    if mpi4py.rc.initialize and not mpi.Is_initialized():
+        mpi.Init_thread(getattr(mpi, f"THREAD_{mpi4py.rc.thread_level.upper()}"))
 
 
 def note_places() -> None:
@@ -66,20 +66,6 @@ def note_places() -> None:
         visit = int(aim[2]) if aim[:2] == [place, str(rank)] else 0
         for function in functions:
             _replace(function, functools.partial(_noting, row, NAMES.index(place), visit))
-    import hpcopt.comm.mpi
-    import hpcopt.comm.world
-    from benchmarks.interruptions import places
-
-    hpcopt.comm.world.connect = _after(places.start_mpi, hpcopt.comm.world.connect)
-    hpcopt.comm.mpi.abort = _after(places.start_mpi, hpcopt.comm.mpi.abort)
-
-
-def _after(first: Callable[[], None], function: Callable[..., Any]) -> Callable[..., Any]:
-    def both(*arguments: Any, **named: Any) -> Any:
-        first()
-        return function(*arguments, **named)
-
-    return both
 
 
 def _replace(function: str, by: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:

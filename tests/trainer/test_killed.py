@@ -21,7 +21,7 @@ from hpcopt.trainer.signals import StopSignals
 from hpcopt.training import train
 from tests.launching import PATIENCE_S, forking
 
-STEPS, EVERY = 32, 12
+STEPS, EVERY = 20, 10  # at the checkpoint that is gone on from, the fragments of local steps are under way
 JOB = """
 run = {{name = "t", steps = {steps}, checkpoint_every = {every}}}
 workload = {{data = "{data}", batch = 64, model = {{name = "mlp", hidden = [32]}}}}
