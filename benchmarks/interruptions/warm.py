@@ -226,19 +226,13 @@ class MpiStarts(MetaPathFinder, Loader):
         del mpi4py.MPI
         mpi4py.rc.initialize = True
         mpi4py.rc.thread_level = os.environ.get("MPI4PY_RC_THREAD_LEVEL", "multiple")
-        abort, finalize = hpcopt.comm.mpi.abort, self._mpi.Finalize
+        abort = hpcopt.comm.mpi.abort
 
         def start_and_abort(exit_code: int) -> NoReturn:
             importlib.import_module("mpi4py.MPI")
             abort(exit_code)
 
-        def finalize_and_tell() -> None:
-            finalize()
-            if "MPI_LOCALRANKID" in os.environ:  # MPICH's launcher kills the others if a rank ends without a word
-                os.write(pmi := int(os.environ["PMI_FD"]), b"cmd=finalize\n")
-                os.read(pmi, 64)
-
-        hpcopt.comm.mpi.abort, self._mpi.Finalize = start_and_abort, finalize_and_tell
+        hpcopt.comm.mpi.abort = start_and_abort
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         return importlib.util.spec_from_loader(fullname, self) if fullname == "mpi4py.MPI" else None
