@@ -164,10 +164,13 @@ class Rank:
 
     def __init__(self, request: Request, descriptors: list[int]) -> None:
         """Have the launcher's host, files, folder and environment."""
-        self._exit_code = 0
+        self._exit_code, libc = 0, ctypes.CDLL(None)
+        libc.on_exit(
+            libc._exit, None
+        )  # before what was loaded until now takes itself apart, a second's fifth for torch
         for path, namespace in zip(HOST, descriptors[: len(HOST)], strict=True):
             there = os.fstat(namespace)
-            if not os.path.samestat(Path(path).stat(), there) and ctypes.CDLL(None).setns(namespace, 0) != 0:
+            if not os.path.samestat(Path(path).stat(), there) and libc.setns(namespace, 0) != 0:
                 raise OSError(f"cannot enter {path} of a host")
         high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, HIGH) for descriptor in descriptors[len(HOST) :]]
         os.closerange(3, HIGH)
