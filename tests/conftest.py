@@ -5,12 +5,14 @@ A test marked ``parallel([2, 3, 4])`` runs under ``mpirun -n N python -m pytest 
 go; ``make test`` does this for every N. Under a plain pytest each starts an mpirun of its own.
 """
 
+import gc
 import importlib.util
 import os
 import sys
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -34,6 +36,10 @@ LONGEST = (
     ),
     *("test_train.py", "comm/test_departure.py", "fuzz/test_run_directories.py", "simulated_gpu/test_gpu_aware.py"),
 )
+
+# A training goes through all objects once, to put them out of the collector's way. In this process, with all that tests
+# import, that would be half of its time.
+NO_SWEEP = SimpleNamespace(collect=lambda: 0, freeze=lambda: None, unfreeze=lambda: None, enable=gc.enable)
 
 REQUIRED = set(filter(None, os.environ.get("HPCOPT_REQUIRE", "").split(",")))
 
@@ -82,6 +88,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if training := sys.modules.get("hpcopt.training"):
+        training.gc = NO_SWEEP  # type: ignore[attr-defined]
     if item.get_closest_marker("gpu"):
         require("gpu", torch.cuda.is_available(), "no CUDA device is visible")
 

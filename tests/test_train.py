@@ -66,7 +66,8 @@ def parameters(run: Path) -> torch.Tensor:
     return torch.cat([p.reshape(-1) for p in model.values()])
 
 
-def test_a_run_leaves_its_files_and_says_its_figures(job, tmp_path, capsys):
+def test_a_run_leaves_its_files_and_says_its_figures(job, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hpcopt.training.gc", gc)
     run = tmp_path / "run"
     assert main([job, "--run-dir", str(run)]) == 0
     assert sorted(p.name for p in run.iterdir()) == ["checkpoints", "job.toml", "lock", "log.txt", "metrics.h5"]

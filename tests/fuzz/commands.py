@@ -2,7 +2,6 @@
 
 import contextlib
 import faulthandler
-import gc
 import io
 import resource
 import signal
@@ -12,11 +11,9 @@ import traceback
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, SimpleNamespace
+from types import FrameType
 
-import pytest
-
-from hpcopt import checkpoint, train, training
+from hpcopt import checkpoint, train
 from hpcopt.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_DIVERGED, EXIT_DONE, EXIT_PEER, EXIT_REQUEUE
 from hpcopt.report import __main__ as report
 from tests.launching import PATIENCE_S
@@ -62,7 +59,7 @@ def run(command: str, *arguments: str) -> Outcome:
     """Run a command to its end, or to its limit of time or memory."""
     printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace", write_through=True)
     code, escaped = None, ""
-    with limits(), no_sweep(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+    with limits(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         try:
             code = COMMANDS[command](list(arguments))
         except SystemExit as error:
@@ -95,17 +92,6 @@ def limits() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         resource.setrlimit(resource.RLIMIT_AS, memory)
         signal.signal(signal.SIGALRM, before)
-
-
-@contextlib.contextmanager
-def no_sweep() -> Iterator[None]:
-    """A training goes through all objects once, to put them out of the collector's way. In this process, with all that
-    tests import, that would be half of its time.
-    """
-    unmoved = SimpleNamespace(collect=lambda: 0, freeze=lambda: None, unfreeze=lambda: None, enable=gc.enable)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "gc", unmoved)
-        yield
 
 
 @contextlib.contextmanager
