@@ -9,6 +9,9 @@ a node-local one starts fastest. A change of any source here renews it: numba by
 function stands in, and would keep the old code of what that inlines from others. ``Codec.warm`` compiles what a codec
 needs: call it on one rank a node first, then on the others, before anything is timed.
 
+A constant that one loop hands to another has a type of its own, for which numba compiles the other once more. So it is
+written ``np.int64(1)`` or ``np.bool_(True)``, also where a variable begins, whose type is that of any value then.
+
 Every loop releases the GIL and takes flat, contiguous, aligned arrays. None uses ``fastmath``: sums run in a fixed
 order, so the bytes do not depend on the width of the machine's vectors.
 """

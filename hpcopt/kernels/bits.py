@@ -122,7 +122,7 @@ def encode_feedback(x, residual, bucket, scales, words):
             ballot[whole] = masks.negative_and_sum(tail, 0, sums)
         scales[b] = _mean(sums, owed)
         bad |= not np.isfinite(scales[b])
-        unpack(ballot, -scales[b], True, owed)
+        unpack(ballot, -scales[b], np.bool_(True), owed)
     return NOT_FINITE if bad else np.int32(0)
 
 

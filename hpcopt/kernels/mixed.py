@@ -35,10 +35,15 @@ def cube_roots(x):
 def group(ranges, leaders, scales):
     """Put rows of these ranges, float64, (n,), into groups: the number of each row's leader, and its scale."""
     count = ranges.size
-    largest = ranges.max()
+    largest = 0.0
+    for i in range(count):
+        largest = max(largest, ranges[i])
     sizes = ranges + (SMALLEST * largest if largest > 0 else 1.0)
     order = np.argsort(-sizes, kind="mergesort")
-    sums = np.cumsum(sizes[order])
+    sums, total = np.empty(count), 0.0
+    for k in range(count):
+        total += sizes[order[k]]
+        sums[k] = total
     leads = 1
     for k in range(count):
         if (count - 1 - k) * sizes[order[k]] > sums[k]:
@@ -120,7 +125,7 @@ def encode(x, height, columns, bits, seed, first, centres, steps, scales, leader
     dots, mixed = np.empty((min(height, centres.size), columns), np.float32), np.empty(columns, np.float32)
     u, beta_u, ranges = np.empty(height, np.float32), np.empty(height, np.float32), np.empty(height, np.float64)
     begun = np.empty(height, np.bool_)
-    top, done = np.int32(0), 0
+    top, done = np.int32(0), np.int64(0)
     for begin in range(0, centres.size, height):
         count = min(height, centres.size - begin)
         block = x[begin * columns : (begin + count) * columns]
@@ -168,7 +173,7 @@ def decode(centres, steps, scales, leaders, packed, height, columns, bits, weigh
     shape = (min(height, centres.size), columns)
     dots, mixed = np.empty(shape, np.float32), np.empty(shape, np.float32)
     u, beta_u = np.empty(height, np.float32), np.empty(height, np.float32)
-    done = 0
+    done = np.int64(0)
     for begin in range(0, centres.size, height):
         count = min(height, centres.size - begin)
         mine = leaders[begin : begin + count]
@@ -179,9 +184,11 @@ def decode(centres, steps, scales, leaders, packed, height, columns, bits, weigh
         for i in range(count):
             r, size = begin + i, min(columns, block.size - i * columns)
             row = mixed[i, :size]
-            done = rows.take(packed, done, r * columns, out.size, bits, centres[r], steps[r], codes, False, row)
+            done = rows.take(
+                packed, done, r * columns, out.size, bits, centres[r], steps[r], codes, np.bool_(False), row
+            )
             if u[i] != 0:
-                _multiple(row, u[i], True, dots[mine[i]])
+                _multiple(row, u[i], np.bool_(True), dots[mine[i]])
         for i in range(count):
             row = block[i * columns : (i + 1) * columns]
             scale = np.float32(weight / np.float64(scales[begin + i]))

@@ -68,7 +68,7 @@ def encode(x, nearest, seed, first, packed):
         else:
             for j in range(bits.size):
                 signs[j] = np.uint8(rng.shift_right(np.uint32(bits[j]), np.uint32(31)))
-            done += packing.pack(signs, bits.size, 1, packed[done:])
+            done += packing.pack(signs, bits.size, np.int64(1), packed[done:])
     return worst
 
 
@@ -82,7 +82,7 @@ def decode(packed, weight, add, out):
         block = out[i : i + BLOCK]
         exponents = packed[done : done + block.size]
         done += block.size
-        done += packing.unpack(packed[done:], block.size, 1, signs)
+        done += packing.unpack(packed[done:], block.size, np.int64(1), signs)
         for j in range(block.size):
             bits[j] = np.int32(np.int32(signs[j]) << np.int32(31)) | np.int32(np.int32(exponents[j]) << np.int32(23))
         values = bits.view(np.float32)

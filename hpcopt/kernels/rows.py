@@ -127,7 +127,7 @@ def put(row, line, bits, place, seed, first, codes, packed, done):
         else:
             _codes(values, centre, factor, bits, counter, high, codes[filled : filled + count])
             if filled + count == BLOCK:
-                done += packing.pack(codes, BLOCK, bits, packed[done:])
+                done += packing.pack(codes, filled + count, bits, packed[done:])
         i += count
     return done
 
@@ -172,7 +172,7 @@ def encode(x, columns, bits, seed, first, centres, steps, packed):
     there is an Inf or NaN.
     """
     codes = np.empty(packing.PADDED, np.uint8)
-    top, done = np.int32(0), 0
+    top, done = np.int32(0), np.int64(0)
     for r in range(centres.size):
         row = x[r * columns : (r + 1) * columns]
         low, high, largest = ends(row)
@@ -189,7 +189,7 @@ def encode(x, columns, bits, seed, first, centres, steps, packed):
 def decode(centres, steps, packed, columns, bits, weight, add, out):
     """Write (or add, if ``add``) weight times the decoded values to out, float32, (n,)."""
     codes = np.empty(packing.PADDED, np.uint8)
-    done = 0
+    done = np.int64(0)
     for r in range(centres.size):
         row = out[r * columns : (r + 1) * columns]
         centre, step = np.float32(centres[r] * weight), np.float32(steps[r] * weight)

@@ -102,8 +102,8 @@ MUTATIONS: dict[str, tuple[str, str, str, list[tuple[str, str]], Callable[[], No
     ),
     "feedback of the wrong sign": (
         "bits",
-        "unpack(ballot, -scales[b], True, owed)",
-        "unpack(ballot, scales[b], True, owed)",
+        "unpack(ballot, -scales[b], np.bool_(True), owed)",
+        "unpack(ballot, scales[b], np.bool_(True), owed)",
         [],
         lambda: check_telescoping(Sign()),
     ),
