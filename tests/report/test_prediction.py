@@ -123,8 +123,8 @@ def test_who_wins_depends_on_the_links(tmp_path):
 
 def test_noise_gives_intervals_around_the_truth(tmp_path):
     machine, within = Machine(), []
-    for trial in range(5):
-        found = predict(sweep(tmp_path / str(trial), machine, repeats=3 + trial, noise=0.05), TARGETS)
+    for trial in range(3):
+        found = predict(sweep(tmp_path / str(trial), machine, repeats=2 + trial, noise=0.05), TARGETS)
         for row in found.rows:
             for name, estimate in row.steps.items():
                 if estimate is not None:
