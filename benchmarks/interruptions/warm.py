@@ -165,9 +165,9 @@ class Rank:
     def __init__(self, request: Request, descriptors: list[int]) -> None:
         """Have the launcher's host, files, folder and environment."""
         self._exit_code, libc = 0, ctypes.CDLL(None)
-        libc.on_exit(
-            libc._exit, None
-        )  # before what was loaded until now takes itself apart, a second's fifth for torch
+        # Before what was loaded until now takes itself apart: a fifth of a second, for torch.
+        libc.on_exit(libc._exit, None)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell lets its background ignore
         for path, namespace in zip(HOST, descriptors[: len(HOST)], strict=True):
             there = os.fstat(namespace)
             if not os.path.samestat(Path(path).stat(), there) and libc.setns(namespace, 0) != 0:
