@@ -131,8 +131,8 @@ def started(ranks: int, *arguments: str, forked: bool = True, **environment: str
         job.stderr.close()
 
 
-def mpirun(ranks: int, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def mpirun(ranks: int, *arguments: str, forked: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a job to its end."""
-    with started(ranks, *arguments, **environment) as job:
+    with started(ranks, *arguments, forked=forked, **environment) as job:
         error = job.communicate()[1]
         return subprocess.CompletedProcess(job.args, job.returncode, job.out, error)

@@ -279,15 +279,23 @@ class Links:
             self.news.notify_all()
 
     def _lose(self, link: Link, error: BaseException) -> None:
-        """Note that a process is gone; all who wait for one of its group are told."""
+        """Note that a process is gone; all who wait for one of its group are told. Of two connections the one that says
+        so first does not count, if all it says is that the process has hung up: the other may have frames to read.
+        """
         with self.news:
-            beyond_reach = isinstance(error, OSError) and error.errno in UNREACHABLE
-            self.gone.setdefault(link.peer, beyond_reach)
-            self.by_name.pop(link.peer, None)
             self._open.discard(link)
-            self.news.notify_all()
-        link.close()
-        if link.peer in self.members and not self.closed:
+            others = [other for other in self._open if other.peer == link.peer]
+            if gone := not (others and isinstance(error, EOFError)):
+                beyond_reach = isinstance(error, OSError) and error.errno in UNREACHABLE
+                self.gone.setdefault(link.peer, beyond_reach)
+                self.by_name.pop(link.peer, None)
+                self._open.difference_update(others)
+                self.news.notify_all()
+            elif self.by_name.get(link.peer) is link:
+                self.by_name[link.peer] = others[0]
+        for each in (link, *others) if gone else (link,):
+            each.close()
+        if gone and link.peer in self.members and not self.closed:
             self.break_off()
 
 

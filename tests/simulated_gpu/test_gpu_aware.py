@@ -57,5 +57,5 @@ transport.close()
 
 
 def test_tensors_go_from_where_they_lie():
-    done = mpirun(2, "-c", PROGRAM, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+    done = mpirun(2, "-c", PROGRAM, forked=False, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr[-3000:]
