@@ -314,7 +314,7 @@ def main() -> None:
     parser.add_argument("--flips", action="store_true", help="attacked: a rank turns its signs round")
     parser.add_argument("--learned", action="store_true", help="attacked: with learned weights")
     parser.add_argument("--seed", type=int, default=0, help="attacked: of the job")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     if options.what == "cost":
         measure_costs(options)
     elif options.what == "attacked":
