@@ -290,9 +290,9 @@ class Links:
                 self.gone.setdefault(link.peer, beyond_reach)
                 self.by_name.pop(link.peer, None)
                 self._open.difference_update(others)
-                self.news.notify_all()
             elif self.by_name.get(link.peer) is link:
                 self.by_name[link.peer] = others[0]
+            self.news.notify_all()
         for each in (link, *others) if gone else (link,):
             each.close()
         if gone and link.peer in self.members and not self.closed:

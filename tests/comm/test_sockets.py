@@ -124,16 +124,46 @@ def test_who_does_not_know_the_key_is_not_let_in():
         theirs.close()
 
 
-def test_nothing_reads_on_once_both_have_hung_up():
-    """Not even the second connection of two that called each other."""
+@pytest.fixture
+def crossed():
+    """Two that called each other at once, and have two connections."""
     pair = [Links(f"{name}.0.x", "key") for name in ("this", "that")]
+    names = tuple(links.name for links in pair)
     try:
         for caller, called in (pair, pair[::-1]):
             assert caller.connect(called.address)
+        for links in pair:
+            wait_until(links, lambda links: len(links._open) == 2)
+            links.enter(1, names, {})
+        yield pair
     finally:
         for links in pair:
             links.close()
+
+
+def wait_until(links, holds):
+    with links.news:
+        assert links.news.wait_for(lambda: holds(links), PATIENCE_S)
+
+
+def test_the_end_of_one_of_two_connections_is_no_loss(crossed):
+    """What the process had said on the other may not have been read yet."""
+    this, that = crossed
+    that.by_name[this.name].close()
+    for links in crossed:
+        wait_until(links, lambda links: len(links._open) == 1)
+    assert not this.gone and not that.gone
+    that.send(this.name, b"said", 1, 2, 1)
+    assert this.arrived([(1, 1, that.name, 2)], wait=True)[1].tobytes() == b"said"
+    that.close()
+    wait_until(this, lambda links: links.broken)
+    assert set(this.gone) == {that.name}
+
+
+def test_nothing_reads_on_once_both_have_hung_up(crossed):
+    for links in crossed:
+        links.close()
     for thread in threading.enumerate():
-        if thread.name in {f"from {links.name}" for links in pair}:
+        if thread.name in {f"from {links.name}" for links in crossed}:
             thread.join(PATIENCE_S)
             assert not thread.is_alive()
