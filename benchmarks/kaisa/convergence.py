@@ -1,8 +1,8 @@
 """Does K-FAC reach a loss sooner than tuned first-order optimizers? One rank, one thread.
 
-    python benchmarks/kaisa/convergence.py sweep TASK OPTIMIZER               # every setting of the grid, short
-    python benchmarks/kaisa/convergence.py run TASK OPTIMIZER SEED --steps 1000 [--set lr=0.1 damping=3]
-    python benchmarks/kaisa/convergence.py clock                              # what a step takes
+    python -m benchmarks.kaisa.convergence sweep TASK OPTIMIZER               # every setting of the grid, short
+    python -m benchmarks.kaisa.convergence run TASK OPTIMIZER SEED --steps 1000 [--set lr=0.1 damping=3]
+    python -m benchmarks.kaisa.convergence clock                              # what a step takes
     python benchmarks/kaisa/curves.py                                  # tables and curves into docs/results/kaisa.md
 
 Tasks: ``autoencoder`` (784-1000-500-250-30 and back, tanh, Bernoulli cross-entropy, batch 512) and ``resnet`` (ResNet-8
@@ -25,10 +25,10 @@ from typing import Any
 import h5py
 import torch
 import torch.nn.functional as F
-from curves import chosen
 from torch import Tensor, nn
 
 import hpcopt
+from benchmarks.kaisa.curves import chosen
 from hpcopt.comm.world import alone
 from hpcopt.models.resnet import ResNetConfig
 from hpcopt.optim.several import Several

@@ -7,39 +7,30 @@ falls linearly to 2 %. The held-out text chose nothing but rates. A run depends 
 seconds, which are those of the steps, on one thread: compare those of one turn.
 """
 
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
 import hpcopt
+from benchmarks.kaisa.tasks import ENDS
+from benchmarks.kaisa.tasks import task as make
 from hpcopt.comm.world import alone
-from hpcopt.models.causal.transformer import TransformerConfig
 from hpcopt.optim import AdamWConfig, LambConfig, SgdConfig
 from hpcopt.optim.any_torch import AnyTorchConfig
 from hpcopt.optim.config import OptimizerConfig
 from hpcopt.optim.modes import to_evaluation, to_training
 from hpcopt.optim.schedule import ConstantConfig, LinearConfig, ScheduleConfig
 from hpcopt.optim.several import Several
-from hpcopt.shapes.context import Context
-from hpcopt.shapes.workload import Workload, WorkloadConfig
 from hpcopt.solvers.kaisa.layers.layer import Layer
-from hpcopt.workloads.language_model import LanguageModelConfig
 
 FALLING, CONSTANT = LinearConfig(warmup=0.05, final=0.02), ConstantConfig(warmup=0.05)
 EVALUATIONS = 5
 REST_LR = 0.003  # AdamW's, of parameters that an arm leaves to it
-
-TASKS: dict[str, WorkloadConfig] = {
-    "language_model": LanguageModelConfig(
-        batch=16, length=64, evaluate_on="validation", test_samples=128, model=TransformerConfig(layers=4, width=128)
-    ),
-}
-TERMS = {"language_model": 64.0}  # that the loss is a mean over, for each sample
-ENDS = {"language_model": ["^word", "^place", "^head"]}  # embeddings and output layer, not nn.MultiheadAttention
 
 KFAC: dict[str, Any] = {"damping": 0.01, "kl_clip": 1e-4, "factor_every": 5, "inverse_every": 10}
 OFTEN: dict[str, Any] = {"factor_every": 1, "inverse_every": 10}
@@ -68,10 +59,9 @@ class Training:
     """A model with its optimizer."""
 
     def __init__(self, task: str, arm: Arm, lr: float, seed: int, steps: int) -> None:
-        self.task, self.arm, self.lr, self.steps, self.done = task, arm, lr, steps, 0
-        self.workload: Workload = TASKS[task].build(Context(run_seed=seed, steps=steps))
-        self.model = self.workload.model
-        self.batches = self.workload.train_batches(0, 1, 0)
+        self.arm, self.lr, self.steps, self.done = arm, lr, steps, 0
+        self.task, self.ends = make(task, seed), ENDS.get(task, [])
+        self.model = self.task.model
         self.kaisa: hpcopt.Kaisa | None = None
         self.optimizer = self._optimizer(seed)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -79,15 +69,27 @@ class Training:
 
     def _optimizer(self, seed: int) -> torch.optim.Optimizer:
         arm, inner = self.arm, self.arm.optimizer.model_copy(update={"lr": self.lr})
-        if arm.kaisa is None:
+        if arm.kaisa is None and arm.ends:
             return inner.build(self.model.parameters())
-        lr = (lambda: self.lr) if arm.clip_by_top else (lambda: self.lr * self.part)
-        skip = (*arm.kaisa.get("skip", ()), *(() if arm.ends else ENDS[self.task]))
-        self.kaisa = hpcopt.Kaisa(self.model, alone(), lr=lr, seed=seed, **{**arm.kaisa, "skip": skip})
-        moved = {p for layer in self.layers() for p in layer.parameters()}
+        moved = set(self._matrices()) if arm.kaisa is None else self._preconditioned(seed)
         rest = [p for p in self.model.parameters() if p not in moved]
         own = inner.build(p for p in self.model.parameters() if p in moved)
         return Several([own, torch.optim.AdamW(rest, lr=REST_LR, weight_decay=0.0)]) if rest else own
+
+    def _matrices(self) -> Iterator[nn.Parameter]:
+        """Weights of two or more dimensions but those of embeddings and output layer."""
+        for name, p in self.model.named_parameters():
+            if p.ndim > 1 and not any(re.search(end, name) for end in self.ends):
+                yield p
+
+    def _preconditioned(self, seed: int) -> set[nn.Parameter]:
+        """Those of the layers that the arm's method takes."""
+        arm = self.arm
+        assert arm.kaisa is not None
+        lr = (lambda: self.lr) if arm.clip_by_top else (lambda: self.lr * self.part)
+        skip = (*arm.kaisa.get("skip", ()), *(() if arm.ends else self.ends))
+        self.kaisa = hpcopt.Kaisa(self.model, alone(), lr=lr, seed=seed, **{**arm.kaisa, "skip": skip})
+        return {p for layer in self.layers() for p in layer.parameters()}
 
     @property
     def part(self) -> float:
@@ -98,13 +100,13 @@ class Training:
         """Do one."""
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * self.part
-        batch = next(self.batches)
+        batch = self.task.batch()
         self.optimizer.zero_grad()
-        self.workload.loss(self.model, batch).backward()
+        self.task.loss(batch, self.kaisa).backward()
         if self.arm.before is not None:
             self.arm.before(self)
         if self.kaisa is not None:
-            self.kaisa.step(len(batch) * TERMS[self.task] if self.arm.terms else None)
+            self.kaisa.step(self.task.terms(batch) if self.arm.terms else None)
         if self.arm.after is not None:
             self.arm.after(self)
         self.optimizer.step()
@@ -115,13 +117,10 @@ class Training:
         """Loss of the held-out data."""
         self.model.eval()
         to_evaluation(self.optimizer)
-        sums: dict[str, Tensor] = {}
-        for batch in self.workload.test_batches(0, 1):
-            for name, value in self.workload.score(self.model, batch).items():
-                sums[name] = sums.get(name, torch.zeros(())) + value.double()
+        loss = self.task.held_out()
         to_training(self.optimizer)
         self.model.train()
-        return self.workload.finish(sums)["test_loss"]
+        return loss
 
     def layers(self) -> list[Layer]:
         assert self.kaisa is not None

@@ -139,7 +139,7 @@ def test_the_kind_of_a_model_says_by_which_method_a_layer_goes():
         return {**{layer.name: layer.method for layer in layers.found}, **layers.skipped}
 
     pictures = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 7))
-    assert methods(pictures) == dict.fromkeys("013", "cholesky")
+    assert methods(pictures) == {"0": "cholesky", "1": "cholesky", "3": "low_rank"}
     words = {"words": "no matrix for muon", "norm": "no matrix for muon", "conv": "cholesky", "head": "muon"}
     assert methods(MIXED) == {**words, "attention.in_proj": "muon", "attention.out_proj": "muon"}
     words = {"words": "no matrix for muon", "conv": "cholesky", "inner": "muon", "out": "the output layer"}

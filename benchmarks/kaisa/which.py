@@ -1,0 +1,258 @@
+"""How soon optimizers, tuned alike, are at AdamW's last loss: this package's choice and public rivals on five tasks.
+
+    python -m benchmarks.kaisa.which run autoencoder resnet [--within-s 480] [--arms ours muon]
+    python -m benchmarks.kaisa.which clock autoencoder resnet
+    python -m benchmarks.kaisa.which table
+
+``run`` goes on where it was stopped; a run is a line of which.jsonl. For each optimizer:
+
+1. Five learning rates, each twice the one before, for a quarter of the task's steps on seed 0, and one more for as long
+   as the best lies at the grid's edge, seven at most. The lowest held-out loss chooses.
+2. AdamW then runs all the steps on five seeds: the mean of its last losses is the goal. The others run a quarter, half
+   or all of the steps: the shortest of these whose end on seed 0 is at the goal; then the other seeds.
+
+The rate rises over a twentieth of a run and falls linearly to 2 % by its end, but for Schedule-Free, which keeps it.
+Time is steps to the goal times the CPU seconds of a step that ``clock`` takes with the optimizers in turns. "ours" is
+``method = "auto"`` with the settings below, which were there before; the others have those of their packages.
+"""
+
+import argparse
+import inspect
+import json
+import math
+import statistics
+import time
+from collections.abc import Iterable, Iterator
+from functools import partial, wraps
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from benchmarks.kaisa.curves import crossing, final_loss
+from benchmarks.kaisa.trial import CONSTANT, Arm, Training
+from hpcopt.optim import AdamWConfig, SgdConfig
+from hpcopt.optim.any_torch import AnyTorchConfig
+from hpcopt.optim.config import OptimizerConfig
+
+RUNS, TIMES = Path(__file__).with_name("which.jsonl"), Path(__file__).with_name("which_times.json")
+STEPS = {"autoencoder": 200, "resnet": 240, "unet": 200, "bert_mini": 120, "language_model": 800}
+SEEDS, EVALUATIONS = range(5), 10
+INNER, WHOLE = SgdConfig(lr=1, momentum=0.9), SgdConfig(lr=1, momentum=0)
+ADAMW = AdamWConfig(lr=1, betas=(0.9, 0.99), weight_decay=0.0)
+MUON = Arm(WHOLE, {"method": "auto", "skip": ["next_sentence"]})
+
+OURS = {
+    "autoencoder": Arm(INNER, {"method": "auto", "fisher": "sampled", "damping": 3.0, "kl_clip": 1.0,
+                               "factor_every": 10, "inverse_every": 10}),
+    "resnet": Arm(INNER, {"method": "auto", "fisher": "sampled", "damping": 0.03, "kl_clip": 0.01, "batch_every": 4,
+                          "factor_every": 10, "inverse_every": 20, "factor_decay": 0.7}),
+    "unet": Arm(AdamWConfig(lr=1), {"method": "auto", "damping": 0.001, "kl_clip": 1.0, "factor_every": 5,
+                                    "inverse_every": 20}),
+    "bert_mini": MUON,
+    "language_model": MUON,
+}  # fmt: skip
+
+
+def public(type_: str, ends: bool = True, **arguments: Any) -> Arm:
+    """A package's own; ``ends``: of all weights, not of inner matrices alone."""
+    return Arm(AnyTorchConfig(type=type_, lr=1, arguments={"weight_decay": 0.0, **arguments}), ends=ends)
+
+
+class MuonConfig(OptimizerConfig):
+    """pytorch-optimizer's, which takes convolutions. Its products stay in float32: without instructions for bfloat16 a
+    step of the autoencoder takes 18 s in it.
+    """
+
+    name: Literal["public muon"] = "public muon"
+    lr: float = 1
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        from pytorch_optimizer import Muon
+        from pytorch_optimizer.optimizer.muon import base
+
+        iterate = inspect.unwrap(base.zero_power_via_newton_schulz_5)
+        base.zero_power_via_newton_schulz_5 = wraps(iterate)(partial(iterate, dtype=torch.float32))
+        return Muon([{"params": list(parameters), "use_muon": True}], lr=self.lr, weight_decay=0.0)
+
+
+RIVALS = {
+    "adamw": Arm(ADAMW),
+    "sgd": Arm(SgdConfig(lr=1, momentum=0.9, nesterov=True)),
+    "lamb": public("pytorch_optimizer:Lamb"),
+    "schedule_free": Arm(AnyTorchConfig(type="schedulefree:AdamWScheduleFree", lr=1), schedule=CONSTANT),
+    "muon": Arm(MuonConfig(), ends=False),
+    "soap": public("pytorch_optimizer:SOAP", ends=False, precondition_frequency=10),
+    "shampoo": public("pytorch_optimizer:ScalableShampoo", ends=False, preconditioning_compute_steps=10, graft_type=3),
+}
+MIDDLE: dict[str, float | dict[str, float]] = {  # of the five rates
+    "ours": {"autoencoder": 0.8, "resnet": 0.2, "unet": 0.03, "bert_mini": 0.008, "language_model": 0.016},
+    "adamw": {"autoencoder": 0.001, "resnet": 0.004, "unet": 0.03, "bert_mini": 0.002, "language_model": 0.004},
+    "sgd": {"autoencoder": 0.0015, "resnet": 0.1, "unet": 0.1, "bert_mini": 0.1, "language_model": 0.1},
+    "lamb": 0.01,
+    "schedule_free": {"autoencoder": 0.002, "resnet": 0.008, "unet": 0.03, "bert_mini": 0.004, "language_model": 0.008},
+    "muon": 0.02,
+    "soap": 0.004,
+    "shampoo": 0.001,
+}
+
+Row = dict[str, Any]
+
+
+def arm_of(name: str, task: str) -> Arm:
+    return OURS[task] if name == "ours" else RIVALS[name]
+
+
+def run(task: str, name: str, lr: float, seed: int, steps: int) -> Row:
+    """A line of which.jsonl. A loss that is not finite, or three times the first one, ends the run."""
+    training, curve, cpu_s = Training(task, arm_of(name, task), lr, seed, steps), [], 0.0
+    for step in range(steps + 1):
+        if step * EVALUATIONS % steps < EVALUATIONS:
+            curve.append({"step": step, "loss": training.held_out()})
+            if not curve[-1]["loss"] <= 3 * curve[0]["loss"]:
+                curve[-1]["loss"] = math.inf
+                break
+        if step < steps:
+            before = time.thread_time()
+            training.step()
+            cpu_s += time.thread_time() - before
+    return {
+        "task": task, "optimizer": name, "lr": lr, "seed": seed, "steps": steps, "cpu_s": cpu_s / steps, "curve": curve
+    }  # fmt: skip
+
+
+class Bench:
+    """The rows, and what is to be done next."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = [json.loads(line) for line in RUNS.read_text().splitlines()] if RUNS.exists() else []
+
+    def of(self, task: str, name: str, **wanted: Any) -> list[Row]:
+        wanted |= {"task": task, "optimizer": name}
+        return [row for row in self.rows if all(row[key] == value for key, value in wanted.items())]
+
+    def rate(self, task: str, name: str) -> float | None:
+        """The one that the trials choose; None while there are trials to do."""
+        return None if next(self.trials(task, name), None) else self._best(task, name)
+
+    def _best(self, task: str, name: str) -> float:
+        return float(min(self.of(task, name, seed=0, steps=STEPS[task] // 4), key=final_loss)["lr"])
+
+    def trials(self, task: str, name: str) -> Iterator[tuple[float, int, int]]:
+        """Rates to be tried, with seed and steps."""
+        of_task = MIDDLE[name]
+        middle = of_task[task] if isinstance(of_task, dict) else of_task
+        rates, steps = [middle * 2.0**k for k in range(-2, 3)], STEPS[task] // 4
+        done = {row["lr"] for row in self.of(task, name, seed=0, steps=steps)}
+        yield from ((lr, 0, steps) for lr in rates if lr not in done)
+        if done >= set(rates) and len(done) < 7:
+            best = self._best(task, name)
+            beyond = {min(done): best / 2, max(done): best * 2}.get(best)
+            if beyond is not None:
+                yield beyond, 0, steps
+
+    def goal(self, task: str) -> float | None:
+        """The mean of AdamW's last losses over its seeds."""
+        rate = self.rate(task, "adamw")
+        runs = self.of(task, "adamw", lr=rate, steps=STEPS[task])
+        return statistics.fmean(map(final_loss, runs)) if len(runs) == len(SEEDS) else None
+
+    def chosen(self, task: str, name: str) -> list[Row]:
+        """The runs by which an optimizer is judged: of the best rate, and of the shortest length that is at the goal on
+        seed 0; of all steps if none is.
+        """
+        rate, goal, steps = self.rate(task, name), self.goal(task), STEPS[task]
+        for length in (steps // 4, steps // 2, steps):
+            runs = self.of(task, name, lr=rate, steps=length)
+            if name == "adamw" and length < steps:
+                continue
+            first = next((row for row in runs if row["seed"] == 0), None)
+            if first is None or length == steps or (goal is not None and final_loss(first) <= goal):
+                return sorted(runs, key=lambda row: row["seed"])
+        raise AssertionError
+
+    def runs(self, task: str, name: str, seeds: range) -> Iterator[tuple[float, int, int]]:
+        """Judged runs that are missing."""
+        rate, goal, steps = self.rate(task, name), self.goal(task), STEPS[task]
+        if rate is None or (goal is None and name != "adamw"):
+            return
+        lengths = (steps,) if name == "adamw" else (steps // 4, steps // 2, steps)
+        for length in lengths:
+            first = self.of(task, name, lr=rate, steps=length, seed=0)
+            if not first:
+                yield rate, 0, length
+                return
+            if length == steps or final_loss(first[0]) <= (goal or -math.inf):
+                done = {row["seed"] for row in self.of(task, name, lr=rate, steps=length)}
+                yield from ((rate, seed, length) for seed in seeds if seed not in done)
+                return
+
+    def first(self, task: str, names: list[str]) -> Iterator[tuple[str, float, int, int]]:
+        """AdamW's runs, then everybody's trials and first seed; what is due now."""
+        for name in dict.fromkeys(["adamw", *names]):
+            seeds = SEEDS if name == "adamw" else range(1)
+            yield from ((name, *point) for point in (*self.trials(task, name), *self.runs(task, name, seeds)))
+
+    def winners(self, task: str, names: list[str]) -> Iterator[tuple[str, float, int, int]]:
+        """The other seeds of this package's choice and of the rival that is first at the goal."""
+        rivals = [name for name in names if name not in ("ours", "adamw") and self.chosen(task, name)]
+        best = min(rivals, key=lambda name: self.seconds(task, self.chosen(task, name)[0]), default=None)
+        for name in [n for n in ("ours", best) if n in names]:
+            yield from ((name, *point) for point in self.runs(task, name, SEEDS))
+
+    def seconds(self, task: str, row: Row) -> float:
+        """CPU seconds of a run to the goal, as it took them itself."""
+        return crossing(row, self.goal(task) or -math.inf) * float(row["cpu_s"])
+
+    def record(self, row: Row) -> None:
+        self.rows.append(row)
+        with RUNS.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        told = {key: value for key, value in row.items() if key != "curve"}
+        print(told, f"{final_loss(row):.4f}", flush=True)
+
+
+def clock(task: str, bench: Bench, rounds: int = 4, steps: int = 20) -> dict[str, list[float]]:
+    """CPU seconds of a step, one number a round; the optimizers take turns of whole numbers of refreshes."""
+    found: dict[str, list[float]] = {}
+    trainings = {}
+    for name in ("ours", *RIVALS):
+        if (rate := bench.rate(task, name)) is not None:
+            trainings[name], found[name] = Training(task, arm_of(name, task), rate / 10, 0, 10_000), []
+    for turn in range(rounds + 1):
+        for name, training in trainings.items():
+            before = time.thread_time()
+            for _ in range(steps):
+                training.step()
+            if turn > 0:
+                found[name].append((time.thread_time() - before) / steps)
+    print(task, {name: round(statistics.median(s), 4) for name, s in found.items()}, flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one, timed = commands.add_parser("run"), commands.add_parser("clock")
+    for command in (one, timed):
+        command.add_argument("tasks", choices=list(STEPS), nargs="+")
+    one.add_argument("--arms", nargs="+", choices=["ours", *RIVALS], default=["ours", *RIVALS])
+    one.add_argument("--within-s", type=float, default=math.inf, help="wall seconds within which runs begin")
+    a = parser.parse_args()
+    torch.set_num_threads(1)
+    bench, start_s = Bench(), time.monotonic()
+    if a.command == "clock":
+        times = json.loads(TIMES.read_text()) if TIMES.exists() else {}
+        for task in a.tasks:
+            times[task] = clock(task, bench)
+            TIMES.write_text(json.dumps(times, indent=1) + "\n")
+        return
+    for stage, task in product((bench.first, bench.winners), a.tasks):
+        while time.monotonic() - start_s < a.within_s and (point := next(stage(task, a.arms), None)) is not None:
+            bench.record(run(task, *point))
+
+
+if __name__ == "__main__":
+    main()
