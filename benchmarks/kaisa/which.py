@@ -20,6 +20,7 @@ import argparse
 import inspect
 import json
 import math
+import re
 import statistics
 import time
 from collections.abc import Iterable, Iterator
@@ -29,15 +30,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from scipy.stats import mannwhitneyu
 from torch import nn
 
-from benchmarks.kaisa.curves import crossing, final_loss
+from benchmarks.kaisa.curves import crossing, final_loss, spread
 from benchmarks.kaisa.trial import CONSTANT, Arm, Training
 from hpcopt.optim import AdamWConfig, SgdConfig
 from hpcopt.optim.any_torch import AnyTorchConfig
 from hpcopt.optim.config import OptimizerConfig
 
 RUNS, TIMES = Path(__file__).with_name("which.jsonl"), Path(__file__).with_name("which_times.json")
+PAGE = Path(__file__).parents[2] / "docs/results/which_optimizer.md"
 STEPS = {"autoencoder": 200, "resnet": 240, "unet": 200, "bert_mini": 120, "language_model": 800}
 SEEDS, EVALUATIONS = range(5), 10
 INNER, WHOLE = SgdConfig(lr=1, momentum=0.9), SgdConfig(lr=1, momentum=0)
@@ -232,17 +235,81 @@ def clock(task: str, bench: Bench, rounds: int = 4, steps: int = 20) -> dict[str
     return found
 
 
+TITLES = {"autoencoder": "Autoencoder", "resnet": "ResNet-8", "unet": "U-Net", "bert_mini": "BERT-mini",
+          "language_model": "Language model of bytes"}  # fmt: skip
+NAMES = {"ours": "this package's choice", "adamw": "AdamW", "sgd": "SGD, Nesterov", "lamb": "LAMB",
+         "schedule_free": "Schedule-Free AdamW", "muon": "Muon", "soap": "SOAP", "shampoo": "Shampoo"}  # fmt: skip
+
+
+def to_the_goal(bench: Bench, task: str, name: str, times: dict[str, Any]) -> tuple[list[float], float]:
+    """Of the judged runs: steps to the goal, infinite where a run is never there; and CPU seconds of a step."""
+    rows, goal = bench.chosen(task, name), bench.goal(task)
+    assert goal is not None
+    steps = [float(STEPS[task])] if name == "adamw" else [crossing(row, goal) for row in rows]
+    own = times.get(task, {}).get(name) or [float(row["cpu_s"]) for row in rows]
+    return steps, statistics.median(own)
+
+
+def table(bench: Bench, task: str, times: dict[str, Any]) -> str:
+    """A task's, the soonest at the goal first."""
+    found = {name: to_the_goal(bench, task, name, times) for name in ("ours", *RIVALS) if bench.chosen(task, name)}
+    adamw_s = found["adamw"][0][0] * found["adamw"][1]
+    ratio = {name: [n * step_s / adamw_s for n in steps] for name, (steps, step_s) in found.items()}
+    lines = [f"### {TITLES[task]}", "", f"The goal is {bench.goal(task):.4g}, after {STEPS[task]} steps of AdamW.", ""]
+    lines += [
+        "| optimizer | rate | seeds | steps | held-out loss | steps to the goal | s a step | time, of AdamW's | p |"
+    ]
+    lines += ["|---" * 9 + "|"]
+    for name in sorted(found, key=lambda name: statistics.median(ratio[name])):
+        rows, (steps, step_s) = bench.chosen(task, name), found[name]
+        there = [n for n in steps if n < math.inf]
+        cells = [NAMES[name], f"{rows[0]['lr']:g}", str(len(rows)), str(rows[0]["steps"])]
+        cells.append(spread([final_loss(row) for row in rows]))
+        cells.append(
+            spread(there, ".3g") + f", {len(there)} of {len(steps)}" * (len(there) < len(steps)) if there else "never"
+        )
+        cells.append(f"{step_s:.3f}")
+        cells.append(spread([n * step_s / adamw_s for n in there], ".2f") if there else "never")
+        tested = name not in ("ours", "adamw") and min(len(rows), len(found["ours"][0])) > 2
+        cells.append(f"{mannwhitneyu(ratio['ours'], ratio[name], method='exact').pvalue:.3f}" if tested else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def report(bench: Bench) -> str:
+    """All tables, and the means over tasks."""
+    times = json.loads(TIMES.read_text()) if TIMES.exists() else {}
+    done = [task for task in STEPS if bench.goal(task) is not None and bench.chosen(task, "ours")]
+    ours, best = [], []
+    for task in done:
+        to = {n: to_the_goal(bench, task, n, times) for n in ("ours", *RIVALS) if bench.chosen(task, n)}
+        s = {name: statistics.median(steps) * step_s for name, (steps, step_s) in to.items()}
+        ours.append(s["ours"] / s["adamw"])
+        best.append(s["ours"] / min(seconds for name, seconds in s.items() if name != "ours"))
+    told = [f"{TITLES[task]} {a:.2f} and {b:.2f}" for task, a, b in zip(done, ours, best, strict=True)]
+    means = [statistics.geometric_mean(values) for values in (ours, best)]
+    text = f"Of AdamW's time and of the best rival's, this package's choice takes: {'; '.join(told)}. Geometric means: "
+    return "\n\n".join([f"{text}{means[0]:.2f} and {means[1]:.2f}.", *(table(bench, task, times) for task in done)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     one, timed = commands.add_parser("run"), commands.add_parser("clock")
     for command in (one, timed):
         command.add_argument("tasks", choices=list(STEPS), nargs="+")
+    commands.add_parser("table")
     one.add_argument("--arms", nargs="+", choices=["ours", *RIVALS], default=["ours", *RIVALS])
     one.add_argument("--within-s", type=float, default=math.inf, help="wall seconds within which runs begin")
     a = parser.parse_args()
     torch.set_num_threads(1)
     bench, start_s = Bench(), time.monotonic()
+    if a.command == "table":
+        page = PAGE.read_text()
+        begin, end = "<!-- begin which: benchmarks/kaisa/which.py -->", "<!-- end which -->"
+        text = f"{begin}\n{report(bench)}\n{end}"
+        PAGE.write_text(re.sub(f"{begin}.*?{end}", lambda _: text, page, flags=re.DOTALL))
+        return
     if a.command == "clock":
         times = json.loads(TIMES.read_text()) if TIMES.exists() else {}
         for task in a.tasks:
