@@ -48,6 +48,7 @@ class Arm:
     optimizer: OptimizerConfig
     kaisa: dict[str, Any] | None = None
     ends: bool = True  # embeddings and output layer go by the arm as well, not by AdamW
+    begin: Idea | None = None
     before: Idea | None = None
     after: Idea | None = None
     clip_by_top: bool = False  # the clip is of the rate at its top, so that steps shorten with the rate
@@ -66,6 +67,8 @@ class Training:
         self.optimizer = self._optimizer(seed)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.state: dict[str, Any] = {}
+        if arm.begin is not None:
+            arm.begin(self)
 
     def _optimizer(self, seed: int) -> torch.optim.Optimizer:
         arm, inner = self.arm, self.arm.optimizer.model_copy(update={"lr": self.lr})

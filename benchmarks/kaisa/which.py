@@ -34,6 +34,7 @@ from scipy.stats import mannwhitneyu
 from torch import nn
 
 from benchmarks.kaisa.curves import crossing, final_loss, spread
+from benchmarks.kaisa.tasks import ENDS
 from benchmarks.kaisa.trial import CONSTANT, Arm, Training
 from hpcopt.optim import AdamWConfig, SgdConfig
 from hpcopt.optim.any_torch import AnyTorchConfig
@@ -81,6 +82,7 @@ class MuonConfig(OptimizerConfig):
         return Muon([{"params": list(parameters), "use_muon": True}], lr=self.lr, weight_decay=0.0)
 
 
+SHAMPOO = {"preconditioning_compute_steps": 10}  # the size of its steps is SGD's, or RMSProp's where SGD is slow
 RIVALS = {
     "adamw": Arm(ADAMW),
     "sgd": Arm(SgdConfig(lr=1, momentum=0.9, nesterov=True)),
@@ -88,8 +90,9 @@ RIVALS = {
     "schedule_free": Arm(AnyTorchConfig(type="schedulefree:AdamWScheduleFree", lr=1), schedule=CONSTANT),
     "muon": Arm(MuonConfig(), ends=False),
     "soap": public("pytorch_optimizer:SOAP", ends=False, precondition_frequency=10),
-    "shampoo": public("pytorch_optimizer:ScalableShampoo", ends=False, preconditioning_compute_steps=10, graft_type=3),
+    "shampoo": public("pytorch_optimizer:ScalableShampoo", ends=False, **SHAMPOO, graft_type=1),
 }
+OF_TOKENS = {"shampoo": public("pytorch_optimizer:ScalableShampoo", ends=False, **SHAMPOO, graft_type=3)}
 MIDDLE: dict[str, float | dict[str, float]] = {  # of the five rates
     "ours": {"autoencoder": 0.8, "resnet": 0.2, "unet": 0.03, "bert_mini": 0.008, "language_model": 0.016},
     "adamw": {"autoencoder": 0.001, "resnet": 0.004, "unet": 0.03, "bert_mini": 0.002, "language_model": 0.004},
@@ -98,19 +101,19 @@ MIDDLE: dict[str, float | dict[str, float]] = {  # of the five rates
     "schedule_free": {"autoencoder": 0.002, "resnet": 0.008, "unet": 0.03, "bert_mini": 0.004, "language_model": 0.008},
     "muon": 0.02,
     "soap": 0.004,
-    "shampoo": 0.001,
+    "shampoo": {"autoencoder": 0.0015, "resnet": 0.1, "unet": 0.1, "bert_mini": 0.001, "language_model": 0.001},
 }
 
 Row = dict[str, Any]
 
 
 def arm_of(name: str, task: str) -> Arm:
-    return OURS[task] if name == "ours" else RIVALS[name]
+    return OURS[task] if name == "ours" else {**RIVALS, **(OF_TOKENS if task in ENDS else {})}[name]
 
 
-def run(task: str, name: str, lr: float, seed: int, steps: int) -> Row:
+def run(task: str, name: str, lr: float, seed: int, steps: int, arm: Arm | None = None) -> Row:
     """A line of which.jsonl. A loss that is not finite, or three times the first one, ends the run."""
-    training, curve, cpu_s = Training(task, arm_of(name, task), lr, seed, steps), [], 0.0
+    training, curve, cpu_s = Training(task, arm or arm_of(name, task), lr, seed, steps), [], 0.0
     for step in range(steps + 1):
         if step * EVALUATIONS % steps < EVALUATIONS:
             curve.append({"step": step, "loss": training.held_out()})

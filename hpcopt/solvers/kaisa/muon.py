@@ -20,6 +20,7 @@ from hpcopt.solvers.kaisa.factors import Failures, Work
 from hpcopt.solvers.kaisa.layers.layer import Layer
 from hpcopt.solvers.kaisa.layers.matrix import Source
 from hpcopt.solvers.kaisa.orthogonal import flops, orthogonalized
+from hpcopt.solvers.kaisa.products import worked_in
 from hpcopt.solvers.kaisa.rounds import rounds
 
 
@@ -68,7 +69,8 @@ class Muon:
         s, momentum = self._settings, moments.view(w.shape)
         momentum.lerp_(w, 1 - s.momentum)
         ahead = w.lerp(momentum, s.momentum) if s.nesterov else momentum
-        step = orthogonalized(ahead.to(self._dtype or w.dtype), self._rounds).to(w.dtype)
+        dtype = worked_in(self._dtype or w.dtype, w.device)
+        step = orthogonalized(ahead.to(dtype), self._rounds).to(w.dtype)
         return step * self._scale(layer)
 
     def leave(self, layer: Layer, kept: Tensor, moments: Tensor) -> None:

@@ -54,6 +54,13 @@ def narrow_is_quick(device: torch.device) -> bool:
     return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()) and _has_onednn
 
 
+def worked_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """In which type matrices of this one are multiplied: float32 for bfloat16 without instructions for it, for there
+    products take five to forty times as long.
+    """
+    return torch.float32 if dtype == NARROW and not narrow_is_quick(device) else dtype
+
+
 def at_once(x: Tensor, of_cache: int, each: int) -> int:
     """Samples to be worked on together.
 

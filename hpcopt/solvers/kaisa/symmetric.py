@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hpcopt.solvers.kaisa.products import NARROW, narrow_is_quick, times_transposed, transposed
+from hpcopt.solvers.kaisa.products import NARROW, narrow_is_quick, times_transposed, transposed, worked_in
 
 LEAST_ROWS = 64  # of a product's left factor, for speed
 LEAST_HALVED = 256  # rows of a symmetric product of which it pays to compute half
@@ -132,8 +132,9 @@ def unpack(packed: Tensor, size: int, dtype: torch.dtype | None = None, out: Ten
 def multiply(packed: Tensor, x: Tensor, scratch: Tensor | None = None) -> Tensor:
     """Give the packed matrices times x, shape (blocks, size, k), in x's dtype and, for one matrix, laid out as x is.
 
-    Matrices of another dtype than x are multiplied in theirs, summed in float32. ``scratch``, flat and of the matrices'
-    dtype, has room for them unpacked: asking for fresh memory each time takes longer than to write it.
+    Matrices of another dtype than x are multiplied in theirs, summed in float32, or in float32 where that is quicker.
+    ``scratch``, flat and of the matrices' dtype, has room for them unpacked: asking for fresh memory each time takes
+    longer than to write it.
     """
     blocks, size, columns = x.shape
     if size == 1:
@@ -141,6 +142,7 @@ def multiply(packed: Tensor, x: Tensor, scratch: Tensor | None = None) -> Tensor
     full = unpack(packed, size, out=scratch)
     if columns == 1:  # scale and bias of norms: many small matrices, which are slow as products
         return (full.to(x.dtype) * x.transpose(1, 2)).sum(2, keepdim=True)
+    full = full.to(worked_in(full.dtype, full.device))
     if blocks > 1:
         return (full @ x.to(full.dtype)).to(x.dtype)
     return times(full[0], x[0].to(full.dtype)).to(x.dtype).unsqueeze(0)

@@ -66,6 +66,18 @@ def test_gram_matrices_are_whole_symmetric_and_multiply(size, ones, blocks):
     assert_near(symmetric.multiply(narrow, x), expected @ x.double(), 0.02)
 
 
+@pytest.mark.parametrize("quick, digits", [(True, 0.01), (False, 1e-6)])
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_narrow_matrices_are_multiplied_in_float32_where_that_is_quicker(blocks, quick, digits, monkeypatch):
+    monkeypatch.setattr(products, "narrow_is_quick", lambda device: quick)
+    rows = torch.randn(blocks, 60, 40, generator=torch.Generator().manual_seed(0))
+    narrow = symmetric.pack(rows.transpose(1, 2) @ rows, torch.zeros(blocks, symmetric.packed_length(40))).bfloat16()
+    expected = symmetric.unpack(narrow, 40).double() @ rows.transpose(1, 2).double()
+    found = symmetric.multiply(narrow, rows.transpose(1, 2)).double()
+    assert ((found - expected).norm() > 1e-4 * expected.norm()) == quick
+    assert_near(found, expected, digits)
+
+
 @pytest.mark.skipif(not narrow_is_quick(torch.device("cpu")), reason="no bfloat16 instructions")
 @pytest.mark.parametrize("ones", [False, True])
 def test_narrow_gram_matrices_are_rounded_to_bfloat16(ones):
