@@ -300,7 +300,7 @@ class Housekeeping:
     def _record(self, stats: StepStats) -> None:
         step = self._position.step
         for name, table in stats.tables.items():
-            if table.lasting and self._tables.get(name) is not table:
+            if not table.lasting or self._tables.get(name) is not table:
                 self._tables[name] = table
                 self._progress.say("\n".join(table.lines()))
         epoch, samples = step / (self.steps_per_epoch or math.nan), step * self.batch if self.batch else None

@@ -15,7 +15,7 @@ from hpcopt.report.summary import summarise
 from hpcopt.shapes.batch import TensorBatch
 from hpcopt.shapes.context import Context
 from hpcopt.shapes.late import Late
-from hpcopt.shapes.stats import StepStats
+from hpcopt.shapes.stats import Rows, StepStats
 from hpcopt.shapes.workload import Workload
 from hpcopt.store.checkpoint import Checkpoints
 from hpcopt.store.metrics import MetricsFile
@@ -65,6 +65,21 @@ class TellingLate(Telling):
         return StepStats(None if loss is None else OnAGpu(loss, self))
 
 
+class Warns(Rows):
+    """A table of one step with something to say."""
+
+    def lines(self):
+        return [f"warning: {self.values['of'][0]}"]
+
+
+class TellingTables(Telling):
+    """Warns in the second step and in the fourth."""
+
+    def step(self, batch):
+        loss = next(self._losses)
+        return StepStats(loss, tables={"warned": Warns({"of": [loss]})} if loss in (0.5, 0.125) else {})
+
+
 class Work(Workload):
     """A score that falls by a tenth at every evaluation."""
 
@@ -94,9 +109,10 @@ def trained(
 
     def program(transport):
         world = World(transport)
-        device = torch.device("meta" if kind is TellingLate and world.rank == 0 else "cpu")  # one rank has a GPU
+        late = kind is TellingLate and world.rank == 0  # one rank has a GPU
+        device = torch.device("meta" if late else "cpu")
         context = Context(world=world, steps=len(losses[0]), device=device)
-        solver = (kind if device.type == "meta" else Telling)(losses[world.rank], world.rank, world.size)
+        solver = (Telling if kind is TellingLate and not late else kind)(losses[world.rank], world.rank, world.size)
         if solvers is not None:
             solvers.append(solver)
         with Progress(folder / "log.txt", speaks=world.rank == 0, every_s=1e-6) as progress:
@@ -144,6 +160,12 @@ def test_losses_that_are_read_a_step_late_are_those_of_their_steps(tmp_path):
     (late,) = (solver for solver in solvers if isinstance(solver, TellingLate))
     assert list(dict.fromkeys(late.read)) == [2, 3, 4, 5, 6]  # step 4 is evaluated, and its loss is read at once
     assert late.read[0] == 2
+
+
+def test_what_a_table_of_a_step_says_is_in_the_log_each_time(tmp_path):
+    assert trained(tmp_path, [[2.0**-step for step in range(5)]] * 2, TellingTables) == [Outcome.DONE] * 2
+    lines = [line.split(" ", 1)[1] for line in (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()]
+    assert [line for line in lines if line.startswith("warning")] == ["warning: 0.5", "warning: 0.125"]
 
 
 @pytest.mark.parametrize("kind", [Telling, TellingLate])

@@ -16,11 +16,16 @@ KINDS = ("cholesky", "low_rank", "muon")  # that are chosen from
 Kind = Literal["cholesky", "low_rank", "muon"]
 
 
+def embedding_of(model: nn.Module) -> nn.Embedding | None:
+    """A model's first embedding: one that has any is a model of tokens."""
+    return next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
+
+
 def by_kind(model: nn.Module) -> Callable[[nn.Module], Kind | None]:
     """Says of a model's modules which method they go by; None: it is the output layer, for the optimizer, by which is
     meant the last linear map, if it has as many outputs as the first embedding has rows.
     """
-    words = next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
+    words = embedding_of(model)
     last = next((m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear)), None)
     output = last if words is not None and last is not None and last.out_features == words.num_embeddings else None
 

@@ -21,6 +21,7 @@ from hpcopt.shapes.solver import SolverConfig, Task, Tree
 from hpcopt.shapes.stats import Scalar, StepStats
 from hpcopt.solvers.data_parallel import DataParallel
 from hpcopt.solvers.first_order import Synchronous, trained
+from hpcopt.solvers.kaisa.advice import Adviser
 from hpcopt.solvers.kaisa.cost import table
 from hpcopt.solvers.kaisa.methods import METHODS, whole_steps
 from hpcopt.solvers.kaisa.preconditioner import Kaisa
@@ -116,6 +117,7 @@ class KaisaSolver(DataParallel):
             virtual=context.virtual,
             **config.preconditioner(),
         )
+        self._adviser = Adviser(self.kaisa, task.model, frozenset(config.model_fields_set), context.total_steps)
         if self._derivatives.virtual is not None:
             self._derivatives.virtual.after_each = self._note_virtual_rank
 
@@ -129,7 +131,8 @@ class KaisaSolver(DataParallel):
         if random is not None:
             assert stats.loss is not None
             self.kaisa.adapt_damping(float(stats.loss), self._again(batch, random))
-        return replace(stats, scalars={**stats.scalars, **self._metrics()})
+        tables = {**stats.tables, **self._adviser.after_step()}
+        return replace(stats, scalars={**stats.scalars, **self._metrics()}, tables=tables)
 
     def _sampling(self, model: nn.Module, batch: TensorBatch) -> Tensor:
         loss = self._whole_loss
