@@ -29,6 +29,7 @@ class Task(ABC):
     """A model with its data and its loss."""
 
     model: nn.Module
+    terms_per_sample = 1.0  # over which the loss is a mean
 
     @abstractmethod
     def batch(self) -> Any:
@@ -39,8 +40,12 @@ class Task(ABC):
         """Of a batch; where factors are due, K-FAC records the passes of sampled targets."""
 
     @abstractmethod
+    def samples(self, batch: Any) -> int:
+        """How many there are in a batch."""
+
     def terms(self, batch: Any) -> float:
-        """Over which the loss is a mean."""
+        """Over which the loss of a batch is a mean."""
+        return self.samples(batch) * self.terms_per_sample
 
     @abstractmethod
     def held_out(self) -> float:
@@ -54,7 +59,7 @@ class OfWorkload(Task):
         self.workload: Workload = config.build(Context(run_seed=seed))
         self.workload.test_samples = held_out
         self.model = self.workload.model
-        self._batches, self._terms, self._score = self.workload.train_batches(0, 1, 0), terms, score
+        self._batches, self.terms_per_sample, self._score = self.workload.train_batches(0, 1, 0), terms, score
 
     def batch(self) -> Any:
         return next(self._batches)
@@ -62,8 +67,8 @@ class OfWorkload(Task):
     def loss(self, batch: Any, kaisa: hpcopt.Kaisa | None) -> Tensor:
         return self.workload.loss(self.model, batch)
 
-    def terms(self, batch: Any) -> float:
-        return len(batch) * self._terms
+    def samples(self, batch: Any) -> int:
+        return len(batch)
 
     @torch.no_grad()
     def held_out(self) -> float:
@@ -95,7 +100,7 @@ class OfPictures(Task):
             kaisa.sample(outputs, self._distribution, generator=self._generator)
         return self._task.loss(outputs, *batch)
 
-    def terms(self, batch: tuple[Tensor, Tensor]) -> float:
+    def samples(self, batch: tuple[Tensor, Tensor]) -> int:
         return len(batch[0])
 
     def held_out(self) -> float:

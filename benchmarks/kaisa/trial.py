@@ -33,10 +33,11 @@ EVALUATIONS = 5
 REST_LR = 0.003  # AdamW's, of parameters that an arm leaves to it
 
 KFAC: dict[str, Any] = {"damping": 0.01, "kl_clip": 1e-4, "factor_every": 5, "inverse_every": 10}
+BEFORE_ADAMW: dict[str, Any] = {"damping": 1e-3, "kl_clip": 1.0, "factor_every": 5, "inverse_every": 10}
 OFTEN: dict[str, Any] = {"factor_every": 1, "inverse_every": 10}
 
 FREE: dict[str, Any] = {"kl_clip": None}
-INNER = SgdConfig(lr=1, momentum=0.9)
+INNER, PLAIN_ADAMW = SgdConfig(lr=1, momentum=0.9), AdamWConfig(weight_decay=0.0)
 
 Idea = Callable[["Training"], None]
 
@@ -175,12 +176,16 @@ def kfac(optimizer: OptimizerConfig = INNER, ideas: dict[str, Any] | None = None
     return Arm(optimizer, {**KFAC, **settings}, **(ideas or {}))
 
 
+def before_adamw(**settings: Any) -> Arm:
+    """K-FAC of all layers but embeddings and what gives logits, whose gradients AdamW takes, too."""
+    return Arm(PLAIN_ADAMW, {**BEFORE_ADAMW, **settings}, ends=False)
+
+
 def whole(method: str, **settings: Any) -> Arm:
     """A method of weights; embeddings, output layer, norms and biases go by AdamW."""
     return Arm(SgdConfig(lr=1, momentum=0), {"method": method, **settings}, ends=False)
 
 
-PLAIN_ADAMW = AdamWConfig(weight_decay=0.0)
 ARMS: dict[str, Arm] = {
     "sgd": Arm(SgdConfig(lr=1, momentum=0.9, nesterov=True)),
     "adamw": Arm(PLAIN_ADAMW),
@@ -192,6 +197,9 @@ ARMS: dict[str, Arm] = {
     "kfac: no clip": kfac(**FREE),
     "kfac: clip by layer": kfac(**FREE, ideas={"before": keep, "after": clip_by_layer}),
     "kfac: momentum before": kfac(SgdConfig(lr=1, momentum=0), {"before": momentum_before}),
+    "kfac: momentum before, clip 0.01": kfac(
+        SgdConfig(lr=1, momentum=0), {"before": momentum_before}, kl_clip=1e-2
+    ),
     "kfac: bounded steps": kfac(**FREE, ideas={"after": bounded}),
     "kfac: Adam's norm": kfac(**FREE, ideas={"before": keep, "after": adam_norm}),
     "kfac: damping 0.1": kfac(damping=0.1),
@@ -203,9 +211,13 @@ ARMS: dict[str, Arm] = {
     "kfac: decay 0.1": kfac(SgdConfig(lr=1, momentum=0.9, weight_decay=0.1)),
     "kfac: windows as terms": kfac(ideas={"terms": False}),
     "kfac: clip 0.001": kfac(kl_clip=1e-3),
+    "kfac: clip 0.01": kfac(kl_clip=1e-2),
     "kfac: damping 0.001": kfac(damping=1e-3),
     "kfac: AdamW inside": kfac(PLAIN_ADAMW),
     "kfac: AdamW inside, no clip": kfac(PLAIN_ADAMW, **FREE),
+    "kfac before AdamW": before_adamw(),
+    "kfac before AdamW: damping 1e-5": before_adamw(damping=1e-5),
+    "kfac before AdamW: damping by layer 0.1": before_adamw(damping=0.1, damping_of="layer"),
     "muon": whole("muon"),
     "muon: 4 minimax rounds": whole("muon", muon={"polynomials": "minimax", "iterations": 4}),
     "muon: heads, 4 minimax rounds": whole(

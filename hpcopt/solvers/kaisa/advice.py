@@ -71,7 +71,7 @@ class Adviser:
         return (
             f"kl_clip = {kl_clip:g} shortened {shortened} of {LOOKED_AT} steps, half of them to less than "
             f"{statistics.median(self._clips):.2g} of their length: it, not the learning rate, says how far they go. "
-            f"Tune it in the rate's place: try {10 * kl_clip:g} first, then {kl_clip / 10:g}"
+            f"Tune it in the rate's place: try {4 * kl_clip:g} first"
         )
 
     def _on_damping(self) -> str:
