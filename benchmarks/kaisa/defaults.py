@@ -2,8 +2,9 @@
 
     python -m benchmarks.kaisa.defaults language_model '{}' '{"method": "auto", "step_lr": 0.01}'
 
-A run is a quarter of the task's steps, seed 0, the rate falling linearly; a line of defaults.jsonl each. Settings are a
-job's ``[solver]``: the optimizer is the solver's own, of all parameters. The advice is what a job's log would have.
+A run is of seed 0, the rate falling linearly, by default for a quarter of the task's steps; a line of defaults.jsonl
+each. Settings are a job's ``[solver]``: the optimizer is the solver's own, of all parameters. The advice is what a
+job's log would have.
 """
 
 import argparse
@@ -52,17 +53,16 @@ class Job(Training):
         self.done += 1
 
 
-def run(task: str, settings: dict[str, Any], seed: int = 0) -> dict[str, Any]:
+def run(task: str, settings: dict[str, Any], steps: int) -> dict[str, Any]:
     """A line of defaults.jsonl."""
-    steps = STEPS[task] // 4
-    job, cpu_s = Job(task, KaisaConfig(**settings), seed, steps), 0.0
+    job, cpu_s = Job(task, KaisaConfig(**settings), 0, steps), 0.0
     for _ in range(steps):
         before = time.thread_time()
         job.step()
         cpu_s += time.thread_time() - before
     return {
-        "task": task, "settings": settings, "seed": seed, "steps": steps, "cpu_s": cpu_s / steps,
-        "loss": job.held_out(), "advice": job.advice,
+        "task": task, "settings": settings, "steps": steps, "cpu_s": cpu_s / steps, "loss": job.held_out(),
+        "advice": job.advice,
     }  # fmt: skip
 
 
@@ -70,10 +70,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=list(STEPS))
     parser.add_argument("settings", type=json.loads, nargs="+", help="JSON, of [solver]")
+    parser.add_argument("--steps", type=int)
     a = parser.parse_args()
     torch.set_num_threads(1)
     for settings in a.settings:
-        row = run(a.task, settings)
+        row = run(a.task, settings, a.steps or STEPS[a.task] // 4)
         with RUNS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(row, flush=True)
