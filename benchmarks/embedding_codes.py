@@ -1,7 +1,7 @@
 """Embeddings in few bits beside their rivals: a language model on words, once for each way.
 
-    hpcopt prepare gcide --every 6 --least 2 --name gcide6
-    python benchmarks/embedding_codes.py --data data/gcide6 --out embedding_codes.jsonl --within-s 480
+    hpcopt prepare gcide --every 12 --least 1 --words 32000 --name gcide32k
+    python benchmarks/embedding_codes.py --data data/gcide32k --out gcide.jsonl --within-s 480
 
 Ways, all with one network but for the embedding:
 
@@ -19,7 +19,7 @@ Ways, all with one network but for the embedding:
 Tables of words are trained by Adam on the rows that a step sees (torch.optim.SparseAdam), as the authors of KD codes
 do; KD codes by Adam on all. Bits are of the embedding in a written file. Each row is a line of --out; rows that stand
 there are not run again, and a row that has begun is finished: --within-s says until when new ones begin. Seeds but the
-first leave out low_rank, hashing, codes and guided.
+first take the best dropout alone.
 """
 
 import argparse
@@ -96,6 +96,7 @@ def perplexity(workload: LanguageModel, split: str, windows: int) -> float:
     return workload.finish({name: torch.tensor(value) for name, value in sums.items()})["test_perplexity"]
 
 
+OF_THE_TABLE = ("data", "width", "units", "cutoffs", "batch", "length", "steps", "lr", "windows")  # its options
 Embed = Callable[[nn.Embedding], nn.Module]
 Trained = tuple[LanguageModel, dict[str, Any]]
 
@@ -169,12 +170,14 @@ class Bench:
 
     def full(self, seed: int, dropout: float) -> Trained:
         """The full table; it is trained once, and kept beside --out for those that begin with it."""
-        path = self._options.out.with_suffix(f".{seed}.{dropout}.pt")
-        if not path.exists():
+        o = self._options
+        path = o.out.with_suffix(f".{seed}.{dropout}.pt")
+        settings = {name: str(getattr(o, name)) for name in OF_THE_TABLE}
+        kept = torch.load(path) if path.exists() else {"settings": None}
+        if kept["settings"] != settings:
             workload, row = self.train(seed, dropout)
-            torch.save({"model": workload.model.state_dict(), "row": row}, path)
+            torch.save({"model": workload.model.state_dict(), "row": row, "settings": settings}, path)
             return workload, row
-        kept = torch.load(path)
         workload = self.workload(seed, dropout)
         workload.model.load_state_dict(kept["model"])
         return workload, kept["row"]
@@ -258,15 +261,12 @@ def rows(bench: Bench, done: list[dict[str, Any]]) -> Iterator[tuple[dict[str, A
             "full, on": lambda s=seed, d=d: bench.trained_on(s, d, None),
             "product, 0": lambda s=seed, d=d: bench.as_it_begins(s, d),
             "quantized": lambda s=seed, d=d: bench.quantized(s, d),
+            "hashing": lambda s=seed, d=d: bench.train(s, d, bench.hashing)[1],
             "product": lambda s=seed, d=d: bench.train(s, d, bench.product)[1],
+            "low_rank": lambda s=seed, d=d: bench.train(s, d, bench.low_rank)[1],
+            "codes": lambda s=seed, d=d: bench.train(s, d, bench.codes)[1],
+            "guided": lambda s=seed, d=d: bench.guided(s, d),
         }
-        if seed == o.seeds[0]:
-            ways |= {
-                "low_rank": lambda s=seed, d=d: bench.train(s, d, bench.low_rank)[1],
-                "hashing": lambda s=seed, d=d: bench.train(s, d, bench.hashing)[1],
-                "codes": lambda s=seed, d=d: bench.train(s, d, bench.codes)[1],
-                "guided": lambda s=seed, d=d: bench.guided(s, d),
-            }
         for way, make in ways.items():
             if not o.ways_to_run or way in o.ways_to_run:
                 yield {"way": way, "seed": seed, "dropout": d}, make
@@ -280,12 +280,12 @@ def best(done: list[dict[str, Any]], otherwise: float) -> float:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--data", type=Path, default=Path("data/gcide6"))
+    p.add_argument("--data", type=Path, default=Path("data/gcide32k"))
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--within-s", type=float, default=1e9, help="wall seconds within which rows begin")
     p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     p.add_argument("--ways-to-run", nargs="+", help="of those above, beside full (default: all)")
-    p.add_argument("--dropout", type=float, nargs="+", default=[0.0])
+    p.add_argument("--dropout", type=float, nargs="+", default=[0.0, 0.1, 0.2])
     p.add_argument("--ways", type=int, default=128)
     p.add_argument("--digits", type=int, default=32)
     p.add_argument("--kd-ways", type=int, default=16)
@@ -297,11 +297,11 @@ def main() -> None:
     p.add_argument("--cutoffs", type=int, nargs="+", default=[300, 2000, 10000])
     p.add_argument("--batch", type=int, default=64)
     p.add_argument("--length", type=int, default=32)
-    p.add_argument("--steps", type=int, default=280)
-    p.add_argument("--more", type=int, default=100)
-    p.add_argument("--lr", type=float, default=6e-3)
-    p.add_argument("--more-lr", type=float, default=2e-3)
-    p.add_argument("--windows", type=int, default=600, help="of each text to evaluate on")
+    p.add_argument("--steps", type=int, default=1280)
+    p.add_argument("--more", type=int, default=320)
+    p.add_argument("--lr", type=float, default=0.03)
+    p.add_argument("--more-lr", type=float, default=3e-3)
+    p.add_argument("--windows", type=int, default=1200, help="of each text to evaluate on")
     options = p.parse_args()
     torch.set_num_threads(1)
     settings = {
