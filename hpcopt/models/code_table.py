@@ -1,5 +1,6 @@
 """Embeddings from codes: a word is D digits of K values each, and each digit chooses a vector from a small table
-(Chen, Min and Sun 2018, arXiv:1806.09464). This is what is left after training: integers and tables.
+(Chen, Min and Sun 2018, arXiv:1806.09464). This is what is left after training: integers and tables. The first words
+may have vectors of their own.
 
 Sizes: v words, D digits of K ways, n tokens, w the width of a table's vectors, d that of an embedding.
 """
@@ -74,17 +75,23 @@ class CodeTable(nn.Module):
     Attributes:
         packed: the codes, ``ceil(log2 K)`` bits each and lowest first, uint8; digits of one word follow each other.
         size: v, D, K and d, int64.
+        first: vectors of the first words, (n, d), which have no code; there if there are any.
         composer: tables and what composes them.
     """
 
     packed: Tensor
     size: Tensor
+    first: Tensor
 
-    def __init__(self, words: int, digits: int, ways: int, width: int, composer: Composer) -> None:
-        """Make room for codes, which ``load_state_dict`` brings."""
+    def __init__(self, words: int, digits: int, ways: int, width: int, composer: Composer, exact: int = 0) -> None:
+        """Make room for codes, which ``load_state_dict`` brings, of all words but the first ``exact``."""
         super().__init__()
-        self.register_buffer("packed", torch.zeros(-(-words * digits * bits_of(ways) // 8), dtype=torch.uint8))
+        coded = words - exact
+        self.register_buffer("packed", torch.zeros(-(-coded * digits * bits_of(ways) // 8), dtype=torch.uint8))
         self.register_buffer("size", torch.tensor([words, digits, ways, width]))
+        if exact:
+            self.register_buffer("first", torch.zeros(exact, width))
+        self._exact = exact
         self.composer = composer.requires_grad_(False)
         self._codes: Tensor | None = None
 
@@ -115,27 +122,33 @@ class CodeTable(nn.Module):
             inner = own["composer.tables"].shape[2]
             composed = own["composer.out.weight"].shape[1] if "composer.out.weight" in own else width
             how = "concat" if composed != inner else how
-            table = CodeTable(words, digits, ways, width, Composer(digits, ways, inner, width, how))
+            exact = len(own["first"]) if "first" in own else 0
+            table = CodeTable(words, digits, ways, width, Composer(digits, ways, inner, width, how), exact)
             table.load_state_dict(own)
             _ = table.codes
         return table.eval()
 
     @property
     def codes(self) -> Tensor:
-        """Of each word, (v, D), int16 or int32; unpacked when first asked for."""
+        """Of each word that has one, (v - n, D), int16 or int32; unpacked when first asked for."""
         if self._codes is None or self._codes.device != self.packed.device:
-            self._codes = unpack(self.packed, *self.size[:3].tolist())
+            words, digits, ways = self.size[:3].tolist()
+            self._codes = unpack(self.packed, words - self._exact, digits, ways)
         return self._codes
 
     @property
     def weight(self) -> Tensor:
         """All embeddings, (v, d), as a tied head asks for them."""
         found: Tensor = self.composer(self.codes)
-        return found
+        return torch.cat([self.first, found]) if self._exact else found
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Embeddings of tokens, of any shape, with d as the last dimension."""
-        found: Tensor = self.composer(self.codes[tokens.long().flatten()])
+        words = tokens.long().flatten()
+        found: Tensor = self.composer(self.codes[(words - self._exact).clamp(min=0)])
+        if self._exact:
+            own = self.first[words.clamp(max=self._exact - 1)]
+            found = torch.where((words < self._exact)[:, None], own, found)
         return found.view(*tokens.shape, -1)
 
     def _load_from_state_dict(self, *arguments: object) -> None:

@@ -8,9 +8,9 @@ from hpcopt.models.code_table import CodeTable, pack
 from hpcopt.models.coded_embedding import CodedEmbedding, codes_of
 from hpcopt.models.product_codes import ProductCodes, nearest
 
-SIZE, TABLES = "size", "composer.tables"
+SIZE, TABLES, EXACT, FIRST = "size", "composer.tables", "exact", "first"
 CODED = ("logits", "own")  # of which a code is made
-OF_TRAINING = (*CODED, "guide")
+OF_TRAINING = (*CODED, "guide", EXACT)
 
 
 def compact(model: nn.Module) -> nn.Module:
@@ -27,7 +27,7 @@ def compact(model: nn.Module) -> nn.Module:
 
 def compact_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The ``state_dict`` of ``compact(model)``, from that of the model: codes are packed where there are ``logits`` or
-    words' ``own`` vectors beside ``composer.tables``.
+    words' ``own`` vectors beside ``composer.tables``; of exact words the vectors are left.
 
     Raises:
         ValueError: there are no codes.
@@ -40,10 +40,13 @@ def compact_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = {key: tensor for key, tensor in state.items() if key not in left_out}
     for name in coded:
         ways = int(state[f"{name}{SIZE}"][2])
-        found[f"{name}packed"] = pack(_codes(state, name), ways)
+        exact = int(state.get(f"{name}{EXACT}", 0))
+        found[f"{name}packed"] = pack(_codes(state, name, exact), ways)
+        if exact:
+            found[f"{name}{FIRST}"] = state[f"{name}own"][:exact].clone()
     return found
 
 
-def _codes(state: Mapping[str, Tensor], name: str) -> Tensor:
+def _codes(state: Mapping[str, Tensor], name: str, exact: int) -> Tensor:
     own = state.get(f"{name}own")
-    return codes_of(state[f"{name}logits"]) if own is None else nearest(own, state[f"{name}{TABLES}"])
+    return codes_of(state[f"{name}logits"]) if own is None else nearest(own[exact:], state[f"{name}{TABLES}"])

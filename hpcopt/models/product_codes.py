@@ -7,6 +7,8 @@ drawn to the embedding (van den Oord et al. 2017, arXiv:1711.00937).
 
 The digits' vectors begin as the centroids of the slices of the table that they replace, which is the product
 quantization of Jegou et al. (2011): a table that was trained before is the start of a training in few bits.
+
+A few frequent words are most of a text. They may keep their vectors, and all others share fewer bits.
 """
 
 from typing import Literal
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from hpcopt.models.code_table import Composer
 from hpcopt.models.rewrite import Penalised, Rewrite, of_distinct, replace_table
 
-SAMPLE = 64  # words that a vector of a digit is found from, at most
+SAMPLE = 256  # words that a vector of a digit is found from, at most
 ROUNDS = 10  # of k-means
 ROWS = 4096  # words that are compared at a time
 
@@ -36,14 +38,15 @@ class ProductCodesConfig(Rewrite):
         description="words are numbered from the most frequent on, as level word of a text has them: the start counts "
         "them by Zipf's law, else alike",
     )
+    exact: int = Field(0, ge=0, description="first words, which keep vectors of their own: frequent ones, if ordered")
     pull: float = Field(0.25, ge=0, description="of words' own vectors to their embeddings, by the squared distance")
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Put codes in the place of the table.
 
         Raises:
-            ValueError: there is no such table, it is of a kind that codes do not stand for, or digits do not divide its
-                width.
+            ValueError: there is no such table, it is of a kind that codes do not stand for, digits do not divide its
+                width, or no word is left to have a code.
         """
         return replace_table(model, self.table, lambda old: ProductCodes(old, self))
 
@@ -55,6 +58,7 @@ class ProductCodes(Penalised):
         own: vectors of the words, (v, d), which are left out once training is over.
         composer: the digits' vectors, one behind the other.
         size: v, D, K and d, int64.
+        exact: the number of words that keep their vectors, int64, if there are any.
         num_embeddings, embedding_dim: v and d.
         sparse: whether gradients of ``own`` are sparse, for a loop of one's own and ``torch.optim.SparseAdam``.
     """
@@ -66,22 +70,28 @@ class ProductCodes(Penalised):
         """Begin as the product quantization of a table.
 
         Raises:
-            ValueError: digits do not divide its width.
+            ValueError: digits do not divide its width, or no word is left to have a code.
         """
         super().__init__()
         words, width = old.weight.shape
         if width % config.digits:
             raise ValueError(f"digits = {config.digits} do not divide {width}, the width of an embedding")
-        self.num_embeddings, self.embedding_dim, self._pull = words, width, config.pull
+        if config.exact >= words:
+            raise ValueError(f"exact = {config.exact} of {words} words leave none to have a code")
+        self.num_embeddings, self.embedding_dim = words, width
+        self._pull, self._exact = config.pull, config.exact
         self.register_buffer("size", torch.tensor([words, config.digits, config.ways, width]))
+        if config.exact:
+            self.register_buffer("exact", torch.tensor(config.exact))
         self.own = nn.Parameter(old.weight.detach().clone())
         self.composer = Composer(config.digits, config.ways, width // config.digits, width, "concat")
-        most = SAMPLE * config.ways
-        some = torch.arange(words) if config.ordered else torch.randperm(words, device="cpu")
+        coded = words - config.exact
+        some = torch.arange(coded) if config.ordered else torch.randperm(coded, device="cpu")
         with torch.no_grad():
-            sample = self.own[some[:most].to(self.own.device)]
+            sample = self.own[config.exact + some[: SAMPLE * config.ways].to(self.own.device)]
             slices = sample.view(len(sample), config.digits, -1).unbind(1)
-            counts = 1.0 / torch.arange(1, len(sample) + 1, device=self.own.device) ** float(config.ordered)
+            ranks = config.exact + torch.arange(1, len(sample) + 1, device=self.own.device)
+            counts = 1.0 / ranks ** float(config.ordered)
             self.composer.tables.copy_(torch.stack([centroids(x, counts, config.ways) for x in slices]))
 
     @property
@@ -100,14 +110,16 @@ class ProductCodes(Penalised):
         return found.view(*tokens.shape, self.embedding_dim)
 
     def codes(self) -> Tensor:
-        """Of all words, (v, D), int64: all that is left of their own vectors after training."""
-        return nearest(self.own, self.composer.tables)
+        """Of all words but exact ones, (v - exact, D), int64: all that is left of their own vectors after training."""
+        return nearest(self.own[self._exact :], self.composer.tables)
 
     def _embedded(self, words: Tensor) -> Tensor:
         """Embeddings, (n, d), of words, (n,)."""
         own = F.embedding(words, self.own, sparse=self.sparse)
         found: Tensor = self.composer(nearest(own, self.composer.tables))
-        return found + (own - own.detach()) if self.training else found
+        if self.training:
+            found = found + (own - own.detach())
+        return torch.where((words < self._exact)[:, None], own, found) if self._exact else found
 
 
 @torch.no_grad()

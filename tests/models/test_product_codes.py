@@ -92,14 +92,37 @@ def test_the_gradient_goes_to_vectors_of_digits_and_as_it_is_to_words():
     assert layer.composer.tables.grad is None, "digits' vectors follow the loss alone"
 
 
+def test_first_words_keep_vectors_of_their_own_and_others_have_codes():
+    table = nn.Embedding(40, 6)
+    layer = ProductCodes(table, CONFIG.model_copy(update={"exact": 4, "ordered": True, "ways": 36}))
+    torch.testing.assert_close(layer.weight, table.weight)
+    layer = ProductCodes(table, CONFIG.model_copy(update={"exact": 4, "pull": 2.0}))
+    found = layer(tokens := torch.tensor([3, 4, 3]))
+    expected = torch.stack([table.weight[3], layer.composer(layer.codes()[:1])[0], table.weight[3]])
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(layer.penalty, 2.0 * (table.weight[tokens] - expected).square().sum(1).mean())
+    upstream = torch.randn(3, 6)
+    (found * upstream).sum().backward()
+    of_words, of_tables = torch.zeros(40, 6), torch.zeros(3, 5, 2)
+    of_words[3], of_words[4] = upstream[0] + upstream[2], upstream[1]
+    of_tables[torch.arange(3), layer.codes()[0]] = upstream[1].view(3, 2)
+    torch.testing.assert_close(layer.own.grad, of_words)
+    torch.testing.assert_close(layer.composer.tables.grad, of_tables)
+    with pytest.raises(ValueError, match="exact = 40 of 40 words leave none to have a code"):
+        product(exact=40)
+
+
+@pytest.mark.parametrize("exact", [0, 7])
 @torch.no_grad()
-def test_nothing_but_codes_and_tables_is_needed_after_training():
-    layer = product().eval()
+def test_nothing_but_codes_and_tables_is_needed_after_training(exact):
+    layer, config = product(exact=exact).eval(), CONFIG.model_copy(update={"exact": exact})
     state = compact_state({f"word.{key}": tensor for key, tensor in layer.state_dict().items()})
-    assert set(state) == {"word.packed", "word.size", "word.composer.tables"}
+    assert set(state) == {"word.packed", "word.size", "word.composer.tables"} | ({"word.first"} if exact else set())
     tokens = torch.randint(40, (2, 4, 3))
-    assert torch.equal(CodeTable.of_state(state, "word")(tokens), layer(tokens))
-    net = CONFIG.apply(LstmConfig(width=6, units=6, head="tied").build(40, 9)).eval()
+    small = CodeTable.of_state(state, "word")
+    assert torch.equal(small(tokens), layer(tokens)) and torch.equal(small.weight, layer.weight)
+    assert small.packed.numel() == -(-(40 - exact) * 3 * 3 // 8)
+    net = config.apply(LstmConfig(width=6, units=6, head="tied").build(40, 9)).eval()
     before = net(torch.randint(40, (2, 9), generator=torch.Generator().manual_seed(1)))
     small = compact(net)
     assert isinstance(small.word, CodeTable)
@@ -112,7 +135,7 @@ def test_digits_that_do_not_divide_are_said():
 
 
 def test_the_curve_is_that_of_one_rank_and_goes_on():
-    problem = Problem(model=partial(rewritten, CONFIG))
+    problem = Problem(model=partial(rewritten, CONFIG.model_copy(update={"exact": 2})))
     trial = Trial(DataParallelConfig(optimizer=AdamWConfig(lr=0.01)), problem)
     check_same_curve(trial, (1, 2, 3))
     check_equal_on_all_ranks(trial, 3)
