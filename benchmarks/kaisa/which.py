@@ -220,11 +220,11 @@ class Bench:
         print(told, f"{final_loss(row):.4f}", flush=True)
 
 
-def clock(task: str, bench: Bench, rounds: int = 4, steps: int = 20) -> dict[str, list[float]]:
+def clock(task: str, bench: Bench, arms: list[str], rounds: int = 4, steps: int = 20) -> dict[str, list[float]]:
     """CPU seconds of a step, one number a round; the optimizers take turns of whole numbers of refreshes."""
     found: dict[str, list[float]] = {}
     trainings = {}
-    for name in ("ours", *RIVALS):
+    for name in arms:
         if (rate := bench.rate(task, name)) is not None:
             trainings[name], found[name] = Training(task, arm_of(name, task), rate / 10, 0, 10_000), []
     for turn in range(rounds + 1):
@@ -301,8 +301,8 @@ def main() -> None:
     one, timed = commands.add_parser("run"), commands.add_parser("clock")
     for command in (one, timed):
         command.add_argument("tasks", choices=list(STEPS), nargs="+")
+        command.add_argument("--arms", nargs="+", choices=["ours", *RIVALS], default=["ours", *RIVALS])
     commands.add_parser("table")
-    one.add_argument("--arms", nargs="+", choices=["ours", *RIVALS], default=["ours", *RIVALS])
     one.add_argument("--within-s", type=float, default=math.inf, help="wall seconds within which runs begin")
     a = parser.parse_args()
     torch.set_num_threads(1)
@@ -316,7 +316,7 @@ def main() -> None:
     if a.command == "clock":
         times = json.loads(TIMES.read_text()) if TIMES.exists() else {}
         for task in a.tasks:
-            times[task] = clock(task, bench)
+            times[task] = clock(task, bench, a.arms)
             TIMES.write_text(json.dumps(times, indent=1) + "\n")
         return
     for stage, task in product((bench.first, bench.winners), a.tasks):
