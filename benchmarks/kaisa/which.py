@@ -22,6 +22,7 @@ import json
 import math
 import re
 import statistics
+import textwrap
 import time
 from collections.abc import Iterable, Iterator
 from functools import partial, wraps
@@ -292,7 +293,8 @@ def report(bench: Bench) -> str:
     told = [f"{TITLES[task]} {a:.2f} and {b:.2f}" for task, a, b in zip(done, ours, best, strict=True)]
     means = [statistics.geometric_mean(values) for values in (ours, best)]
     text = f"Of AdamW's time and of the best rival's, this package's choice takes: {'; '.join(told)}. Geometric means: "
-    return "\n\n".join([f"{text}{means[0]:.2f} and {means[1]:.2f}.", *(table(bench, task, times) for task in done)])
+    text = textwrap.fill(f"{text}{means[0]:.2f} and {means[1]:.2f}.", 100, break_on_hyphens=False)
+    return "\n\n".join([text, *(table(bench, task, times) for task in done)])
 
 
 def main() -> None:
