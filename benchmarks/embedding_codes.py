@@ -188,19 +188,17 @@ class Bench:
         """From the full table and its network on."""
         return self.train(seed, dropout, embed, self.full(seed, dropout)[0].model.state_dict())[1]
 
-    def product(self, table: nn.Embedding) -> nn.Module:
-        """Learnt product quantization."""
+    def product(self, table: nn.Embedding, digits: int | None = None, exact: int = 0) -> nn.Module:
+        """Learnt product quantization, of --digits if no others are given."""
         o = self._options
-        made = ProductCodes(table, ProductCodesConfig(ways=o.ways, digits=o.digits, ordered=True))
+        config = ProductCodesConfig(ways=o.ways, digits=digits or o.digits, ordered=True, exact=exact)
+        made = ProductCodes(table, config)
         made.sparse = True
         return made
 
     def exact(self, table: nn.Embedding) -> nn.Module:
         """The same with fewer digits, and vectors of the most frequent words."""
-        o = self._options
-        made = ProductCodes(table, ProductCodesConfig(ways=o.ways, digits=o.exact_digits, ordered=True, exact=o.exact))
-        made.sparse = True
-        return made
+        return self.product(table, self._options.exact_digits, self._options.exact)
 
     def codes(self, table: nn.Embedding, guide: Literal["none", "table"] = "none") -> nn.Module:
         """KD codes; with a guide, drawn to this table."""

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.kaisa.curves import crossing, final_loss
-from benchmarks.kaisa.trial import ARMS, Arm, Training
+from benchmarks.kaisa.trial import ARMS, Arm, Training, in_turns
 from benchmarks.kaisa.which import INNER, OURS, Row, run
 
 RUNS = Path(__file__).with_name("peer.jsonl")
@@ -77,19 +77,12 @@ def missing(task: str, rows: list[Row]) -> tuple[str, float, int, int] | None:
     return next((point for point in points(task, rows) if point not in have), None)
 
 
-def clock(task: str, rows: list[Row], rounds: int = 4, steps: int = 20) -> tuple[float, float]:
+def clock(task: str, rows: list[Row]) -> tuple[float, float]:
     """CPU seconds of a step of kfac-pytorch and of this package, in turns."""
     whole = next(r for r in rows if r["task"] == task and r["steps"] == STEPS[task])
-    both = [Training(task, arm(task, name), whole["lr"] / 10, 0, 10_000) for name in (whole["optimizer"], "hpcopt")]
-    found: list[list[float]] = [[], []]
-    for turn in range(rounds + 1):
-        for training, took in zip(both, found, strict=True):
-            before = time.thread_time()
-            for _ in range(steps):
-                training.step()
-            if turn > 0:
-                took.append((time.thread_time() - before) / steps)
-    theirs, own = map(statistics.median, found)
+    names = (whole["optimizer"], "hpcopt")
+    found = in_turns({name: Training(task, arm(task, name), whole["lr"] / 10, 0, 10_000) for name in names})
+    theirs, own = (statistics.median(found[name]) for name in names)
     return theirs, own
 
 

@@ -1,9 +1,11 @@
 """Tasks on which optimizers are compared: a model with its data and its loss.
 
-python -m hpcopt.prepare fashion-mnist
-python -m hpcopt.prepare fashion-segmentation
-python -m hpcopt.prepare manual
-python -m hpcopt.prepare bert --words 1024 --sequences 32 --mask-at-run-time --data-dir data/mini
+Their data:
+
+    python -m hpcopt.prepare fashion-mnist
+    python -m hpcopt.prepare fashion-segmentation
+    python -m hpcopt.prepare manual
+    python -m hpcopt.prepare bert --words 1024 --sequences 32 --mask-at-run-time --data-dir data/mini
 """
 
 from abc import ABC, abstractmethod

@@ -131,6 +131,19 @@ class Training:
         return self.kaisa.layers.found
 
 
+def in_turns(trainings: dict[str, Training], rounds: int = 4, steps: int = 20) -> dict[str, list[float]]:
+    """CPU seconds of a step of each, one number a round; a turn is a whole number of refreshes."""
+    found: dict[str, list[float]] = {name: [] for name in trainings}
+    for turn in range(rounds + 1):
+        for name, training in trainings.items():
+            before = time.thread_time()
+            for _ in range(steps):
+                training.step()
+            if turn > 0:
+                found[name].append((time.thread_time() - before) / steps)
+    return found
+
+
 def momentum_before(t: Training) -> None:
     """The gradient's average is preconditioned, in place of the average of what was."""
     for p in t.model.parameters():

@@ -25,6 +25,7 @@ import statistics
 import textwrap
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial, wraps
 from itertools import product
 from pathlib import Path
@@ -36,7 +37,7 @@ from torch import nn
 
 from benchmarks.kaisa.curves import crossing, final_loss, spread
 from benchmarks.kaisa.tasks import ENDS
-from benchmarks.kaisa.trial import CONSTANT, Arm, Training
+from benchmarks.kaisa.trial import CONSTANT, Arm, Training, in_turns
 from hpcopt.optim import AdamWConfig, SgdConfig
 from hpcopt.optim.any_torch import AnyTorchConfig
 from hpcopt.optim.config import OptimizerConfig
@@ -166,35 +167,30 @@ class Bench:
         runs = self.of(task, "adamw", lr=rate, steps=STEPS[task])
         return statistics.fmean(map(final_loss, runs)) if len(runs) == len(SEEDS) else None
 
-    def chosen(self, task: str, name: str) -> list[Row]:
-        """The runs by which an optimizer is judged: of the best rate, and of the shortest length that is at the goal on
-        seed 0; of all steps if none is.
+    def length(self, task: str, name: str) -> int:
+        """Steps of the runs by which an optimizer is judged: the shortest length that is at the goal on seed 0, or the
+        first one that seed 0 has not run; all steps if it is never there, and of AdamW.
         """
-        rate, goal, steps = self.rate(task, name), self.goal(task), STEPS[task]
-        for length in (steps // 4, steps // 2, steps):
-            runs = self.of(task, name, lr=rate, steps=length)
-            if name == "adamw" and length < steps:
-                continue
-            first = next((row for row in runs if row["seed"] == 0), None)
-            if first is None or length == steps or (goal is not None and final_loss(first) <= goal):
-                return sorted(runs, key=lambda row: row["seed"])
-        raise AssertionError
+        rate, goal, steps = self.rate(task, name), self.goal(task) or -math.inf, STEPS[task]
+        for length in (steps // 4, steps // 2) if name != "adamw" else ():
+            first = self.of(task, name, lr=rate, steps=length, seed=0)
+            if not first or final_loss(first[0]) <= goal:
+                return length
+        return steps
+
+    def chosen(self, task: str, name: str) -> list[Row]:
+        """The runs by which an optimizer is judged."""
+        runs = self.of(task, name, lr=self.rate(task, name), steps=self.length(task, name))
+        return sorted(runs, key=lambda row: row["seed"])
 
     def runs(self, task: str, name: str, seeds: range) -> Iterator[tuple[float, int, int]]:
-        """Judged runs that are missing."""
-        rate, goal, steps = self.rate(task, name), self.goal(task), STEPS[task]
-        if rate is None or (goal is None and name != "adamw"):
+        """Judged runs that are missing, the first seed's alone until it has said how long they are."""
+        rate = self.rate(task, name)
+        if rate is None or (self.goal(task) is None and name != "adamw"):
             return
-        lengths = (steps,) if name == "adamw" else (steps // 4, steps // 2, steps)
-        for length in lengths:
-            first = self.of(task, name, lr=rate, steps=length, seed=0)
-            if not first:
-                yield rate, 0, length
-                return
-            if length == steps or final_loss(first[0]) <= (goal or -math.inf):
-                done = {row["seed"] for row in self.of(task, name, lr=rate, steps=length)}
-                yield from ((rate, seed, length) for seed in seeds if seed not in done)
-                return
+        done = {row["seed"] for row in self.chosen(task, name)}
+        missing = [seed for seed in seeds if seed not in done]
+        yield from ((rate, seed, self.length(task, name)) for seed in ([0] if 0 in missing else missing))
 
     def first(self, task: str, names: list[str]) -> Iterator[tuple[str, float, int, int]]:
         """AdamW's runs, then everybody's trials and first seed; what is due now."""
@@ -221,20 +217,12 @@ class Bench:
         print(told, f"{final_loss(row):.4f}", flush=True)
 
 
-def clock(task: str, bench: Bench, arms: list[str], rounds: int = 4, steps: int = 20) -> dict[str, list[float]]:
-    """CPU seconds of a step, one number a round; the optimizers take turns of whole numbers of refreshes."""
-    found: dict[str, list[float]] = {}
-    trainings = {}
-    for name in arms:
-        if (rate := bench.rate(task, name)) is not None:
-            trainings[name], found[name] = Training(task, arm_of(name, task), rate / 10, 0, 10_000), []
-    for turn in range(rounds + 1):
-        for name, training in trainings.items():
-            before = time.thread_time()
-            for _ in range(steps):
-                training.step()
-            if turn > 0:
-                found[name].append((time.thread_time() - before) / steps)
+def clock(task: str, bench: Bench, arms: list[str]) -> dict[str, list[float]]:
+    """CPU seconds of a step of each, in turns."""
+    rates = {name: bench.rate(task, name) for name in arms}
+    found = in_turns(
+        {name: Training(task, arm_of(name, task), lr / 10, 0, 10_000) for name, lr in rates.items() if lr is not None}
+    )
     print(task, {name: round(statistics.median(s), 4) for name, s in found.items()}, flush=True)
     return found
 
@@ -245,37 +233,47 @@ NAMES = {"ours": "this package's choice", "adamw": "AdamW", "sgd": "SGD, Nestero
          "schedule_free": "Schedule-Free AdamW", "muon": "Muon", "soap": "SOAP", "shampoo": "Shampoo"}  # fmt: skip
 
 
-def to_the_goal(bench: Bench, task: str, name: str, times: dict[str, Any]) -> tuple[list[float], float]:
-    """Of the judged runs: steps to the goal, infinite where a run is never there; and CPU seconds of a step."""
-    rows, goal = bench.chosen(task, name), bench.goal(task)
+@dataclass(frozen=True)
+class Judged:
+    """An optimizer on a task: its judged runs, their steps to the goal (infinite where one is never there), CPU seconds
+    of a step, and seconds to the goal over AdamW's.
+    """
+
+    rows: list[Row]
+    steps: list[float]
+    step_s: float
+    ratios: list[float]
+
+
+def judged(bench: Bench, task: str, times: dict[str, Any]) -> dict[str, Judged]:
+    """All optimizers of a task that have runs."""
+    goal, found, adamw_s = bench.goal(task), {}, 0.0
     assert goal is not None
-    steps = [float(STEPS[task])] if name == "adamw" else [crossing(row, goal) for row in rows]
-    own = times.get(task, {}).get(name) or [float(row["cpu_s"]) for row in rows]
-    return steps, statistics.median(own)
+    for name in ("adamw", "ours", *RIVALS):
+        if rows := bench.chosen(task, name):
+            steps = [float(STEPS[task])] if name == "adamw" else [crossing(row, goal) for row in rows]
+            step_s = statistics.median(times.get(task, {}).get(name) or [float(row["cpu_s"]) for row in rows])
+            adamw_s = adamw_s or steps[0] * step_s
+            found[name] = Judged(rows, steps, step_s, [n * step_s / adamw_s for n in steps])
+    return found
 
 
-def table(bench: Bench, task: str, times: dict[str, Any]) -> str:
+def table(task: str, goal: float, found: dict[str, Judged]) -> str:
     """A task's, the soonest at the goal first."""
-    found = {name: to_the_goal(bench, task, name, times) for name in ("ours", *RIVALS) if bench.chosen(task, name)}
-    adamw_s = found["adamw"][0][0] * found["adamw"][1]
-    ratio = {name: [n * step_s / adamw_s for n in steps] for name, (steps, step_s) in found.items()}
-    lines = [f"### {TITLES[task]}", "", f"The goal is {bench.goal(task):.4g}, after {STEPS[task]} steps of AdamW.", ""]
-    lines += [
-        "| optimizer | rate | seeds | steps | held-out loss | steps to the goal | s a step | time, of AdamW's | p |"
-    ]
-    lines += ["|---" * 9 + "|"]
-    for name in sorted(found, key=lambda name: statistics.median(ratio[name])):
-        rows, (steps, step_s) = bench.chosen(task, name), found[name]
-        there = [n for n in steps if n < math.inf]
-        cells = [NAMES[name], f"{rows[0]['lr']:g}", str(len(rows)), str(rows[0]["steps"])]
-        cells.append(spread([final_loss(row) for row in rows]))
-        cells.append(
-            spread(there, ".3g") + f", {len(there)} of {len(steps)}" * (len(there) < len(steps)) if there else "never"
-        )
-        cells.append(f"{step_s:.3f}")
-        cells.append(spread([n * step_s / adamw_s for n in there], ".2f") if there else "never")
-        tested = name not in ("ours", "adamw") and min(len(rows), len(found["ours"][0])) > 2
-        cells.append(f"{mannwhitneyu(ratio['ours'], ratio[name], method='exact').pvalue:.3f}" if tested else "")
+    heads = "optimizer | rate | seeds | steps | held-out loss | steps to the goal | s a step | time, of AdamW's | p"
+    lines = [f"### {TITLES[task]}", "", f"The goal is {goal:.4g}, after {STEPS[task]} steps of AdamW.", ""]
+    lines += [f"| {heads} |", "|---" * 9 + "|"]
+    for name, its in sorted(found.items(), key=lambda item: statistics.median(item[1].ratios)):
+        there = [n for n in its.steps if n < math.inf]
+        seldom = f", {len(there)} of {len(its.steps)}" if len(there) < len(its.steps) else ""
+        cells = [NAMES[name], f"{its.rows[0]['lr']:g}", str(len(its.rows)), str(its.rows[0]["steps"])]
+        cells.append(spread([final_loss(row) for row in its.rows]))
+        cells.append(spread(there, ".3g") + seldom if there else "never")
+        cells.append(f"{its.step_s:.3f}")
+        cells.append(spread([r for r in its.ratios if r < math.inf], ".2f") if there else "never")
+        ours = found["ours"].ratios
+        tested = name not in ("ours", "adamw") and min(len(its.ratios), len(ours)) > 2
+        cells.append(f"{mannwhitneyu(ours, its.ratios, method='exact').pvalue:.3f}" if tested else "")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -283,18 +281,18 @@ def table(bench: Bench, task: str, times: dict[str, Any]) -> str:
 def report(bench: Bench) -> str:
     """All tables, and the means over tasks."""
     times = json.loads(TIMES.read_text()) if TIMES.exists() else {}
-    done = [task for task in STEPS if bench.goal(task) is not None and bench.chosen(task, "ours")]
+    goals = {task: bench.goal(task) for task in STEPS if bench.chosen(task, "ours")}
+    found = {task: judged(bench, task, times) for task, goal in goals.items() if goal is not None}
     ours, best = [], []
-    for task in done:
-        to = {n: to_the_goal(bench, task, n, times) for n in ("ours", *RIVALS) if bench.chosen(task, n)}
-        s = {name: statistics.median(steps) * step_s for name, (steps, step_s) in to.items()}
-        ours.append(s["ours"] / s["adamw"])
-        best.append(s["ours"] / min(seconds for name, seconds in s.items() if name != "ours"))
-    told = [f"{TITLES[task]} {a:.2f} and {b:.2f}" for task, a, b in zip(done, ours, best, strict=True)]
+    for of_task in found.values():
+        medians = {name: statistics.median(its.ratios) for name, its in of_task.items()}
+        ours.append(medians.pop("ours"))
+        best.append(ours[-1] / min(medians.values()))
+    told = [f"{TITLES[task]} {a:.2f} and {b:.2f}" for task, a, b in zip(found, ours, best, strict=True)]
     means = [statistics.geometric_mean(values) for values in (ours, best)]
     text = f"Of AdamW's time and of the best rival's, this package's choice takes: {'; '.join(told)}. Geometric means: "
     text = textwrap.fill(f"{text}{means[0]:.2f} and {means[1]:.2f}.", 100, break_on_hyphens=False)
-    return "\n\n".join([text, *(table(bench, task, times) for task in done)])
+    return "\n\n".join([text, *(table(task, goals[task] or 0.0, of_task) for task, of_task in found.items())])
 
 
 def main() -> None:
