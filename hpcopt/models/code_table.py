@@ -149,7 +149,7 @@ class CodeTable(nn.Module):
         if self._exact:
             own = self.first[words.clamp(max=self._exact - 1)]
             found = torch.where((words < self._exact)[:, None], own, found)
-        return found.view(*tokens.shape, -1)
+        return found.view(*tokens.shape, found.shape[1])
 
     def _load_from_state_dict(self, *arguments: object) -> None:
         super()._load_from_state_dict(*arguments)

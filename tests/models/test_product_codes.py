@@ -121,6 +121,7 @@ def test_nothing_but_codes_and_tables_is_needed_after_training(exact):
     tokens = torch.randint(40, (2, 4, 3))
     small = CodeTable.of_state(state, "word")
     assert torch.equal(small(tokens), layer(tokens)) and torch.equal(small.weight, layer.weight)
+    assert small(tokens[:0]).shape == layer(tokens[:0]).shape == (0, 4, 3, 6)
     assert small.packed.numel() == -(-(40 - exact) * 3 * 3 // 8)
     net = config.apply(LstmConfig(width=6, units=6, head="tied").build(40, 9)).eval()
     before = net(torch.randint(40, (2, 9), generator=torch.Generator().manual_seed(1)))
