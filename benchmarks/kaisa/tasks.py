@@ -5,10 +5,12 @@ Their data:
     python -m hpcopt.prepare fashion-mnist
     python -m hpcopt.prepare fashion-segmentation
     python -m hpcopt.prepare manual
+    python -m hpcopt.prepare python-doc --level subword --words 2048 --name python-pieces
     python -m hpcopt.prepare bert --words 1024 --sequences 32 --mask-at-run-time --data-dir data/mini
 """
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -112,6 +114,7 @@ class OfPictures(Task):
 BYTES = LanguageModelConfig(
     batch=16, length=64, evaluate_on="validation", test_samples=128, model=TransformerConfig(layers=4, width=128)
 )
+PIECES = BYTES.model_copy(update={"data": Path("data/python-pieces")})
 UNET = SegmentationConfig(batch=64, model=UNetConfig(depth=2, width=8))
 BERT = BertPretrainingConfig(
     data="data/mini/bert/32", batch=64, test_samples=256, model=BertConfig(size="mini", dropout=0.0)
@@ -119,6 +122,7 @@ BERT = BertPretrainingConfig(
 
 ENDS: dict[str, list[str]] = {  # embeddings and what gives logits, of which methods of matrices leave hands
     "language_model": ["^word", "^place", "^head"],
+    "pieces": ["^word", "^place", "^head"],
     "bert_mini": ["word", "position", "segment", "decoder", "next_sentence"],
 }
 
@@ -133,6 +137,7 @@ def task(name: str, seed: int) -> Task:
         return OfPictures(name, seed)
     config, *others = {
         "language_model": (BYTES, 64.0, "test_loss", 128),
+        "pieces": (PIECES, 64.0, "test_loss", 128),
         "unet": (UNET, 48.0 * 48.0, "test_loss", 512),
         "bert_mini": (BERT, 5.0, "test_masked_loss", 256),
     }[name]

@@ -1,4 +1,4 @@
-"""How soon optimizers, tuned alike, are at AdamW's last loss: this package's choice and public rivals on five tasks.
+"""How soon optimizers, tuned alike, are at AdamW's last loss: this package's choice and public rivals on six tasks.
 
     python -m benchmarks.kaisa.which run autoencoder resnet [--within-s 480] [--arms ours muon]
     python -m benchmarks.kaisa.which clock autoencoder resnet
@@ -13,7 +13,8 @@
 
 The rate rises over a twentieth of a run and falls linearly to 2 % by its end, but for Schedule-Free, which keeps it.
 Time is steps to the goal times the CPU seconds of a step that ``clock`` takes with the optimizers in turns. "ours" is
-``method = "auto"`` with the settings below, which were there before; the others have those of their packages.
+``method = "auto"`` with the settings below; the others have those of their packages, and Muon this package's momentum
+as well.
 """
 
 import argparse
@@ -44,21 +45,27 @@ from hpcopt.optim.config import OptimizerConfig
 
 RUNS, TIMES = Path(__file__).with_name("which.jsonl"), Path(__file__).with_name("which_times.json")
 PAGE = Path(__file__).parents[2] / "docs/results/which_optimizer.md"
-STEPS = {"autoencoder": 200, "resnet": 240, "unet": 200, "bert_mini": 120, "language_model": 800}
+STEPS = {"autoencoder": 200, "resnet": 240, "unet": 200, "bert_mini": 120, "language_model": 800,
+         "pieces": 800}  # fmt: skip
 SEEDS, EVALUATIONS = range(5), 10
 INNER, WHOLE = SgdConfig(lr=1, momentum=0.9), SgdConfig(lr=1, momentum=0)
 ADAMW = AdamWConfig(lr=1, betas=(0.9, 0.99), weight_decay=0.0)
 MUON = Arm(WHOLE, {"method": "auto", "skip": ["next_sentence"]})
+NEWTON_MUON = Arm(WHOLE, {"method": "auto", "factor_every": 5, "inverse_every": 10, "batch_every": 4})
 
 OURS = {
     "autoencoder": Arm(INNER, {"method": "auto", "fisher": "sampled", "damping": 3.0, "kl_clip": 1.0,
                                "factor_every": 10, "inverse_every": 10}),
-    "resnet": Arm(INNER, {"method": "auto", "fisher": "sampled", "damping": 0.03, "kl_clip": 0.01, "batch_every": 4,
-                          "factor_every": 10, "inverse_every": 20, "factor_decay": 0.7}),
-    "unet": Arm(AdamWConfig(lr=1), {"method": "auto", "damping": 0.001, "kl_clip": 1.0, "factor_every": 5,
-                                    "inverse_every": 20}),
+    "resnet": NEWTON_MUON,
+    "unet": NEWTON_MUON,
     "bert_mini": MUON,
     "language_model": MUON,
+    "pieces": MUON,
+}  # fmt: skip
+KFAC = {  # of convolutions
+    "resnet": Arm(INNER, {"fisher": "sampled", "damping": 0.03, "kl_clip": 0.01, "batch_every": 4,
+                          "factor_every": 10, "inverse_every": 20, "factor_decay": 0.7}),
+    "unet": Arm(AdamWConfig(lr=1), {"damping": 0.001, "kl_clip": 1.0, "factor_every": 5, "inverse_every": 20}),
 }  # fmt: skip
 
 
@@ -74,6 +81,7 @@ class MuonConfig(OptimizerConfig):
 
     name: Literal["public muon"] = "public muon"
     lr: float = 1
+    momentum: float = 0.95  # its default
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         from pytorch_optimizer import Muon
@@ -81,7 +89,9 @@ class MuonConfig(OptimizerConfig):
 
         iterate = inspect.unwrap(base.zero_power_via_newton_schulz_5)
         base.zero_power_via_newton_schulz_5 = wraps(iterate)(partial(iterate, dtype=torch.float32))
-        return Muon([{"params": list(parameters), "use_muon": True}], lr=self.lr, weight_decay=0.0)
+        return Muon(
+            [{"params": list(parameters), "use_muon": True}], lr=self.lr, momentum=self.momentum, weight_decay=0.0
+        )
 
 
 SHAMPOO = {"preconditioning_compute_steps": 10}  # the size of its steps is SGD's, or RMSProp's where SGD is slow
@@ -91,26 +101,37 @@ RIVALS = {
     "lamb": public("pytorch_optimizer:Lamb"),
     "schedule_free": Arm(AnyTorchConfig(type="schedulefree:AdamWScheduleFree", lr=1), schedule=CONSTANT),
     "muon": Arm(MuonConfig(), ends=False),
+    "muon_9": Arm(MuonConfig(momentum=0.9), ends=False),  # this package's default
     "soap": public("pytorch_optimizer:SOAP", ends=False, precondition_frequency=10),
     "shampoo": public("pytorch_optimizer:ScalableShampoo", ends=False, **SHAMPOO, graft_type=1),
 }
 OF_TOKENS = {"shampoo": public("pytorch_optimizer:ScalableShampoo", ends=False, **SHAMPOO, graft_type=3)}
 MIDDLE: dict[str, float | dict[str, float]] = {  # of the five rates
-    "ours": {"autoencoder": 0.8, "resnet": 0.2, "unet": 0.03, "bert_mini": 0.008, "language_model": 0.016},
+    "ours": {"autoencoder": 0.8, "resnet": 0.08, "unet": 0.16, "bert_mini": 0.008, "language_model": 0.016},
+    "kfac": {"resnet": 0.2, "unet": 0.03},
     "adamw": {"autoencoder": 0.001, "resnet": 0.004, "unet": 0.03, "bert_mini": 0.002, "language_model": 0.004},
     "sgd": {"autoencoder": 0.0015, "resnet": 0.1, "unet": 0.1, "bert_mini": 0.1, "language_model": 0.1},
     "lamb": 0.01,
     "schedule_free": {"autoencoder": 0.002, "resnet": 0.008, "unet": 0.03, "bert_mini": 0.004, "language_model": 0.008},
     "muon": 0.02,
+    "muon_9": 0.02,
     "soap": 0.004,
     "shampoo": {"autoencoder": 0.0015, "resnet": 0.1, "unet": 0.1, "bert_mini": 0.001, "language_model": 0.001},
 }
 
+OWN = ("ours", "kfac")  # of this package
+LIKE = {"pieces": "language_model"}  # whose rates a task begins with
 Row = dict[str, Any]
 
 
 def arm_of(name: str, task: str) -> Arm:
-    return OURS[task] if name == "ours" else {**RIVALS, **(OF_TOKENS if task in ENDS else {})}[name]
+    own = {"ours": OURS, "kfac": KFAC}.get(name)
+    return own[task] if own is not None else {**RIVALS, **(OF_TOKENS if task in ENDS else {})}[name]
+
+
+def are_there(task: str, names: Iterable[str]) -> list[str]:
+    """Those that a task has."""
+    return [name for name in names if name != "kfac" or task in KFAC]
 
 
 def run(task: str, name: str, lr: float, seed: int, steps: int, arm: Arm | None = None) -> Row:
@@ -151,7 +172,7 @@ class Bench:
     def trials(self, task: str, name: str) -> Iterator[tuple[float, int, int]]:
         """Rates to be tried, with seed and steps."""
         of_task = MIDDLE[name]
-        middle = of_task[task] if isinstance(of_task, dict) else of_task
+        middle = of_task if isinstance(of_task, float) else of_task[LIKE.get(task, task)]
         rates, steps = [middle * 2.0**k for k in range(-2, 3)], STEPS[task] // 4
         done = {row["lr"] for row in self.of(task, name, seed=0, steps=steps)}
         yield from ((lr, 0, steps) for lr in rates if lr not in done)
@@ -194,13 +215,13 @@ class Bench:
 
     def first(self, task: str, names: list[str]) -> Iterator[tuple[str, float, int, int]]:
         """AdamW's runs, then everybody's trials and first seed; what is due now."""
-        for name in dict.fromkeys(["adamw", *names]):
+        for name in are_there(task, dict.fromkeys(["adamw", *names])):
             seeds = SEEDS if name == "adamw" else range(1)
             yield from ((name, *point) for point in (*self.trials(task, name), *self.runs(task, name, seeds)))
 
     def winners(self, task: str, names: list[str]) -> Iterator[tuple[str, float, int, int]]:
         """The other seeds of this package's choice and of the rival that is first at the goal."""
-        rivals = [name for name in names if name not in ("ours", "adamw") and self.chosen(task, name)]
+        rivals = [name for name in names if name not in OWN and name != "adamw" and self.chosen(task, name)]
         best = min(rivals, key=lambda name: self.seconds(task, self.chosen(task, name)[0]), default=None)
         for name in [n for n in ("ours", best) if n in names]:
             yield from ((name, *point) for point in self.runs(task, name, SEEDS))
@@ -219,7 +240,7 @@ class Bench:
 
 def clock(task: str, bench: Bench, arms: list[str]) -> dict[str, list[float]]:
     """CPU seconds of a step of each, in turns."""
-    rates = {name: bench.rate(task, name) for name in arms}
+    rates = {name: bench.rate(task, name) for name in are_there(task, arms)}
     found = in_turns(
         {name: Training(task, arm_of(name, task), lr / 10, 0, 10_000) for name, lr in rates.items() if lr is not None}
     )
@@ -227,10 +248,26 @@ def clock(task: str, bench: Bench, arms: list[str]) -> dict[str, list[float]]:
     return found
 
 
-TITLES = {"autoencoder": "Autoencoder", "resnet": "ResNet-8", "unet": "U-Net", "bert_mini": "BERT-mini",
-          "language_model": "Language model of bytes"}  # fmt: skip
-NAMES = {"ours": "this package's choice", "adamw": "AdamW", "sgd": "SGD, Nesterov", "lamb": "LAMB",
-         "schedule_free": "Schedule-Free AdamW", "muon": "Muon", "soap": "SOAP", "shampoo": "Shampoo"}  # fmt: skip
+TITLES = {
+    "autoencoder": "Autoencoder",
+    "resnet": "ResNet-8",
+    "unet": "U-Net",
+    "bert_mini": "BERT-mini",
+    "language_model": "Language model of bytes",
+    "pieces": "Language model of pieces of words",
+}
+NAMES = {
+    "ours": "this package's choice",
+    "kfac": "this package's K-FAC",
+    "adamw": "AdamW",
+    "sgd": "SGD, Nesterov",
+    "lamb": "LAMB",
+    "schedule_free": "Schedule-Free AdamW",
+    "muon": "Muon",
+    "muon_9": "Muon, momentum 0.9",
+    "soap": "SOAP",
+    "shampoo": "Shampoo",
+}
 
 
 @dataclass(frozen=True)
@@ -249,7 +286,7 @@ def judged(bench: Bench, task: str, times: dict[str, Any]) -> dict[str, Judged]:
     """All optimizers of a task that have runs."""
     goal, found, adamw_s = bench.goal(task), {}, 0.0
     assert goal is not None
-    for name in ("adamw", "ours", *RIVALS):
+    for name in are_there(task, ("adamw", *OWN, *RIVALS)):
         if rows := bench.chosen(task, name):
             steps = [float(STEPS[task])] if name == "adamw" else [crossing(row, goal) for row in rows]
             step_s = statistics.median(times.get(task, {}).get(name) or [float(row["cpu_s"]) for row in rows])
@@ -286,8 +323,8 @@ def report(bench: Bench) -> str:
     ours, best = [], []
     for of_task in found.values():
         medians = {name: statistics.median(its.ratios) for name, its in of_task.items()}
-        ours.append(medians.pop("ours"))
-        best.append(ours[-1] / min(medians.values()))
+        ours.append(medians["ours"])
+        best.append(ours[-1] / min(median for name, median in medians.items() if name not in OWN))
     told = [f"{TITLES[task]} {a:.2f} and {b:.2f}" for task, a, b in zip(found, ours, best, strict=True)]
     means = [statistics.geometric_mean(values) for values in (ours, best)]
     text = f"Of AdamW's time and of the best rival's, this package's choice takes: {'; '.join(told)}. Geometric means: "
@@ -301,7 +338,7 @@ def main() -> None:
     one, timed = commands.add_parser("run"), commands.add_parser("clock")
     for command in (one, timed):
         command.add_argument("tasks", choices=list(STEPS), nargs="+")
-        command.add_argument("--arms", nargs="+", choices=["ours", *RIVALS], default=["ours", *RIVALS])
+        command.add_argument("--arms", nargs="+", choices=[*OWN, *RIVALS], default=[*OWN, *RIVALS])
     commands.add_parser("table")
     one.add_argument("--within-s", type=float, default=math.inf, help="wall seconds within which runs begin")
     a = parser.parse_args()

@@ -1,7 +1,7 @@
 """What to tune, said once, where a run's first steps show that a setting left at its default decides how it goes.
 
-Three things are looked at, all of which every rank knows without asking the others: whether tokens go by K-FAC, how
-much KL clipping shortens steps, and whether curvature turns gradients at all.
+Three things are looked at, all of which every rank knows without asking the others: whether tokens or convolutions go
+by K-FAC, how much KL clipping shortens steps, and whether curvature turns gradients at all.
 """
 
 import math
@@ -11,13 +11,20 @@ from collections.abc import Mapping
 from torch import nn
 
 from hpcopt.shapes.stats import Rows
-from hpcopt.solvers.kaisa.kinds import embedding_of
+from hpcopt.solvers.kaisa.kinds import of_matrices
 from hpcopt.solvers.kaisa.methods import METHODS
 from hpcopt.solvers.kaisa.preconditioner import Kaisa
 
 LOOKED_AT = 20  # steps
 LATEST = 1000  # step before which the look begins
 SHORT = 0.5  # steps clipped to less of their length are too many if they are nine tenths
+QUICKER = {
+    "muon": ("an embedding", 'tokens Muon is quicker. Set method = "auto", step_lr = 0.01'),
+    "newton_muon": (
+        "convolutions",
+        'these Newton-Muon is quicker. Set method = "auto", step_lr = 0.08, factor_every = 5, inverse_every = 10',
+    ),
+}  # by the method that auto takes
 STRAIGHT = 0.98  # cosine of what was preconditioned and the gradient from which this is next to plain SGD
 
 
@@ -57,11 +64,11 @@ class Adviser:
         return {setting: text() for setting, text in said.items() if setting not in self._named}
 
     def _on_method(self) -> str:
-        if "methods" in self._named or embedding_of(self._model) is None:
+        if "methods" in self._named or (quicker := QUICKER.get(of_matrices(self._model))) is None:
             return ""
         return (
-            "the model has an embedding, and its matrices go by K-FAC: on tokens Muon is quicker. Set method = "
-            '"auto", step_lr = 0.01 and [solver.optimizer] name = "adamw", lr = 0.003, and tune step_lr'
+            f"the model has {quicker[0]}, and its matrices go by K-FAC: on {quicker[1]} and [solver.optimizer] name = "
+            '"adamw", lr = 0.003, and tune step_lr'
         )
 
     def _on_clip(self) -> str:

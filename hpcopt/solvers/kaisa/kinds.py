@@ -1,9 +1,10 @@
-"""The method of a layer for which none is named: K-FAC, but Muon for the inner matrices of a model of tokens.
+"""The method of a layer for which none is named.
 
-Of networks of convolutions and of autoencoders K-FAC is the soonest at AdamW's last loss, of those that begin with an
-embedding Muon (docs/results/which_optimizer.md). Embeddings, norms and the output layer of these stay with the
-optimizer. K-FAC's inverses are of low rank for linear maps, which are as good there at half of the step's time, and
-whole for convolutions, where low rank saves nothing.
+The kind of the model says it: Muon for the inner matrices of a model of tokens, which begins with an embedding;
+Newton-Muon for a network with convolutions; K-FAC for what has neither, as an autoencoder of linear maps. Each is the
+soonest there at AdamW's last loss (docs/results/which_optimizer.md). Embeddings, norms and the output layer of a model
+of tokens stay with the optimizer. K-FAC's inverses are of low rank for linear maps, which are as good there at half of
+the step's time.
 """
 
 from collections.abc import Callable
@@ -11,9 +12,10 @@ from typing import Literal
 
 from torch import nn
 
-KINDS = ("cholesky", "low_rank", "muon")  # that are chosen from
+KINDS = ("cholesky", "low_rank", "muon", "newton_muon")  # that are chosen from
 
-Kind = Literal["cholesky", "low_rank", "muon"]
+Kind = Literal["cholesky", "low_rank", "muon", "newton_muon"]
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def embedding_of(model: nn.Module) -> nn.Embedding | None:
@@ -21,19 +23,26 @@ def embedding_of(model: nn.Module) -> nn.Embedding | None:
     return next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
 
 
+def of_matrices(model: nn.Module) -> Kind:
+    """The method of most of a model's matrices."""
+    if embedding_of(model) is not None:
+        return "muon"
+    return "newton_muon" if any(isinstance(m, CONVOLUTIONS) for m in model.modules()) else "low_rank"
+
+
 def by_kind(model: nn.Module) -> Callable[[nn.Module], Kind | None]:
     """Says of a model's modules which method they go by; None: it is the output layer, for the optimizer, by which is
     meant the last linear map, if it has as many outputs as the first embedding has rows.
     """
-    words = embedding_of(model)
+    words, most = embedding_of(model), of_matrices(model)
     last = next((m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear)), None)
     output = last if words is not None and last is not None and last.out_features == words.num_embeddings else None
 
     def kind(module: nn.Module) -> Kind | None:
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if isinstance(module, CONVOLUTIONS):
+            return "newton_muon"
+        if most == "low_rank" and not isinstance(module, nn.Linear):
             return "cholesky"
-        if words is None:
-            return "low_rank" if isinstance(module, nn.Linear) else "cholesky"
-        return None if module is output else "muon"
+        return None if module is output else most
 
     return kind

@@ -27,7 +27,7 @@ from hpcopt.solvers.kaisa.rounds import rounds
 class MuonSettings(Config):
     """Momentum, and the size of a step."""
 
-    momentum: float = Field(0.95, ge=0, lt=1, description="decay of the gradients' average")
+    momentum: float = Field(0.9, ge=0, lt=1, description="decay of the gradients' average")
     nesterov: bool = Field(True, description="look one step of the average ahead")
     iterations: int = Field(5, ge=1, description="of Newton and Schulz")
     polynomials: Literal["jordan", "minimax"] = Field(

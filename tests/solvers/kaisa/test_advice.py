@@ -34,6 +34,17 @@ class Words(nn.Module):
         return self.head(self.words((x > 0).long()).flatten(1))
 
 
+class Convolving(nn.Module):
+    """The features are a row of pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv1d(1, 2, 3, padding=1), nn.Linear(2 * FEATURES, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(x.unsqueeze(1)).flatten(1))
+
+
 def run(problem: Problem = PROBLEM, **settings) -> list[StepStats]:
     return on(alone(), problem.task(), problem, settings)
 
@@ -73,11 +84,14 @@ def test_curvature_under_the_damping_is_seen():
     assert advice(run(**{**small, "damping_of": "layer", "damping": 0.1}, kl_clip=None)) == {}
 
 
-def test_a_model_of_tokens_is_told_of_muon():
-    words = Problem(model=Words)
-    assert 'method = "auto"' in advice(run(words))["method"]
-    assert advice(run(words, method="cholesky", optimizer=SgdConfig(lr=1e-4), damping=0.03)) == {}
-    assert advice(run(words, method="auto", optimizer=SgdConfig(lr=1e-4))) == {}
+@pytest.mark.parametrize("model, method", [(Words, "Muon"), (Convolving, "Newton-Muon")])
+def test_models_on_which_another_method_is_quicker_are_told_of_it(model, method):
+    problem = Problem(model=model)
+    text = advice(run(problem))["method"]
+    assert f" {method} is quicker" in text
+    assert 'method = "auto"' in text
+    assert advice(run(problem, method="cholesky", optimizer=SgdConfig(lr=1e-4), damping=0.03)) == {}
+    assert advice(run(problem, method="auto", optimizer=SgdConfig(lr=1e-4))) == {}
 
 
 def test_all_of_three_ranks_find_what_one_finds():

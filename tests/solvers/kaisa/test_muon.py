@@ -120,7 +120,7 @@ def test_every_matrix_goes_by_its_own_momentum():
         (model.conv.weight, before.conv.weight, 2),
     ):
         w = then.grad.reshape(batch, -1, then[0].numel())
-        expected = orthogonalized(w * 0.05, JORDAN) * max(1, w.shape[1] / w.shape[2]) ** 0.5
+        expected = orthogonalized(w * 0.1, JORDAN) * max(1, w.shape[1] / w.shape[2]) ** 0.5
         torch.testing.assert_close(now.grad.view_as(w), expected)
     torch.testing.assert_close(model.head.weight.grad, before.head.weight.grad)
 
@@ -140,10 +140,12 @@ def test_the_kind_of_a_model_says_by_which_method_a_layer_goes():
         return {**{layer.name: layer.method for layer in layers.found}, **layers.skipped}
 
     pictures = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 7))
-    assert methods(pictures) == {"0": "cholesky", "1": "cholesky", "3": "low_rank"}
-    words = {"words": "no matrix for muon", "norm": "no matrix for muon", "conv": "cholesky", "head": "muon"}
+    assert methods(pictures) == {"0": "newton_muon", "1": "no matrix for newton_muon", "3": "newton_muon"}
+    plain = nn.Sequential(nn.Linear(9, 4), nn.LayerNorm(4), nn.Linear(4, 7))
+    assert methods(plain) == {"0": "low_rank", "1": "cholesky", "2": "low_rank"}
+    words = {"words": "no matrix for muon", "norm": "no matrix for muon", "conv": "newton_muon", "head": "muon"}
     assert methods(MIXED) == {**words, "attention.in_proj": "muon", "attention.out_proj": "muon"}
-    words = {"words": "no matrix for muon", "conv": "cholesky", "inner": "muon", "out": "the output layer"}
+    words = {"words": "no matrix for muon", "conv": "newton_muon", "inner": "muon", "out": "the output layer"}
     assert methods(Spelling()) == words
     assert methods(Spelling(), methods={"out": "soap"}) == {**words, "out": "soap"}
 
@@ -157,7 +159,7 @@ def test_rows_of_heads_are_matrices_of_their_own():
     kaisa.step()
     now = attention.in_proj_weight.grad, attention.out_proj.weight.grad
     for found, w, batch in zip(now, raw, (6, 1), strict=True):
-        expected = [orthogonalized(part.unsqueeze(0) * 0.05, JORDAN)[0] for part in w.chunk(batch)]
+        expected = [orthogonalized(part.unsqueeze(0) * 0.1, JORDAN)[0] for part in w.chunk(batch)]
         torch.testing.assert_close(found, torch.cat(expected))
 
 
@@ -183,8 +185,9 @@ def test_the_trajectory_is_that_of_torchs_muon(scale, adjust, nesterov, monkeypa
     torch.manual_seed(0)
     ours = nn.Sequential(nn.Linear(12, 40, bias=False), nn.Tanh(), nn.Linear(40, 5, bias=False))
     theirs, start, x = copy.deepcopy(ours), copy.deepcopy(ours), torch.randn(30, 12)
-    muon = torch.optim.Muon(theirs.parameters(), lr=0.02, weight_decay=0.3, nesterov=nesterov, adjust_lr_fn=adjust)
-    kaisa = Kaisa(ours, alone(), method="muon", muon={"nesterov": nesterov, "scale": scale}, inverse_dtype="bfloat16")
+    settings = {"nesterov": nesterov, "momentum": 0.95}
+    muon = torch.optim.Muon(theirs.parameters(), lr=0.02, weight_decay=0.3, adjust_lr_fn=adjust, **settings)
+    kaisa = Kaisa(ours, alone(), method="muon", muon={**settings, "scale": scale}, inverse_dtype="bfloat16")
     sgd = torch.optim.SGD(kaisa.whole, lr=0.02, weight_decay=0.3)
     for _ in range(6):
         for model, optimizer in ((ours, sgd), (theirs, muon)):
