@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, baddbmm
 
-from hpcopt.solvers.kaisa import symmetric
+from hpcopt.solvers.kaisa import products, symmetric
 from hpcopt.solvers.kaisa.rounds import Polynomial, Rounds
 
 EPS = 1e-7  # least norm that is divided by
@@ -82,8 +82,9 @@ def _plus(y: Tensor, beta: float, left: Tensor, right: Tensor, alpha: float = 1.
 
 
 def _is_one(x: Tensor) -> bool:
-    """Of one matrix in main memory half of what is symmetric is computed."""
-    return len(x) == 1 and x.is_cpu and x.dtype.itemsize > 2
+    """Of one large matrix in main memory half of what is symmetric is computed."""
+    large = x.shape[1] > symmetric.LEAST_HALVED or products.IS_QUICK
+    return large and len(x) == 1 and x.is_cpu and x.dtype.itemsize > 2
 
 
 def _of_one(a: Tensor, b: Tensor) -> Tensor:
