@@ -5,9 +5,10 @@
 
 KFAC is the folder of its code, which is not to be had as a package. A run is a line of peer.jsonl, and none is done
 twice. Five dampings run a quarter of the steps on seed 0 at this package's learning rate, then the best of them at half
-and at twice the rate; the best of these runs all steps with three seeds. This package's K-FAC runs a quarter and half
-of the steps with as many: where its curve is at the mean of the other's last losses is what is printed. kfac-pytorch
-takes linear maps and convolutions; of the language model that is all but attention's projections and embeddings.
+and at twice the rate; the best of these runs all steps with three seeds. This package's K-FAC and its ``method =
+"auto"`` run a quarter and half of the steps with as many: where their curves are at the mean of the other's last losses
+is what is printed. kfac-pytorch takes linear maps and convolutions; of the language model that is all but attention's
+projections and embeddings.
 """
 
 import argparse
@@ -16,20 +17,24 @@ import math
 import statistics
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import torch
 
 from benchmarks.kaisa.curves import crossing, final_loss
 from benchmarks.kaisa.trial import ARMS, Arm, Training, in_turns
-from benchmarks.kaisa.which import INNER, OURS, Row, run
+from benchmarks.kaisa.which import INNER, KFAC, OURS, Row, run
 
 RUNS = Path(__file__).with_name("peer.jsonl")
 STEPS, SEEDS = {"resnet": 240, "language_model": 400}, range(3)
 EVERY = {"resnet": (10, 20), "language_model": (5, 10)}  # steps between factors, and between inverses, of both
 RATES = {"resnet": 0.2, "language_model": 0.1}
 DAMPINGS = (0.0003, 0.001, 0.003, 0.01, 0.03)
-OWN = {"resnet": OURS["resnet"], "language_model": ARMS["kfac"]}
+OWN = {
+    "resnet": {"hpcopt, K-FAC": (KFAC["resnet"], 0.2), "hpcopt, auto": (OURS["resnet"], 0.08)},
+    "language_model": {"hpcopt, K-FAC": (ARMS["kfac"], 0.1), "hpcopt, auto": (OURS["language_model"], 0.016)},
+}  # with their learning rates
 
 
 def peer(task: str, damping: float) -> Arm:
@@ -65,11 +70,12 @@ def points(task: str, rows: list[Row]) -> Iterator[tuple[str, float, int, int]]:
     rates = [(name, rate / 2), (name, rate), (name, rate * 2)]
     yield from ((*pair, 0, steps // 4) for pair in rates)
     yield from ((*best(rates), seed, steps) for seed in SEEDS)
-    yield from (("hpcopt", rate, seed, length) for length in (steps // 4, steps // 2) for seed in SEEDS)
+    for own, (_, lr) in OWN[task].items():
+        yield from ((own, lr, seed, length) for length in (steps // 4, steps // 2) for seed in SEEDS)
 
 
 def arm(task: str, name: str) -> Arm:
-    return OWN[task] if name == "hpcopt" else peer(task, float(name.split()[1]))
+    return OWN[task][name][0] if name in OWN[task] else peer(task, float(name.split()[1]))
 
 
 def missing(task: str, rows: list[Row]) -> tuple[str, float, int, int] | None:
@@ -77,28 +83,25 @@ def missing(task: str, rows: list[Row]) -> tuple[str, float, int, int] | None:
     return next((point for point in points(task, rows) if point not in have), None)
 
 
-def clock(task: str, rows: list[Row]) -> tuple[float, float]:
-    """CPU seconds of a step of kfac-pytorch and of this package, in turns."""
-    whole = next(r for r in rows if r["task"] == task and r["steps"] == STEPS[task])
-    names = (whole["optimizer"], "hpcopt")
-    found = in_turns({name: Training(task, arm(task, name), whole["lr"] / 10, 0, 10_000) for name in names})
-    theirs, own = (statistics.median(found[name]) for name in names)
-    return theirs, own
+def clock(task: str, theirs: Row) -> dict[str, float]:
+    """CPU seconds of a step of each, in turns."""
+    rates = {theirs["optimizer"]: theirs["lr"], **{name: lr for name, (_, lr) in OWN[task].items()}}
+    found = in_turns({name: Training(task, arm(task, name), lr / 10, 0, 10_000) for name, lr in rates.items()})
+    return {name: statistics.median(seconds) for name, seconds in found.items()}
 
 
 def tell(task: str, rows: list[Row]) -> None:
     """What was found, with seconds in turns."""
-    theirs = [r for r in rows if r["task"] == task and r["steps"] == STEPS[task]]
-    goal = statistics.fmean(map(final_loss, theirs))
-    their_s, own_s = clock(task, rows)
-    print(f"{task}: {theirs[0]['optimizer']}, rate {theirs[0]['lr']:g}: {goal:.4f} after {STEPS[task]} steps", end="")
-    print(f" of {their_s:.3f} s; hpcopt {own_s:.3f} s a step")
-    for length in (STEPS[task] // 4, STEPS[task] // 2):
-        ours = [r for r in rows if r["task"] == task and r["optimizer"] == "hpcopt" and r["steps"] == length]
+    whole = [r for r in rows if r["task"] == task and r["steps"] == STEPS[task]]
+    goal, theirs = statistics.fmean(map(final_loss, whole)), whole[0]["optimizer"]
+    step_s = clock(task, whole[0])
+    print(f"{task}: {theirs}, rate {whole[0]['lr']:g}: {goal:.4f} after {STEPS[task]} steps of {step_s[theirs]:.3f} s")
+    for name, length in product(OWN[task], (STEPS[task] // 4, STEPS[task] // 2)):
+        ours = [r for r in rows if r["task"] == task and r["optimizer"] == name and r["steps"] == length]
         there = [crossing(row, goal) for row in ours]
-        ratio = [n * own_s / (STEPS[task] * their_s) for n in there]
-        print(f"  hpcopt, {length} steps: ends at {[round(final_loss(r), 4) for r in ours]}, there after", end="")
-        print(f" {[round(n, 1) for n in there]} steps, {[round(r, 3) for r in ratio]} of its time")
+        ratio = [n * step_s[name] / (STEPS[task] * step_s[theirs]) for n in there]
+        print(f"  {name}, {length} steps of {step_s[name]:.3f} s: ends at {[round(final_loss(r), 4) for r in ours]}")
+        print(f"    there after {[round(n, 1) for n in there]} steps, {[round(r, 3) for r in ratio]} of its time")
 
 
 def main() -> None:
