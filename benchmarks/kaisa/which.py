@@ -8,8 +8,8 @@
 
 1. Five learning rates, each twice the one before, for a quarter of the task's steps on seed 0, and one more for as long
    as the best lies at the grid's edge, seven at most. The lowest held-out loss chooses.
-2. AdamW then runs all the steps on five seeds: the mean of its last losses is the goal. The others run a quarter, half
-   or all of the steps: the shortest of these whose end on seed 0 is at the goal; then the other seeds.
+2. AdamW then runs all the steps on five seeds: the mean of its last losses is the goal. The others run an eighth, a
+   quarter, half or all of the steps: the shortest whose end on seed 0 is at the goal; then the other seeds.
 
 The rate rises over a twentieth of a run and falls linearly to 2 % by its end, but for Schedule-Free, which keeps it.
 Time is steps to the goal times the CPU seconds of a step that ``clock`` takes with the optimizers in turns. "ours" is
@@ -193,11 +193,16 @@ class Bench:
         first one that seed 0 has not run; all steps if it is never there, and of AdamW.
         """
         rate, goal, steps = self.rate(task, name), self.goal(task) or -math.inf, STEPS[task]
-        for length in (steps // 4, steps // 2) if name != "adamw" else ():
+
+        def is_there(length: int) -> bool | None:
             first = self.of(task, name, lr=rate, steps=length, seed=0)
-            if not first or final_loss(first[0]) <= goal:
-                return length
-        return steps
+            return final_loss(first[0]) <= goal if first else None
+
+        if name == "adamw":
+            return steps
+        if is_there(steps // 4):
+            return steps // 8 if is_there(steps // 8) is not False else steps // 4
+        return next((length for length in (steps // 4, steps // 2) if is_there(length) is not False), steps)
 
     def chosen(self, task: str, name: str) -> list[Row]:
         """The runs by which an optimizer is judged."""
