@@ -54,7 +54,7 @@ MUON = Arm(WHOLE, {"method": "auto", "skip": ["next_sentence"]})
 NEWTON_MUON = Arm(WHOLE, {"method": "auto", "factor_every": 5, "inverse_every": 10, "batch_every": 4})
 
 OURS = {
-    "autoencoder": Arm(INNER, {"method": "auto", "fisher": "sampled", "damping": 3.0, "kl_clip": 1.0,
+    "autoencoder": Arm(INNER, {"method": "auto", "fisher": "sampled", "damping": 1.0, "kl_clip": 1.0,
                                "factor_every": 10, "inverse_every": 10}),
     "resnet": NEWTON_MUON,
     "unet": NEWTON_MUON,
@@ -107,7 +107,7 @@ RIVALS = {
 }
 OF_TOKENS = {"shampoo": public("pytorch_optimizer:ScalableShampoo", ends=False, **SHAMPOO, graft_type=3)}
 MIDDLE: dict[str, float | dict[str, float]] = {  # of the five rates
-    "ours": {"autoencoder": 0.8, "resnet": 0.08, "unet": 0.16, "bert_mini": 0.008, "language_model": 0.016},
+    "ours": {"autoencoder": 3.2, "resnet": 0.08, "unet": 0.16, "bert_mini": 0.008, "language_model": 0.016},
     "kfac": {"resnet": 0.2, "unet": 0.03},
     "adamw": {"autoencoder": 0.001, "resnet": 0.004, "unet": 0.03, "bert_mini": 0.002, "language_model": 0.004},
     "sgd": {"autoencoder": 0.0015, "resnet": 0.1, "unet": 0.1, "bert_mini": 0.1, "language_model": 0.1},
