@@ -66,6 +66,7 @@ class Training:
         self.model = self.task.model
         self.kaisa: hpcopt.Kaisa | None = None
         self.optimizer = self._optimizer(seed)
+        to_training(self.optimizer)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.state: dict[str, Any] = {}
         if arm.begin is not None:
