@@ -18,14 +18,14 @@ from hpcopt.solvers.kaisa.preconditioner import Kaisa
 LOOKED_AT = 20  # steps
 LATEST = 1000  # step before which the look begins
 SHORT = 0.5  # steps clipped to less of their length are too many if they are nine tenths
-QUICKER = {
-    "muon": ("an embedding", 'tokens Muon is quicker. Set method = "auto", step_lr = 0.01'),
-    "newton_muon": (
-        "convolutions",
-        'these Newton-Muon is quicker. Set method = "auto", step_lr = 0.08, factor_every = 5, inverse_every = 10',
-    ),
-}  # by the method that auto takes
 STRAIGHT = 0.98  # cosine of what was preconditioned and the gradient from which this is next to plain SGD
+ADAMW = '[solver.optimizer] name = "adamw", lr = 0.003, and tune step_lr'
+QUICKER = {  # than K-FAC, by the method that auto takes of most matrices
+    "muon": "the model has an embedding, and its matrices go by K-FAC: on tokens Muon is quicker. Set method = "
+    f'"auto", step_lr = 0.01 and {ADAMW}',
+    "newton_muon": "the model has convolutions, and its matrices go by K-FAC: on these Newton-Muon is quicker. Set "
+    f'method = "auto", step_lr = 0.08, factor_every = 5, inverse_every = 10 and {ADAMW}',
+}
 
 
 class Advice(Rows):
@@ -64,12 +64,7 @@ class Adviser:
         return {setting: text() for setting, text in said.items() if setting not in self._named}
 
     def _on_method(self) -> str:
-        if "methods" in self._named or (quicker := QUICKER.get(of_matrices(self._model))) is None:
-            return ""
-        return (
-            f"the model has {quicker[0]}, and its matrices go by K-FAC: on {quicker[1]} and [solver.optimizer] name = "
-            '"adamw", lr = 0.003, and tune step_lr'
-        )
+        return "" if "methods" in self._named else QUICKER.get(of_matrices(self._model), "")
 
     def _on_clip(self) -> str:
         kl_clip, shortened = self._kaisa.settings.kl_clip, sum(clip < SHORT for clip in self._clips)

@@ -12,10 +12,11 @@ from typing import Literal
 
 from torch import nn
 
+from hpcopt.solvers.kaisa.layers.known import CONVOLUTIONS
+
 KINDS = ("cholesky", "low_rank", "muon", "newton_muon")  # that are chosen from
 
 Kind = Literal["cholesky", "low_rank", "muon", "newton_muon"]
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def embedding_of(model: nn.Module) -> nn.Embedding | None:

@@ -83,7 +83,7 @@ def _plus(y: Tensor, beta: float, left: Tensor, right: Tensor, alpha: float = 1.
 
 def _is_one(x: Tensor) -> bool:
     """Of one large matrix in main memory half of what is symmetric is computed."""
-    large = x.shape[1] > symmetric.LEAST_HALVED or products.IS_QUICK
+    large = x.shape[1] > symmetric.LEAST_HALVED or products.ONEDNN_IS_QUICKER
     return large and len(x) == 1 and x.is_cpu and x.dtype.itemsize > 2
 
 

@@ -21,8 +21,8 @@ _WORDS = {True: "tf32", False: "ieee"}
 ON_DEVICE = 1 << 26  # values: a GPU has no such cache, and wants few large kernels, in a bounded memory
 
 _has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-IS_QUICK = _has_onednn and torch.backends.cpu.get_cpu_capability() == "AVX512"  # oneDNN, beside torch's own products
-_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if IS_QUICK else None
+ONEDNN_IS_QUICKER = _has_onednn and torch.backends.cpu.get_cpu_capability() == "AVX512"
+_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if ONEDNN_IS_QUICKER else None
 
 
 def times_transposed(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:

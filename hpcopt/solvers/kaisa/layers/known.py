@@ -16,9 +16,11 @@ from hpcopt.solvers.kaisa.layers.embedding import Embedding
 from hpcopt.solvers.kaisa.layers.layer import Layer
 from hpcopt.solvers.kaisa.layers.norm import ScaleShift
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 KINDS: list[tuple[tuple[type[nn.Module], ...], Callable[..., Layer]]] = [
     ((nn.Linear,), Layer),
-    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), Conv),
+    (CONVOLUTIONS, Conv),
     ((nn.Embedding,), Embedding),
     ((nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), ScaleShift),
 ]
