@@ -1,10 +1,10 @@
 """The method of a layer for which none is named.
 
 The kind of the model says it: Muon for the inner matrices of a model of tokens, which begins with an embedding;
-Newton-Muon for a network with convolutions; K-FAC for what has neither, as an autoencoder of linear maps. Each is the
-soonest there at AdamW's last loss (docs/results/which_optimizer.md). Embeddings, norms and the output layer of a model
-of tokens stay with the optimizer. K-FAC's inverses are of low rank for linear maps, which are as good there at half of
-the step's time.
+Newton-Muon for a network with convolutions; K-FAC for what has neither, as an autoencoder of linear maps. Of this
+package's methods each is the soonest there at AdamW's last loss (docs/results/which_optimizer.md). Embeddings, norms
+and the output layer of a model of tokens stay with the optimizer. K-FAC's inverses are of low rank for linear maps,
+which are as good there at half of the step's time.
 """
 
 from collections.abc import Callable
