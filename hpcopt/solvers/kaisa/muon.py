@@ -70,8 +70,8 @@ class Muon:
         momentum.lerp_(w, 1 - s.momentum)
         ahead = w.lerp(momentum, s.momentum) if s.nesterov else momentum
         dtype = worked_in(self._dtype or w.dtype, w.device)
-        step = orthogonalized(ahead.to(dtype), self._rounds).to(w.dtype)
-        return step * self._scale(layer)
+        step = orthogonalized(ahead.to(dtype), self._rounds)
+        return torch.mul(step, self._scale(layer), out=w.new_empty(w.shape))  # in rows
 
     def leave(self, layer: Layer, kept: Tensor, moments: Tensor) -> None:
         return

@@ -9,9 +9,9 @@ keeps the singular vectors of X and brings its singular values near 1 in a few r
 operations; in float32 small singular values then come out with an error of up to 1e-3 of the largest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from torch import Tensor, baddbmm
+from torch import Tensor, addmm, baddbmm, div
 
 from hpcopt.solvers.kaisa import products, symmetric
 from hpcopt.solvers.kaisa.rounds import Polynomial, Rounds
@@ -23,15 +23,10 @@ WIDE = 2  # times as long as short: then the Gram matrix's products are fewer
 def orthogonalized(x: Tensor, rounds: Rounds) -> Tensor:
     """Give matrices, shape (batch, n, m), with all their singular values near 1; those that are 0 stay so."""
     turned = x.shape[1] > x.shape[2]
-    x = x.transpose(1, 2) if turned else x
-    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=EPS)).contiguous()
-    gram = _of_one(x, x) if _is_one(x) else x @ x.transpose(1, 2)
-    if rounds.tight:
-        norm = gram.norm(dim=(1, 2), keepdim=True).clamp(min=EPS)
-        gram, x = gram / norm, x / norm.sqrt()
-    whole = x.shape[2] >= WIDE * x.shape[1] and x.dtype.itemsize > 2
-    x = (_by_gram if whole else _directly)(x, gram, rounds.polynomials)
-    return x.transpose(1, 2) if turned else x
+    flat = x.mT if turned else x
+    flat = _orthogonalized(flat[0] if len(x) == 1 else flat, rounds)  # batches of one are slow, above all in bfloat16
+    flat = flat.unsqueeze(0) if len(x) == 1 else flat
+    return flat.mT if turned else flat
 
 
 def flops(n: int, m: int, iterations: int) -> float:
@@ -42,14 +37,22 @@ def flops(n: int, m: int, iterations: int) -> float:
     return iterations * (4 * short**2 * long + 2 * short**3)
 
 
+def _orthogonalized(x: Tensor, rounds: Rounds) -> Tensor:
+    """Of a matrix that is not higher than wide, or of a batch of such."""
+    x = div(x, x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS), out=x.new_empty(x.shape))  # in rows
+    gram = _gram(x)
+    if rounds.tight:
+        norm = gram.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS)
+        gram, x = gram / norm, x / norm.sqrt()
+    wide = x.shape[-1] >= WIDE * x.shape[-2] and x.dtype.itemsize > 2
+    return (_by_gram if wide else _directly)(x, gram, rounds.polynomials)
+
+
 def _directly(x: Tensor, gram: Tensor, polynomials: Sequence[Polynomial]) -> Tensor:
     for i, (a, b, c) in enumerate(polynomials):
-        if i:
-            gram = _of_one(x, x) if _is_one(x) else x @ x.transpose(1, 2)
-        if _is_one(x):
-            x = symmetric.times(_plus(gram, b, gram, gram, c)[0], x[0]).add_(x[0], alpha=a).unsqueeze(0)
-        else:
-            x = baddbmm(x, _plus(gram, b, gram, gram, c), x, beta=a)
+        gram = _gram(x) if i else gram
+        z = _plus(gram, b, gram, gram, c)
+        x = symmetric.times(z, x).add_(x, alpha=a) if _is_halved(x) else _fused(x)(x, z, x, beta=a)
     return x
 
 
@@ -63,29 +66,33 @@ def _by_gram(x: Tensor, gram: Tensor, polynomials: Sequence[Polynomial]) -> Tens
         z = _plus(gram, b, gram, gram, c)
         if whole is None:
             whole = z.clone()
-            whole.diagonal(dim1=1, dim2=2).add_(a)
+            whole.diagonal(dim1=-2, dim2=-1).add_(a)
         else:
             whole = _plus(whole, a, z, whole)
         if left:
             turned = _plus(gram, a, z, gram)
             gram = _plus(turned, a, turned, z)
     assert whole is not None
-    return symmetric.times(whole[0], x[0]).unsqueeze(0) if _is_one(x) else whole @ x
+    return symmetric.times(whole, x) if _is_halved(x) else whole @ x
+
+
+def _gram(x: Tensor) -> Tensor:
+    return symmetric.product(x, x) if _is_halved(x) else x @ x.mT
 
 
 def _plus(y: Tensor, beta: float, left: Tensor, right: Tensor, alpha: float = 1.0) -> Tensor:
     """``beta Y + alpha left right``, of symmetric matrices that commute."""
-    if not _is_one(y):
-        return baddbmm(y, left, right, beta=beta, alpha=alpha)
-    product = _of_one(left, right)
+    if not _is_halved(y):
+        return _fused(y)(y, left, right, beta=beta, alpha=alpha)
+    product = symmetric.product(left, right)
     return (product if alpha == 1 else product.mul_(alpha)).add_(y, alpha=beta)
 
 
-def _is_one(x: Tensor) -> bool:
+def _fused(x: Tensor) -> Callable[..., Tensor]:
+    return addmm if x.ndim == 2 else baddbmm
+
+
+def _is_halved(x: Tensor) -> bool:
     """Of one large matrix in main memory half of what is symmetric is computed."""
-    large = x.shape[1] > symmetric.LEAST_HALVED or products.ONEDNN_IS_QUICKER
-    return large and len(x) == 1 and x.is_cpu and x.dtype.itemsize > 2
-
-
-def _of_one(a: Tensor, b: Tensor) -> Tensor:
-    return symmetric.product(a[0], b[0]).unsqueeze(0)
+    large = x.shape[-2] > symmetric.LEAST_HALVED or products.ONEDNN_IS_QUICKER
+    return large and x.ndim == 2 and x.is_cpu and x.dtype.itemsize > 2
