@@ -1,6 +1,7 @@
 """Pages read well: a paragraph has at most five lines of 100 columns, and a page begins with a sentence."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,15 @@ def test_paragraphs_are_short(page: Path):
 def test_a_page_begins_with_what_its_reader_can_do(page: Path):
     first = re.sub(r"^# .*\n+", "", page.read_text()).split("\n", 1)[0]
     assert re.match(r"You |hpcopt ", first), first
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_code_stands_between_fences_of_their_own(page: Path):
+    text = page.read_text()
+    joined = [line for line in text.splitlines() if "```" in line and not re.fullmatch(r"\s*```[\w-]*", line)]
+    assert not joined and len(re.findall("```", text)) % 2 == 0, joined
+    for block in re.findall(r"^```toml\n(.*?)^```$", text, flags=re.M | re.S):
+        tomllib.loads(block)
 
 
 def test_long_paragraphs_are_found():
