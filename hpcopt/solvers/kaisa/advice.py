@@ -64,7 +64,7 @@ class Adviser:
         return {setting: text() for setting, text in said.items() if setting not in self._named}
 
     def _on_method(self) -> str:
-        return "" if "methods" in self._named else QUICKER.get(of_matrices(self._model), "")
+        return "" if "methods" in self._named else QUICKER.get(of_matrices(self._model, narrow=False), "")
 
     def _on_clip(self) -> str:
         kl_clip, shortened = self._kaisa.settings.kl_clip, sum(clip < SHORT for clip in self._clips)

@@ -46,7 +46,7 @@ def chooser(model: nn.Module, settings: KaisaSettings) -> Choose:
     Raises:
         JobError: on all ranks: a pattern is found in none, or heads are asked of a method that has none.
     """
-    methods, kind = made(settings, seed=0), by_kind(model)
+    methods, kind = made(settings, seed=0), by_kind(model, _dtype(settings) is not None)
 
     def choose(name: str, module: nn.Module) -> Choice | None:
         own = (m for pattern, m in settings.methods.items() if _is_found(pattern, name, module))

@@ -62,7 +62,7 @@ class KaisaSettings(Config):
         "cholesky",
         description="cholesky, low_rank, eigen or ekfac: K-FAC, by how factors are inverted; muon, newton_muon, soap, "
         "shampoo or kl_shampoo; auto: muon of inner matrices in models with an embedding, newton_muon in those with "
-        "convolutions, else low_rank of linear maps and cholesky of all else",
+        "convolutions, else low_rank of linear maps and cholesky of all else, or muon with inverse_dtype = bfloat16",
     )
     methods: dict[str, MethodName] = Field(
         {}, description="others, by patterns of names or classes of modules; the first that is found in them holds"

@@ -145,6 +145,7 @@ def test_the_kind_of_a_model_says_by_which_method_a_layer_goes():
     assert methods(pictures) == {"0": "newton_muon", "1": "no matrix for newton_muon", "3": "newton_muon"}
     plain = nn.Sequential(nn.Linear(9, 4), nn.LayerNorm(4), nn.Linear(4, 7))
     assert methods(plain) == {"0": "low_rank", "1": "cholesky", "2": "low_rank"}
+    assert methods(plain, inverse_dtype="bfloat16") == {"0": "muon", "1": "no matrix for muon", "2": "muon"}
     words = {"words": "no matrix for muon", "norm": "no matrix for muon", "conv": "newton_muon", "head": "muon"}
     assert methods(MIXED) == {**words, "attention.in_proj": "muon", "attention.out_proj": "muon"}
     words = {"words": "no matrix for muon", "conv": "newton_muon", "inner": "muon", "out": "the output layer"}
