@@ -3,12 +3,12 @@
     PYTHONPATH=KFAC python -m benchmarks.kaisa.peer resnet language_model [--within-s 480]
     PYTHONPATH=KFAC python -m benchmarks.kaisa.peer clock resnet language_model
 
-KFAC is the folder of its code, which is not to be had as a package. A run is a line of peer.jsonl, and none is done
-twice. Five dampings run a quarter of the steps on seed 0 at this package's learning rate, then the best of them at half
-and at twice the rate; the best of these runs all steps with three seeds. This package's K-FAC and its ``method =
-"auto"`` run a quarter and half of the steps with as many: where their curves are at the mean of the other's last losses
-is what is printed. kfac-pytorch takes linear maps and convolutions; of the language model that is all but attention's
-projections and embeddings.
+KFAC is the folder of its package. A run is a line of peer.jsonl, and none is done twice. Its factors are of gradients
+of a mean over N terms, so its damping is this package's over N^2: four dampings, with three clips each, run a quarter
+of the steps on seed 0, then the best pair at half and at twice the rate; the best of these runs all steps with three
+seeds. This package's K-FAC and its ``method = "auto"`` run a quarter and half of the steps with as many: where their
+curves are at the mean of the other's last losses is what is printed. kfac-pytorch takes linear maps and convolutions;
+of the language model that is all but attention's projections and embeddings.
 """
 
 import argparse
@@ -30,14 +30,14 @@ RUNS = Path(__file__).with_name("peer.jsonl")
 STEPS, SEEDS = {"resnet": 240, "language_model": 400}, range(3)
 EVERY = {"resnet": (10, 20), "language_model": (5, 10)}  # steps between factors, and between inverses, of both
 RATES = {"resnet": 0.2, "language_model": 0.1}
-DAMPINGS = (0.0003, 0.001, 0.003, 0.01, 0.03)
+DAMPINGS, CLIPS = (1e-8, 1e-6, 1e-4, 1e-2), (1e-3, 1e-1, 1e1)
 OWN = {
-    "resnet": {"hpcopt, K-FAC": (KFAC["resnet"], 0.2), "hpcopt, auto": (OURS["resnet"], 0.08)},
+    "resnet": {"hpcopt, K-FAC": (KFAC["resnet"], 0.8), "hpcopt, auto": (OURS["resnet"], 0.06)},
     "language_model": {"hpcopt, K-FAC": (ARMS["kfac"], 0.1), "hpcopt, auto": (OURS["language_model"], 0.016)},
 }  # with their learning rates
 
 
-def peer(task: str, damping: float) -> Arm:
+def peer(task: str, damping: float, clip: float) -> Arm:
     """kfac-pytorch around SGD with momentum."""
 
     def begin(t: Training) -> None:
@@ -46,7 +46,7 @@ def peer(task: str, damping: float) -> Arm:
         factors, inverses = EVERY[task]
         t.state["peer"] = KFACPreconditioner(
             t.model, factor_update_steps=factors, inv_update_steps=inverses, damping=damping,
-            lr=lambda _: t.lr * t.part, skip_layers=["self_attn"],
+            kl_clip=clip, lr=lambda _: t.lr * t.part, skip_layers=["self_attn"],
         )  # fmt: skip
 
     return Arm(INNER, begin=begin, after=lambda t: t.state["peer"].step())
@@ -64,7 +64,7 @@ def points(task: str, rows: list[Row]) -> Iterator[tuple[str, float, int, int]]:
         found = {pair: done(*pair, 0, steps // 4) for pair in tried}
         return min(tried, key=lambda pair: final_loss(row) if (row := found[pair]) else math.inf)
 
-    tried = [(f"kfac-pytorch {damping:g}", rate) for damping in DAMPINGS]
+    tried = [(f"kfac-pytorch {damping:g} {clip:g}", rate) for damping, clip in product(DAMPINGS, CLIPS)]
     yield from ((*pair, 0, steps // 4) for pair in tried)
     name, _ = best(tried)
     rates = [(name, rate / 2), (name, rate), (name, rate * 2)]
@@ -75,7 +75,7 @@ def points(task: str, rows: list[Row]) -> Iterator[tuple[str, float, int, int]]:
 
 
 def arm(task: str, name: str) -> Arm:
-    return OWN[task][name][0] if name in OWN[task] else peer(task, float(name.split()[1]))
+    return OWN[task][name][0] if name in OWN[task] else peer(task, *map(float, name.split()[1:]))
 
 
 def missing(task: str, rows: list[Row]) -> tuple[str, float, int, int] | None:

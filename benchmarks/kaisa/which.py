@@ -1,7 +1,7 @@
 """How soon optimizers, tuned alike, are at AdamW's last loss: this package's choice and public rivals on six tasks.
 
     python -m benchmarks.kaisa.which run autoencoder resnet [--within-s 480] [--arms ours muon]
-    python -m benchmarks.kaisa.which clock autoencoder resnet
+    python -m benchmarks.kaisa.which clock autoencoder resnet [--narrow]
     python -m benchmarks.kaisa.which table
 
 ``run`` goes on where it was stopped; a run is a line of which.jsonl. For each optimizer:
@@ -12,9 +12,9 @@
    quarter, half or all of the steps: the shortest whose end on seed 0 is at the goal; then the other seeds.
 
 The rate rises over a twentieth of a run and falls linearly to 2 % by its end, but for Schedule-Free, which keeps it.
-Time is steps to the goal times the CPU seconds of a step that ``clock`` takes with the optimizers in turns. "ours" is
-``method = "auto"`` with the settings below; the others have those of their packages, and Muon this package's momentum
-as well.
+Time is steps to the goal times the CPU seconds of a step that ``clock`` takes with the optimizers in turns; with
+``--narrow`` matrices are multiplied in bfloat16 by "ours" and by Muon. "ours" is ``method = "auto"`` with the settings
+below; the others have those of their packages, and Muon this package's momentum as well.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import statistics
 import textwrap
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, wraps
 from itertools import product
 from pathlib import Path
@@ -50,18 +50,27 @@ STEPS = {"autoencoder": 200, "resnet": 240, "unet": 200, "bert_mini": 120, "lang
 SEEDS, EVALUATIONS = range(5), 10
 INNER, WHOLE = SgdConfig(lr=1, momentum=0.9), SgdConfig(lr=1, momentum=0)
 ADAMW = AdamWConfig(lr=1, betas=(0.9, 0.99), weight_decay=0.0)
-MUON = Arm(WHOLE, {"method": "auto", "skip": ["next_sentence"]})
-NEWTON_MUON = Arm(WHOLE, {"method": "auto", "factor_every": 5, "inverse_every": 10, "batch_every": 4})
+SHORT = {"momentum": 0.8}  # for short runs
+MUON = Arm(WHOLE, {"method": "auto", "muon": SHORT, "skip": ["next_sentence"]})
+
+
+def newton_muon(every: int, batch_every: int) -> Arm:
+    """Of networks of convolutions."""
+    often = {"factor_every": every, "inverse_every": every, "batch_every": batch_every}
+    return Arm(WHOLE, {"method": "auto", "newton_muon": SHORT, **often})
+
 
 OURS = {
     "autoencoder": Arm(INNER, {"method": "auto", "fisher": "sampled", "damping": 1.0, "kl_clip": 1.0,
                                "factor_every": 10, "inverse_every": 10}),
-    "resnet": NEWTON_MUON,
-    "unet": NEWTON_MUON,
+    "resnet": newton_muon(2, 8),
+    "unet": newton_muon(5, 4),
     "bert_mini": MUON,
     "language_model": MUON,
     "pieces": MUON,
 }  # fmt: skip
+NARROW = {"inverse_dtype": "bfloat16"}
+OURS_NARROW = {"autoencoder": Arm(WHOLE, {"method": "auto", "muon": SHORT, **NARROW})}  # where it is another method
 KFAC = {  # of convolutions
     "resnet": Arm(INNER, {"fisher": "sampled", "damping": 0.03, "kl_clip": 0.01, "batch_every": 4,
                           "factor_every": 10, "inverse_every": 20, "factor_decay": 0.7}),
@@ -75,20 +84,22 @@ def public(type_: str, ends: bool = True, **arguments: Any) -> Arm:
 
 
 class MuonConfig(OptimizerConfig):
-    """pytorch-optimizer's, which takes convolutions. Its products stay in float32: without instructions for bfloat16 a
-    step of the autoencoder takes 18 s in it.
+    """pytorch-optimizer's, which takes convolutions. Its products stay in float32 unless they are said to be narrow:
+    without instructions for bfloat16 a step of the autoencoder takes 18 s in it.
     """
 
     name: Literal["public muon"] = "public muon"
     lr: float = 1
     momentum: float = 0.95  # its default
+    narrow: bool = False
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         from pytorch_optimizer import Muon
         from pytorch_optimizer.optimizer.muon import base
 
         iterate = inspect.unwrap(base.zero_power_via_newton_schulz_5)
-        base.zero_power_via_newton_schulz_5 = wraps(iterate)(partial(iterate, dtype=torch.float32))
+        dtype = torch.bfloat16 if self.narrow else torch.float32
+        base.zero_power_via_newton_schulz_5 = wraps(iterate)(partial(iterate, dtype=dtype))
         return Muon(
             [{"params": list(parameters), "use_muon": True}], lr=self.lr, momentum=self.momentum, weight_decay=0.0
         )
@@ -102,12 +113,15 @@ RIVALS = {
     "schedule_free": Arm(AnyTorchConfig(type="schedulefree:AdamWScheduleFree", lr=1), schedule=CONSTANT),
     "muon": Arm(MuonConfig(), ends=False),
     "muon_9": Arm(MuonConfig(momentum=0.9), ends=False),  # this package's default
+    "muon_8": Arm(MuonConfig(momentum=0.8), ends=False),  # of its choice here
     "soap": public("pytorch_optimizer:SOAP", ends=False, precondition_frequency=10),
     "shampoo": public("pytorch_optimizer:ScalableShampoo", ends=False, **SHAMPOO, graft_type=1),
 }
+SOAP_8 = public("pytorch_optimizer:SOAP", ends=False, precondition_frequency=2, betas=(0.8, 0.95))  # as our choice has
 OF_TOKENS = {"shampoo": public("pytorch_optimizer:ScalableShampoo", ends=False, **SHAMPOO, graft_type=3)}
 MIDDLE: dict[str, float | dict[str, float]] = {  # of the five rates
-    "ours": {"autoencoder": 3.2, "resnet": 0.08, "unet": 0.16, "bert_mini": 0.008, "language_model": 0.016},
+    "ours": {"autoencoder": 3.2, "resnet": 0.06, "unet": 0.16, "bert_mini": 0.008, "language_model": 0.016},
+    "ours_narrow": {"autoencoder": 0.04},
     "kfac": {"resnet": 0.2, "unet": 0.03},
     "adamw": {"autoencoder": 0.001, "resnet": 0.004, "unet": 0.03, "bert_mini": 0.002, "language_model": 0.004},
     "sgd": {"autoencoder": 0.0015, "resnet": 0.1, "unet": 0.1, "bert_mini": 0.1, "language_model": 0.1},
@@ -115,23 +129,36 @@ MIDDLE: dict[str, float | dict[str, float]] = {  # of the five rates
     "schedule_free": {"autoencoder": 0.002, "resnet": 0.008, "unet": 0.03, "bert_mini": 0.004, "language_model": 0.008},
     "muon": 0.02,
     "muon_9": 0.02,
+    "muon_8": 0.02,
     "soap": 0.004,
+    "soap_8": {"resnet": 0.016, "unet": 0.064},
     "shampoo": {"autoencoder": 0.0015, "resnet": 0.1, "unet": 0.1, "bert_mini": 0.001, "language_model": 0.001},
 }
 
-OWN = ("ours", "kfac")  # of this package
+OWN = ("ours", "ours_narrow", "kfac")  # of this package
+SOME = {"ours_narrow": OURS_NARROW, "kfac": KFAC, "soap_8": dict.fromkeys(("resnet", "unet"), SOAP_8)}  # of some tasks
+ALL = (*OWN, *RIVALS, "soap_8")
+IN_NARROW = ", bfloat16"  # of a task's turns
 LIKE = {"pieces": "language_model"}  # whose rates a task begins with
 Row = dict[str, Any]
 
 
 def arm_of(name: str, task: str) -> Arm:
-    own = {"ours": OURS, "kfac": KFAC}.get(name)
+    own = {"ours": OURS, **SOME}.get(name)
     return own[task] if own is not None else {**RIVALS, **(OF_TOKENS if task in ENDS else {})}[name]
+
+
+def narrowed(arm: Arm) -> Arm:
+    """The same, with products in bfloat16 if it has any."""
+    if arm.kaisa is not None:
+        return replace(arm, kaisa={**arm.kaisa, **NARROW})
+    muon = isinstance(arm.optimizer, MuonConfig)
+    return replace(arm, optimizer=arm.optimizer.model_copy(update={"narrow": True})) if muon else arm
 
 
 def are_there(task: str, names: Iterable[str]) -> list[str]:
     """Those that a task has."""
-    return [name for name in names if name != "kfac" or task in KFAC]
+    return [name for name in names if task in SOME.get(name, [task])]
 
 
 def run(task: str, name: str, lr: float, seed: int, steps: int, arm: Arm | None = None) -> Row:
@@ -243,12 +270,12 @@ class Bench:
         print(told, f"{final_loss(row):.4f}", flush=True)
 
 
-def clock(task: str, bench: Bench, arms: list[str]) -> dict[str, list[float]]:
+def clock(task: str, bench: Bench, arms: list[str], narrow: bool) -> dict[str, list[float]]:
     """CPU seconds of a step of each, in turns."""
     rates = {name: bench.rate(task, name) for name in are_there(task, arms)}
-    found = in_turns(
-        {name: Training(task, arm_of(name, task), lr / 10, 0, 10_000) for name, lr in rates.items() if lr is not None}
-    )
+    timed = {name: arm_of(name, task) for name in rates if rates[name] is not None}
+    timed = {name: narrowed(arm) if narrow else arm for name, arm in timed.items()}
+    found = in_turns({n: Training(task, arm, (rates[n] or 0) / 10, 0, 10_000) for n, arm in timed.items()})
     print(task, {name: round(statistics.median(s), 4) for name, s in found.items()}, flush=True)
     return found
 
@@ -263,6 +290,7 @@ TITLES = {
 }
 NAMES = {
     "ours": "this package's choice",
+    "ours_narrow": "this package's choice in bfloat16",
     "kfac": "this package's K-FAC",
     "adamw": "AdamW",
     "sgd": "SGD, Nesterov",
@@ -270,7 +298,9 @@ NAMES = {
     "schedule_free": "Schedule-Free AdamW",
     "muon": "Muon",
     "muon_9": "Muon, momentum 0.9",
+    "muon_8": "Muon, momentum 0.8",
     "soap": "SOAP",
+    "soap_8": "SOAP, beta1 0.8, bases every 2",
     "shampoo": "Shampoo",
 }
 
@@ -287,14 +317,14 @@ class Judged:
     ratios: list[float]
 
 
-def judged(bench: Bench, task: str, times: dict[str, Any]) -> dict[str, Judged]:
+def judged(bench: Bench, task: str, times: dict[str, list[float]]) -> dict[str, Judged]:
     """All optimizers of a task that have runs."""
     goal, found, adamw_s = bench.goal(task), {}, 0.0
     assert goal is not None
-    for name in are_there(task, ("adamw", *OWN, *RIVALS)):
+    for name in are_there(task, ("adamw", *ALL)):
         if rows := bench.chosen(task, name):
             steps = [float(STEPS[task])] if name == "adamw" else [crossing(row, goal) for row in rows]
-            step_s = statistics.median(times.get(task, {}).get(name) or [float(row["cpu_s"]) for row in rows])
+            step_s = statistics.median(times.get(name) or [float(row["cpu_s"]) for row in rows])
             adamw_s = adamw_s or steps[0] * step_s
             found[name] = Judged(rows, steps, step_s, [n * step_s / adamw_s for n in steps])
     return found
@@ -320,21 +350,30 @@ def table(task: str, goal: float, found: dict[str, Judged]) -> str:
     return "\n".join(lines)
 
 
-def report(bench: Bench) -> str:
-    """All tables, and the means over tasks."""
-    times = json.loads(TIMES.read_text()) if TIMES.exists() else {}
-    goals = {task: bench.goal(task) for task in STEPS if bench.chosen(task, "ours")}
-    found = {task: judged(bench, task, times) for task, goal in goals.items() if goal is not None}
+def means(found: dict[str, dict[str, Judged]], narrow: bool) -> str:
+    """This package's choice over AdamW and over the best rival, by task and in the geometric mean."""
     ours, best = [], []
     for of_task in found.values():
         medians = {name: statistics.median(its.ratios) for name, its in of_task.items()}
-        ours.append(medians["ours"])
+        ours.append(medians["ours_narrow" if narrow and "ours_narrow" in medians else "ours"])
         best.append(ours[-1] / min(median for name, median in medians.items() if name not in OWN))
-    told = [f"{TITLES[task]} {a:.2f} and {b:.2f}" for task, a, b in zip(found, ours, best, strict=True)]
-    means = [statistics.geometric_mean(values) for values in (ours, best)]
-    text = f"Of AdamW's time and of the best rival's, this package's choice takes: {'; '.join(told)}. Geometric means: "
-    text = textwrap.fill(f"{text}{means[0]:.2f} and {means[1]:.2f}.", 100, break_on_hyphens=False)
-    return "\n\n".join([text, *(table(task, goals[task] or 0.0, of_task) for task, of_task in found.items())])
+    told = "; ".join(f"{TITLES[task]} {a:.2f} and {b:.2f}" for task, a, b in zip(found, ours, best, strict=True))
+    whole = [statistics.geometric_mean(values) for values in (ours, best)]
+    return f"{told}. Geometric means: {whole[0]:.2f} and {whole[1]:.2f}."
+
+
+def report(bench: Bench) -> str:
+    """All tables, and the means over tasks."""
+    times = json.loads(TIMES.read_text()) if TIMES.exists() else {}
+    goals = {task: goal for task in STEPS if bench.chosen(task, "ours") and (goal := bench.goal(task)) is not None}
+    found = {task: judged(bench, task, times.get(task, {})) for task in goals}
+    narrow = {task: judged(bench, task, {**times.get(task, {}), **times.get(task + IN_NARROW, {})}) for task in goals}
+    texts = [
+        f"Of AdamW's time and of the best rival's, this package's choice takes: {means(found, False)}",
+        f"The same with products in bfloat16, where this package or Muon has any: {means(narrow, True)}",
+    ]
+    texts = [textwrap.fill(text, 100, break_on_hyphens=False) for text in texts]
+    return "\n\n".join([*texts, *(table(task, goals[task], of_task) for task, of_task in found.items())])
 
 
 def main() -> None:
@@ -343,8 +382,9 @@ def main() -> None:
     one, timed = commands.add_parser("run"), commands.add_parser("clock")
     for command in (one, timed):
         command.add_argument("tasks", choices=list(STEPS), nargs="+")
-        command.add_argument("--arms", nargs="+", choices=[*OWN, *RIVALS], default=[*OWN, *RIVALS])
+        command.add_argument("--arms", nargs="+", choices=ALL, default=ALL)
     commands.add_parser("table")
+    timed.add_argument("--narrow", action="store_true", help="products in bfloat16, where there are any")
     one.add_argument("--within-s", type=float, default=math.inf, help="wall seconds within which runs begin")
     a = parser.parse_args()
     torch.set_num_threads(1)
@@ -358,7 +398,8 @@ def main() -> None:
     if a.command == "clock":
         times = json.loads(TIMES.read_text()) if TIMES.exists() else {}
         for task in a.tasks:
-            times[task] = clock(task, bench, a.arms)
+            key = task + (IN_NARROW if a.narrow else "")
+            times[key] = {**times.get(key, {}), **clock(task, bench, a.arms, a.narrow)}
             TIMES.write_text(json.dumps(times, indent=1) + "\n")
         return
     for stage, task in product((bench.first, bench.winners), a.tasks):

@@ -24,7 +24,7 @@ QUICKER = {  # than K-FAC, by the method that auto takes of most matrices
     "muon": "the model has an embedding, and its matrices go by K-FAC: on tokens Muon is quicker. Set method = "
     f'"auto", step_lr = 0.01 and {ADAMW}',
     "newton_muon": "the model has convolutions, and its matrices go by K-FAC: on these Newton-Muon is quicker. Set "
-    f'method = "auto", step_lr = 0.08, factor_every = 5, inverse_every = 10 and {ADAMW}',
+    f'method = "auto", step_lr = 0.08, factor_every = 5, inverse_every = 5 and {ADAMW}',
 }
 
 
