@@ -26,7 +26,7 @@ ON_DEVICE = 1 << 26  # values: a GPU has no such cache, and wants few large kern
 
 def _is_intels() -> bool:
     with contextlib.suppress(OSError):
-        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     return False
 
 
