@@ -1,6 +1,7 @@
 """Teachers are found: by tensor initialisation with gradient descent, and by alternating minimisation."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -101,20 +102,24 @@ def _least(rows: Products, y: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_step_is_the_papers():
-    """B written down, and numpy's least squares; also with fewer samples than unknowns, as long as no sample lies on a
-    neuron's edge, where rounding says whether it counts.
+    """B written down, and numpy's least squares; also with fewer samples than unknowns. Of a sample on a neuron's edge
+    rounding says whether it counts there, so either is right.
     """
-    for train, steps in ((300, 4), (30, 2)):
+    for train in (300, 30):
         workload, solver = started(ALTMIN, inputs=10, hidden=(4,), train=train, perturbation=1.0)
         batch = next(workload.train_batches(0, 1, 0))
         x, y = (batch.tensors[name].numpy() for name in ("inputs", "targets"))
-        for _ in range(steps):
+        for _ in range(4):
             w = workload.model.layers[0].detach().numpy().copy()
-            assert np.abs(x @ w.T).min() > 1e-9
-            matrix = np.concatenate([(x @ row > 0)[:, None] * x for row in w], 1)
-            expected = np.linalg.lstsq(matrix, y)[0].reshape(w.shape)
+            active, edges = x @ w.T > 0, np.abs(x @ w.T) < 1e-12
             solver.step(batch)
-            np.testing.assert_allclose(workload.model.layers[0].detach(), expected, atol=1e-9)
+            found, right = workload.model.layers[0].detach().numpy(), False
+            for sides in product((False, True), repeat=int(edges.sum())):
+                active[edges] = sides
+                matrix = np.concatenate([a[:, None] * x for a in active.T], 1)
+                expected = np.linalg.lstsq(matrix, y)[0].reshape(w.shape)
+                right |= np.allclose(found, expected, rtol=1e-7, atol=1e-9)
+            assert right
 
 
 def test_targets_of_another_scale_have_weights_of_that_scale():
