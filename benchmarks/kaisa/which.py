@@ -117,7 +117,7 @@ RIVALS = {
     "soap": public("pytorch_optimizer:SOAP", ends=False, precondition_frequency=10),
     "shampoo": public("pytorch_optimizer:ScalableShampoo", ends=False, **SHAMPOO, graft_type=1),
 }
-SOAP_8 = public("pytorch_optimizer:SOAP", ends=False, precondition_frequency=2, betas=(0.8, 0.95))  # as our choice has
+SOAP_8 = public("pytorch_optimizer:SOAP", ends=False, precondition_frequency=2, betas=(0.8, 0.95))  # searched, too
 OF_TOKENS = {"shampoo": public("pytorch_optimizer:ScalableShampoo", ends=False, **SHAMPOO, graft_type=3)}
 MIDDLE: dict[str, float | dict[str, float]] = {  # of the five rates
     "ours": {"autoencoder": 3.2, "resnet": 0.06, "unet": 0.16, "bert_mini": 0.008, "language_model": 0.016},

@@ -70,7 +70,7 @@ class Muon:
         momentum.lerp_(w, 1 - s.momentum)
         ahead = w.lerp(momentum, s.momentum) if s.nesterov else momentum
         dtype = worked_in(self._dtype or w.dtype, w.device)
-        step = orthogonalized(ahead.to(dtype), self._rounds)
+        step = orthogonalized(ahead.to(dtype), self._rounds).to(w.dtype)
         return torch.mul(step, self._scale(layer), out=w.new_empty(w.shape))  # in rows
 
     def leave(self, layer: Layer, kept: Tensor, moments: Tensor) -> None:

@@ -6,9 +6,8 @@ quicker one, with few rows by a third and more. Both compute in float32; which o
 and on the processor.
 """
 
-import contextlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ ON_DEVICE = 1 << 26  # values: a GPU has no such cache, and wants few large kern
 
 
 def _is_intels() -> bool:
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     return False
 
